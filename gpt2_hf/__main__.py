@@ -1,0 +1,143 @@
+"""The command: `python -m gpt2_hf train | evaluate | generate | export | plan`, also installed as `gpt2-hf`.
+
+Only this module turns errors into exit codes.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from .errors import EXIT_USER_ERROR, TrainingDivergedError, UserError
+
+if TYPE_CHECKING:
+    from .parsing import Parsed
+
+_USAGE = """usage: python -m gpt2_hf COMMAND [--config FILE.json] [--option value ...]
+
+Train a GPT-2 in the Hugging Face world: exact, fast, and never lost.
+
+commands:
+  train     train a model, evaluate it, and write a report
+  plan      say what a training run will be, without running it
+  evaluate  loss and perplexity of a model on a text
+  generate  continue a prompt
+  export    write a model as transformers' GPT2LMHeadModel
+
+python -m gpt2_hf COMMAND --help lists the options of a command with their defaults.
+Options stand in a flat JSON file, on the command line, or both; the command line wins.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code (0, 2, 3, 75 or 130; see the README)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_USAGE, end="")
+        return 0 if arguments else EXIT_USER_ERROR
+    command, *rest = arguments
+    try:
+        if command == "--version":
+            from . import __version__
+
+            print(__version__)
+            return 0
+        if command not in _COMMANDS:
+            raise UserError(f"unknown command {command!r}; choose one of {', '.join(_COMMANDS)}")
+        return _COMMANDS[command](rest)
+    except (UserError, TrainingDivergedError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _train(argv: list[str], dry_run: bool = False) -> int:
+    from .stopwatch import Stopwatch
+
+    watch = Stopwatch()
+    import gpt2_hf
+
+    gpt2_hf.register_auto_classes()
+    from .arguments import DataArguments, GPT2HFTrainingArguments, ModelArguments
+    from .training import train
+
+    argv, dry_run = _take_flag(argv, "--dry_run", dry_run)
+    parsed = _parse([ModelArguments, DataArguments, GPT2HFTrainingArguments], argv, "plan" if dry_run else "train")
+    model_args, data_args, args = parsed.values
+    return train(model_args, data_args, args, given=parsed.given, watch=watch, dry_run=dry_run)
+
+
+def _plan(argv: list[str]) -> int:
+    return _train(argv, dry_run=True)
+
+
+def _evaluate(argv: list[str]) -> int:
+    import gpt2_hf
+
+    gpt2_hf.register_auto_classes()
+    from .arguments import DataArguments, EvaluationArguments
+    from .evaluation import run_evaluation
+
+    parsed = _parse([EvaluationArguments, DataArguments], argv, "evaluate")
+    args, data_args = parsed.values
+    return run_evaluation(args, data_args, given=parsed.given)
+
+
+def _generate(argv: list[str]) -> int:
+    import gpt2_hf
+
+    gpt2_hf.register_auto_classes()
+    from .arguments import GenerationArguments
+    from .generation import run_generation
+
+    return run_generation(*_parse([GenerationArguments], argv, "generate").values)
+
+
+def _export(argv: list[str]) -> int:
+    import gpt2_hf
+
+    gpt2_hf.register_auto_classes()
+    from .arguments import ExportArguments
+    from .export import run_export
+
+    return run_export(*_parse([ExportArguments], argv, "export").values)
+
+
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": _train,
+    "plan": _plan,
+    "evaluate": _evaluate,
+    "generate": _generate,
+    "export": _export,
+}
+
+
+def _parse(dataclass_types: Sequence[type], argv: list[str], command: str) -> "Parsed":
+    from .parsing import parse
+
+    argv, config_path = _take_option(argv, "--config")
+    return parse(dataclass_types, argv, config_path, prog=f"python -m gpt2_hf {command}")
+
+
+def _take_option(argv: list[str], name: str) -> tuple[list[str], str | None]:
+    """Remove `name VALUE` or `name=VALUE` from the arguments."""
+    rest: list[str] = []
+    value = None
+    tokens = iter(argv)
+    for token in tokens:
+        if token == name:
+            value = next(tokens, None)
+            if value is None:
+                raise UserError(f"{name} needs a value")
+        elif token.startswith(f"{name}="):
+            value = token.split("=", 1)[1]
+        else:
+            rest.append(token)
+    return rest, value
+
+
+def _take_flag(argv: list[str], name: str, default: bool) -> tuple[list[str], bool]:
+    """Remove a flag without value from the arguments."""
+    return [token for token in argv if token != name], default or name in argv
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,316 @@
+"""What the user may set: names, defaults and limits.
+
+Three dataclasses, one for each stage. `parsing` fills them from defaults, a JSON file and the command line.
+Names follow transformers' examples where they have one; the user's guide's names are aliases.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from transformers import IntervalStrategy, SchedulerType, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
+
+from .errors import UserError
+from .precision import Precision, current_device_type, resolve_precision
+
+DEFAULT_HEAD_SIZE = 64
+
+
+def option(default: Any, help: str, *aliases: str) -> Any:
+    """A dataclass field with the help text and further names that the command line shows."""
+    metadata: dict[str, Any] = {"help": help}
+    if aliases:
+        metadata["aliases"] = [spelling for name in aliases for spelling in _spellings(name)]
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def _spellings(name: str) -> list[str]:
+    return list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
+
+
+@dataclass
+class ModelArguments:
+    """The model: its size, or the weights to start from."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str | None = option(
+        None, "Start from these weights (a folder or hub id of a GPT-2 or gpt2_hf model) instead of from scratch."
+    )
+    d_model: int = option(768, "Width of the residual stream, in channels.")
+    num_layers: int = option(12, "Number of transformer blocks.")
+    num_heads: int | None = option(None, f"Attention heads; d_model // {DEFAULT_HEAD_SIZE} when left out.")
+    d_ff: int | None = option(None, "Width of the MLP, in channels; 4 * d_model when left out.")
+    dropout: float = option(0.1, "Dropout rate on embeddings, attention and residual branches, in [0, 1).")
+    max_length: int = option(1024, "Longest sequence, in tokens; a new model gets this many positions.")
+    attn_implementation: str | None = option(
+        None, "Attention backend: eager, sdpa, flex_attention, flash_attention_2, ...; sdpa when left out."
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "num_layers", "max_length"):
+            require_at_least(name, getattr(self, name), 1)
+        for name in ("num_heads", "d_ff"):
+            if getattr(self, name) is not None:
+                require_at_least(name, getattr(self, name), 1)
+        require_fraction("dropout", self.dropout)
+        if self.model_name_or_path is None and self.d_model % self.heads:
+            divisors = [heads for heads in range(1, self.d_model + 1) if self.d_model % heads == 0]
+            nearest = sorted(divisors, key=lambda heads: abs(heads - self.heads))[:2]
+            raise UserError(
+                f"--num_heads {self.heads} does not divide --d_model {self.d_model}; "
+                f"use --num_heads {' or '.join(map(str, sorted(nearest)))}, or another --d_model"
+            )
+
+    @property
+    def heads(self) -> int:
+        """The number of attention heads, derived from the width when it was left out."""
+        return self.num_heads if self.num_heads is not None else max(self.d_model // DEFAULT_HEAD_SIZE, 1)
+
+
+@dataclass
+class DataArguments:
+    """The text, and how it becomes batches."""
+
+    _argument_group_name = "data"
+
+    dataset_name: str | None = option(
+        "Salesforce/wikitext",
+        "A hub id, a local folder in the hub's layout, or python-docs (the text that comes with Python).",
+    )
+    dataset_config_name: str | None = option("wikitext-2-v1", "Config of the dataset; its default when left out.")
+    train_file: str | None = option(None, "Training text: a txt, md, json(l), csv, tsv or parquet file, or a glob.")
+    validation_file: str | None = option(None, "Validation text, likewise.")
+    test_file: str | None = option(None, "Test text, likewise.")
+    text_column: str | None = option(None, "Column that holds the text; text or content when left out.")
+    tokenizer_name: str | None = option(None, "Tokenizer, a folder or hub id; GPT-2's (offline) when left out.")
+    sequence_mode: Literal["padding_free", "padded", "blocks"] = option(
+        "padding_free",
+        "padded: a document a row; padding_free: the same batches in one row, without padding; "
+        "blocks: one stream cut into rows of max_length.",
+    )
+    truncate: bool = option(False, "Cut documents at max_length instead of continuing them in further samples.")
+    pad_to_max_length: bool = option(False, "padded: pad every row to max_length, not to the longest of the batch.")
+    max_train_samples: int | None = option(None, "Use only so many training samples.")
+    max_eval_samples: int | None = option(None, "Use only so many samples of each evaluation split.")
+    validation_split_percentage: float = option(
+        5.0, "Share of the training documents set aside if there is no validation split, in percent."
+    )
+    preprocessing_num_workers: int | None = option(None, "Processes that tokenise.")
+
+    # Whether dataset_config_name comes from a lower layer (default, JSON) than dataset_name, see `parsing`.
+    dataset_config_is_inherited: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        for name in ("max_train_samples", "max_eval_samples", "preprocessing_num_workers"):
+            if getattr(self, name) is not None:
+                require_at_least(name, getattr(self, name), 1)
+        if not 0 < self.validation_split_percentage < 100:
+            raise UserError(
+                f"--validation_split_percentage must be between 0 and 100, got {self.validation_split_percentage:g}"
+            )
+        files = [name for name in ("train_file", "validation_file", "test_file") if getattr(self, name)]
+        if not files and self.dataset_name is None:
+            raise UserError("there is no data: give --dataset_name or --train_file")
+        if self.truncate and self.sequence_mode == "blocks":
+            raise UserError("--truncate has no effect with --sequence_mode blocks, which drops nothing; leave it out")
+        if self.pad_to_max_length and self.sequence_mode != "padded":
+            raise UserError(
+                f"--pad_to_max_length has no effect with --sequence_mode {self.sequence_mode}; "
+                "add --sequence_mode padded, or leave it out"
+            )
+
+
+# Fields of TrainingArguments that this package's trainer does not act on, and what to do instead.
+_WITHOUT_EFFECT = {
+    "do_train": "a run always trains; leave it out",
+    "do_eval": "evaluation is on unless --eval_strategy no; leave it out",
+    "do_predict": "the test split is scored at the end whenever there is one; leave it out",
+    "use_liger_kernel": "there are no Liger kernels for this model, which has a chunked loss of its own; leave it out",
+    "enable_jit_checkpoint": "a checkpoint is always saved on SIGTERM, SIGINT and SIGUSR1; leave it out",
+    "restore_callback_states_from_checkpoint": "callbacks of this package always restore their state; leave it out",
+    "ignore_data_skip": "a resumed run always goes on at its place in the data; leave it out",
+}
+
+
+@dataclass
+class GPT2HFTrainingArguments(TrainingArguments):
+    """transformers' TrainingArguments with this project's defaults, a time budget, and automatic precision."""
+
+    _argument_group_name = "training"
+
+    output_dir: str | None = option("checkpoints", "Folder for everything the run leaves.", "checkpoint_dir")
+    overwrite_output_dir: bool = option(False, "Delete an earlier run that is in output_dir.")
+    resume_from_checkpoint: str | None = option(
+        None,
+        "Go on from a checkpoint: latest, a name such as checkpoint_epoch_3, or a path.",
+        "resume_from",
+    )
+    num_train_epochs: float = option(10.0, "Passes over the training data.", "max_epochs")
+    max_steps: int = option(-1, "Stop after so many optimizer steps, whatever the epochs; -1: no limit.")
+    max_training_hours: float | None = option(
+        12.0, "Wall-clock budget of this invocation in hours, start-up, final evaluation and saving included."
+    )
+    per_device_train_batch_size: int = option(8, "Samples in a batch, on each device.", "batch_size")
+    per_device_eval_batch_size: int = option(8, "Samples in an evaluation batch, on each device.", "eval_batch_size")
+    gradient_accumulation_steps: int = option(1, "Batches summed into one optimizer step.")
+    learning_rate: float = option(3e-4, "Peak learning rate.")
+    weight_decay: float = option(0.01, "Decoupled weight decay; not on biases and LayerNorms.")
+    adam_beta1: float = option(0.9, "AdamW's first beta.")
+    adam_beta2: float = option(0.95, "AdamW's second beta.")
+    adam_epsilon: float = option(1e-8, "AdamW's epsilon.")
+    lr_scheduler_type: SchedulerType | str = option("cosine", "Learning-rate schedule after warmup; cosine ends at 0.")
+    warmup_steps: float = option(2000, "Steps of linear warmup; below 1, a share of all steps.")
+    max_grad_norm: float = option(1.0, "Clip the gradient's norm to this; 0: no clipping.", "gradient_clip")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "auto", "auto: bf16 where the device has it, else fp16 on CUDA, else fp32."
+    )
+    logging_steps: float = option(100, "Log every so many steps; below 1, a share of all steps.")
+    eval_strategy: IntervalStrategy | str = option("steps", "steps: every eval_steps and after each epoch; epoch; no.")
+    eval_steps: float | None = option(500, "Evaluate every so many steps.", "eval_every")
+    save_strategy: SaveStrategy | str = option(
+        "steps", "steps: every save_steps, after each epoch, at each best; epoch; best; no."
+    )
+    save_steps: float = option(1000, "Save a checkpoint every so many steps.", "save_every")
+    save_total_limit: int | None = option(
+        3, "Keep so many recent checkpoints, besides those of epochs, the best and the time limit; none: keep all."
+    )
+    dataloader_num_workers: int = option(0, "Processes that prepare batches.", "num_workers")
+    report_to: list[str] = option(["tensorboard"], "Where to report to: tensorboard, wandb, ..., or none.")
+    seed: int = option(42, "Seed of initialisation, dropout and data order.")
+
+    # Defaults of the Trainer that cost a host synchronisation a step, or a wrong number.
+    logging_nan_inf_filter: bool = option(False, "Hide non-finite losses in logs.")
+    metric_for_best_model: str | None = option("loss", "Evaluation metric that decides which model is best.")
+    ddp_find_unused_parameters: bool | None = option(False, "Search for parameters without gradient in every step.")
+    remove_unused_columns: bool = option(False, "Drop columns the model does not take; samples here have none.")
+
+    use_cpu: bool = option(False, "Do not use an accelerator.")
+
+    resolved_precision: Precision | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self._check_ranges()
+        for name, remedy in _WITHOUT_EFFECT.items():
+            if getattr(self, name, False):
+                raise UserError(f"--{name} has no effect: {remedy}")
+        device_type = current_device_type(self.use_cpu)
+        self.resolved_precision = resolve_precision(self._wanted_precision(), device_type)
+        self.fp16 = self.resolved_precision.name == "fp16"
+        self.bf16 = self.resolved_precision.name == "bf16"
+        # Without an accelerator the Trainer refuses bf16 and pins memory unless it is told that it is on a CPU.
+        self.use_cpu = self.use_cpu or device_type == "cpu"
+        super().__post_init__()
+
+    def _wanted_precision(self) -> str:
+        flags = [name for name in ("fp16", "bf16") if getattr(self, name)]
+        if len(flags) == 2:
+            raise UserError("--fp16 and --bf16 exclude each other; give one of them, or --precision auto")
+        if flags and self.precision not in ("auto", flags[0]):
+            raise UserError(f"--{flags[0]} contradicts --precision {self.precision}; give one of them")
+        return flags[0] if flags else self.precision
+
+    def _check_ranges(self) -> None:
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            require_at_least(name, getattr(self, name), 1)
+        for name in ("learning_rate", "num_train_epochs", "adam_epsilon", "logging_steps", "save_steps"):
+            require_positive(name, getattr(self, name))
+        for name in ("max_training_hours", "eval_steps"):
+            if getattr(self, name) is not None:
+                require_positive(name, getattr(self, name))
+        for name in ("weight_decay", "max_grad_norm", "warmup_steps", "dataloader_num_workers", "seed"):
+            require_at_least(name, getattr(self, name), 0)
+        for name in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
+            require_fraction(name, getattr(self, name))
+        if self.max_steps != -1:
+            require_at_least("max_steps", self.max_steps, 1)
+        if self.save_total_limit is not None:
+            require_at_least("save_total_limit", self.save_total_limit, 1)
+
+
+@dataclass
+class GenerationArguments:
+    """How text is sampled."""
+
+    _argument_group_name = "generation"
+
+    model_path: str = option("checkpoints/best_model", "Model folder, checkpoint name or path, or hub id.")
+    prompt: str | None = option(None, "Text to continue; from standard input when left out.")
+    max_new_tokens: int = option(128, "Tokens to generate.")
+    temperature: float = option(0.8, "Softmax temperature; 0: always the likeliest token.")
+    top_k: int = option(0, "Sample among the so many likeliest tokens; 0: no limit.")
+    top_p: float = option(0.95, "Sample among the likeliest tokens of this total probability; 1: no limit.")
+    num_samples: int = option(1, "Texts to generate for the prompt.")
+    seed: int = option(42, "Seed of the sampling.")
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "num_samples"):
+            require_at_least(name, getattr(self, name), 1)
+        for name in ("temperature", "top_k", "seed"):
+            require_at_least(name, getattr(self, name), 0)
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"--top_p must be in (0, 1], got {self.top_p:g}")
+
+
+@dataclass
+class EvaluationArguments:
+    """Which model is scored, and how."""
+
+    _argument_group_name = "evaluation"
+
+    model_path: str = option("checkpoints/best_model", "Model folder, checkpoint name or path, or hub id.")
+    split: Literal["train", "validation", "test"] = option("test", "Split to score.")
+    stride: int | None = option(
+        None, "Sliding windows of max_length tokens that move on by so many; the training protocol when left out."
+    )
+    max_length: int | None = option(None, "Context in tokens; what the model was trained with when left out.")
+    batch_size: int = option(8, "Samples in a batch.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option("fp32", "Number format of the products.")
+    output_file: str | None = option(None, "Also write the result as JSON to this file.")
+
+    def __post_init__(self) -> None:
+        require_at_least("batch_size", self.batch_size, 1)
+        for name in ("stride", "max_length"):
+            if getattr(self, name) is not None:
+                require_at_least(name, getattr(self, name), 1)
+
+
+@dataclass
+class ExportArguments:
+    """Which model is exported, and where to."""
+
+    _argument_group_name = "export"
+
+    model_path: str = option("checkpoints/best_model", "Model folder, checkpoint name or path.")
+    output_dir: str = option("exported", "New folder for transformers' GPT2LMHeadModel, with its tokenizer.")
+
+
+def names_of(dataclass_type: type) -> set[str]:
+    """The option names of an arguments class."""
+    return {f.name for f in dataclasses.fields(dataclass_type) if f.init}
+
+
+def own_names(dataclass_type: type) -> list[str]:
+    """The options that the class itself states, in its order, without those it merely inherits."""
+    return [name for name in dataclass_type.__annotations__ if name in names_of(dataclass_type)]
+
+
+def require_at_least(name: str, value: float, minimum: float) -> None:
+    """Raise a `UserError` if the value is below the minimum."""
+    if not value >= minimum:
+        raise UserError(f"--{name} must be at least {minimum:g}, got {value:g}")
+
+
+def require_positive(name: str, value: float) -> None:
+    """Raise a `UserError` unless the value is above zero."""
+    if not value > 0:
+        raise UserError(f"--{name} must be above 0, got {value:g}")
+
+
+def require_fraction(name: str, value: float) -> None:
+    """Raise a `UserError` unless the value is in [0, 1)."""
+    if not 0 <= value < 1:
+        raise UserError(f"--{name} must be in [0, 1), got {value:g}")

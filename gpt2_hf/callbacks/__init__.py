@@ -1,0 +1,18 @@
+"""What watches a run and decides when it evaluates, saves and stops: one module per concern."""
+
+from .cadence import CadenceCallback
+from .non_finite import NonFiniteGuard
+from .preemption import PreemptionCallback, SignalWatch
+from .progress import ProgressCallback
+from .tensorboard import ContinuousTensorBoardCallback
+from .time_budget import TimeBudgetCallback
+
+__all__ = [
+    "CadenceCallback",
+    "ContinuousTensorBoardCallback",
+    "NonFiniteGuard",
+    "PreemptionCallback",
+    "ProgressCallback",
+    "SignalWatch",
+    "TimeBudgetCallback",
+]

@@ -1,0 +1,54 @@
+"""When a run logs, evaluates and saves, beyond the Trainer's every-so-many-steps.
+
+The Trainer knows either steps or epochs. This adds, to the step strategy, the end of each epoch, each new
+best model and the very end, without doing anything twice. All of it is decided at the end of a step, so that an
+evaluation always comes before the checkpoint that is to remember it.
+"""
+
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+
+class CadenceCallback(TrainerCallback):
+    """Evaluate and save at the end of each epoch and of the run, and save at each new best."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        is_last = state.global_step >= state.max_steps
+        if is_last or ends_epoch(state):
+            control.should_evaluate |= args.eval_strategy == IntervalStrategy.STEPS
+            control.should_save |= args.save_strategy == SaveStrategy.STEPS
+        control.should_log |= is_last
+        return control
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **kwargs: Any,
+    ) -> TrainerControl:
+        # Called before the Trainer updates its best metric and before it saves.
+        if args.save_strategy == SaveStrategy.STEPS and args.metric_for_best_model is not None:
+            control.should_save |= is_new_best(args, state, metrics)
+        return control
+
+
+def ends_epoch(state: TrainerState) -> bool:
+    """Whether the step that has just ended is the last one of an epoch."""
+    return state.epoch is not None and state.epoch > 0 and float(state.epoch).is_integer()
+
+
+def is_new_best(args: TrainingArguments, state: TrainerState, metrics: dict[str, float]) -> bool:
+    """Whether these metrics are better than all before, by `metric_for_best_model`; NaN never is."""
+    name = args.metric_for_best_model
+    value = metrics.get(name if name.startswith("eval_") else f"eval_{name}")
+    if value is None or value != value:
+        return False
+    if state.best_metric is None:
+        return True
+    return value > state.best_metric if args.greater_is_better else value < state.best_metric

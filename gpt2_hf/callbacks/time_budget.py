@@ -1,0 +1,94 @@
+"""A run that is given H hours ends within H hours, with a checkpoint and an evaluation."""
+
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from ..checkpoints import TIME_LIMIT
+from ..distributed import any_process
+from ..stopwatch import Stopwatch
+
+# On top of the measured times: a share for those that grow, and a few seconds for ending the process.
+_MARGIN = 1.15
+_LEAVING_SECONDS = 3.0
+
+
+class TimeBudgetCallback(TrainerCallback, ExportableState):
+    """Stops training early enough that everything still to come fits into the budget.
+
+    Args:
+        max_hours: the budget of this invocation, start-up included; `None` for no limit.
+        watch: the invocation's stopwatch.
+        closing_seconds: estimates the time that evaluation, checkpoint and the rest of the job will take after
+            training stops.
+    """
+
+    def __init__(
+        self,
+        max_hours: float | None = None,
+        watch: Stopwatch | None = None,
+        closing_seconds: Callable[[], float] = lambda: 0.0,
+    ):
+        self.max_hours = max_hours
+        self.watch = watch if watch is not None else Stopwatch()
+        self.closing_seconds = closing_seconds
+        self.expired = False
+        self.earlier_seconds = 0.0  # of all invocations before this one
+        self._last_step_end: float | None = None
+
+    @property
+    def total_seconds(self) -> float:
+        """Seconds that this run has taken over all its invocations."""
+        return self.earlier_seconds + self.watch.elapsed
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this callback."""
+        return {"args": {}, "attributes": {"total_seconds": self.total_seconds}}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        if state.global_step:
+            self.earlier_seconds = float(saved["attributes"].get("total_seconds", 0.0))
+        self._last_step_end = None
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # From the end of one step to the end of the next, so that loading the batch counts; but the first step
+        # and those after an evaluation or a checkpoint begin here.
+        if self._last_step_end is None:
+            self._last_step_end = self.watch.elapsed
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        now = self.watch.elapsed
+        if self._last_step_end is not None:
+            self.watch.add("step", now - self._last_step_end)
+        self._last_step_end = now
+        if self.max_hours is None:
+            return control
+        needed = self.watch.longest.get("step", 0.0) + _MARGIN * self.closing_seconds() + _LEAVING_SECONDS
+        if control.should_evaluate:  # an evaluation will run now, and another at the end
+            needed += self.watch.longest.get("evaluate", 0.0)
+        if any_process(now + needed > self.max_hours * 3600, args.device):
+            self.expired = state.global_step < state.max_steps
+            control.should_log = control.should_evaluate = control.should_save = True
+            control.should_training_stop = True
+        return control
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._last_step_end = None
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._last_step_end = None
+
+    def checkpoint_names(self) -> list[str]:
+        """The name of the checkpoint that is being saved, if the budget made it."""
+        return [TIME_LIMIT] if self.expired else []

@@ -1,0 +1,68 @@
+"""Samples to batches.
+
+In: a list of samples `{"input_ids": int64 [n + 1]}`. Out: tensors for `GPT2HFForCausalLM.forward`.
+Next stage: `trainer`.
+
+Both collators give the very same positions and targets; only the layout differs, so loss and gradients
+agree to rounding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..chunked_loss import IGNORE_INDEX
+
+
+@dataclass(frozen=True)
+class PaddingCollator:
+    """One sample a row, right-padded to the longest of the batch.
+
+    No attention mask is needed: padding comes after every real position of its row, where causal attention
+    does not look, and its targets are −100.
+
+    Args:
+        pad_token_id: id put on padding; any id of the vocabulary will do.
+        pad_to_length: pad every row to this many positions instead.
+    """
+
+    pad_token_id: int
+    pad_to_length: int | None = None
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Return `input_ids` and `shift_labels`, both int64 `[B, T]`."""
+        rows = [np.asarray(sample["input_ids"]) for sample in samples]
+        length = self.pad_to_length or max(len(row) for row in rows) - 1
+        input_ids = np.full((len(rows), length), self.pad_token_id, dtype=np.int64)
+        shift_labels = np.full((len(rows), length), IGNORE_INDEX, dtype=np.int64)
+        for i, row in enumerate(rows):
+            input_ids[i, : len(row) - 1] = row[:-1]
+            shift_labels[i, : len(row) - 1] = row[1:]
+        return {"input_ids": torch.from_numpy(input_ids), "shift_labels": torch.from_numpy(shift_labels)}
+
+
+@dataclass(frozen=True)
+class FlatteningCollator:
+    """All samples in one row without padding; the model keeps them apart by their cumulative lengths."""
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return `input_ids`, `shift_labels`, `position_ids` `[1, T]`, and where each sample begins.
+
+        `cu_seq_lens_q` and `cu_seq_lens_k` (int32 `[S + 1]`) and `max_length_q` and `max_length_k` (int) are
+        named as in transformers' flash-attention arguments.
+        """
+        rows = [np.asarray(sample["input_ids"]) for sample in samples]
+        lengths = [len(row) - 1 for row in rows]
+        cu_seq_lens = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32))
+        return {
+            "input_ids": torch.from_numpy(np.concatenate([row[:-1] for row in rows])[None]),
+            "shift_labels": torch.from_numpy(np.concatenate([row[1:] for row in rows])[None]),
+            "position_ids": torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])[None]),
+            "cu_seq_lens_q": cu_seq_lens,
+            "cu_seq_lens_k": cu_seq_lens,
+            "max_length_q": max(lengths),
+            "max_length_k": max(lengths),
+        }

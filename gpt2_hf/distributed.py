@@ -1,0 +1,24 @@
+"""The few things that processes of one run must agree on."""
+
+import torch
+import torch.distributed as dist
+
+
+def is_distributed() -> bool:
+    """Whether several processes train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set on at least one process; every process must ask."""
+    if not is_distributed():
+        return flag
+    votes = torch.tensor(int(flag), device=device)
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return bool(votes.item())
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if is_distributed():
+        dist.barrier()

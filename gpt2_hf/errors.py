@@ -1,0 +1,19 @@
+"""The errors that the command turns into one line and an exit code instead of a traceback."""
+
+EXIT_OK = 0
+EXIT_USER_ERROR = 2
+EXIT_DIVERGED = 3
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: run the same command again to go on
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, what a shell reports after Ctrl-C
+
+
+class UserError(ValueError):
+    """The user's input is wrong; the message is one line that names the remedy."""
+
+    exit_code = EXIT_USER_ERROR
+
+
+class TrainingDivergedError(RuntimeError):
+    """A loss or gradient became non-finite; the weights were not touched by it."""
+
+    exit_code = EXIT_DIVERGED

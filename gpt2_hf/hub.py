@@ -1,0 +1,44 @@
+"""Is the model and data hub there? Asked once, before any library starts its retries."""
+
+import functools
+import os
+import urllib.error
+import urllib.request
+
+from huggingface_hub import constants
+
+_PROBE_SECONDS = 10
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` can only mean a repository of the hub, and not a local folder."""
+    return not os.path.isdir(os.path.expanduser(name)) and not is_local_path(name)
+
+
+def is_local_path(name: str) -> bool:
+    """Whether `name` is written as a path, whether or not it exists."""
+    return name.startswith((".", "~")) or os.path.isabs(name)
+
+
+@functools.cache
+def ensure_hub_or_offline() -> bool:
+    """Probe the hub; if it cannot be reached, put the libraries into offline mode, where they use their caches.
+
+    Without this an unreachable hub costs more than 20 seconds of retries for each of several requests.
+
+    Returns:
+        Whether the hub answered.
+    """
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        urllib.request.urlopen(constants.ENDPOINT, timeout=_PROBE_SECONDS).close()
+    except urllib.error.HTTPError:
+        return True  # it answered, if only with an error
+    except OSError:
+        import datasets
+
+        constants.HF_HUB_OFFLINE = True
+        datasets.config.HF_HUB_OFFLINE = True
+        return False
+    return True

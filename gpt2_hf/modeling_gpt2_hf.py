@@ -1,0 +1,466 @@
+"""GPT-2 as a `PreTrainedModel`, written on torch alone.
+
+In: token ids (and, for packed batches, where each document begins). Out: hidden states, or the loss
+and logits of the tied head. Next stage: `trainer`, or transformers' `generate`.
+
+What is special here, compared with transformers' own GPT-2:
+  - the parameters keep GPT-2's names and layout (`c_attn` is `[in, out]`), so OpenAI's weights load as they are;
+  - several documents may share one row without padding (`cu_seq_lens_q`): attention alone sees them as
+    separate rows, on every backend, so no token can look into another document;
+  - training returns no logits: `chunked_loss` forms loss and gradient a few hundred positions at a time;
+  - the GELU is torch's fused tanh approximation.
+
+This file travels with a saved model (`trust_remote_code=True`): relative imports only.
+
+Legend: B batch, T time, C channels, H heads, D head size, V vocabulary, S documents, L longest document.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import can_return_tuple
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .chunked_loss import IGNORE_INDEX, chunked_cross_entropy
+from .configuration_gpt2_hf import GPT2HFConfig
+
+
+@dataclass(frozen=True)
+class PackedDocuments:
+    """Where the documents of a flattened batch lie, and how attention sees them.
+
+    Attention is the only layer in which positions meet. It gets the documents as right-padded rows
+    `[S, L]`; with a causal mask the padding is never read by a real position, so no mask is needed and the
+    fast kernels stay in use. Everything else works on the flat row.
+    """
+
+    slots: Tensor  # [T] int64, the place of each token in the flattened [S * L] rows
+    num_documents: int  # S
+    max_length: int  # L
+
+    @classmethod
+    def from_cu_seq_lens(cls, cu_seq_lens: Tensor, max_length: int, num_tokens: int) -> "PackedDocuments":
+        """Read the field's usual cumulative lengths `[0, end of document 1, …, T]`, int32 `[S + 1]`."""
+        starts = cu_seq_lens[:-1].long()
+        lengths = cu_seq_lens[1:].long() - starts
+        document = torch.repeat_interleave(
+            torch.arange(lengths.shape[0], device=lengths.device), lengths, output_size=num_tokens
+        )
+        positions = torch.arange(num_tokens, device=lengths.device) - starts[document]
+        return cls(document * max_length + positions, lengths.shape[0], max_length)
+
+    def to_rows(self, flat: Tensor) -> Tensor:
+        """`[1, T, X]` to right-padded `[S, L, X]`."""
+        rows = flat.new_zeros(self.num_documents * self.max_length, flat.shape[-1])
+        rows = rows.index_copy(0, self.slots, flat[0])
+        return rows.view(self.num_documents, self.max_length, flat.shape[-1])
+
+    def to_flat(self, rows: Tensor) -> Tensor:
+        """`[S, L, X]` back to `[1, T, X]`."""
+        return rows.flatten(0, 1).index_select(0, self.slots).unsqueeze(0)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,  # [B, H, T, D]
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention in plain matrix products; the backend that can return its probabilities."""
+    if module.config.reorder_and_upcast_attn:
+        # Mistral-GPT2's stability option: scores in fp32 whatever the autocast dtype.
+        with torch.autocast(query.device.type, enabled=False):
+            scores = torch.matmul(query.float() * scaling, key.float().transpose(-1, -2))
+    else:
+        scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    probabilities = nn.functional.softmax(scores, dim=-1).to(value.dtype)  # [B, H, T, T]
+    probabilities = nn.functional.dropout(probabilities, p=dropout, training=module.training)
+    return torch.matmul(probabilities, value).transpose(1, 2), probabilities
+
+
+class GPT2HFAttention(nn.Module):
+    """Causal multi-head self-attention with one fused projection for query, key and value."""
+
+    def __init__(self, config: GPT2HFConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.num_heads = config.n_head
+        self.head_dim = config.n_embd // config.n_head
+        self.is_causal = True
+        self.scaling = self.head_dim**-0.5 if config.scale_attn_weights else 1.0
+        if config.scale_attn_by_inverse_layer_idx:
+            self.scaling /= layer_idx + 1
+        self.c_attn = Conv1D(3 * config.n_embd, config.n_embd)
+        self.c_proj = Conv1D(config.n_embd, config.n_embd)
+        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(
+        self,
+        hidden_states: Tensor,  # [B, T, C]
+        past_key_values: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        documents: PackedDocuments | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        qkv = self.c_attn(hidden_states)  # [B, T, 3C]
+        if documents is not None:
+            qkv = documents.to_rows(qkv)  # [S, L, 3C]
+        query, key, value = qkv.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, probabilities = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.config.attn_pdrop if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        output = output.flatten(2)  # [B, T, C]
+        if documents is not None:
+            output = documents.to_flat(output)
+        return self.resid_dropout(self.c_proj(output)), probabilities
+
+
+class GPT2HFMLP(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(self, config: GPT2HFConfig):
+        super().__init__()
+        inner = config.n_inner if config.n_inner is not None else 4 * config.n_embd
+        self.c_fc = Conv1D(inner, config.n_embd)
+        self.c_proj = Conv1D(config.n_embd, inner)
+        # "gelu_new" names transformers' unfused formula; torch's kernel computes the same function.
+        fused = config.activation_function in ("gelu_new", "gelu_pytorch_tanh")
+        self.act = nn.GELU(approximate="tanh") if fused else ACT2FN[config.activation_function]
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.dropout(self.c_proj(self.act(self.c_fc(hidden_states))))
+
+
+class GPT2HFBlock(GradientCheckpointingLayer):
+    """Pre-LN transformer block: `x + attn(ln_1(x))`, then `x + mlp(ln_2(x))`."""
+
+    def __init__(self, config: GPT2HFConfig, layer_idx: int):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = GPT2HFAttention(config, layer_idx)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = GPT2HFMLP(config)
+
+    def forward(
+        self,
+        hidden_states: Tensor,  # [B, T, C]
+        past_key_values: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        documents: PackedDocuments | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        attention_output, _ = self.attn(
+            self.ln_1(hidden_states),
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            documents=documents,
+            **kwargs,
+        )
+        hidden_states = hidden_states + attention_output
+        return hidden_states + self.mlp(self.ln_2(hidden_states))
+
+
+class GPT2HFPreTrainedModel(PreTrainedModel):
+    """What every GPT-2 model of this package shares: capabilities and initialisation."""
+
+    config: GPT2HFConfig
+    config_class = GPT2HFConfig
+    base_model_prefix = "transformer"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["GPT2HFBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {
+        "hidden_states": GPT2HFBlock,
+        "attentions": OutputRecorder(GPT2HFAttention, index=1, layer_name=".attn"),
+    }
+    # Causal-mask buffers that old GPT-2 checkpoints carry.
+    _keys_to_ignore_on_load_unexpected = [r"attn\.bias$", r"attn\.masked_bias$"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """GPT-2's scheme: N(0, 0.02), zero biases, residual projections scaled by 1 / sqrt(2 * n_layer)."""
+        super()._init_weights(module)
+        if isinstance(module, Conv1D):
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+            init.zeros_(module.bias)
+        if isinstance(module, GPT2HFAttention | GPT2HFMLP):
+            std = self.config.initializer_range / math.sqrt(2 * self.config.n_layer)
+            init.normal_(module.c_proj.weight, mean=0.0, std=std)
+
+
+class GPT2HFModel(GPT2HFPreTrainedModel):
+    """The transformer without a head: token and position embeddings, blocks, final LayerNorm."""
+
+    def __init__(self, config: GPT2HFConfig):
+        super().__init__(config)
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.h = nn.ModuleList([GPT2HFBlock(config, layer_idx) for layer_idx in range(config.n_layer)])
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.wte
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.wte = value
+
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        cu_seq_lens_k: Tensor | None = None,
+        max_length_q: int | None = None,
+        max_length_k: int | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Compute the last hidden states.
+
+        Args:
+            input_ids: int64 `[B, T]`. Either these or `inputs_embeds` `[B, T, C]`.
+            past_key_values: keys and values of earlier positions.
+            attention_mask: `[B, past + T]`, 1 for real tokens, 0 for padding; or a prepared 4-D mask.
+            token_type_ids: int64 `[B, T]`, embedded by `wte` and added, as in transformers' GPT-2.
+            position_ids: int64 `[B, T]`; counted from the cache's length when left out.
+            use_cache: return the cache.
+            cu_seq_lens_q, cu_seq_lens_k: int32 `[S + 1]`, cumulative document lengths of a row `[1, T]` that
+                holds S documents; both the same. Needs `max_length_q`.
+            max_length_q, max_length_k: length of the longest document in tokens.
+
+        Raises:
+            ValueError: if both or neither of ids and embeddings are given, if the sequence is longer than
+                `n_positions`, or if packing is combined with a mask or a cache (documents would see each other).
+        """
+        kwargs.pop("output_attentions", None)
+        kwargs.pop("output_hidden_states", None)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass either input_ids or inputs_embeds, not both and not neither")
+        packed = cu_seq_lens_q is not None
+        if packed:
+            _check_packing(
+                max_length_q, attention_mask=attention_mask, past_key_values=past_key_values, use_cache=use_cache
+            )
+            use_cache = False
+        elif use_cache is None:
+            use_cache = self.config.use_cache
+        if self.gradient_checkpointing and self.training:
+            use_cache = False  # the recomputation would write every key and value twice
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if inputs_embeds is None:
+            inputs_embeds = self.wte(input_ids)
+        num_tokens = inputs_embeds.shape[1]
+        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+
+        documents = None
+        if cu_seq_lens_q is not None and max_length_q is not None and not _is_flash(self.config):
+            documents = PackedDocuments.from_cu_seq_lens(cu_seq_lens_q, max_length_q, num_tokens)
+        elif packed:
+            kwargs |= {
+                "cu_seq_lens_q": cu_seq_lens_q,
+                "cu_seq_lens_k": cu_seq_lens_q if cu_seq_lens_k is None else cu_seq_lens_k,
+                "max_length_q": max_length_q,
+                "max_length_k": max_length_q if max_length_k is None else max_length_k,
+            }
+        self._check_length(max_length_q if packed else num_tokens, past_length)
+
+        # Stock's convention for packed rows, position ids that restart, is honoured by create_causal_mask,
+        # at the price of a full T x T mask.
+        user_position_ids = position_ids
+        if position_ids is None:
+            if documents is not None:
+                position_ids = (documents.slots % documents.max_length).unsqueeze(0)
+            else:
+                position_ids = (torch.arange(num_tokens, device=inputs_embeds.device) + past_length).unsqueeze(0)
+        hidden_states = inputs_embeds + self.wpe(position_ids)
+        if token_type_ids is not None:
+            hidden_states = hidden_states + self.wte(token_type_ids)
+        hidden_states = self.drop(hidden_states)
+
+        attention_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=_attention_shape(inputs_embeds, documents),
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=None if packed else user_position_ids,
+        )
+        for block in self.h:
+            hidden_states = block(
+                hidden_states,
+                past_key_values=past_key_values,
+                attention_mask=attention_mask,
+                documents=documents,
+                position_ids=position_ids,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.ln_f(hidden_states),
+            past_key_values=past_key_values if use_cache else None,
+        )
+
+    def _check_length(self, num_tokens: int | None, past_length: Any) -> None:
+        # A compileable cache counts on the device; reading it here would stall decoding.
+        total = (num_tokens or 0) + (past_length if isinstance(past_length, int) else 0)
+        if total > self.config.n_positions:
+            raise ValueError(
+                f"the sequence has {total} tokens but the model has {self.config.n_positions} positions "
+                "(n_positions); shorten the prompt or max_new_tokens, or train with a larger max_length"
+            )
+
+
+def _is_flash(config: GPT2HFConfig) -> bool:
+    return "flash" in (config._attn_implementation or "")
+
+
+def _attention_shape(inputs_embeds: Tensor, documents: PackedDocuments | None) -> Tensor:
+    """A tensor with the batch and length that attention will see; only its shape, dtype and device are read."""
+    if documents is None:
+        return inputs_embeds
+    return inputs_embeds.new_empty(documents.num_documents, documents.max_length, 0)
+
+
+def _check_packing(max_length: int | None, **leaks: Any) -> None:
+    if max_length is None:
+        raise ValueError("cu_seq_lens_q needs max_length_q, the length of the longest document")
+    for name, value in leaks.items():
+        if value is not None and value is not False:
+            raise ValueError(
+                f"a packed row (cu_seq_lens_q) cannot be combined with {name}: documents would see each other; "
+                "leave it out"
+            )
+
+
+class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
+    """GPT-2 with its language-model head, whose weight is the token embedding's."""
+
+    _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
+
+    def __init__(self, config: GPT2HFConfig):
+        super().__init__(config)
+        self.transformer = GPT2HFModel(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        shift_labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        return_logits: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        label_smoothing: float = 0.0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Compute next-token logits, and the loss when labels are given.
+
+        Args (beyond those of [`GPT2HFModel.forward`]):
+            labels: int64 `[B, T]`, the input ids themselves; shifted here. −100 is not scored.
+            shift_labels: int64 `[B, T]`, already shifted: the target of each position. Used instead of `labels`.
+            logits_to_keep: compute logits for the last so many positions only (0: all), or for these indices.
+            return_logits: force or forbid the logits. By default they are left out while training with labels,
+                where only the loss is needed and `[B, T, V]` would be the largest tensor of the step.
+            num_items_in_batch: divide the summed loss by this instead of by the number of scored positions.
+            label_smoothing: share of the target mass spread evenly over the vocabulary.
+
+        Returns:
+            `loss` (fp32 scalar, nats per token), `logits` `[B, T', V]` or `None`, `past_key_values`.
+        """
+        if use_cache is None and (labels is not None or shift_labels is not None):
+            use_cache = False
+        outputs = self.transformer(
+            input_ids,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state  # [B, T, C]
+        loss = None
+        if labels is not None or shift_labels is not None:
+            if shift_labels is None:
+                assert labels is not None
+                shift_labels = nn.functional.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX)
+            loss = chunked_cross_entropy(
+                hidden_states, self.lm_head.weight, shift_labels, label_smoothing=label_smoothing
+            )
+            if num_items_in_batch is None:
+                num_items_in_batch = (shift_labels != IGNORE_INDEX).sum()
+            loss = loss / num_items_in_batch
+        logits = None
+        if return_logits or (return_logits is None and not (self.training and loss is not None)):
+            logits = self.lm_head(_select_positions(hidden_states, logits_to_keep))
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+def _select_positions(hidden_states: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+    """`[B, T, C]` to the last `logits_to_keep` positions, or those of an index tensor; 0 keeps all."""
+    positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+    return hidden_states[:, positions, :]
+
+
+__all__ = ["GPT2HFForCausalLM", "GPT2HFModel", "GPT2HFPreTrainedModel"]

@@ -1,0 +1,229 @@
+"""From a JSON file and a command line to filled arguments: default < JSON < command line.
+
+Every layer is parsed by the same argparse parser, so a value is checked alike wherever it stands. Nothing is
+ignored: an unknown name, a value of the wrong type, or an option that another one makes pointless is an error.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from transformers import HfArgumentParser
+
+from .errors import UserError
+
+# A written resolved_config.json is itself a config file; this key of it records circumstances, not options.
+PROVENANCE_KEY = "provenance"
+
+# Options that choose between two ways; naming the left one overrules the right ones of a lower layer, and beside
+# the right ones in the same layer it is a contradiction.
+_OVERRULES = {
+    "model_name_or_path": ("d_model", "num_layers", "num_heads", "d_ff"),
+    "train_file": ("dataset_name", "dataset_config_name"),
+}
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """Filled arguments, and which layer each value came from.
+
+    Attributes:
+        values: one instance per dataclass, in the order asked for.
+        given: option name to `"config"` or `"command line"`; defaults are absent.
+    """
+
+    values: tuple[Any, ...]
+    given: dict[str, str]
+
+
+class Parser(HfArgumentParser):
+    """transformers' dataclass parser that raises one-line errors and takes `none` for optional values."""
+
+    def __init__(self, dataclass_types: Sequence[type], **kwargs: Any):
+        super().__init__(dataclass_types, allow_abbrev=False, exit_on_error=False, **kwargs)
+        self.optional = _optional_names(dataclass_types)
+        for action in self._actions:
+            if action.dest in self.optional and action.type is not None:
+                action.type = _or_none(action.type)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+    def parse_layer(self, tokens: Sequence[str]) -> dict[str, Any]:
+        """Parse tokens and return only the options that were given."""
+        defaults = {action: action.default for action in self._actions}
+        try:
+            for action in self._actions:
+                action.default = argparse.SUPPRESS
+            namespace, unknown = self.parse_known_args(list(tokens))
+        except argparse.ArgumentError as error:
+            spellings = (error.argument_name or "").split("/")
+            used = [name for name in spellings if any(token.split("=")[0] == name for token in tokens)]
+            self.error(f"{(used or spellings)[0]}: {error.message}")
+        finally:
+            for action, default in defaults.items():
+                action.default = default
+        if unknown:
+            self._unknown(unknown[0])
+        return vars(namespace)
+
+    def _unknown(self, token: str) -> NoReturn:
+        if not token.startswith("-"):
+            self.error(f"unexpected argument {token!r}; options begin with --")
+        self.error(f"unknown option {token.split('=')[0]}{self.suggestion(token)}")
+
+    def suggestion(self, token: str) -> str:
+        """`; did you mean …?` for the nearest option, or a pointer to the help."""
+        name = token.split("=")[0].lstrip("-").replace("-", "_")
+        known = [option.lstrip("-") for option in self._option_string_actions]
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        return f"; did you mean {nearest[0]}?" if nearest else "; --help lists the options"
+
+    def action_of(self, key: str) -> argparse.Action | None:
+        """The action behind an option name or one of its aliases."""
+        return self._option_string_actions.get(f"--{key}")
+
+
+def parse(
+    dataclass_types: Sequence[type], argv: Sequence[str], config_path: str | None = None, **parser_options: Any
+) -> Parsed:
+    """Fill the dataclasses from their defaults, a JSON file, and the command line.
+
+    Raises:
+        UserError: one line, naming the option and the remedy.
+    """
+    parser = Parser(dataclass_types, **parser_options)
+    command_line = parser.parse_layer(argv)
+    config = read_config(parser, config_path) if config_path else {}
+    config = _without_overruled(config, command_line)
+    for layer in (config, command_line):
+        _check_contradictions(layer)
+    merged = {**config, **command_line}
+    given = {name: "command line" if name in command_line else "config" for name in merged}
+    values = tuple(
+        _build(dataclass_type, {name: merged[name] for name in _field_names(dataclass_type) if name in merged})
+        for dataclass_type in dataclass_types
+    )
+    for value in values:
+        if hasattr(value, "dataset_config_is_inherited"):
+            rank = {None: 0, "config": 1, "command line": 2}
+            value.dataset_config_is_inherited = (
+                rank[given.get("dataset_config_name")] < rank[given.get("dataset_name")]
+            )
+    return Parsed(values, given)
+
+
+def read_config(parser: Parser, path: str) -> dict[str, Any]:
+    """Read and check a flat JSON file of options."""
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--config: {path} cannot be read ({error.strerror}); give the path of a JSON file") from error
+    try:
+        content = json.loads(text, object_pairs_hook=_refuse_duplicates)
+    except json.JSONDecodeError as error:
+        raise UserError(f"--config: {path} is not JSON: {error.msg} in line {error.lineno}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"--config: {path} must hold one JSON object of options")
+    content.pop(PROVENANCE_KEY, None)
+    layer: dict[str, Any] = {}
+    for key, value in content.items():
+        action = parser.action_of(key)
+        if action is None or action.dest == "help" or (action.dest != key and key not in _names(action)):
+            raise UserError(f"--config: {path}: unknown key {key!r}{parser.suggestion(key)}")
+        if action.dest in layer:
+            raise UserError(f"--config: {path}: {key!r} and another key both set {action.dest}; keep one of them")
+        try:
+            layer.update(parser.parse_layer(_tokens(action, key, value)) if value is not None else {})
+        except UserError as error:
+            raise UserError(f"--config: {path}: {error}") from error
+        if value is None:
+            if action.dest not in parser.optional:
+                raise UserError(f"--config: {path}: {key} cannot be null; leave it out for its default")
+            layer[action.dest] = None
+    return layer
+
+
+def _names(action: argparse.Action) -> list[str]:
+    return [option.lstrip("-") for option in action.option_strings]
+
+
+def _tokens(action: argparse.Action, key: str, value: Any) -> list[str]:
+    """A JSON value as command-line tokens."""
+    if isinstance(value, list):
+        if action.nargs != "+":
+            raise UserError(f"--{key}: a list is not expected")
+        return [f"--{key}", *map(str, value)]
+    if isinstance(value, dict):
+        return [f"--{key}={json.dumps(value)}"]
+    if isinstance(value, bool):
+        if action.nargs != "?":
+            raise UserError(f"--{key}: true and false are not expected")
+        return [f"--{key}={str(value).lower()}"]
+    return [f"--{key}={value}"] if action.nargs != "+" else [f"--{key}", str(value)]
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise UserError(f"--config: the key {key!r} stands twice; keep one")
+        content[key] = value
+    return content
+
+
+def _without_overruled(config: dict[str, Any], command_line: dict[str, Any]) -> dict[str, Any]:
+    """Drop what the command line's choice of another way makes pointless in the file."""
+    dropped = {
+        name for choice, others in _OVERRULES.items() if command_line.get(choice) is not None for name in others
+    }
+    if any(command_line.get(name) is not None for name in ("dataset_name",)):
+        dropped |= {"train_file", "validation_file", "test_file"}
+    return {name: value for name, value in config.items() if name not in dropped}
+
+
+def _check_contradictions(layer: dict[str, Any]) -> None:
+    for choice, others in _OVERRULES.items():
+        if layer.get(choice) is None:
+            continue
+        for other in others:
+            if layer.get(other) is not None:
+                raise UserError(f"--{other} has no effect beside --{choice}; leave one of them out")
+
+
+def _build(dataclass_type: type, values: dict[str, Any]) -> Any:
+    try:
+        return dataclass_type(**values)
+    except UserError:
+        raise
+    except (ValueError, RuntimeError, ImportError, TypeError) as error:
+        # transformers' own checks; their messages name the option but may run over several lines
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def _field_names(dataclass_type: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(dataclass_type) if field.init]
+
+
+def _optional_names(dataclass_types: Sequence[type]) -> set[str]:
+    names = set()
+    for dataclass_type in dataclass_types:
+        for name, hint in get_type_hints(dataclass_type).items():
+            if get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint):
+                names.add(name)
+    return names
+
+
+def _or_none(convert: Any) -> Any:
+    def convert_or_none(text: str) -> Any:
+        return None if text.lower() in ("none", "null") else convert(text)
+
+    # argparse names the converter in "invalid int value: 'x'"
+    convert_or_none.__name__ = getattr(convert, "__name__", "value")
+    return convert_or_none

@@ -1,0 +1,75 @@
+"""Nested training state in a safetensors file: tensors as tensors, the rest as JSON in the file's header.
+
+`torch.save` writes a pickle, and a pickle can run code when it is read. What is written here can only ever be
+numbers, strings and tensors.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+_METADATA_KEY = "state"
+
+
+def save_state(state: Any, path: str | Path) -> None:
+    """Write nested dicts, lists and tuples of tensors, numpy arrays, numbers, strings and None.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    structure = _encode(state, tensors)
+    save_file(tensors, str(path), metadata={_METADATA_KEY: json.dumps(structure)})
+
+
+def load_state(path: str | Path) -> Any:
+    """Read what `save_state` wrote; tensors come on the CPU."""
+    with safe_open(str(path), framework="pt", device="cpu") as file:
+        metadata = file.metadata() or {}
+        if _METADATA_KEY not in metadata:
+            raise ValueError(f"{path} was not written by gpt2_hf")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+    return _decode(json.loads(metadata[_METADATA_KEY]), tensors)
+
+
+def _encode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    # Tensors are copied, because safetensors refuses those that share memory.
+    name = str(len(tensors))
+    if isinstance(value, torch.Tensor):
+        tensors[name] = value.detach().cpu().clone().contiguous()
+        return {"tensor": name}
+    if isinstance(value, np.ndarray):
+        tensors[name] = torch.from_numpy(value.copy())
+        return {"array": name}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, tuple):
+        return {"tuple": [_encode(item, tensors) for item in value]}
+    if isinstance(value, list):
+        return {"list": [_encode(item, tensors) for item in value]}
+    if isinstance(value, dict):
+        # As pairs, because optimizer state has integer keys and JSON has none.
+        return {"dict": [[_encode(key, tensors), _encode(item, tensors)] for key, item in value.items()]}
+    raise TypeError(f"cannot store a {type(value).__name__} in a checkpoint")
+
+
+def _decode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "array":
+        return tensors[content].numpy()
+    if kind == "tuple":
+        return tuple(_decode(item, tensors) for item in content)
+    if kind == "list":
+        return [_decode(item, tensors) for item in content]
+    return {_decode(key, tensors): _decode(item, tensors) for key, item in content}

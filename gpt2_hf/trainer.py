@@ -1,0 +1,418 @@
+"""transformers' Trainer, made exact, safe and quiet.
+
+In: a model, arguments, samples and a collator. Out: a trained model and checkpoints. Next stage: `evaluation`,
+`generation`, `export`, `report`.
+
+What differs from the base class, each with its reason at the method:
+  - evaluation sums token losses instead of averaging batch means, and leaves the random numbers of training alone;
+  - a checkpoint is complete or absent, holds no pickle, and can be found by name;
+  - settings that were changed for a resumed run take effect;
+  - a step whose gradient is not finite never reaches the weights;
+  - speed is counted in trained tokens, without a host synchronisation per step.
+"""
+
+import contextlib
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from . import checkpoints, distributed
+from .arguments import GPT2HFTrainingArguments
+from .callbacks import CadenceCallback, ContinuousTensorBoardCallback, NonFiniteGuard, TimeBudgetCallback
+from .callbacks import ProgressCallback as TerminalCallback
+from .callbacks.cadence import ends_epoch
+from .chunked_loss import IGNORE_INDEX
+from .metrics import perplexity
+from .state_files import load_state, save_state
+from .stopwatch import Stopwatch
+
+_OPTIMIZER_FILE = "optimizer.safetensors"
+_SCHEDULER_FILE = "scheduler.safetensors"
+_SCALER_FILE = "scaler.safetensors"
+# Hyperparameters of a parameter group that a resumed run takes from its arguments, not from the checkpoint.
+_GROUP_SETTINGS = ("weight_decay", "betas", "eps")
+
+
+class GPT2HFTrainer(Trainer):
+    """Trains a causal language model exactly and safely.
+
+    Args beyond those of `transformers.Trainer`:
+        watch: stopwatch of the invocation; the time budget counts from its start.
+        run_files: small files (`name: path`) to be copied into every checkpoint.
+        closing_seconds: estimated time of what the job still does after `train()`, for the time budget.
+    """
+
+    args: GPT2HFTrainingArguments
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: GPT2HFTrainingArguments,
+        data_collator: Callable | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        watch: Stopwatch | None = None,
+        run_files: dict[str, Path] | None = None,
+        closing_seconds: Callable[[], float] | None = None,
+        **kwargs: Any,
+    ):
+        self.watch = watch if watch is not None else Stopwatch()
+        self.run_files = run_files or {}
+        self.closing_seconds = closing_seconds or (lambda: 0.0)
+        self.non_finite_guard = NonFiniteGuard()
+        self.time_budget = TimeBudgetCallback(args.max_training_hours, self.watch, self._seconds_to_close)
+        own_callbacks = [CadenceCallback(), self.time_budget, self.non_finite_guard, *(callbacks or [])]
+        # With the evaluation's running sums: token losses in nats, and scored tokens.
+        self._nll_sum: torch.Tensor | None = None
+        self._scored_tokens: torch.Tensor | None = None
+        self._trained_tokens: torch.Tensor | float = 0.0  # since the last log
+        self._speed_mark: tuple[float, float] | None = None
+        super().__init__(
+            model,
+            args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=own_callbacks,
+            **kwargs,
+        )
+        for callback in (ProgressCallback, PrinterCallback):
+            self.remove_callback(callback)
+        self.add_callback(TerminalCallback(self.watch, args.max_training_hours))
+        if self.pop_callback(TensorBoardCallback) is not None:
+            self.add_callback(ContinuousTensorBoardCallback())
+        # transformers' smoother would not shift the labels of a model class that it does not know.
+        self.label_smoother = None
+        # The Trainer turns the cache off in the config that it saves. The model needs no such help: it never
+        # builds a cache when it computes a loss.
+        if hasattr(self.model, "config"):
+            self.model.config.use_cache = True
+        num_parameters = getattr(self.model, "num_parameters", None)
+        self._flops_per_token = 6 * num_parameters(exclude_embeddings=True) if num_parameters else 0
+
+    # ---- the training step ----
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The summed token losses over the tokens of the whole accumulated batch on all processes."""
+        if self.args.label_smoothing_factor:
+            inputs = {**inputs, "label_smoothing": self.args.label_smoothing_factor}
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
+        # The base class looks for "labels" before it counts "shift_labels".
+        batches = [
+            {"labels": batch["shift_labels"], **batch} if "shift_labels" in batch else batch for batch in batch_samples
+        ]
+        num_items = super()._get_num_items_in_batch(batches, device)
+        if num_items is not None:
+            self._trained_tokens = self._trained_tokens + num_items  # stays on the device until the next log
+        return num_items
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        # Between clipping and the optimizer's step: the last moment to keep a bad gradient from the weights.
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if grad_norm is None:
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            grad_norm = nn.utils.get_total_norm(gradients)
+        scaler = getattr(self.accelerator, "scaler", None)
+        self.non_finite_guard.observe(grad_norm, self.optimizer, self.state.global_step + 1, scaler is not None)
+        return grad_norm
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """6 operations per parameter and token (Kaplan et al. 2020, section 2.1); the count is made once."""
+        return int(self._flops_per_token * inputs["input_ids"].numel())
+
+    # ---- logs ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add perplexity and speed to a training log before anyone sees it."""
+        if "loss" in logs:
+            logs["perplexity"] = perplexity(logs["loss"])
+            logs.update(self._drain_speed())
+            if (scaler := getattr(self.accelerator, "scaler", None)) is not None:
+                self.non_finite_guard.check_scale(scaler.get_scale(), self.state.global_step)
+        super().log(logs, start_time)
+
+    def _drain_speed(self) -> dict[str, float]:
+        """Trained tokens per second since the last log, evaluations and checkpoints not counted."""
+        now = time.monotonic()
+        aside = self.watch.total.get("evaluate", 0.0) + self.watch.total.get("save", 0.0)
+        tokens = float(self._trained_tokens)
+        self._trained_tokens = 0.0
+        previous, self._speed_mark = self._speed_mark, (now, aside)
+        if previous is None:
+            return {}
+        seconds = now - previous[0] - (aside - previous[1])
+        return {"tokens_per_second": tokens / seconds} if seconds > 0 else {}
+
+    # ---- exact evaluation ----
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate without touching the random numbers of training, so that its frequency changes nothing."""
+        with self.watch.measure("evaluate"), preserved_rng(self.args.device):
+            return super().evaluate(*args, **kwargs)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Every sample on exactly one process: none is repeated to make the shares even."""
+        even_batches = self.accelerator.even_batches
+        self.accelerator.even_batches = False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.accelerator.even_batches = even_batches
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """The base class's loop, with the loss of the split made from sums over its tokens."""
+        if not prediction_loss_only:
+            return super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+        # float64 where the device has it: the sum over a large split must not depend on its order
+        dtype = torch.float32 if self.args.device.type == "mps" else torch.float64
+        self._nll_sum = torch.zeros((), dtype=dtype, device=self.args.device)
+        self._scored_tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
+        output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
+        if distributed.is_distributed():
+            torch.distributed.all_reduce(self._nll_sum)
+            torch.distributed.all_reduce(self._scored_tokens)
+        tokens = int(self._scored_tokens.item())
+        loss = self._nll_sum.item() / tokens if tokens else float("nan")
+        output.metrics[f"{metric_key_prefix}_loss"] = loss
+        output.metrics[f"{metric_key_prefix}_perplexity"] = perplexity(loss)
+        output.metrics[f"{metric_key_prefix}_tokens"] = tokens
+        self._nll_sum = self._scored_tokens = None
+        return output
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Any, Any, Any]:
+        """Add a batch to the running sums; nothing is gathered, so memory does not grow with the split."""
+        if self._nll_sum is None or self._scored_tokens is None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        targets = inputs["shift_labels"] if "shift_labels" in inputs else inputs["labels"][..., 1:]
+        with torch.no_grad(), self.compute_loss_context_manager():
+            nll = model(**inputs, num_items_in_batch=1, return_logits=False).loss
+        self._nll_sum += nll
+        self._scored_tokens += (targets != IGNORE_INDEX).sum()
+        return None, None, None
+
+    # ---- the time budget ----
+
+    def _seconds_to_close(self) -> float:
+        """Upper estimate of the time from the last step to the end of the job."""
+        seconds = self.closing_seconds()
+        if self.eval_dataset is not None:
+            seconds += self.evaluation_seconds(self.eval_dataset)
+        return seconds + self.watch.longest.get("save", self._guessed_save_seconds())
+
+    def evaluation_seconds(self, dataset: Any) -> float:
+        """Time to evaluate a dataset: as measured on the validation split, before that guessed from the steps.
+
+        A sample costs a third of its training step's arithmetic; a half is reckoned with.
+        """
+        measured = self.watch.longest.get("evaluate")
+        if measured is not None and self.eval_dataset is not None:
+            return measured * len(dataset) / max(len(self.eval_dataset), 1)
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return 0.5 * self.watch.longest.get("step", 0.0) * len(dataset) / batch
+
+    def _guessed_save_seconds(self) -> float:
+        # Weights and two moments in fp32, hashed and written at a slow disk's 100 MB/s.
+        return 1.0 + 12 * sum(p.numel() for p in self.model.parameters()) / 100e6
+
+    # ---- saving ----
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # The base class writes into the final folder, file by file, so that a crash leaves half a checkpoint
+        # under a whole one's name. Here everything goes to a staging folder that is renamed at the end.
+        with self.watch.measure("save"):
+            self.non_finite_guard.check()
+            if self.hp_search_backend is None and trial is None:
+                self.store_flos()
+            run_dir = Path(self._get_output_dir(trial=trial))
+            target = run_dir / checkpoints.checkpoint_folder(self.state.global_step)
+            staging = run_dir / f"tmp-{target.name}"
+            if self.args.should_save:
+                staging = checkpoints.open_staging(run_dir, target.name)
+            distributed.barrier()
+            self._fill_checkpoint(staging, run_dir)
+            distributed.barrier()
+            if self.args.should_save:
+                checkpoints.commit(staging, target)
+                checkpoints.add_names(run_dir, target.name, self._names_of_checkpoint())
+                if self.state.best_global_step == self.state.global_step:
+                    checkpoints.publish_best_model(target, run_dir)
+                checkpoints.rotate(run_dir, self.args.save_total_limit)
+            distributed.barrier()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(target))
+
+    def _fill_checkpoint(self, folder: Path, run_dir: Path) -> None:
+        """Write every file of a checkpoint but the manifest; the Trainer's state last, as the base class does."""
+        self.save_model(str(folder), _internal_call=True)
+        if not self.args.save_only_model:
+            self._save_optimizer_and_scheduler(str(folder))
+            self._save_scaler(str(folder))
+            self._save_rng_state(str(folder))
+        if not self.args.should_save:
+            return
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(
+                run_dir / checkpoints.checkpoint_folder(self.state.best_global_step)
+            )
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState):
+                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+        for name, source in self.run_files.items():
+            shutil.copyfile(source, folder / name)
+        self.state.save_to_json(str(folder / checkpoints.TRAINER_STATE_NAME))
+
+    def _names_of_checkpoint(self) -> list[str]:
+        names = self.time_budget.checkpoint_names()
+        if ends_epoch(self.state):
+            names.append(checkpoints.epoch_name(round(self.state.epoch)))
+        if self.state.best_global_step == self.state.global_step:
+            names.append(checkpoints.BEST_MODEL)
+        return names
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # As the base class, without training_args.bin, which is a pickle.
+        output_dir = output_dir if output_dir is not None else self.args.output_dir
+        if not self.args.should_save:
+            return
+        unwrapped = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        unwrapped.save_pretrained(output_dir, state_dict=state_dict)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(output_dir)
+
+    @property
+    def _state_is_sharded(self) -> bool:
+        """Whether an engine (FSDP, DeepSpeed) splits the optimizer's state and saves it in its own format."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self._state_is_sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            save_state(self.optimizer.state_dict(), os.path.join(output_dir, _OPTIMIZER_FILE))
+            save_state(self.lr_scheduler.state_dict(), os.path.join(output_dir, _SCHEDULER_FILE))
+
+    def _save_scaler(self, output_dir: str) -> None:
+        scaler = getattr(self.accelerator, "scaler", None)
+        if scaler is not None and self.args.should_save:
+            save_state(scaler.state_dict(), os.path.join(output_dir, _SCALER_FILE))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        save_state(_get_rng_state(self.args.device), os.path.join(output_dir, self._rng_file()))
+
+    def _rng_file(self) -> str:
+        return (
+            "rng_state.safetensors"
+            if self.args.world_size <= 1
+            else f"rng_state_{self.args.process_index}.safetensors"
+        )
+
+    # ---- resuming ----
+
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        # The base class lets the cadence of the checkpoint win over the arguments.
+        result = super()._init_training_state(max_steps, *args, **kwargs)
+        self.state.compute_steps(self.args, max_steps)
+        self._speed_mark, self._trained_tokens = None, 0.0
+        return result
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self._state_is_sharded:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        wanted = [
+            {key: group[key] for key in _GROUP_SETTINGS if key in group} for group in self.optimizer.param_groups
+        ]
+        base_lrs = list(getattr(self.lr_scheduler, "base_lrs", []))
+        self.optimizer.load_state_dict(load_state(os.path.join(checkpoint, _OPTIMIZER_FILE)))
+        self.lr_scheduler.load_state_dict(load_state(os.path.join(checkpoint, _SCHEDULER_FILE)))
+        # Both restore the old hyperparameters too; the arguments of this run are what the user asked for now.
+        for group, settings in zip(self.optimizer.param_groups, wanted, strict=True):
+            group.update(settings)
+        self._apply_learning_rate(base_lrs)
+
+    def _apply_learning_rate(self, base_lrs: list[float]) -> None:
+        """Put the schedule of this run's arguments in force at the step that was reached."""
+        scheduler: Any = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
+        factors = getattr(scheduler, "lr_lambdas", None)
+        if not factors or not base_lrs:
+            return
+        scheduler.base_lrs = base_lrs
+        rates = [base * factor(scheduler.last_epoch) for base, factor in zip(base_lrs, factors, strict=True)]
+        for group, base, rate in zip(self.optimizer.param_groups, base_lrs, rates, strict=True):
+            group["initial_lr"], group["lr"] = base, rate
+        scheduler._last_lr = rates
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        path = os.path.join(checkpoint or "", _SCALER_FILE)
+        if checkpoint is not None and os.path.isfile(path):
+            self.accelerator.scaler.load_state_dict(load_state(path))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        path = os.path.join(checkpoint or "", self._rng_file())
+        if checkpoint is not None and os.path.isfile(path):
+            _set_rng_state(load_state(path), self.args.device)
+
+
+def _get_rng_state(device: torch.device) -> dict[str, Any]:
+    """The state of every random number generator that training draws from."""
+    state = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        state[device.type] = torch.get_device_module(device).get_rng_state()
+    return state
+
+
+def _set_rng_state(state: dict[str, Any], device: torch.device) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["cpu"])
+    if device.type != "cpu" and device.type in state:
+        torch.get_device_module(device).set_rng_state(state[device.type])
+
+
+@contextlib.contextmanager
+def preserved_rng(device: torch.device) -> Iterator[None]:
+    """Run something that draws random numbers without moving those of training."""
+    state = _get_rng_state(device)
+    try:
+        yield
+    finally:
+        _set_rng_state(state, device)

@@ -1,0 +1,441 @@
+"""The main job from end to end: arguments in, a trained model and a report out.
+
+    output folder ─► tokenizer ─► data ─► model ─► trainer ─► training ─► best model ─► results, sample, report
+
+Everything the user may have got wrong is found before the first file is written.
+"""
+
+import json
+import math
+import platform
+import sys
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedTokenizerBase, set_seed
+from transformers.trainer_callback import TrainerState
+from transformers.utils import logging as transformers_logging
+
+from . import __version__, checkpoints, distributed
+from .arguments import DataArguments, GPT2HFTrainingArguments, ModelArguments, own_names
+from .callbacks import PreemptionCallback, SignalWatch
+from .checkpoints import RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME
+from .data import LoadedData, load_data
+from .errors import EXIT_OK, UserError
+from .generation import generate_text
+from .model_loading import build_model
+from .modeling_gpt2_hf import GPT2HFForCausalLM
+from .parsing import PROVENANCE_KEY
+from .plan import describe, make_schedule, schedule_warning
+from .report import CURVES_NAME, write_report
+from .stopwatch import Stopwatch
+from .tokenizer import load_tokenizer
+from .trainer import GPT2HFTrainer, preserved_rng
+
+# What the job still does after training besides the test split: load the best model, sample, draw, write.
+_REPORT_SECONDS = 6.0
+_SAMPLE_TOKENS = 120
+_PROMPT_TOKENS = 12
+
+# A resumed run must go on with these as they were: they decide which samples a step sees.
+_FIXED_ON_RESUME = ("sequence_mode", "max_length", "truncate", "max_train_samples", "seed")
+
+
+@dataclass
+class Run:
+    """One invocation of the main job: what it was asked, and what it has built so far."""
+
+    model_args: ModelArguments
+    data_args: DataArguments
+    args: GPT2HFTrainingArguments
+    watch: Stopwatch
+    signals: SignalWatch
+    given: dict[str, str]
+
+    def say(self, line: str) -> None:
+        """Print a line once, whatever the number of processes."""
+        if self.args.process_index == 0:
+            print(line, flush=True)
+
+    @property
+    def output_dir(self) -> Path:
+        """Where the run leaves everything."""
+        return Path(str(self.args.output_dir))
+
+
+def train(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: GPT2HFTrainingArguments,
+    given: dict[str, str] | None = None,
+    watch: Stopwatch | None = None,
+    dry_run: bool = False,
+) -> int:
+    """Run the main job.
+
+    Args:
+        model_args: the model's size, or the weights to start from.
+        data_args: the text.
+        args: how to train.
+        given: options that were stated, and where (see `parsing.Parsed`).
+        watch: stopwatch of the invocation.
+        dry_run: print the plan and stop before anything is written.
+
+    Returns:
+        The exit code: 0 finished or stopped by the time budget, 75 or 130 after a signal.
+
+    Raises:
+        UserError: if the input is wrong; nothing has been written then.
+        TrainingDivergedError: if a gradient became non-finite.
+    """
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    signals = SignalWatch()
+    signals.install()
+    try:
+        run = Run(model_args, data_args, args, watch or Stopwatch(), signals, given or {})
+        return _plan(run) if dry_run else _train(run)
+    finally:
+        signals.restore()
+
+
+def _train(run: Run) -> int:
+    checkpoint = find_checkpoint(run)
+    tokenizer, data, model = build(run)
+    if checkpoint is not None:
+        check_resumable(run, checkpoint, model, data)
+    announce(run, model, data)
+    if run.signals.received is not None:
+        return run.signals.exit_code
+    if checkpoint is None and run.args.overwrite_output_dir and run.args.process_index == 0:
+        checkpoints.delete_run(run.output_dir)
+    distributed.barrier()
+    preemption = PreemptionCallback(run.signals)
+    trainer = make_trainer(run, tokenizer, data, model, preemption)
+    if run.args.process_index == 0:
+        checkpoints.repair(run.output_dir)
+        checkpoints.write_json(run.output_dir / RESOLVED_CONFIG_NAME, resolved_config(run, model, data))
+    distributed.barrier()
+    train_metrics = _run_training(run, trainer, checkpoint)
+    if preemption.preempted:
+        run.say(f"checkpoint saved at step {trainer.state.global_step:,}; go on with --resume_from latest")
+        return run.signals.exit_code
+    finish(run, trainer, tokenizer, data, train_metrics)
+    return EXIT_OK
+
+
+def _plan(run: Run) -> int:
+    _, data, model = build(run)
+    announce(run, model, data)
+    scored = data.accounting["train"].scored_tokens
+    for line in describe(run.args, model, len(data.samples["train"]), scored):
+        run.say(line)
+    return EXIT_OK
+
+
+# ---- before anything is written ----
+
+
+def find_checkpoint(run: Run) -> Path | None:
+    """The checkpoint to go on from, checked; `None` for a fresh start."""
+    reference = run.args.resume_from_checkpoint
+    if reference is None:
+        if checkpoints.holds_run(run.output_dir) and not run.args.overwrite_output_dir:
+            raise UserError(
+                f"{run.output_dir} already holds a run: go on with --resume_from latest, choose another "
+                "--checkpoint_dir, or delete it with --overwrite_output_dir"
+            )
+        return None
+    if run.args.overwrite_output_dir:
+        raise UserError("--resume_from and --overwrite_output_dir contradict each other; give one of them")
+    if reference == checkpoints.LATEST:
+        newest, passed_over = checkpoints.newest_valid(run.output_dir)
+        for line in passed_over:
+            run.say(line)
+        if newest is None and passed_over:
+            raise UserError(f"--resume_from: no checkpoint in {run.output_dir} is undamaged; start again elsewhere")
+        run.say(f"resuming from {newest}" if newest else f"nothing to resume in {run.output_dir}: starting fresh")
+        return newest
+    try:
+        folder = checkpoints.resolve(reference, run.output_dir)
+    except UserError as error:
+        raise UserError(f"--resume_from: {error}") from error
+    if folder.name == checkpoints.BEST_MODEL:
+        raise UserError(
+            f"--resume_from: {folder} holds weights only, its checkpoint is gone; start from them with "
+            f"--model_name_or_path {folder}"
+        )
+    if (problem := checkpoints.damage(folder)) is not None:
+        raise UserError(
+            f"--resume_from: {folder} is damaged ({problem}); --resume_from latest finds the newest whole one"
+        )
+    run.say(f"resuming from {folder}")
+    return folder
+
+
+def build(run: Run) -> tuple[PreTrainedTokenizerBase, LoadedData, GPT2HFForCausalLM]:
+    """Tokenizer, data and model, in this order; the slowest last."""
+    tokenizer_source = run.data_args.tokenizer_name or run.model_args.model_name_or_path
+    tokenizer = load_tokenizer(tokenizer_source)
+    # The first process tokenises and fills the cache, the others read it.
+    with run.args.main_process_first(local=True, desc="tokenising"):
+        data = load_data(run.data_args, tokenizer, run.model_args.max_length)
+    if "train" not in data.samples:
+        raise UserError("there is no training text: give --train_file, or a --dataset_name with a train split")
+    if "validation" not in data.samples:
+        raise UserError("there is no validation text: give --validation_file")
+    set_seed(run.args.seed)
+    model = build_model(run.model_args, tokenizer)
+    if run.args.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        raise UserError("--gradient_checkpointing is not supported by this model; leave it out")
+    return tokenizer, data, model
+
+
+def check_resumable(run: Run, checkpoint: Path, model: GPT2HFForCausalLM, data: LoadedData) -> None:
+    """Refuse what a checkpoint cannot be continued with, and say which settings have changed.
+
+    Raises:
+        UserError: if the checkpoint lacks its optimizer, or model, data or batch size are not the same.
+    """
+    if not (checkpoint / TRAINER_STATE_NAME).is_file() or not list(checkpoint.glob("optimizer*")):
+        raise UserError(
+            f"--resume_from: {checkpoint} holds weights but no optimizer; start from them with "
+            f"--model_name_or_path {checkpoint}"
+        )
+    saved_model = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
+        if saved_model.get(name) != getattr(model.config, name):
+            raise UserError(
+                f"--resume_from: the model in {checkpoint} has {name}={saved_model.get(name)}, this run asks for "
+                f"{getattr(model.config, name)}; a resumed run keeps its model"
+            )
+    config_file = checkpoint / RESOLVED_CONFIG_NAME
+    if not config_file.is_file():
+        return
+    saved = json.loads(config_file.read_text(encoding="utf-8"))
+    current = resolved_config(run, model, data)
+    saved_data, current_data = (config[PROVENANCE_KEY]["data"]["train"] for config in (saved, current))
+    if saved_data != current_data:
+        raise UserError(
+            f"--resume_from: the training text is not the one that {checkpoint} was trained on; start a new run with "
+            f"--model_name_or_path {checkpoint}"
+        )
+    saved_rows, current_rows = (config[PROVENANCE_KEY]["samples_per_step"] for config in (saved, current))
+    if saved_rows != current_rows:
+        raise UserError(
+            f"--resume_from: {checkpoint} was trained with {saved_rows} samples a step, this run asks for "
+            f"{current_rows}; choose --batch_size and --gradient_accumulation_steps so that the product stays"
+        )
+    changed = [name for name in saved if name != PROVENANCE_KEY and name in current and saved[name] != current[name]]
+    for name in _FIXED_ON_RESUME:
+        if name in changed:
+            raise UserError(
+                f"--resume_from: --{name} was {saved[name]} and cannot become {current[name]} in the middle of a run"
+            )
+    ignored = ("resume_from_checkpoint", "output_dir")
+    lines = [f"{name} {saved[name]} → {current[name]}" for name in changed if name not in ignored]
+    if lines:
+        run.say("changed since the checkpoint: " + ", ".join(lines))
+
+
+def announce(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> None:
+    """Say what is going to happen."""
+    for line in data.lines:
+        run.say(line)
+    config = model.config
+    run.say(
+        f"model: {model.num_parameters() / 1e6:.1f}M parameters ({config.n_layer} layers, {config.n_head} heads, "
+        f"width {config.n_embd}, {config.n_positions} positions), {config._attn_implementation} attention"
+    )
+    processes = f", {run.args.world_size} processes" if run.args.world_size > 1 else ""
+    run.say(f"device: {run.args.device}{processes}; {run.args.resolved_precision}")
+    schedule = make_schedule(run.args, len(data.samples["train"]))
+    run.say(f"steps: {schedule.steps_per_epoch:,} an epoch, {schedule.total_steps:,} in all")
+    if (warning := schedule_warning(schedule)) is not None:
+        run.say(f"warning: {warning}")
+
+
+# ---- the run ----
+
+
+def make_trainer(
+    run: Run,
+    tokenizer: PreTrainedTokenizerBase,
+    data: LoadedData,
+    model: GPT2HFForCausalLM,
+    preemption: PreemptionCallback,
+) -> GPT2HFTrainer:
+    """The trainer of the job, with the time that the rest of the job will need."""
+
+    def closing_seconds() -> float:
+        test = trainer.evaluation_seconds(data.samples["test"]) if "test" in data.samples else 0.0
+        return _REPORT_SECONDS + test + _SAMPLE_TOKENS * _seconds_per_generated_token(trainer)
+
+    trainer = GPT2HFTrainer(
+        model,
+        run.args,
+        data_collator=data.collator,
+        train_dataset=data.samples["train"],
+        eval_dataset=data.samples["validation"],
+        processing_class=tokenizer,
+        callbacks=[preemption],
+        watch=run.watch,
+        run_files={RESOLVED_CONFIG_NAME: run.output_dir / RESOLVED_CONFIG_NAME},
+        closing_seconds=closing_seconds,
+    )
+    return trainer
+
+
+def _seconds_per_generated_token(trainer: GPT2HFTrainer) -> float:
+    # Generation reads every weight once a token; 4 GB/s is what a slow machine's memory gives.
+    return 4 * sum(p.numel() for p in trainer.model.parameters()) / 4e9 + 0.01
+
+
+def _run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> dict[str, Any]:
+    """Train, unless the checkpoint is already at the end."""
+    schedule = make_schedule(run.args, len(trainer.train_dataset))
+    if checkpoint is not None and checkpoints.step_of(checkpoint) >= schedule.total_steps:
+        run.say(f"{checkpoint} is already at step {schedule.total_steps:,}, the last one; nothing is left to train")
+        trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        return {}
+    output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    if trainer.time_budget.expired:
+        run.say(f"time budget of {run.args.max_training_hours:g} h reached at step {trainer.state.global_step:,}")
+    return {
+        **output.metrics,
+        "train_steps": trainer.state.global_step,
+        "train_hours": trainer.time_budget.total_seconds / 3600,
+    }
+
+
+# ---- afterwards ----
+
+
+def finish(
+    run: Run,
+    trainer: GPT2HFTrainer,
+    tokenizer: PreTrainedTokenizerBase,
+    data: LoadedData,
+    train_metrics: dict[str, Any],
+) -> None:
+    """Score the best model, write results and report, and show a sample."""
+    trainer.save_state()
+    if train_metrics:
+        trainer.save_metrics("train", train_metrics)
+    best = run.output_dir / checkpoints.BEST_MODEL
+    if best.is_dir():
+        _load_best(trainer, best)
+    eval_metrics = best_eval_metrics(trainer.state)
+    if eval_metrics:
+        trainer.save_metrics("eval", eval_metrics)
+    test_metrics = _score_test(run, trainer, data)
+    sample = _sample(trainer, tokenizer, data) if run.args.process_index == 0 else ""
+    if run.args.process_index == 0:
+        write_report(run.output_dir, sample)
+    say_results(run, eval_metrics, test_metrics, sample)
+
+
+def _load_best(trainer: GPT2HFTrainer, best: Path) -> None:
+    weights = GPT2HFForCausalLM.from_pretrained(best, dtype="float32").state_dict()
+    trainer.accelerator.unwrap_model(trainer.model).load_state_dict(weights)
+
+
+def best_eval_metrics(state: TrainerState) -> dict[str, Any]:
+    """The validation metrics of the best model, as they were measured when it was saved."""
+    entries = [entry for entry in state.log_history if "eval_loss" in entry]
+    of_best = [entry for entry in entries if entry["step"] == state.best_global_step]
+    chosen = (of_best or entries)[-1:]
+    return {
+        name: value for entry in chosen for name, value in entry.items() if name.startswith("eval_") or name == "step"
+    }
+
+
+def _score_test(run: Run, trainer: GPT2HFTrainer, data: LoadedData) -> dict[str, float]:
+    if "test" not in data.samples:
+        return {}
+    hours = run.args.max_training_hours
+    if hours is not None:
+        needed = trainer.evaluation_seconds(data.samples["test"]) + _REPORT_SECONDS
+        if distributed.any_process(run.watch.elapsed + needed > hours * 3600, run.args.device):
+            run.say(
+                "no time is left for the test split; score it with: python -m gpt2_hf evaluate --model_path "
+                f"{run.output_dir / checkpoints.BEST_MODEL}"
+            )
+            return {}
+    metrics = trainer.evaluate(data.samples["test"], metric_key_prefix="test")
+    trainer.save_metrics("test", metrics)
+    return metrics
+
+
+def _sample(trainer: GPT2HFTrainer, tokenizer: PreTrainedTokenizerBase, data: LoadedData) -> str:
+    """A continuation of the first words of the validation text."""
+    ids = data.samples["validation"][0]["input_ids"][:_PROMPT_TOKENS]
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    room = model.config.n_positions - len(ids)
+    with preserved_rng(trainer.args.device):
+        return generate_text(
+            model, tokenizer, tokenizer.decode(ids), max_new_tokens=min(_SAMPLE_TOKENS, room), seed=trainer.args.seed
+        )[0]
+
+
+def say_results(run: Run, eval_metrics: dict[str, Any], test_metrics: dict[str, float], sample: str) -> None:
+    """The end of the job as a person reads it."""
+    if eval_metrics:
+        run.say(
+            f"best model: step {eval_metrics['step']:,}, validation loss {eval_metrics['eval_loss']:.4f}, "
+            f"perplexity {eval_metrics['eval_perplexity']:.2f}"
+        )
+    if test_metrics:
+        run.say(f"test loss {test_metrics['test_loss']:.4f}, perplexity {test_metrics['test_perplexity']:.2f}")
+    run.say(f"\n--- a sample of the best model ---\n{sample.strip()}\n---\n")
+    best = run.output_dir / checkpoints.BEST_MODEL
+    run.say(f"results: {run.output_dir}  (model: {best}, curves: {run.output_dir / CURVES_NAME})")
+    run.say(f'next: python -m gpt2_hf generate --model_path {best} --prompt "..."')
+    run.say(f"      tensorboard --logdir {run.output_dir / 'runs'}")
+
+
+# ---- the record ----
+
+
+def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dict[str, Any]:
+    """Every option with the value it has, and the circumstances; itself a config file for `--config`."""
+    options = {**asdict(run.model_args), **asdict(run.data_args)}
+    options.pop("dataset_config_is_inherited")
+    names = own_names(GPT2HFTrainingArguments) + [name for name in run.given if hasattr(run.args, name)]
+    for name in dict.fromkeys(names):
+        value = getattr(run.args, name)
+        options[name] = getattr(value, "value", value)  # enums by their value
+    args = run.args
+    provenance = {
+        "gpt2_hf": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if args.device.type == "cuda" else platform.processor() or "cpu",
+        "processes": args.world_size,
+        "precision": args.resolved_precision.name if args.resolved_precision else None,
+        "parameters": model.num_parameters(),
+        "samples_per_step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "data": data.fingerprints,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(sys.argv),
+    }
+    return {**_plain(options), PROVENANCE_KEY: provenance}
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what JSON cannot hold; these are objects that transformers derives from other options."""
+    plain = {}
+    for name, value in options.items():
+        if (
+            value is None
+            or isinstance(value, bool | int | str | list | dict)
+            or (isinstance(value, float) and math.isfinite(value))
+        ):
+            plain[name] = value
+    return plain

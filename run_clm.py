@@ -1,0 +1,11 @@
+"""The main job: python run_clm.py --config training_args/base.json [--option value ...]
+
+The same as `python -m gpt2_hf train`.
+"""
+
+import sys
+
+from gpt2_hf.__main__ import main
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]]))
