@@ -29,7 +29,7 @@ from .errors import EXIT_OK, UserError
 from .generation import generate_text
 from .model_loading import build_model
 from .modeling_gpt2_hf import GPT2HFForCausalLM
-from .parsing import PROVENANCE_KEY
+from .parsing import OVERRULES, PROVENANCE_KEY
 from .plan import describe, make_schedule, schedule_warning
 from .report import CURVES_NAME, write_report
 from .stopwatch import Stopwatch
@@ -190,8 +190,6 @@ def build(run: Run) -> tuple[PreTrainedTokenizerBase, LoadedData, GPT2HFForCausa
         raise UserError("there is no validation text: give --validation_file")
     set_seed(run.args.seed)
     model = build_model(run.model_args, tokenizer)
-    if run.args.gradient_checkpointing and not model.supports_gradient_checkpointing:
-        raise UserError("--gradient_checkpointing is not supported by this model; leave it out")
     return tokenizer, data, model
 
 
@@ -405,6 +403,9 @@ def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dic
     """Every option with the value it has, and the circumstances; itself a config file for `--config`."""
     options = {**asdict(run.model_args), **asdict(run.data_args)}
     options.pop("dataset_config_is_inherited")
+    for choice, others in OVERRULES.items():
+        if options[choice] is not None:  # the written file must not name what has no effect beside it
+            options = {name: value for name, value in options.items() if name not in others}
     names = own_names(GPT2HFTrainingArguments) + [name for name in run.given if hasattr(run.args, name)]
     for name in dict.fromkeys(names):
         value = getattr(run.args, name)
