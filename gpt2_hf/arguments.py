@@ -186,6 +186,8 @@ class GPT2HFTrainingArguments(TrainingArguments):
     dataloader_num_workers: int = option(0, "Processes that prepare batches.", "num_workers")
     report_to: list[str] = option(["tensorboard"], "Where to report to: tensorboard, wandb, ..., or none.")
     seed: int = option(42, "Seed of initialisation, dropout and data order.")
+    data_seed: int | None = option(None, "Seed of the data order; seed when left out.")
+    gradient_checkpointing: bool = option(False, "Older name of activation_checkpointing.")
 
     # Defaults of the Trainer that cost a host synchronisation a step, or a wrong number.
     logging_nan_inf_filter: bool = option(False, "Hide non-finite losses in logs.")
@@ -215,12 +217,9 @@ class GPT2HFTrainingArguments(TrainingArguments):
         super().__post_init__()
 
     def _unify_checkpointing_names(self) -> None:
-        """Accept both of transformers' names; the older one is deprecated from 5.18 on and the only one before."""
-        wanted = bool(self.activation_checkpointing or self.gradient_checkpointing)
-        if "activation_checkpointing" in names_of(TrainingArguments):
-            self.activation_checkpointing, self.gradient_checkpointing = wanted, None
-        else:
-            self.activation_checkpointing = self.gradient_checkpointing = wanted
+        """Accept both of transformers' names: older releases read the second, newer ones the first."""
+        wanted = self.activation_checkpointing or self.gradient_checkpointing
+        self.activation_checkpointing = self.gradient_checkpointing = wanted
 
     def _wanted_precision(self) -> str:
         flags = [name for name in ("fp16", "bf16") if getattr(self, name)]

@@ -57,6 +57,9 @@ class Parser(HfArgumentParser):
 
     def parse_layer(self, tokens: Sequence[str]) -> dict[str, Any]:
         """Parse tokens and return only the options that were given."""
+        if {"-h", "--help"} & set(tokens):
+            self.print_help()  # here, where the defaults are still known
+            self.exit()
         defaults = {action: action.default for action in self._actions}
         try:
             for action in self._actions:

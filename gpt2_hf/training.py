@@ -36,8 +36,9 @@ from .stopwatch import Stopwatch
 from .tokenizer import load_tokenizer
 from .trainer import GPT2HFTrainer, preserved_rng
 
-# What the job still does after training besides the test split: load the best model, sample, draw, write.
-_REPORT_SECONDS = 6.0
+# What the job still does after training besides the test split, as a share of the time it took to start: both are
+# importing, reading and writing, and a machine that is slow at one is slow at the other.
+_REPORT_SHARE_OF_START = 0.75
 _SAMPLE_TOKENS = 120
 _PROMPT_TOKENS = 12
 
@@ -268,10 +269,11 @@ def make_trainer(
     preemption: PreemptionCallback,
 ) -> GPT2HFTrainer:
     """The trainer of the job, with the time that the rest of the job will need."""
+    report_seconds = _REPORT_SHARE_OF_START * run.watch.elapsed
 
     def closing_seconds() -> float:
         test = trainer.evaluation_seconds(data.samples["test"]) if "test" in data.samples else 0.0
-        return _REPORT_SECONDS + test + _SAMPLE_TOKENS * _seconds_per_generated_token(trainer)
+        return report_seconds + test + _SAMPLE_TOKENS * _seconds_per_generated_token(trainer)
 
     trainer = GPT2HFTrainer(
         model,
@@ -357,7 +359,7 @@ def _score_test(run: Run, trainer: GPT2HFTrainer, data: LoadedData) -> dict[str,
         return {}
     hours = run.args.max_training_hours
     if hours is not None:
-        needed = trainer.evaluation_seconds(data.samples["test"]) + _REPORT_SECONDS
+        needed = trainer.closing_seconds()
         if distributed.any_process(run.watch.elapsed + needed > hours * 3600, run.args.device):
             run.say(
                 "no time is left for the test split; score it with: python -m gpt2_hf evaluate --model_path "

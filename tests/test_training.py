@@ -273,9 +273,17 @@ def test_a_budgeted_run_ends_in_time(tiny_options, tmp_path):
     """A whole process, given 40 seconds for hours of work, ends within them, with everything written."""
     begin = time.monotonic()
     process = subprocess.run(
-        [sys.executable, str(REPOSITORY / "run_clm.py"), *tiny_options, "--checkpoint_dir", str(tmp_path / "run")]
-        + ["--max_epochs", "100000", "--max_training_hours", str(40 / 3600)]
-        + ["--eval_every", "500", "--save_every", "1000", "--logging_steps", "100"],
+        [
+            *(
+                sys.executable,
+                str(REPOSITORY / "run_clm.py"),
+                *tiny_options,
+                "--checkpoint_dir",
+                str(tmp_path / "run"),
+            ),
+            *("--max_epochs", "100000", "--max_training_hours", str(40 / 3600)),
+            *("--eval_every", "500", "--save_every", "1000", "--logging_steps", "100"),
+        ],
         capture_output=True,
         text=True,
         timeout=120,
@@ -305,8 +313,10 @@ def test_divergence_is_exit_code_3_and_keeps_the_last_checkpoint(train_tiny, tmp
 def test_a_signal_ends_in_a_checkpoint(tiny_options, tmp_path, name, code):
     """The step is finished, a checkpoint saved, and the exit code says to run again."""
     process = subprocess.Popen(
-        [sys.executable, "-u", str(REPOSITORY / "run_clm.py"), *tiny_options, "--max_epochs", "100000"]
-        + ["--checkpoint_dir", str(tmp_path / "run"), "--eval_strategy", "no", "--save_every", "100000"],
+        [
+            *(sys.executable, "-u", str(REPOSITORY / "run_clm.py"), *tiny_options, "--max_epochs", "100000"),
+            *("--checkpoint_dir", str(tmp_path / "run"), "--eval_strategy", "no", "--save_every", "100000"),
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

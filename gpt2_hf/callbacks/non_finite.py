@@ -61,8 +61,8 @@ class NonFiniteGuard(TrainerCallback):
         finite = torch.stack([torch.isfinite(p).all() for p in model.parameters()])
         if not bool(finite.all()):
             raise TrainingDivergedError(
-                f"training diverged at step {step}: the weights are no longer finite and are not saved; the last checkpoint is "
-                "untouched. Go on from it with a much lower --learning_rate"
+                f"training diverged at step {step}: the weights are no longer finite and are not saved; the last "
+                "checkpoint is untouched. Go on from it with a much lower --learning_rate"
             )
 
     def on_step_end(
