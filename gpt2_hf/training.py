@@ -326,9 +326,9 @@ def finish(
     trainer.save_state()
     if train_metrics:
         trainer.save_metrics("train", train_metrics)
-    best = run.output_dir / checkpoints.BEST_MODEL
-    if best.is_dir():
-        _load_best(trainer, best)
+    saved = saved_model(run.output_dir)
+    if saved is not None:
+        _load_weights(trainer, saved)
     eval_metrics = best_eval_metrics(trainer.state)
     if eval_metrics:
         trainer.save_metrics("eval", eval_metrics)
@@ -339,8 +339,17 @@ def finish(
     say_results(run, eval_metrics, test_metrics, sample)
 
 
-def _load_best(trainer: GPT2HFTrainer, best: Path) -> None:
-    weights = GPT2HFForCausalLM.from_pretrained(best, dtype="float32").state_dict()
+def saved_model(output_dir: Path) -> Path | None:
+    """The best model of a run; its last checkpoint where nothing was evaluated; `None` where nothing was saved."""
+    best = output_dir / checkpoints.BEST_MODEL
+    if best.is_dir():
+        return best
+    newest, _ = checkpoints.newest_valid(output_dir)
+    return newest
+
+
+def _load_weights(trainer: GPT2HFTrainer, folder: Path) -> None:
+    weights = GPT2HFForCausalLM.from_pretrained(folder, dtype="float32").state_dict()
     trainer.accelerator.unwrap_model(trainer.model).load_state_dict(weights)
 
 
@@ -391,10 +400,11 @@ def say_results(run: Run, eval_metrics: dict[str, Any], test_metrics: dict[str, 
         )
     if test_metrics:
         run.say(f"test loss {test_metrics['test_loss']:.4f}, perplexity {test_metrics['test_perplexity']:.2f}")
-    run.say(f"\n--- a sample of the best model ---\n{sample.strip()}\n---\n")
-    best = run.output_dir / checkpoints.BEST_MODEL
-    run.say(f"results: {run.output_dir}  (model: {best}, curves: {run.output_dir / CURVES_NAME})")
-    run.say(f'next: python -m gpt2_hf generate --model_path {best} --prompt "..."')
+    run.say(f"\n--- a sample of the model ---\n{sample.strip()}\n---\n")
+    model = saved_model(run.output_dir)
+    run.say(f"results: {run.output_dir}  (model: {model or 'not saved'}, curves: {run.output_dir / CURVES_NAME})")
+    if model is not None:
+        run.say(f'next: python -m gpt2_hf generate --model_path {model} --prompt "..."')
     run.say(f"      tensorboard --logdir {run.output_dir / 'runs'}")
 
 

@@ -373,6 +373,42 @@ def test_from_the_weights_of_another_model(finished_run, corpus_folder, tmp_path
     assert read_json(tmp_path / "run" / "eval_results.json")["eval_loss"] == pytest.approx(before, abs=0.2)
 
 
+def test_finetuning_starts_from_a_stock_gpt2_folder(tokenizer_folder, corpus_folder, tmp_path):
+    """finetune_gpt2.json with a local folder in place of OpenAI's weights: stock GPT-2 in, a better model out."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    torch.manual_seed(0)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    stock = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes, **ends))
+    stock.save_pretrained(tmp_path / "stock")
+    tokenizer.save_pretrained(tmp_path / "stock")
+    options = ["--config", str(REPOSITORY / "training_args" / "finetune_gpt2.json"), "--use_cpu"]
+    options += ["--model_name_or_path", str(tmp_path / "stock"), "--max_length", "64", "--learning_rate", "1e-2"]
+    options += ["--train_file", str(corpus_folder / "train.txt"), "--max_steps", "12", "--warmup_steps", "2"]
+    options += ["--validation_file", str(corpus_folder / "validation.txt"), "--eval_every", "4"]
+    assert main(["train", *options, "--checkpoint_dir", str(tmp_path / "run")]) == 0
+    losses = [entry["eval_loss"] for entry in history(tmp_path / "run") if "eval_loss" in entry]
+    assert losses[-1] < losses[0] < 6.0
+
+
+def test_a_run_without_evaluation_shows_its_last_checkpoint(train_tiny, tmp_path, capsys):
+    """With --eval_strategy no there is no best model; results and sample are those of the last checkpoint."""
+    run = tmp_path / "run"
+    assert train_tiny(run, "--eval_strategy", "no", "--max_steps", "4") == 0
+    assert f"model: {run / 'checkpoint-4'}" in capsys.readouterr().out
+    assert not (run / "best_model").exists() and not (run / "eval_results.json").exists()
+    assert (run / "test_results.json").is_file()
+
+
+def test_a_run_may_save_nothing(train_tiny, tmp_path, capsys):
+    """--save_strategy no leaves results and curves but no model, and says so."""
+    assert train_tiny(tmp_path / "run", "--save_strategy", "no", "--max_steps", "4") == 0
+    assert "model: not saved" in capsys.readouterr().out
+    assert not checkpoints.list_checkpoints(tmp_path / "run")
+
+
 def test_dry_run_writes_nothing(tiny_options, tmp_path, capsys):
     """--dry_run prints the plan of the very run, and no folder appears."""
     assert main(["train", *tiny_options, "--dry_run", "--checkpoint_dir", str(tmp_path / "run")]) == 0
