@@ -102,8 +102,9 @@ class GPT2HFTrainer(Trainer):
         # builds a cache when it computes a loss.
         if hasattr(self.model, "config"):
             self.model.config.use_cache = True
-        num_parameters = getattr(self.model, "num_parameters", None)
-        self._flops_per_token = 6 * num_parameters(exclude_embeddings=True) if num_parameters else 0
+        self.num_parameters = sum(p.numel() for p in self.model.parameters())
+        count = getattr(self.model, "num_parameters", None)
+        self._flops_per_token = 6 * count(exclude_embeddings=True) if count else 0
 
     # ---- the training step ----
 
@@ -251,7 +252,7 @@ class GPT2HFTrainer(Trainer):
 
     def _guessed_save_seconds(self) -> float:
         # Weights and two moments in fp32, hashed and written at a slow disk's 100 MB/s.
-        return 1.0 + 12 * sum(p.numel() for p in self.model.parameters()) / 100e6
+        return 1.0 + 12 * self.num_parameters / 100e6
 
     # ---- saving ----
 

@@ -292,7 +292,7 @@ def make_trainer(
 
 def _seconds_per_generated_token(trainer: GPT2HFTrainer) -> float:
     # Generation reads every weight once a token; 4 GB/s is what a slow machine's memory gives.
-    return 4 * sum(p.numel() for p in trainer.model.parameters()) / 4e9 + 0.01
+    return 4 * trainer.num_parameters / 4e9 + 0.01
 
 
 def _run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> dict[str, Any]:

@@ -15,8 +15,10 @@ from .conftest import REPOSITORY, read_json
 def torchrun(processes, *options):
     """Run the main job in several processes on this machine."""
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        + [str(REPOSITORY / "run_clm.py"), *options],
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"),
+            *(str(REPOSITORY / "run_clm.py"), *options),
+        ],
         capture_output=True,
         text=True,
         timeout=300,
