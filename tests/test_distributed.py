@@ -42,10 +42,7 @@ def test_two_processes_train_the_same_thing_as_one(train_tiny, tiny_options, tmp
         "gloo",
     )
     assert result.returncode == 0, result.stderr
-    logs = [
-        [entry for entry in read_json(tmp_path / name / "trainer_state.json")["log_history"]]
-        for name in ("one", "two")
-    ]
+    logs = [read_json(tmp_path / name / "trainer_state.json")["log_history"] for name in ("one", "two")]
     for key in ("loss", "eval_loss", "test_loss"):
         one, two = ([entry[key] for entry in log if key in entry] for log in logs)
         assert one == pytest.approx(two, abs=1e-5), key
