@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from .errors import EXIT_USER_ERROR, TrainingDivergedError, UserError
+from .errors import EXIT_USER_ERROR, SaveError, TrainingDivergedError, UserError
 
 if TYPE_CHECKING:
     from .parsing import Parsed
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command not in _COMMANDS:
             raise UserError(f"unknown command {command!r}; choose one of {', '.join(_COMMANDS)}")
         return _COMMANDS[command](rest)
-    except (UserError, TrainingDivergedError) as error:
+    except (UserError, TrainingDivergedError, SaveError) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
 

@@ -156,6 +156,12 @@ class GPT2HFTrainingArguments(TrainingArguments):
     max_training_hours: float | None = option(
         12.0, "Wall-clock budget of this invocation in hours, start-up, final evaluation and saving included."
     )
+    schedule_by_time: bool = option(
+        False, "Let the cosine schedule reach 0 at the end of max_training_hours instead of at the last step."
+    )
+    on_save_error: Literal["stop", "continue"] = option(
+        "stop", "stop: end the run if a checkpoint cannot be written; continue: train on without it."
+    )
     per_device_train_batch_size: int = option(8, "Samples in a batch, on each device.", "batch_size")
     per_device_eval_batch_size: int = option(8, "Samples in an evaluation batch, on each device.", "eval_batch_size")
     gradient_accumulation_steps: int = option(1, "Batches summed into one optimizer step.")
@@ -241,6 +247,8 @@ class GPT2HFTrainingArguments(TrainingArguments):
             require_at_least(name, getattr(self, name), 0)
         for name in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
             require_fraction(name, getattr(self, name))
+        if self.schedule_by_time and (self.max_training_hours is None or self.lr_scheduler_type != "cosine"):
+            raise UserError("--schedule_by_time needs --max_training_hours and --lr_scheduler_type cosine")
         if self.max_steps != -1:
             require_at_least("max_steps", self.max_steps, 1)
         if self.save_total_limit is not None:

@@ -30,6 +30,8 @@ _STAGING_PREFIX = "tmp-"
 _OLD_SUFFIX = ".replaced"
 _FOLDER = re.compile(r"^checkpoint-(\d+)$")
 _STEP_NAME = re.compile(r"^checkpoint_step_(\d+)$")
+# Files that run code when they are read; none is ever written here.
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 # What a folder needs to be loaded with from_pretrained.
 _MODEL_FILE_PATTERNS = ("*.json", "model*.safetensors", "*.py", "*.txt", "*.jinja")
 _NOT_MODEL_FILES = (MANIFEST_NAME, TRAINER_STATE_NAME)
@@ -56,10 +58,15 @@ def step_of(folder: str | Path) -> int:
 
 def open_staging(output_dir: str | Path, name: str) -> Path:
     """Create an empty staging folder for `name`."""
-    staging = Path(output_dir) / (_STAGING_PREFIX + name)
+    staging = staging_of(Path(output_dir) / name)
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     return staging
+
+
+def staging_of(target: Path) -> Path:
+    """Where a folder is filled before it gets its name."""
+    return target.with_name(_STAGING_PREFIX + target.name)
 
 
 def commit(staging: Path, target: Path) -> None:
@@ -175,6 +182,10 @@ def damage(folder: str | Path) -> str | None:
         return f"{MANIFEST_NAME} is missing"
     except (OSError, ValueError, KeyError, TypeError):
         return f"{MANIFEST_NAME} is damaged"
+    for path in _files_of(folder):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix in _PICKLE_SUFFIXES and name not in files:
+            return f"{name} was put there by somebody else and could run code"
     for name, entry in files.items():
         path = folder / name
         if not path.is_file():

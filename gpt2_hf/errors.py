@@ -13,7 +13,17 @@ class UserError(ValueError):
     exit_code = EXIT_USER_ERROR
 
 
+class SaveError(OSError):
+    """A checkpoint could not be written; earlier ones are untouched."""
+
+    exit_code = EXIT_USER_ERROR
+
+
 class TrainingDivergedError(RuntimeError):
     """A loss or gradient became non-finite; the weights were not touched by it."""
 
     exit_code = EXIT_DIVERGED
+
+    def __init__(self, message: str, step: int = 0):
+        super().__init__(message)
+        self.step = step

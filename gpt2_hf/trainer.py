@@ -12,9 +12,12 @@ What differs from the base class, each with its reason at the method:
 """
 
 import contextlib
+import itertools
+import math
 import os
 import random
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
@@ -30,11 +34,20 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from . import checkpoints, distributed
 from .arguments import GPT2HFTrainingArguments
-from .callbacks import CadenceCallback, ContinuousTensorBoardCallback, NonFiniteGuard, TimeBudgetCallback
+from .callbacks import (
+    CadenceCallback,
+    ContinuousTensorBoardCallback,
+    EvaluationInterruptedError,
+    LossSpikes,
+    NonFiniteGuard,
+    TimeBudgetCallback,
+)
 from .callbacks import ProgressCallback as TerminalCallback
 from .callbacks.cadence import ends_epoch
 from .chunked_loss import IGNORE_INDEX
+from .errors import SaveError, TrainingDivergedError
 from .metrics import perplexity
+from .schedule import cosine_by_time
 from .state_files import load_state, save_state
 from .stopwatch import Stopwatch
 
@@ -55,6 +68,7 @@ class GPT2HFTrainer(Trainer):
     """
 
     args: GPT2HFTrainingArguments
+    lr_scheduler: Any
 
     def __init__(
         self,
@@ -81,6 +95,9 @@ class GPT2HFTrainer(Trainer):
         self._scored_tokens: torch.Tensor | None = None
         self._trained_tokens: torch.Tensor | float = 0.0  # since the last log
         self._speed_mark: tuple[float, float] | None = None
+        self._step_loss: torch.Tensor | None = None
+        self._loss_spikes = LossSpikes()
+        self._owes_evaluation = False
         super().__init__(
             model,
             args,
@@ -120,6 +137,38 @@ class GPT2HFTrainer(Trainer):
             inputs = {**inputs, "label_smoothing": self.args.label_smoothing_factor}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """One forward and backward pass; its loss is kept, on the device, for the message of a divergence."""
+        self._step_loss = super().training_step(model, inputs, num_items_in_batch)
+        return self._step_loss
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """The base class's schedules, and the one that follows the time budget."""
+        if self.lr_scheduler is None and self.args.schedule_by_time:
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            factor = cosine_by_time(warmup, num_training_steps, self.time_budget.share_of_training_time)
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super()._inner_training_loop(*args, **kwargs)
+        except TrainingDivergedError as error:
+            raise TrainingDivergedError(f"{error}{self._divergence_context(error.step)}") from error
+
+    def _divergence_context(self, step: int) -> str:
+        """Loss and samples of a bad step, read only now that the run is over."""
+        loss = f"; loss of the last batch {float(self._step_loss):.4g}" if self._step_loss is not None else ""
+        dataloader = self.callback_handler.train_dataloader
+        steps_per_epoch = math.ceil(len(dataloader) / self.args.gradient_accumulation_steps)
+        epoch, step_in_epoch = divmod(step - 1, steps_per_epoch)
+        dataloader.set_epoch(epoch)
+        first = step_in_epoch * self.args.gradient_accumulation_steps
+        batches = itertools.islice(dataloader.batch_sampler, first, first + self.args.gradient_accumulation_steps)
+        rows = [row for batch in batches for row in batch]
+        return f"{loss}; samples of that step: {', '.join(map(str, rows))}"
+
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
         # The base class looks for "labels" before it counts "shift_labels".
         batches = [
@@ -151,6 +200,8 @@ class GPT2HFTrainer(Trainer):
         if "loss" in logs:
             logs["perplexity"] = perplexity(logs["loss"])
             logs.update(self._drain_speed())
+            if (jump := self._loss_spikes.jump(logs["loss"])) is not None:
+                logs["loss_spike"] = jump
             if (scaler := getattr(self.accelerator, "scaler", None)) is not None:
                 self.non_finite_guard.check_scale(scaler.get_scale(), self.state.global_step)
         super().log(logs, start_time)
@@ -173,6 +224,28 @@ class GPT2HFTrainer(Trainer):
         """Evaluate without touching the random numbers of training, so that its frequency changes nothing."""
         with self.watch.measure("evaluate"), preserved_rng(self.args.device):
             return super().evaluate(*args, **kwargs)
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False) -> Any:
+        try:
+            return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        except EvaluationInterruptedError:
+            # The checkpoint remembers that this evaluation is owed, so that the history of a resumed run is whole.
+            self._owes_evaluation = True
+            self.control.should_evaluate = False
+            self.control.should_save = self.control.should_training_stop = True
+            return None
+
+    def _determine_best_metric(self, metrics: dict[str, float] | None, trial: Any) -> bool:
+        return metrics is not None and super()._determine_best_metric(metrics, trial)
+
+    def _make_up_evaluation(self) -> None:
+        """Run the evaluation that a signal interrupted, in the very state in which it was due."""
+        if self._owes_evaluation:
+            self._owes_evaluation = False
+            self.control.should_evaluate = True
+            self._maybe_log_save_evaluate(
+                self._tr_loss, None, self.model_wrapped, None, self.state.epoch, None, time.time()
+            )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Every sample on exactly one process: none is repeated to make the shares even."""
@@ -259,31 +332,59 @@ class GPT2HFTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # The base class writes into the final folder, file by file, so that a crash leaves half a checkpoint
         # under a whole one's name. Here everything goes to a staging folder that is renamed at the end.
+        self.non_finite_guard.check()
+        self.non_finite_guard.check_weights(model, self.state.global_step)
+        if self.hp_search_backend is None and trial is None:
+            self.store_flos()
+        run_dir = Path(self._get_output_dir(trial=trial))
+        target = run_dir / checkpoints.checkpoint_folder(self.state.global_step)
+        problem: BaseException | None = None
         with self.watch.measure("save"):
-            self.non_finite_guard.check()
-            self.non_finite_guard.check_weights(model, self.state.global_step)
-            if self.hp_search_backend is None and trial is None:
-                self.store_flos()
-            run_dir = Path(self._get_output_dir(trial=trial))
-            target = run_dir / checkpoints.checkpoint_folder(self.state.global_step)
-            staging = run_dir / f"tmp-{target.name}"
-            if self.args.should_save:
-                staging = checkpoints.open_staging(run_dir, target.name)
-            distributed.barrier()
-            self._fill_checkpoint(staging, run_dir)
-            distributed.barrier()
-            if self.args.should_save:
-                checkpoints.commit(staging, target)
-                checkpoints.add_names(run_dir, target.name, self._names_of_checkpoint())
-                if self.state.best_global_step == self.state.global_step:
-                    checkpoints.publish_best_model(target, run_dir)
-                checkpoints.rotate(run_dir, self.args.save_total_limit)
-            distributed.barrier()
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(target))
+            for stage in (self._open_checkpoint, self._fill_checkpoint, self._commit_checkpoint):
+                try:
+                    stage(run_dir, target)
+                except (OSError, SafetensorError) as error:  # a full disk reaches us as either
+                    problem = error
+                # No process waits for one that has failed.
+                if distributed.any_process(problem is not None, self.args.device):
+                    break
+            else:
+                if self.args.push_to_hub:
+                    self._push_from_checkpoint(str(target))
+                return
+        self._give_up_checkpoint(run_dir, target, problem)
 
-    def _fill_checkpoint(self, folder: Path, run_dir: Path) -> None:
+    def _open_checkpoint(self, run_dir: Path, target: Path) -> None:
+        if self.args.should_save:
+            checkpoints.open_staging(run_dir, target.name)
+
+    def _commit_checkpoint(self, run_dir: Path, target: Path) -> None:
+        if not self.args.should_save:
+            return
+        checkpoints.commit(checkpoints.staging_of(target), target)
+        checkpoints.add_names(run_dir, target.name, self._names_of_checkpoint())
+        if self.state.best_global_step == self.state.global_step:
+            checkpoints.publish_best_model(target, run_dir)
+        checkpoints.rotate(run_dir, self.args.save_total_limit)
+
+    def _give_up_checkpoint(self, run_dir: Path, target: Path, problem: BaseException | None) -> None:
+        """Leave no half checkpoint, and go on or stop as `--on_save_error` says."""
+        if self.args.should_save:
+            shutil.rmtree(checkpoints.staging_of(target), ignore_errors=True)
+        newest, _ = checkpoints.newest_valid(run_dir)
+        message = (
+            f"checkpoint {target} could not be saved ({problem or 'another process failed'}); "
+            f"{f'{newest} is whole' if newest else 'there is no earlier one'}"
+        )
+        if self.args.on_save_error == "stop":
+            raise SaveError(
+                f"{message}. Make room or mend the folder, then go on with --resume_from latest"
+            ) from problem
+        print(f"warning: {message}; training goes on (--on_save_error continue)", file=sys.stderr)
+
+    def _fill_checkpoint(self, run_dir: Path, target: Path) -> None:
         """Write every file of a checkpoint but the manifest; the Trainer's state last, as the base class does."""
+        folder = checkpoints.staging_of(target)
         self.save_model(str(folder), _internal_call=True)
         if not self.args.save_only_model:
             self._save_optimizer_and_scheduler(str(folder))
@@ -343,6 +444,7 @@ class GPT2HFTrainer(Trainer):
             "rng": _get_rng_state(self.args.device),
             "loss_since_log": self._tr_loss,
             "last_logged_step": self._globalstep_last_logged,
+            "owes_evaluation": self._owes_evaluation,
         }
         save_state(state, os.path.join(output_dir, self._process_state_file()))
 
@@ -401,6 +503,8 @@ class GPT2HFTrainer(Trainer):
         self._globalstep_last_logged = state["last_logged_step"]
         # train_loss stays the mean over the steps of this invocation
         self._total_loss_scalar = -self._tr_loss.item()
+        self._owes_evaluation = state["owes_evaluation"]
+        self._make_up_evaluation()
 
 
 def _get_rng_state(device: torch.device) -> dict[str, Any]:

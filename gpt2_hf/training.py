@@ -32,6 +32,7 @@ from .modeling_gpt2_hf import GPT2HFForCausalLM
 from .parsing import OVERRULES, PROVENANCE_KEY
 from .plan import describe, make_schedule, schedule_warning
 from .report import CURVES_NAME, write_report
+from .run_lock import RunLock
 from .stopwatch import Stopwatch
 from .tokenizer import load_tokenizer
 from .trainer import GPT2HFTrainer, preserved_rng
@@ -105,26 +106,44 @@ def train(
 
 
 def _train(run: Run) -> int:
+    lock = RunLock(run.output_dir)
+    try:
+        # Before anything of an earlier run is read. A folder that is not there yet is only made once nothing can
+        # be wrong with the input any more.
+        if run.output_dir.is_dir():
+            _lock(run, lock)
+        return _train_locked(run, lock)
+    finally:
+        lock.release()
+
+
+def _lock(run: Run, lock: RunLock) -> None:
+    if run.args.process_index == 0 and not lock.is_held and (note := lock.acquire()) is not None:
+        run.say(note)
+
+
+def _train_locked(run: Run, lock: RunLock) -> int:
     checkpoint = find_checkpoint(run)
     tokenizer, data, model = build(run)
     if checkpoint is not None:
         check_resumable(run, checkpoint, model, data)
     announce(run, model, data)
-    if run.signals.received is not None:
-        return run.signals.exit_code
+    _lock(run, lock)
     if checkpoint is None and run.args.overwrite_output_dir and run.args.process_index == 0:
         checkpoints.delete_run(run.output_dir)
     distributed.barrier()
-    preemption = PreemptionCallback(run.signals)
-    trainer = make_trainer(run, tokenizer, data, model, preemption)
+    run.signals.immediate = False
+    trainer = make_trainer(run, tokenizer, data, model)
     if run.args.process_index == 0:
         checkpoints.repair(run.output_dir)
         checkpoints.write_json(run.output_dir / RESOLVED_CONFIG_NAME, resolved_config(run, model, data))
     distributed.barrier()
     train_metrics = _run_training(run, trainer, checkpoint)
-    if preemption.preempted:
+    received = distributed.any_process(run.signals.received is not None, run.args.device)
+    if received and trainer.state.global_step < trainer.state.max_steps:
         run.say(f"checkpoint saved at step {trainer.state.global_step:,}; go on with --resume_from latest")
         return run.signals.exit_code
+    run.signals.immediate = True  # the last checkpoint is written
     finish(run, trainer, tokenizer, data, train_metrics)
     return EXIT_OK
 
@@ -266,7 +285,6 @@ def make_trainer(
     tokenizer: PreTrainedTokenizerBase,
     data: LoadedData,
     model: GPT2HFForCausalLM,
-    preemption: PreemptionCallback,
 ) -> GPT2HFTrainer:
     """The trainer of the job, with the time that the rest of the job will need."""
     report_seconds = _REPORT_SHARE_OF_START * run.watch.elapsed
@@ -282,7 +300,7 @@ def make_trainer(
         train_dataset=data.samples["train"],
         eval_dataset=data.samples["validation"],
         processing_class=tokenizer,
-        callbacks=[preemption],
+        callbacks=[PreemptionCallback(run.signals)],
         watch=run.watch,
         run_files={RESOLVED_CONFIG_NAME: run.output_dir / RESOLVED_CONFIG_NAME},
         closing_seconds=closing_seconds,

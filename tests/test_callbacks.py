@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from gpt2_hf.callbacks import CadenceCallback, NonFiniteGuard, SignalWatch, TimeBudgetCallback
+from gpt2_hf.callbacks import CadenceCallback, LossSpikes, NonFiniteGuard, SignalWatch, TimeBudgetCallback
 from gpt2_hf.callbacks.cadence import is_new_best
 from gpt2_hf.errors import TrainingDivergedError
+from gpt2_hf.schedule import cosine_by_time
 from gpt2_hf.stopwatch import Stopwatch, process_age
 
 
@@ -157,6 +158,7 @@ def test_watch_remembers_the_first_signal_and_gives_the_handlers_back():
     """A signal sets the exit code; afterwards the earlier handlers are in force."""
     before = signal.getsignal(signal.SIGTERM)
     watch = SignalWatch()
+    watch.immediate = False
     watch.install()
     try:
         signal.raise_signal(signal.SIGTERM)
@@ -166,12 +168,49 @@ def test_watch_remembers_the_first_signal_and_gives_the_handlers_back():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_signal_with_nothing_to_save_leaves_at_once():
+    """While the run only reads and tokenises, a signal ends it with the code that says to run again."""
+    watch = SignalWatch()
+    watch.install()
+    try:
+        with pytest.raises(SystemExit) as exit_:
+            signal.raise_signal(signal.SIGTERM)
+        assert exit_.value.code == 75
+    finally:
+        watch.restore()
+
+
+def test_loss_spikes_are_noticed_and_noise_is_not():
+    """A smooth descent and its noise pass; a jump of a nat is a spike, and so is the next one."""
+    spikes = LossSpikes()
+    smooth = [5.0 - 0.05 * i + 0.02 * (-1) ** i for i in range(40)]
+    assert all(spikes.jump(loss) is None for loss in smooth)
+    assert spikes.jump(4.5) == pytest.approx(4.5 - smooth[-1]) and spikes.jump(4.6) is not None
+    assert spikes.jump(3.0) is None
+
+
+def test_schedule_by_time_follows_the_clock():
+    """Warmup by steps, then a cosine over the time that is left; the end of the steps ends it too."""
+    now = 0.0
+    factor = cosine_by_time(warmup_steps=10, total_steps=1000, time_share=lambda: now)
+    assert factor(5) == 0.5
+    now = 0.2
+    assert factor(10) == 1.0
+    now = 0.6
+    assert factor(20) == pytest.approx(0.5)
+    now = 1.0
+    assert factor(30) == pytest.approx(0.0)
+    now = 0.6
+    assert factor(1000) == pytest.approx(0.0)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX signals")
 def test_second_ctrl_c_ends_at_once():
     """Two Ctrl-C end the process with 130 whatever it is doing."""
     code = (
         "import signal; from gpt2_hf.callbacks.preemption import SignalWatch\n"
-        "SignalWatch().install(); signal.raise_signal(signal.SIGINT); print('going on', flush=True)\n"
+        "watch = SignalWatch(); watch.install(); watch.immediate = False\n"
+        "signal.raise_signal(signal.SIGINT); print('going on', flush=True)\n"
         "signal.raise_signal(signal.SIGINT); print('never')"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -44,6 +44,13 @@ def test_every_kind_of_damage_is_found(tmp_path, name, kind):
     assert name in (checkpoints.damage(folder) or "")
 
 
+def test_a_planted_pickle_is_refused(tmp_path):
+    """A file that could run code and was not written with the checkpoint makes it unusable."""
+    folder = make_checkpoint(tmp_path, 10)
+    (folder / "optimizer.pt").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    assert "optimizer.pt was put there by somebody else" in (checkpoints.damage(folder) or "")
+
+
 def test_newest_valid_passes_over_damage(tmp_path):
     """The newest whole checkpoint is taken; damaged newer ones are named."""
     make_checkpoint(tmp_path, 5)

@@ -26,9 +26,9 @@ def untimed(entry):
     return {key: value for key, value in entry.items() if not any(word in key for word in timed)}
 
 
-def history(output_dir):
-    """The logged history, without speeds."""
-    entries = read_json(output_dir / "trainer_state.json")["log_history"]
+def history(folder):
+    """The logged history of a run or checkpoint, without speeds."""
+    entries = read_json(folder / "trainer_state.json")["log_history"]
     return [untimed(entry) for entry in entries if "train_runtime" not in entry]
 
 
@@ -141,16 +141,33 @@ def test_interrupted_and_resumed_is_uninterrupted(train_tiny, tmp_path, mode, st
     assert untimed(read_json(parts / "eval_results.json")) == untimed(read_json(whole / "eval_results.json"))
 
 
-def train_until_signal(output_dir, step, train_tiny, *options):
-    """Train and send this process SIGTERM at a step, as a cluster would."""
+def test_an_interrupted_evaluation_is_made_up_for(train_tiny, tmp_path):
+    """A signal in the middle of an evaluation breaks it off; the resumed run evaluates first, and nothing is lost."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train_tiny(whole) == 0
+    assert train_until_signal(parts, 11, train_tiny, event="on_prediction_step") == 75
+    assert not any("eval_loss" in entry for entry in history(parts / "checkpoint-10"))
+    assert train_tiny(parts, "--resume_from", "latest") == 0
+    assert history(parts) == history(whole)
+    assert_same_state(final_state(parts, 25), final_state(whole, 25))
+    assert checkpoints.read_names(parts) == checkpoints.read_names(whole)
+
+
+def train_until_signal(output_dir, step, train_tiny, *options, event="on_step_begin"):
+    """Train and send this process SIGTERM at an event of a step, as a cluster would."""
     from transformers import TrainerCallback
 
     from gpt2_hf import trainer as trainer_module
 
     class SignalAtStep(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == step - 1:
+        sent = False
+
+        def heed(self, args, state, control, **kwargs):
+            if state.global_step == step - 1 and not self.sent:
+                self.sent = True
                 signal.raise_signal(signal.SIGTERM)
+
+    setattr(SignalAtStep, event, SignalAtStep.heed)
 
     original = trainer_module.GPT2HFTrainer.__init__
 
@@ -301,7 +318,8 @@ def test_divergence_is_exit_code_3_and_keeps_the_last_checkpoint(train_tiny, tmp
     run = tmp_path / "run"
     options = ("--learning_rate", learning_rate, "--gradient_clip", "0", "--lr_scheduler_type", "linear")
     assert train_tiny(run, *options, "--warmup_steps", "1", "--save_every", "1") == 3
-    assert "training diverged at step" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "training diverged at step" in err and "loss of the last batch" in err and "samples of that step" in err
     newest, passed_over = checkpoints.newest_valid(run)
     assert newest is not None and not passed_over
     weights = load_file(newest / "model.safetensors")

@@ -62,7 +62,8 @@ class NonFiniteGuard(TrainerCallback):
         if not bool(finite.all()):
             raise TrainingDivergedError(
                 f"training diverged at step {step}: the weights are no longer finite and are not saved; the last "
-                "checkpoint is untouched. Go on from it with a much lower --learning_rate"
+                "checkpoint is untouched. Go on from it with a much lower --learning_rate",
+                step,
             )
 
     def on_step_end(
@@ -84,5 +85,6 @@ def diverged(step: int, grad_norm: float) -> TrainingDivergedError:
     return TrainingDivergedError(
         f"training diverged at step {step}: the gradient norm is {grad_norm}; the weights were not updated and the "
         "last checkpoint is untouched. Usual remedies: a lower --learning_rate, more --warmup_steps, "
-        "--gradient_clip 1.0, --precision fp32"
+        "--gradient_clip 1.0, --precision fp32",
+        step,
     )

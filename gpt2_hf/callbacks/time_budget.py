@@ -37,6 +37,7 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
         self.expired = False
         self.earlier_seconds = 0.0  # of all invocations before this one
         self._last_step_end: float | None = None
+        self._training_began: float | None = None
 
     @property
     def total_seconds(self) -> float:
@@ -88,6 +89,15 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._last_step_end = None
+
+    def share_of_training_time(self) -> float:
+        """How much of the time between the first step and the closing work has gone by, from 0 to 1."""
+        if self.max_hours is None:
+            return 0.0
+        end = self.max_hours * 3600 - _MARGIN * self.closing_seconds() - _LEAVING_SECONDS
+        if self._training_began is None:
+            self._training_began = self.watch.elapsed
+        return min((self.watch.elapsed - self._training_began) / max(end - self._training_began, 1e-9), 1.0)
 
     def checkpoint_names(self) -> list[str]:
         """The name of the checkpoint that is being saved, if the budget made it."""

@@ -1,0 +1,32 @@
+"""Notice a training loss that jumps: the usual forerunner of a divergence, or a bad stretch of data."""
+
+import math
+
+_DECAY = 0.9  # weight of the past in the running mean of squared steps, per logged loss
+_DEVIATIONS = 6.0
+_SMALLEST_JUMP = 0.2  # nats; below this a jump is noise even in a very smooth run
+_LEARNING_LOGS = 5  # logs before the statistics mean anything
+
+
+class LossSpikes:
+    """Compares each logged loss with the last ordinary one and with the usual step between two logs.
+
+    Attributes:
+        ordinary: the last logged loss that was no spike, in nats per token.
+    """
+
+    def __init__(self) -> None:
+        self.ordinary = math.nan
+        self._squared_step = 0.0
+        self._seen = 0
+
+    def jump(self, loss: float) -> float | None:
+        """Take a logged loss in; how far it lies above the last ordinary one if that is a spike, else `None`."""
+        step = loss - self.ordinary
+        self._seen += 1
+        if self._seen > _LEARNING_LOGS and step > max(_DEVIATIONS * math.sqrt(self._squared_step), _SMALLEST_JUMP):
+            return step  # and a spike does not make the next one look ordinary
+        if self._seen > 1:
+            self._squared_step = _DECAY * self._squared_step + (1 - _DECAY) * step**2
+        self.ordinary = loss
+        return None

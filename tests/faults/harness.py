@@ -1,0 +1,89 @@
+"""Real training processes that start in a moment, to be killed.
+
+Importing torch takes seconds; a fork server that has done so once starts each process in milliseconds. The
+processes are the main job itself, with a tiny model.
+"""
+
+import contextlib
+import functools
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+_PRELOADED = ["gpt2_hf.training", "gpt2_hf.__main__", "tests.faults.harness"]
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
+
+
+def _run(argv: list[str], log: str) -> None:
+    """The body of a process: the command, its output in a file, its exit code the process's."""
+    import torch
+
+    from gpt2_hf.__main__ import main
+
+    torch.set_num_threads(1)
+    with open(log, "a", buffering=1) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        code = main(argv)
+    os._exit(code)
+
+
+@functools.cache
+def warm_up() -> ForkServerContext:
+    """A fork server that has finished its imports."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    first = context.Process(target=os.getpid)
+    first.start()
+    first.join()
+    return context
+
+
+def start(argv: list[str], log: Path) -> BaseProcess:
+    """Start the command `argv` in a process of its own."""
+    context = warm_up()
+    process = context.Process(target=_run, args=(argv, str(log)))
+    process.start()
+    return process
+
+
+def run(argv: list[str], log: Path, timeout: float = 120) -> int:
+    """Run the command to its end; its exit code."""
+    process = start(argv, log)
+    process.join(timeout)
+    assert process.exitcode is not None, f"still running after {timeout} s:\n{log.read_text()}"
+    return process.exitcode
+
+
+def kill_after(argv: list[str], log: Path, seconds: float) -> bool:
+    """Start the command and kill it after some seconds, wherever it is; whether it was still running."""
+    process = start(argv, log)
+    process.join(seconds)
+    alive = process.is_alive()
+    if alive:
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+    process.join(30)
+    return alive
+
+
+def wait_for(log: Path, text: str, timeout: float = 60) -> None:
+    """Wait until a line of the output has some text."""
+    deadline = time.monotonic() + timeout
+    while not (log.is_file() and text in log.read_text()):
+        assert time.monotonic() < deadline, f"{text!r} did not come:\n{log.read_text() if log.is_file() else ''}"
+        time.sleep(0.02)
+
+
+def seeded(name: str) -> random.Random:
+    """A random generator with a fresh seed, printed so that a failure can be repeated with GPT2_HF_SEED."""
+    seed = int(os.environ.get("GPT2_HF_SEED", time.time_ns() % 1_000_000))
+    print(f"{name}: GPT2_HF_SEED={seed}")
+    return random.Random(seed)
