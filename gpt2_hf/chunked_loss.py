@@ -9,10 +9,12 @@ This file travels with a saved model (`trust_remote_code=True`): relative import
 Legend: N scored positions, C width, V vocabulary, R rows of one chunk.
 """
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 IGNORE_INDEX = -100
 
@@ -28,13 +30,14 @@ def chunked_cross_entropy(
     *,
     label_smoothing: float = 0.0,
     ignore_index: int = IGNORE_INDEX,
+    num_padding_rows: int = 0,
     rows_per_chunk: int | None = None,
 ) -> Tensor:
     """Sum of the token losses of `softmax(hidden_states @ weight.T)` against `labels`.
 
     Equal to `torch.nn.functional.cross_entropy(..., reduction="sum")` on the full logits. Under
     autocast the products run in the autocast dtype; softmax, loss and the accumulated weight gradient
-    are fp32. Differentiable once.
+    are at least fp32. Differentiable once.
 
     Args:
         hidden_states: `[..., C]`, the last hidden states.
@@ -42,15 +45,16 @@ def chunked_cross_entropy(
         labels: `[...]`, int64 ids already aligned with `hidden_states` (no shift is applied).
         label_smoothing: mass in [0, 1) spread evenly over the vocabulary.
         ignore_index: label of positions that are not scored.
+        num_padding_rows: so many last rows of `weight` are no tokens and get no probability.
         rows_per_chunk: positions whose logits are held at once; chosen by device when left out.
 
     Returns:
-        A fp32 scalar, the sum in nats. 0 when no position is scored.
+        A scalar, fp32 (fp64 for fp64 input), the sum in nats. 0 when no position is scored.
     """
-    hidden_states = hidden_states.reshape(-1, hidden_states.shape[-1])
-    labels = labels.reshape(-1).to(hidden_states.device)
-    device_type = hidden_states.device.type
-    if device_type == "cpu":
+    hidden_states = hidden_states.reshape(-1, hidden_states.shape[-1]).to(weight.device)
+    labels = labels.reshape(-1).to(weight.device)
+    device_type = weight.device.type
+    if device_type == "cpu" and not torch.compiler.is_compiling():
         # Positions that are not scored need no logits at all. On an accelerator the number of kept
         # rows would have to be read back by the host, which costs more than it saves.
         scored = labels != ignore_index
@@ -60,9 +64,16 @@ def chunked_cross_entropy(
     if torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
     rows = rows_per_chunk or _ROWS_PER_CHUNK.get(device_type, 1024)
-    return _ChunkedCrossEntropy.apply(
-        hidden_states, weight, labels, label_smoothing, ignore_index, rows, dtype, torch.is_grad_enabled()
-    )
+    targets = _Targets(weight.shape[0] - num_padding_rows, label_smoothing, ignore_index)
+    return _ChunkedCrossEntropy.apply(hidden_states, weight, labels, targets, rows, dtype, torch.is_grad_enabled())
+
+
+class _Targets(NamedTuple):
+    """What the labels mean."""
+
+    num_tokens: int  # ids from here on only pad the vocabulary
+    label_smoothing: float
+    ignore_index: int
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -72,28 +83,29 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden_states: Tensor,  # [N, C]
         weight: Tensor,  # [V, C]
         labels: Tensor,  # [N]
-        label_smoothing: float,
-        ignore_index: int,
+        targets: _Targets,
         rows_per_chunk: int,
         dtype: torch.dtype,
         grad_enabled: bool,
     ) -> Tensor:
         need_hidden = grad_enabled and ctx.needs_input_grad[0]
         need_weight = grad_enabled and ctx.needs_input_grad[1]
+        loss_dtype = torch.promote_types(dtype, torch.float32)
         grad_hidden = torch.empty_like(hidden_states, dtype=dtype) if need_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
-        total = hidden_states.new_zeros((), dtype=torch.float32)
+        grad_weight = torch.zeros_like(weight, dtype=loss_dtype) if need_weight else None
+        total = hidden_states.new_zeros((), dtype=loss_dtype)
         with torch.autocast(hidden_states.device.type, enabled=False):
             head = weight.to(dtype)
-            for start in range(0, hidden_states.shape[0], rows_per_chunk):
-                rows = slice(start, start + rows_per_chunk)
+            # Counted in chunks, not in rows, so that a compiled step is guarded by their number alone.
+            for i in range((hidden_states.shape[0] + rows_per_chunk - 1) // rows_per_chunk):
+                rows = slice(i * rows_per_chunk, (i + 1) * rows_per_chunk)
                 chunk = hidden_states[rows].to(dtype)
-                loss, grad_logits = _chunk_loss(
-                    chunk @ head.t(), labels[rows], label_smoothing, ignore_index, need_hidden or need_weight
-                )
+                logits = (chunk @ head.t()).to(loss_dtype)
+                loss, grad = _chunk_loss(logits, labels[rows], targets, need_hidden or need_weight)
                 total += loss
+                grad_logits = grad.to(dtype)
                 if grad_hidden is not None:
-                    torch.mm(grad_logits, head, out=grad_hidden[rows])
+                    grad_hidden[rows] = grad_logits @ head
                 if grad_weight is not None:
                     grad_weight += grad_logits.t() @ chunk
         ctx.grad_dtypes = hidden_states.dtype, weight.dtype
@@ -101,28 +113,28 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         # The gradients are those of the plain sum. Scaling them only here, after the sums, keeps fp16
         # away from the underflow that 1 / number of tokens would cause.
         grad_hidden, grad_weight = ctx.saved_tensors
         hidden_dtype, weight_dtype = ctx.grad_dtypes
         if grad_hidden is not None:
-            grad_hidden = (grad_hidden * grad_output).to(hidden_dtype)
+            grad_hidden = grad_hidden.to(hidden_dtype) * grad_output
         if grad_weight is not None:
-            grad_weight = grad_weight.mul_(grad_output).to(weight_dtype)
-        return grad_hidden, grad_weight, None, None, None, None, None, None
+            grad_weight = (grad_weight * grad_output).to(weight_dtype)
+        return grad_hidden, grad_weight, None, None, None, None, None
 
 
-def _chunk_loss(
-    logits: Tensor, labels: Tensor, label_smoothing: float, ignore_index: int, need_grad: bool
-) -> tuple[Tensor, Tensor]:
-    """Loss sum of one chunk and, written over the logits, its gradient `[R, V]` in the logits' dtype."""
-    dtype = logits.dtype
-    logits = logits.float()
-    scored = labels != ignore_index
-    targets = torch.where(scored, labels, 0).unsqueeze(1)  # [R, 1]
-    target_logits = logits.gather(1, targets).squeeze(1)
-    mean_logits = logits.mean(dim=1) if label_smoothing else None
+def _chunk_loss(logits: Tensor, labels: Tensor, targets: _Targets, need_grad: bool) -> tuple[Tensor, Tensor]:
+    """Loss sum of one chunk and its gradient `[R, V]`, which is written over the logits."""
+    smoothing = targets.label_smoothing
+    tokens = slice(targets.num_tokens)
+    scored = labels != targets.ignore_index
+    ids = torch.where(scored, labels, 0).unsqueeze(1)  # [R, 1]
+    logits[:, targets.num_tokens :] = -math.inf
+    target_logits = logits.gather(1, ids).squeeze(1)
+    mean_logits = logits[:, tokens].mean(dim=1) if smoothing else None
     # Softmax by hand, in place and with a single exponential: these passes over [R, V] are what a small model's
     # head spends its time on.
     largest = logits.amax(dim=1)
@@ -131,17 +143,17 @@ def _chunk_loss(
     log_normalizer = normalizer.log() + largest
     nll = log_normalizer - target_logits
     if mean_logits is not None:
-        nll = (1.0 - label_smoothing) * nll + label_smoothing * (log_normalizer - mean_logits)
+        nll = (1.0 - smoothing) * nll + smoothing * (log_normalizer - mean_logits)
     loss = torch.where(scored, nll, 0.0).sum()
     if not need_grad:
         return loss, logits
     # d loss / d logits = softmax - target distribution; rows that are not scored get zero.
     grad = exponentials.div_(normalizer.unsqueeze(1))
-    if label_smoothing:
-        grad -= label_smoothing / grad.shape[1]
-    grad.scatter_add_(1, targets, torch.full_like(targets, label_smoothing - 1.0, dtype=grad.dtype))
+    if smoothing:
+        grad[:, tokens] -= smoothing / targets.num_tokens
+    grad.scatter_add_(1, ids, torch.full_like(ids, smoothing - 1.0, dtype=grad.dtype))
     grad *= scored.unsqueeze(1)
-    return loss, grad.to(dtype)
+    return loss, grad
 
 
 __all__ = ["IGNORE_INDEX", "chunked_cross_entropy"]
