@@ -106,6 +106,11 @@ class GPT2HFConfig(PreTrainedConfig):
             config_dict["model_type"] = cls.model_type
         return config_dict, unused
 
+    @property
+    def num_tokens(self) -> int:
+        """Rows of the embedding that stand for a token."""
+        return self.vocab_size - self.n_vocab_padding
+
     def check_sizes(self) -> None:
         """Raise a `ValueError` that names the first field with an impossible value."""
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):

@@ -16,6 +16,7 @@ Legend: B batch, T time, C channels, H heads, D head size, V vocabulary, S docum
 """
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -245,15 +246,23 @@ class GPT2HFPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, mean=0.0, std=std)
             init.zeros_(module.bias)
 
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save as transformers does; where the source travels along, every Auto class finds its model in it."""
+        if self._auto_class is not None:
+            module = __name__.rpartition(".")[2]
+            self.config.auto_map = {
+                "AutoModel": f"{module}.GPT2HFModel",
+                "AutoModelForCausalLM": f"{module}.GPT2HFForCausalLM",
+            }
+        super().save_pretrained(save_directory, *args, **kwargs)
+
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Module:
         """Resize as transformers does, and remember which rows only pad the vocabulary."""
-        num_tokens = new_num_tokens
-        if num_tokens is None:
-            num_tokens = self.config.vocab_size - self.config.n_vocab_padding
         if new_num_tokens is None and pad_to_multiple_of is None:
             return super().resize_token_embeddings()
+        num_tokens = self.config.num_tokens if new_num_tokens is None else new_num_tokens
         embeddings = super().resize_token_embeddings(num_tokens, pad_to_multiple_of, mean_resizing)
         self.config.n_vocab_padding = self.config.vocab_size - num_tokens
         return embeddings
@@ -508,20 +517,24 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         """`[…, C]` to `[…, V]`; rows that only pad the vocabulary get no probability."""
         logits = self.lm_head(hidden_states)
         if self.config.n_vocab_padding:
-            logits[..., -self.config.n_vocab_padding :] = torch.finfo(logits.dtype).min
+            logits[..., self.config.num_tokens :] = torch.finfo(logits.dtype).min
         return logits
 
     def _summed_loss(self, hidden_states: Tensor, shift_labels: Tensor, label_smoothing: float) -> Tensor:
         """The sum of the token losses, by chunks if the head is the plain product with its weight."""
-        head, padding = self.lm_head, self.config.n_vocab_padding
+        head = self.lm_head
         if type(head) is nn.Linear and head.bias is None and not head.weight.is_meta:
             return chunked_cross_entropy(
-                hidden_states, head.weight, shift_labels, label_smoothing=label_smoothing, num_padding_rows=padding
+                hidden_states,
+                head.weight,
+                shift_labels,
+                label_smoothing=label_smoothing,
+                num_padding_rows=self.config.n_vocab_padding,
             )
         # An adapted, quantised, offloaded or exchanged head computes something else than its weight tells.
         logits = self._logits(hidden_states).flatten(0, -2)
         return nn.functional.cross_entropy(
-            logits[:, : logits.shape[-1] - padding].float(),
+            logits[:, : self.config.num_tokens].float(),
             shift_labels.flatten().to(logits.device),
             reduction="sum",
             label_smoothing=label_smoothing,

@@ -433,6 +433,7 @@ def test_dtype(tmp_path, dtype):
     wanted = {"auto": torch.float16, "bfloat16": torch.bfloat16}.get(dtype, dtype)
     assert {parameter.dtype for parameter in model.parameters()} == {wanted}
     assert model(random_ids(1, 5)).logits.dtype == wanted
+    assert AutoModelForCausalLM.from_pretrained(tmp_path, torch_dtype=dtype).dtype == wanted  # the name until v4
 
 
 @torch.no_grad()
