@@ -67,9 +67,9 @@ class PackedDocuments:
         # An accelerator would have to be waited for; there the caller is trusted, as by the varlen kernels.
         if cu_seq_lens.device.type == "cpu" and not torch.compiler.is_compiling():
             ends = int(cu_seq_lens[0]), int(cu_seq_lens[-1])
-            if ends != (0, num_tokens) or int(lengths.max()) > max_length or int(lengths.min()) < 0:
+            if ends != (0, num_tokens) or int(lengths.max()) > max_length or int(lengths.min()) < 1:
                 raise ValueError(
-                    f"cu_seq_lens_q must rise from 0 to the {num_tokens} tokens of the row in steps of at most "
+                    f"cu_seq_lens_q must rise from 0 to the {num_tokens} tokens of the row in steps of 1 to "
                     f"max_length_q ({max_length}), got {cu_seq_lens.tolist()}"
                 )
         document = torch.repeat_interleave(
@@ -339,8 +339,6 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
             use_cache = self.config.use_cache
         if self.gradient_checkpointing and self.training:
             use_cache = False  # the recomputation would write every key and value twice
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
 
         documents = None
@@ -381,6 +379,9 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
             past_key_values=past_key_values,
             position_ids=None if packed else user_position_ids,
         )
+        # Not before the mask: for a call with a cache, even an empty one, restarting positions are not looked at.
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
         for block in self.h:
             hidden_states = block(
                 hidden_states,
@@ -466,7 +467,7 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         """Compute next-token logits, and the loss when labels are given.
 
         Args (beyond those of [`GPT2HFModel.forward`]):
-            labels: int64 `[B, T]`, the input ids themselves; shifted here. −100 is not scored.
+            labels: int64 `[B, T]`, the input ids themselves; shifted here, within each document. −100 is not scored.
             shift_labels: int64 `[B, T]`, already shifted: the target of each position. Used instead of `labels`.
             logits_to_keep: compute logits for the last so many positions only (0: all), for these indices
                 (`[T']`, or `[B, T']` for each row), or where this mask `[B, T]` is true.
@@ -495,6 +496,9 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         if labels is not None or shift_labels is not None:
             if shift_labels is None:
                 assert labels is not None
+                if kwargs.get("cu_seq_lens_q") is not None:
+                    # The first token of a document is not a continuation of the one before it.
+                    labels = labels.index_fill(1, kwargs["cu_seq_lens_q"][1:-1].long(), IGNORE_INDEX)
                 shift_labels = nn.functional.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX)
             loss = self._summed_loss(hidden_states, shift_labels, label_smoothing)
             if num_items_in_batch is None:

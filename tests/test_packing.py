@@ -55,8 +55,9 @@ def test_packed_flex_equals_separate_documents(style):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("target", ["labels", "shift_labels"])
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
-def test_packed_gradients_equal_separate_documents(backend, checkpointing):
+def test_packed_gradients_equal_separate_documents(backend, target, checkpointing):
     """Loss and gradients of a packed training step are those of the documents one by one."""
     documents = make_documents([5, 1, 17, 2])
     num_items = sum(document.shape[1] - 1 for document in documents)
@@ -70,8 +71,13 @@ def test_packed_gradients_equal_separate_documents(backend, checkpointing):
         losses += loss.detach()
     alone = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    targets = torch.cat([torch.nn.functional.pad(d[:, 1:], (0, 1), value=-100) for d in documents], dim=1)
-    loss = model(**pack(documents), shift_labels=targets).loss
+    batch = pack(documents)
+    if target == "labels":
+        batch["labels"] = batch["input_ids"]
+    else:
+        shifted = [torch.nn.functional.pad(d[:, 1:], (0, 1), value=-100) for d in documents]
+        batch["shift_labels"] = torch.cat(shifted, dim=1)
+    loss = model(**batch).loss
     loss.backward()
     assert (loss - losses).abs() <= TOLERANCE
     for name, parameter in model.named_parameters():
@@ -122,6 +128,17 @@ def test_what_would_leak_is_refused(style, leak):
 
 
 @torch.no_grad()
+def test_compiled_positions_that_restart_still_isolate():
+    """Compiled, where positions cannot be looked at, the documents are kept apart all the same."""
+    torch._dynamo.reset()
+    model, documents = MODELS["sdpa"], make_documents([5, 7])
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    packed = compiled(**pack(documents, "positions")).logits
+    alone = torch.cat([model(document).logits for document in documents], dim=1)
+    assert (packed - alone).abs().max() <= TOLERANCE
+
+
+@torch.no_grad()
 def test_positions_of_padded_rows_are_not_mistaken_for_packing():
     """A mask with the positions that generate makes, on the left or on the right, is accepted as ever."""
     ids = random_ids(2, 6)
@@ -140,6 +157,7 @@ def test_positions_of_padded_rows_are_not_mistaken_for_packing():
         ({"cu_seq_lens_q": torch.tensor([0, 5, 11], dtype=torch.int32)}, "12 tokens"),
         ({"cu_seq_lens_q": torch.tensor([1, 5, 12], dtype=torch.int32)}, "12 tokens"),
         ({"cu_seq_lens_q": torch.tensor([0, 7, 5, 12], dtype=torch.int32)}, "cu_seq_lens_q"),
+        ({"cu_seq_lens_q": torch.tensor([0, 5, 5, 12], dtype=torch.int32)}, "cu_seq_lens_q"),
         ({"input_ids": random_ids(2, 12)}, "one row"),
     ],
 )
