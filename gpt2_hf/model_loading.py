@@ -83,9 +83,20 @@ def load_trained(
     source = str(resolve_model_path(model_path, output_dir, "--model_path"))
     config = read_config(source, "--model_path")
     model = load_weights(source, config, attn_implementation, "--model_path").eval()
-    tokenizer = _load_own_tokenizer(source, config)
+    tokenizer = _load_own_tokenizer(source, config, "--model_path")
     check_vocabulary(tokenizer, config.num_tokens)
     return model, tokenizer, source
+
+
+def load_model_tokenizer(model_name_or_path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model that training starts from; GPT-2's if its folder has none but the vocabulary fits.
+
+    Raises:
+        UserError: if there is no such model, or its tokenizer is missing and its vocabulary is not GPT-2's.
+    """
+    option = "--model_name_or_path"
+    source = str(resolve_model_path(model_name_or_path, DEFAULT_OUTPUT_DIR, option))
+    return _load_own_tokenizer(source, read_config(source, option), option)
 
 
 def resolve_model_path(reference: str, output_dir: str, option: str) -> str | Path:
@@ -155,7 +166,8 @@ def _attention_error(attn_implementation: str | None, error: Exception) -> Excep
     return UserError(f"--attn_implementation {attn_implementation}: {_first_line(error)}; sdpa works everywhere")
 
 
-def _load_own_tokenizer(source: str, config: GPT2HFConfig) -> PreTrainedTokenizerBase:
+def _load_own_tokenizer(source: str, config: GPT2HFConfig, option: str) -> PreTrainedTokenizerBase:
+    # Asked for a tokenizer that is not there, transformers answers with an empty one.
     has_files = not os.path.isdir(source) or any(
         os.path.isfile(os.path.join(source, name))
         for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json")
@@ -166,7 +178,7 @@ def _load_own_tokenizer(source: str, config: GPT2HFConfig) -> PreTrainedTokenize
     if config.num_tokens == len(gpt2):
         return gpt2  # the vocabulary is GPT-2's size, and stock folders often come without a tokenizer
     raise UserError(
-        f"--model_path: {source} has no tokenizer and its {config.num_tokens:,} ids are not GPT-2's; "
+        f"{option}: {source} has no tokenizer and its {config.num_tokens:,} ids are not GPT-2's; "
         "save the tokenizer beside the model"
     )
 

@@ -27,7 +27,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, create_masks_for_generate
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
@@ -339,6 +339,11 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
             use_cache = self.config.use_cache
         if self.gradient_checkpointing and self.training:
             use_cache = False  # the recomputation would write every key and value twice
+        if self.config._attn_implementation == "flex_attention" and getattr(past_key_values, "is_compileable", False):
+            # flex reads its mask, which holds the cache's own counter, only after the cache has been moved on.
+            raise ValueError(
+                "flex_attention cannot use a static cache; use a dynamic one, or attn_implementation='sdpa'"
+            )
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
 
         documents = None
@@ -543,6 +548,13 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
             reduction="sum",
             label_smoothing=label_smoothing,
         )
+
+    @staticmethod
+    def create_masks_for_generate(config: GPT2HFConfig, attention_mask: Tensor | None, **kwargs: Any) -> Any:
+        """The mask that `generate` passes along with a static cache."""
+        if config._attn_implementation == "flex_attention":
+            return attention_mask  # the model refuses with a reason what would fail here on a BlockMask
+        return create_masks_for_generate(config, attention_mask=attention_mask, **kwargs)
 
     def _prepare_generated_length(self, generation_config: Any, **kwargs: Any) -> Any:
         """Refuse a text that learned positions cannot hold, before `generate` runs the model."""

@@ -15,7 +15,7 @@ from transformers import GPT2DoubleHeadsModel, GPT2ForSequenceClassification, GP
 
 from gpt2_hf import GPT2HFForCausalLM, ModelArguments, load_tokenizer
 from gpt2_hf.errors import UserError
-from gpt2_hf.model_loading import build_model, load_trained, load_weights, read_config
+from gpt2_hf.model_loading import build_model, load_model_tokenizer, load_trained, load_weights, read_config
 
 ROOT = Path(__file__).parent.parent
 # distilgpt2's config.json has these on top of GPT-2's fields.
@@ -230,9 +230,12 @@ def test_a_folder_without_tokenizer(tmp_path, tokenizer):
     model.resize_token_embeddings(pad_to_multiple_of=64)
     model.save_pretrained(tmp_path)
     assert len(load_trained(str(tmp_path))[1]) == len(tokenizer)
+    assert load_model_tokenizer(str(tmp_path)).get_vocab() == tokenizer.get_vocab()
     make_model().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="has no tokenizer and its 97 ids"):
+    with pytest.raises(UserError, match=r"--model_path: .* has no tokenizer and its 97 ids"):
         load_trained(str(tmp_path))
+    with pytest.raises(UserError, match=r"--model_name_or_path: .* has no tokenizer and its 97 ids"):
+        load_model_tokenizer(str(tmp_path))
 
 
 REMOTE_CODE = """
