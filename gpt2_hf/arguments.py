@@ -113,7 +113,9 @@ class DataArguments:
                 f"--validation_split_percentage must be between 0 and 100, got {self.validation_split_percentage:g}"
             )
         files = [name for name in ("train_file", "validation_file", "test_file") if getattr(self, name)]
-        if not files and self.dataset_name is None:
+        if files:
+            self.dataset_name = self.dataset_config_name = None
+        elif self.dataset_name is None:
             raise UserError("there is no data: give --dataset_name or --train_file")
         if self.truncate and self.sequence_mode == "blocks":
             raise UserError("--truncate has no effect with --sequence_mode blocks, which drops nothing; leave it out")
@@ -165,6 +167,9 @@ class GPT2HFTrainingArguments(TrainingArguments):
     lr_scheduler_type: SchedulerType | str = option("cosine", "Learning-rate schedule after warmup; cosine ends at 0.")
     warmup_steps: float = option(2000, "Steps of linear warmup; below 1, a share of all steps.")
     max_grad_norm: float = option(1.0, "Clip the gradient's norm to this; 0: no clipping.", "gradient_clip")
+    activation_checkpointing: bool = option(
+        False, "Recompute activations in the backward pass: less memory, about a third more time."
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "auto", "auto: bf16 where the device has it, else fp16 on CUDA, else fp32."
     )
@@ -181,6 +186,8 @@ class GPT2HFTrainingArguments(TrainingArguments):
     dataloader_num_workers: int = option(0, "Processes that prepare batches.", "num_workers")
     report_to: list[str] = option(["tensorboard"], "Where to report to: tensorboard, wandb, ..., or none.")
     seed: int = option(42, "Seed of initialisation, dropout and data order.")
+    data_seed: int | None = option(None, "Seed of the data order; seed when left out.")
+    gradient_checkpointing: bool = option(False, "Older name of activation_checkpointing.")
 
     # Defaults of the Trainer that cost a host synchronisation a step, or a wrong number.
     logging_nan_inf_filter: bool = option(False, "Hide non-finite losses in logs.")
@@ -203,7 +210,16 @@ class GPT2HFTrainingArguments(TrainingArguments):
         self.bf16 = self.resolved_precision.name == "bf16"
         # Without an accelerator the Trainer refuses bf16 and pins memory unless it is told that it is on a CPU.
         self.use_cpu = self.use_cpu or device_type == "cpu"
+        if self.data_seed is None:
+            # Otherwise accelerate takes whatever seed torch was last given as that of the data order.
+            self.data_seed = self.seed
+        self._unify_checkpointing_names()
         super().__post_init__()
+
+    def _unify_checkpointing_names(self) -> None:
+        """Accept both of transformers' names: older releases read the second, newer ones the first."""
+        wanted = self.activation_checkpointing or self.gradient_checkpointing
+        self.activation_checkpointing = self.gradient_checkpointing = wanted
 
     def _wanted_precision(self) -> str:
         flags = [name for name in ("fp16", "bf16") if getattr(self, name)]

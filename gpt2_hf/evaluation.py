@@ -170,8 +170,9 @@ def with_training_protocol(data_args: DataArguments, given: dict[str, str], sour
         "test_file",
         "text_column",
     }
+    limits = {"max_train_samples", "max_eval_samples"}  # shortcuts of a run, not part of how it measures
     for name, value in trained.items():
-        if name in values and name not in given and not (named_source and name in source_options):
+        if name in values and name not in limits | set(given) and not (named_source and name in source_options):
             values[name] = value
     inherited = values.pop("dataset_config_is_inherited")
     result = DataArguments(**values)

@@ -23,7 +23,7 @@ PROVENANCE_KEY = "provenance"
 
 # Options that choose between two ways; naming the left one overrules the right ones of a lower layer, and beside
 # the right ones in the same layer it is a contradiction.
-_OVERRULES = {
+OVERRULES = {
     "model_name_or_path": ("d_model", "num_layers", "num_heads", "d_ff"),
     "train_file": ("dataset_name", "dataset_config_name"),
 }
@@ -57,6 +57,9 @@ class Parser(HfArgumentParser):
 
     def parse_layer(self, tokens: Sequence[str]) -> dict[str, Any]:
         """Parse tokens and return only the options that were given."""
+        if {"-h", "--help"} & set(tokens):
+            self.print_help()  # here, where the defaults are still known
+            self.exit()
         defaults = {action: action.default for action in self._actions}
         try:
             for action in self._actions:
@@ -180,16 +183,14 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _without_overruled(config: dict[str, Any], command_line: dict[str, Any]) -> dict[str, Any]:
     """Drop what the command line's choice of another way makes pointless in the file."""
-    dropped = {
-        name for choice, others in _OVERRULES.items() if command_line.get(choice) is not None for name in others
-    }
+    dropped = {name for choice, others in OVERRULES.items() if command_line.get(choice) is not None for name in others}
     if any(command_line.get(name) is not None for name in ("dataset_name",)):
         dropped |= {"train_file", "validation_file", "test_file"}
     return {name: value for name, value in config.items() if name not in dropped}
 
 
 def _check_contradictions(layer: dict[str, Any]) -> None:
-    for choice, others in _OVERRULES.items():
+    for choice, others in OVERRULES.items():
         if layer.get(choice) is None:
             continue
         for other in others:

@@ -73,8 +73,8 @@ def model_card(config: dict[str, Any], results: dict[str, Any], sample: str | No
     parts = [
         _metadata(config, results),
         f"# GPT-2, {provenance.get('parameters', 0) / 1e6:.1f}M parameters",
-        f"Trained with [gpt2_hf](https://github.com/gpt2-hf/gpt2_hf) on `{dataset}`. Losses are nats per token, summed "
-        "over all scored tokens; perplexity is their exponential.",
+        f"Trained with gpt2_hf on `{dataset}`. Losses are nats per token, summed over all scored tokens; perplexity "
+        "is their exponential.",
         _table(rows),
         f"![curves]({CURVES_NAME})",
         "## Load it\n\n```python\nimport gpt2_hf\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"

@@ -102,8 +102,9 @@ class GPT2HFTrainer(Trainer):
         # builds a cache when it computes a loss.
         if hasattr(self.model, "config"):
             self.model.config.use_cache = True
-        num_parameters = getattr(self.model, "num_parameters", None)
-        self._flops_per_token = 6 * num_parameters(exclude_embeddings=True) if num_parameters else 0
+        self.num_parameters = sum(p.numel() for p in self.model.parameters())
+        count = getattr(self.model, "num_parameters", None)
+        self._flops_per_token = 6 * count(exclude_embeddings=True) if count else 0
 
     # ---- the training step ----
 
@@ -251,7 +252,7 @@ class GPT2HFTrainer(Trainer):
 
     def _guessed_save_seconds(self) -> float:
         # Weights and two moments in fp32, hashed and written at a slow disk's 100 MB/s.
-        return 1.0 + 12 * sum(p.numel() for p in self.model.parameters()) / 100e6
+        return 1.0 + 12 * self.num_parameters / 100e6
 
     # ---- saving ----
 
@@ -260,6 +261,7 @@ class GPT2HFTrainer(Trainer):
         # under a whole one's name. Here everything goes to a staging folder that is renamed at the end.
         with self.watch.measure("save"):
             self.non_finite_guard.check()
+            self.non_finite_guard.check_weights(model, self.state.global_step)
             if self.hp_search_backend is None and trial is None:
                 self.store_flos()
             run_dir = Path(self._get_output_dir(trial=trial))
@@ -336,14 +338,17 @@ class GPT2HFTrainer(Trainer):
             save_state(scaler.state_dict(), os.path.join(output_dir, _SCALER_FILE))
 
     def _save_rng_state(self, output_dir: str) -> None:
-        save_state(_get_rng_state(self.args.device), os.path.join(output_dir, self._rng_file()))
+        # With the losses since the last log, which the base class forgets: a resumed run logs the same means.
+        state = {
+            "rng": _get_rng_state(self.args.device),
+            "loss_since_log": self._tr_loss,
+            "last_logged_step": self._globalstep_last_logged,
+        }
+        save_state(state, os.path.join(output_dir, self._process_state_file()))
 
-    def _rng_file(self) -> str:
-        return (
-            "rng_state.safetensors"
-            if self.args.world_size <= 1
-            else f"rng_state_{self.args.process_index}.safetensors"
-        )
+    def _process_state_file(self) -> str:
+        suffix = "" if self.args.world_size <= 1 else f"_{self.args.process_index}"
+        return f"process_state{suffix}.safetensors"
 
     # ---- resuming ----
 
@@ -387,9 +392,15 @@ class GPT2HFTrainer(Trainer):
             self.accelerator.scaler.load_state_dict(load_state(path))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        path = os.path.join(checkpoint or "", self._rng_file())
-        if checkpoint is not None and os.path.isfile(path):
-            _set_rng_state(load_state(path), self.args.device)
+        path = os.path.join(checkpoint or "", self._process_state_file())
+        if checkpoint is None or not os.path.isfile(path):
+            return
+        state = load_state(path)
+        _set_rng_state(state["rng"], self.args.device)
+        self._tr_loss = state["loss_since_log"].to(self.args.device)
+        self._globalstep_last_logged = state["last_logged_step"]
+        # train_loss stays the mean over the steps of this invocation
+        self._total_loss_scalar = -self._tr_loss.item()
 
 
 def _get_rng_state(device: torch.device) -> dict[str, Any]:

@@ -29,15 +29,16 @@ from .errors import EXIT_OK, UserError
 from .generation import generate_text
 from .model_loading import build_model
 from .modeling_gpt2_hf import GPT2HFForCausalLM
-from .parsing import PROVENANCE_KEY
+from .parsing import OVERRULES, PROVENANCE_KEY
 from .plan import describe, make_schedule, schedule_warning
 from .report import CURVES_NAME, write_report
 from .stopwatch import Stopwatch
 from .tokenizer import load_tokenizer
 from .trainer import GPT2HFTrainer, preserved_rng
 
-# What the job still does after training besides the test split: load the best model, sample, draw, write.
-_REPORT_SECONDS = 6.0
+# What the job still does after training besides the test split, as a share of the time it took to start: both are
+# importing, reading and writing, and a machine that is slow at one is slow at the other.
+_REPORT_SHARE_OF_START = 0.75
 _SAMPLE_TOKENS = 120
 _PROMPT_TOKENS = 12
 
@@ -190,8 +191,6 @@ def build(run: Run) -> tuple[PreTrainedTokenizerBase, LoadedData, GPT2HFForCausa
         raise UserError("there is no validation text: give --validation_file")
     set_seed(run.args.seed)
     model = build_model(run.model_args, tokenizer)
-    if run.args.gradient_checkpointing and not model.supports_gradient_checkpointing:
-        raise UserError("--gradient_checkpointing is not supported by this model; leave it out")
     return tokenizer, data, model
 
 
@@ -270,10 +269,11 @@ def make_trainer(
     preemption: PreemptionCallback,
 ) -> GPT2HFTrainer:
     """The trainer of the job, with the time that the rest of the job will need."""
+    report_seconds = _REPORT_SHARE_OF_START * run.watch.elapsed
 
     def closing_seconds() -> float:
         test = trainer.evaluation_seconds(data.samples["test"]) if "test" in data.samples else 0.0
-        return _REPORT_SECONDS + test + _SAMPLE_TOKENS * _seconds_per_generated_token(trainer)
+        return report_seconds + test + _SAMPLE_TOKENS * _seconds_per_generated_token(trainer)
 
     trainer = GPT2HFTrainer(
         model,
@@ -292,7 +292,7 @@ def make_trainer(
 
 def _seconds_per_generated_token(trainer: GPT2HFTrainer) -> float:
     # Generation reads every weight once a token; 4 GB/s is what a slow machine's memory gives.
-    return 4 * sum(p.numel() for p in trainer.model.parameters()) / 4e9 + 0.01
+    return 4 * trainer.num_parameters / 4e9 + 0.01
 
 
 def _run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> dict[str, Any]:
@@ -326,9 +326,9 @@ def finish(
     trainer.save_state()
     if train_metrics:
         trainer.save_metrics("train", train_metrics)
-    best = run.output_dir / checkpoints.BEST_MODEL
-    if best.is_dir():
-        _load_best(trainer, best)
+    saved = saved_model(run.output_dir)
+    if saved is not None:
+        _load_weights(trainer, saved)
     eval_metrics = best_eval_metrics(trainer.state)
     if eval_metrics:
         trainer.save_metrics("eval", eval_metrics)
@@ -339,8 +339,17 @@ def finish(
     say_results(run, eval_metrics, test_metrics, sample)
 
 
-def _load_best(trainer: GPT2HFTrainer, best: Path) -> None:
-    weights = GPT2HFForCausalLM.from_pretrained(best, dtype="float32").state_dict()
+def saved_model(output_dir: Path) -> Path | None:
+    """The best model of a run; its last checkpoint where nothing was evaluated; `None` where nothing was saved."""
+    best = output_dir / checkpoints.BEST_MODEL
+    if best.is_dir():
+        return best
+    newest, _ = checkpoints.newest_valid(output_dir)
+    return newest
+
+
+def _load_weights(trainer: GPT2HFTrainer, folder: Path) -> None:
+    weights = GPT2HFForCausalLM.from_pretrained(folder, dtype="float32").state_dict()
     trainer.accelerator.unwrap_model(trainer.model).load_state_dict(weights)
 
 
@@ -359,7 +368,7 @@ def _score_test(run: Run, trainer: GPT2HFTrainer, data: LoadedData) -> dict[str,
         return {}
     hours = run.args.max_training_hours
     if hours is not None:
-        needed = trainer.evaluation_seconds(data.samples["test"]) + _REPORT_SECONDS
+        needed = trainer.closing_seconds()
         if distributed.any_process(run.watch.elapsed + needed > hours * 3600, run.args.device):
             run.say(
                 "no time is left for the test split; score it with: python -m gpt2_hf evaluate --model_path "
@@ -391,10 +400,11 @@ def say_results(run: Run, eval_metrics: dict[str, Any], test_metrics: dict[str, 
         )
     if test_metrics:
         run.say(f"test loss {test_metrics['test_loss']:.4f}, perplexity {test_metrics['test_perplexity']:.2f}")
-    run.say(f"\n--- a sample of the best model ---\n{sample.strip()}\n---\n")
-    best = run.output_dir / checkpoints.BEST_MODEL
-    run.say(f"results: {run.output_dir}  (model: {best}, curves: {run.output_dir / CURVES_NAME})")
-    run.say(f'next: python -m gpt2_hf generate --model_path {best} --prompt "..."')
+    run.say(f"\n--- a sample of the model ---\n{sample.strip()}\n---\n")
+    model = saved_model(run.output_dir)
+    run.say(f"results: {run.output_dir}  (model: {model or 'not saved'}, curves: {run.output_dir / CURVES_NAME})")
+    if model is not None:
+        run.say(f'next: python -m gpt2_hf generate --model_path {model} --prompt "..."')
     run.say(f"      tensorboard --logdir {run.output_dir / 'runs'}")
 
 
@@ -405,6 +415,9 @@ def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dic
     """Every option with the value it has, and the circumstances; itself a config file for `--config`."""
     options = {**asdict(run.model_args), **asdict(run.data_args)}
     options.pop("dataset_config_is_inherited")
+    for choice, others in OVERRULES.items():
+        if options[choice] is not None:  # the written file must not name what has no effect beside it
+            options = {name: value for name, value in options.items() if name not in others}
     names = own_names(GPT2HFTrainingArguments) + [name for name in run.given if hasattr(run.args, name)]
     for name in dict.fromkeys(names):
         value = getattr(run.args, name)

@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
-from tiny_models import SIZES, VOCAB_SIZE, make_model, make_stock, random_ids
 from transformers import AutoTokenizer, GenerationConfig, GPT2LMHeadModel
 
 from gpt2_hf import GPT2HFForCausalLM, export_to_gpt2, load_tokenizer
 from gpt2_hf.__main__ import main
+
+from .tiny_models import SIZES, VOCAB_SIZE, make_model, make_stock, random_ids
 
 
 @pytest.fixture(scope="module")

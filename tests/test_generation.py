@@ -4,12 +4,13 @@ import contextlib
 
 import pytest
 import torch
-from tiny_models import N_POSITIONS, make_model, make_stock, padded_batch, random_ids, twin_of
 from transformers import CompileConfig, GenerationConfig, StaticCache, pipeline
 
 from gpt2_hf import generate_text, load_tokenizer
 from gpt2_hf.__main__ import main
 from gpt2_hf.errors import UserError
+
+from .tiny_models import N_POSITIONS, make_model, make_stock, padded_batch, random_ids, twin_of
 
 WAYS = {
     "greedy": {"do_sample": False},

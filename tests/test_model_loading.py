@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import NO_DROPOUT, SIZES, VOCAB_SIZE, make_model, make_stock, random_ids
 from transformers import GPT2DoubleHeadsModel, GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from gpt2_hf import GPT2HFForCausalLM, ModelArguments, load_tokenizer
 from gpt2_hf.errors import UserError
 from gpt2_hf.model_loading import build_model, load_model_tokenizer, load_trained, load_weights, read_config
+
+from .tiny_models import NO_DROPOUT, SIZES, VOCAB_SIZE, make_model, make_stock, random_ids
 
 ROOT = Path(__file__).parent.parent
 # distilgpt2's config.json has these on top of GPT-2's fields.

@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import NO_DROPOUT, SIZES, VOCAB_SIZE, make_model, make_stock, padded_batch, random_ids, twin_of
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
 from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM, GPT2HFModel
+
+from .tiny_models import NO_DROPOUT, SIZES, VOCAB_SIZE, make_model, make_stock, padded_batch, random_ids, twin_of
 
 TOLERANCE = 1e-5
 VARIANTS = {

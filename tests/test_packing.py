@@ -4,8 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import N_POSITIONS, SIZES, make_model, random_ids
 from transformers import DataCollatorWithFlattening
+
+from .tiny_models import N_POSITIONS, SIZES, make_model, random_ids
 
 TOLERANCE = 1e-5
 LENGTHS = st.lists(st.integers(1, N_POSITIONS), min_size=1, max_size=6)

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..errors import TrainingDivergedError
@@ -54,6 +55,15 @@ class NonFiniteGuard(TrainerCallback):
         """Ask the device whether a step was bad since the run began."""
         if self._bad_step is not None and (step := int(self._bad_step.item())) >= 0:
             raise diverged(step, math.nan)
+
+    def check_weights(self, model: nn.Module, step: int) -> None:
+        """Raise if a weight is not finite, as a learning rate beyond reason can make it in one step."""
+        finite = torch.stack([torch.isfinite(p).all() for p in model.parameters()])
+        if not bool(finite.all()):
+            raise TrainingDivergedError(
+                f"training diverged at step {step}: the weights are no longer finite and are not saved; the last "
+                "checkpoint is untouched. Go on from it with a much lower --learning_rate"
+            )
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -1,0 +1,37 @@
+# The main job on a GPU; the README has the commands to build and run it.
+#
+# The base image brings CUDA and the very torch of constraints.txt, so that pip leaves torch alone. Another CUDA:
+#   docker build --build-arg BASE=pytorch/pytorch:2.13.0-cuda12.8-cudnn9-runtime -t gpt2_hf .
+ARG BASE=pytorch/pytorch:2.13.0-cuda13.0-cudnn9-runtime
+FROM ${BASE}
+
+ENV PYTHONUNBUFFERED=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_ROOT_USER_ACTION=ignore \
+    PIP_BREAK_SYSTEM_PACKAGES=1 \
+    HF_HOME=/work/.cache/huggingface
+
+WORKDIR /work
+
+# Dependencies first: this layer is rebuilt only when they change. The package is an empty shell here.
+COPY pyproject.toml constraints.txt LICENSE README.md ./
+RUN mkdir -p gpt2_hf/callbacks gpt2_hf/data \
+    && printf '__version__ = "0"\n' > gpt2_hf/__init__.py \
+    && touch gpt2_hf/callbacks/__init__.py gpt2_hf/data/__init__.py \
+    && pip install -c constraints.txt . \
+    && pip uninstall -y gpt2_hf \
+    && rm -r gpt2_hf
+
+COPY gpt2_hf ./gpt2_hf
+COPY training_args ./training_args
+COPY run_clm.py ./
+RUN pip install --no-deps . \
+    && useradd --create-home --uid 10001 trainer \
+    && mkdir -p checkpoints .cache /data \
+    && chmod -R a+rwX checkpoints .cache /data
+
+USER trainer
+
+# In exec form the trainer is PID 1: `docker stop --time 120` sends it SIGTERM, it saves a checkpoint and exits with 75.
+ENTRYPOINT ["python", "run_clm.py"]
+CMD ["--config", "training_args/base.json"]

@@ -1,0 +1,138 @@
+"""What the tests share: a tiny tokenizer, a tiny corpus, and runs that take a second or two.
+
+Nothing here needs a network. The datasets cache is a folder of the test session, so that tests neither see nor
+leave anything on the machine.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="gpt2_hf-tests-datasets-")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from gpt2_hf.__main__ import main
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+TINY_MODEL = ["--d_model", "32", "--num_layers", "2", "--num_heads", "2", "--max_length", "32"]
+
+
+def wikitext_folder() -> Path:
+    """The local copy of WikiText-2 in the hub's layout, whether or not it is there."""
+    return Path(os.environ.get("GPT2_HF_WIKITEXT", REPOSITORY.parent / "shared" / "data" / "wikitext"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is slow unless asked for, and what needs WikiText-2 where there is none."""
+    asked_for_slow = "slow" in (config.getoption("-m") or "")
+    for item in items:
+        if item.get_closest_marker("slow") and not asked_for_slow:
+            item.add_marker(pytest.mark.skip(reason="takes minutes; run with -m slow"))
+        if item.get_closest_marker("wikitext") and not wikitext_folder().is_dir():
+            item.add_marker(pytest.mark.skip(reason=f"no WikiText-2 in {wikitext_folder()}"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tiny matrices are slower on several threads, and tests may run side by side."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _restore_verbosity() -> Iterator[None]:
+    """The main job quietens transformers; a test must not do so for the next one."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    yield
+    logging.set_verbosity(verbosity)
+
+
+@pytest.fixture(scope="session")
+def wikitext() -> Path:
+    """The local copy of WikiText-2."""
+    return wikitext_folder()
+
+
+@pytest.fixture(scope="session")
+def documents() -> list[str]:
+    """A few hundred short documents of English prose, blank ones among them."""
+    from gpt2_hf.data.python_docs import load_python_docs
+
+    paragraphs = [part for text in load_python_docs()["text"][:40] for part in text.split("\n\n")]
+    return [" ".join(part.split())[:200] for part in paragraphs[:300]] + [""] * 5
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) -> Path:
+    """A byte-level BPE of 384 ids, trained on the tiny corpus and saved."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(documents, vocab_size=384, special_tokens=["<|endoftext|>"], show_progress=False)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>"
+    )
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus_folder(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) -> Path:
+    """train.txt, validation.txt and test.txt of the tiny corpus, a document a line."""
+    folder = tmp_path_factory.mktemp("corpus")
+    parts = {"train": documents[:200], "validation": documents[200:230], "test": documents[230:260]}
+    for split, lines in parts.items():
+        (folder / f"{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_options(corpus_folder: Path, tokenizer_folder: Path) -> list[str]:
+    """Options of a run that takes a second: 25 steps an epoch on a model of 35,000 parameters."""
+    return [
+        *TINY_MODEL,
+        *("--train_file", str(corpus_folder / "train.txt")),
+        *("--validation_file", str(corpus_folder / "validation.txt")),
+        *("--test_file", str(corpus_folder / "test.txt")),
+        *("--tokenizer_name", str(tokenizer_folder)),
+        *("--precision", "fp32", "--use_cpu", "--warmup_steps", "5", "--learning_rate", "3e-3"),
+        *("--logging_steps", "5", "--eval_every", "10", "--save_every", "10", "--max_epochs", "1"),
+        *("--max_train_samples", "200"),
+    ]
+
+
+TrainTiny = Callable[..., int]
+
+
+@pytest.fixture
+def train_tiny(tiny_options: list[str]) -> TrainTiny:
+    """Run the main job in this process: `train_tiny(output_dir, *options)` returns its exit code."""
+
+    def run(output_dir: Path, *options: str) -> int:
+        return main(["train", *tiny_options, "--checkpoint_dir", str(output_dir), *options])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_options: list[str]) -> Path:
+    """The folder of a finished tiny run; tests only read it."""
+    output_dir = tmp_path_factory.mktemp("finished") / "run"
+    assert main(["train", *tiny_options, "--checkpoint_dir", str(output_dir)]) == 0
+    return output_dir
+
+
+def read_json(path: Path) -> dict:
+    """The content of a JSON file."""
+    content: dict = json.loads(path.read_text(encoding="utf-8"))
+    return content

@@ -1,0 +1,72 @@
+"""The commands: help at once, clear errors, the right exit codes."""
+
+import subprocess
+import sys
+
+import pytest
+
+from gpt2_hf.__main__ import main
+
+COMMANDS = ["train", "plan", "evaluate", "generate", "export"]
+
+
+def test_help_is_immediate():
+    """The overview lists the commands without waiting for torch or transformers."""
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "gpt2_hf", "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0 and all(f"\n  {command} " in result.stdout for command in COMMANDS)
+    imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
+    assert "gpt2_hf.errors" in imported and not imported & {"torch", "transformers", "datasets"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help_with_defaults(command, capsys):
+    """--help of a command groups its options and shows defaults."""
+    with pytest.raises(SystemExit) as exit_:
+        main([command, "--help"])
+    out = capsys.readouterr().out
+    assert exit_.value.code == 0
+    assert f"python -m gpt2_hf {command}" in out and "(default: " in out
+
+
+def test_without_a_command_the_overview_is_shown(capsys):
+    """Nothing asked for is a usage error, but a helpful one."""
+    assert main([]) == 2
+    assert "commands:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["trian"], "unknown command 'trian'; choose one of train, plan"),
+        (["train", "--config"], "--config needs a value"),
+        (["generate", "--temperature", "-1"], "--temperature must be at least 0"),
+        (["generate", "--top_p", "0"], "--top_p must be in (0, 1]"),
+        (["export", "--model_path", "./nowhere"], "--model_path: there is no checkpoint './nowhere'"),
+    ],
+)
+def test_bad_commands_are_one_line(argv, message, capsys):
+    """Exit code 2 and one line on stderr."""
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+
+
+def test_version(capsys):
+    """--version prints the package's version."""
+    import gpt2_hf
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == gpt2_hf.__version__
+
+
+def test_generate_and_export_take_a_run_of_ours(finished_run, tmp_path, capsys):
+    """What a run leaves can be sampled from and exported to stock GPT-2."""
+    model = str(finished_run / "best_model")
+    options = ["--prompt", "The statement", "--max_new_tokens", "5", "--num_samples", "2"]
+    assert main(["generate", "--model_path", model, *options]) == 0
+    out = capsys.readouterr().out
+    assert out.count("The statement") == 2 and "--- 2 of 2 ---" in out
+    assert main(["export", "--model_path", model, "--output_dir", str(tmp_path / "stock")]) == 0
+    assert "exported" in capsys.readouterr().out and (tmp_path / "stock" / "model.safetensors").is_file()

@@ -1,0 +1,34 @@
+"""Loss and perplexity are sums over tokens, also through the `evaluate` library."""
+
+import math
+
+import pytest
+
+from gpt2_hf.metrics import Perplexity, perplexity
+
+
+def test_metric_weighs_tokens_not_batches():
+    """A batch of nine tokens counts nine times as much as a batch of one."""
+    result = Perplexity().compute(predictions=[9.0, 5.0], references=[9, 1])
+    assert result == {"loss": 1.4, "perplexity": pytest.approx(math.exp(1.4)), "tokens": 10}
+
+
+def test_metric_accumulates_batches():
+    """add_batch and compute at the end is the same as compute at once."""
+    metric = Perplexity()
+    metric.add_batch(predictions=[9.0], references=[9])
+    metric.add_batch(predictions=[5.0], references=[1])
+    assert metric.compute()["loss"] == 1.4
+
+
+def test_metric_refuses_an_empty_split():
+    """No token scored is an error, not a NaN."""
+    with pytest.raises(ValueError, match="no token was scored"):
+        Perplexity().compute(predictions=[0.0], references=[0])
+
+
+def test_perplexity_of_extremes():
+    """Beyond a float's range it is infinite; NaN stays NaN."""
+    assert perplexity(0.0) == 1.0
+    assert perplexity(1e6) == math.inf
+    assert math.isnan(perplexity(math.nan))

@@ -1,0 +1,437 @@
+"""The main job from end to end: what it leaves, how it goes on, how it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from gpt2_hf import checkpoints
+from gpt2_hf.__main__ import main
+from gpt2_hf.arguments import DataArguments, GPT2HFTrainingArguments, ModelArguments
+from gpt2_hf.parsing import parse
+
+from .conftest import REPOSITORY, read_json
+
+
+def untimed(entry):
+    """A log entry or result without what depends on the clock."""
+    timed = ("runtime", "per_second", "preparation_time")
+    return {key: value for key, value in entry.items() if not any(word in key for word in timed)}
+
+
+def history(output_dir):
+    """The logged history, without speeds."""
+    entries = read_json(output_dir / "trainer_state.json")["log_history"]
+    return [untimed(entry) for entry in entries if "train_runtime" not in entry]
+
+
+def final_state(output_dir, step):
+    """Weights, optimizer and scheduler of a checkpoint."""
+    folder = output_dir / checkpoints.checkpoint_folder(step)
+    return {
+        name: load_file(folder / f"{name}.safetensors")
+        for name in ("model", "optimizer", "scheduler", "process_state")
+    }
+
+
+def assert_same_state(a, b):
+    """Bit for bit."""
+    for name in a:
+        assert a[name].keys() == b[name].keys()
+        for key in a[name]:
+            assert torch.equal(a[name][key], b[name][key]), (name, key)
+
+
+# ---- what a run leaves ----
+
+
+def test_a_run_leaves_what_the_design_lists(finished_run):
+    """Checkpoints with manifests, best model, curves, results, card, and names."""
+    for name in (
+        "best_model/model.safetensors",
+        "runs",
+        "resolved_config.json",
+        "train_results.json",
+        "eval_results.json",
+        "test_results.json",
+        "all_results.json",
+        "trainer_state.json",
+        "README.md",
+        "curves.png",
+    ):
+        assert (finished_run / name).exists(), name
+    for folder in checkpoints.list_checkpoints(finished_run):
+        assert checkpoints.damage(folder) is None
+    names = checkpoints.read_names(finished_run)
+    assert {"best_model", "checkpoint_epoch_1"} <= names.keys()
+
+
+def test_no_pickle_is_written(finished_run):
+    """Nothing in the folder is a pickle or a torch archive."""
+    endings = {path.suffix for path in finished_run.rglob("*") if path.is_file()}
+    assert not endings & {".bin", ".pt", ".pth", ".pkl"}
+
+
+def test_best_model_loads_with_the_auto_classes(finished_run):
+    """best_model is from_pretrained-ready, tokenizer included, and as good as its results say."""
+    model = AutoModelForCausalLM.from_pretrained(finished_run / "best_model")
+    tokenizer = AutoTokenizer.from_pretrained(finished_run / "best_model")
+    ids = tokenizer("The statement is", return_tensors="pt").input_ids
+    assert model(ids).logits.shape == (1, ids.shape[1], len(tokenizer))
+
+
+def test_tensorboard_has_the_promised_tags(finished_run):
+    """Loss, perplexity and learning rate at each log, validation loss and perplexity at each evaluation."""
+    events = EventAccumulator(str(finished_run / "runs")).Reload()
+    steps = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    for tag in ("train/loss", "train/perplexity", "train/learning_rate"):
+        assert steps[tag] == [5, 10, 15, 20, 25]
+    for tag in ("eval/loss", "eval/perplexity"):
+        assert steps[tag] == [10, 20, 25]
+
+
+def test_nothing_is_evaluated_or_saved_twice(finished_run):
+    """Every ten steps and at the end of the epoch, each once."""
+    evaluated = [entry["step"] for entry in history(finished_run) if "eval_loss" in entry]
+    assert evaluated == [10, 20, 25]
+    assert [checkpoints.step_of(path) for path in checkpoints.list_checkpoints(finished_run)] == [10, 20, 25]
+
+
+def test_loss_falls_and_results_agree(finished_run):
+    """The run learns; the results are those of its best evaluation."""
+    losses = [entry["loss"] for entry in history(finished_run) if "loss" in entry]
+    assert losses[-1] < losses[0] - 0.5
+    results = read_json(finished_run / "all_results.json")
+    assert results["eval_loss"] == min(e["eval_loss"] for e in history(finished_run) if "eval_loss" in e)
+    assert results["test_tokens"] > 0
+
+
+def test_the_written_config_runs_the_same_thing(finished_run, tmp_path):
+    """--config resolved_config.json repeats the run exactly."""
+    again = tmp_path / "again"
+    assert main(["train", "--config", str(finished_run / "resolved_config.json"), "--checkpoint_dir", str(again)]) == 0
+    assert history(again) == history(finished_run)
+    assert_same_state(final_state(again, 25), final_state(finished_run, 25))
+
+
+# ---- resuming ----
+
+
+@pytest.mark.parametrize("mode", ["padded", "padding_free", "blocks"])
+@pytest.mark.parametrize("stop", [3, 10, 13])
+def test_interrupted_and_resumed_is_uninterrupted(train_tiny, tmp_path, mode, stop):
+    """Stopped in the middle of an epoch, at an evaluation or at an epoch's end: the same bits in the end."""
+    options = ("--sequence_mode", mode, "--max_epochs", "2", "--max_train_samples", "100")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train_tiny(whole, *options) == 0
+    # The schedule depends on max_epochs, so the first part is stopped by a signal and not by its length.
+    assert train_until_signal(parts, stop, train_tiny, *options) == 75
+    assert checkpoints.step_of(checkpoints.list_checkpoints(parts)[-1]) == stop
+    assert train_tiny(parts, *options, "--resume_from", "latest") == 0
+    last = checkpoints.step_of(checkpoints.list_checkpoints(whole)[-1])
+    assert_same_state(final_state(parts, last), final_state(whole, last))
+    assert history(parts) == history(whole)
+    assert untimed(read_json(parts / "eval_results.json")) == untimed(read_json(whole / "eval_results.json"))
+
+
+def train_until_signal(output_dir, step, train_tiny, *options):
+    """Train and send this process SIGTERM at a step, as a cluster would."""
+    from transformers import TrainerCallback
+
+    from gpt2_hf import trainer as trainer_module
+
+    class SignalAtStep(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == step - 1:
+                signal.raise_signal(signal.SIGTERM)
+
+    original = trainer_module.GPT2HFTrainer.__init__
+
+    def with_callback(self, *args, callbacks=None, **kwargs):
+        original(self, *args, callbacks=[*(callbacks or []), SignalAtStep()], **kwargs)
+
+    trainer_module.GPT2HFTrainer.__init__ = with_callback
+    try:
+        return train_tiny(output_dir, *options)
+    finally:
+        trainer_module.GPT2HFTrainer.__init__ = original
+
+
+def test_resume_by_every_kind_of_name(train_tiny, finished_run, tmp_path, capsys):
+    """latest, an epoch's name, and a path go on from a finished run when it is given more epochs."""
+    import shutil
+
+    for reference in ("latest", "checkpoint_epoch_1", str(tmp_path / "run" / "checkpoint-25")):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        shutil.copytree(finished_run, tmp_path / "run")
+        assert train_tiny(tmp_path / "run", "--max_epochs", "2", "--resume_from", reference) == 0
+        assert "changed since the checkpoint: num_train_epochs 1.0 → 2.0" in capsys.readouterr().out
+        assert checkpoints.list_checkpoints(tmp_path / "run")[-1].name == "checkpoint-50"
+
+
+def test_resuming_a_finished_run_trains_nothing(train_tiny, finished_run, tmp_path, capsys):
+    """A finished run given to latest only says so and repeats its results."""
+    import shutil
+
+    shutil.copytree(finished_run, tmp_path / "run")
+    assert train_tiny(tmp_path / "run", "--resume_from", "latest") == 0
+    assert "nothing is left to train" in capsys.readouterr().out
+    assert read_json(tmp_path / "run" / "eval_results.json") == read_json(finished_run / "eval_results.json")
+
+
+def test_latest_in_an_empty_folder_starts_fresh(train_tiny, tmp_path, capsys):
+    """One command line serves the first job and all that follow."""
+    assert train_tiny(tmp_path / "run", "--max_steps", "2", "--resume_from", "latest") == 0
+    assert "starting fresh" in capsys.readouterr().out
+
+
+def test_a_damaged_checkpoint_is_passed_over(train_tiny, finished_run, tmp_path, capsys):
+    """The newest checkpoint has a flipped bit: the one before is taken, with a line."""
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    weights = run / "checkpoint-25" / "optimizer.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert train_tiny(run, "--resume_from", "latest") == 0
+    out = capsys.readouterr().out
+    assert "checkpoint-25 is damaged (optimizer.safetensors" in out and "resuming from" in out
+    assert_same_state(final_state(run, 25), final_state(finished_run, 25))
+
+
+def test_a_new_learning_rate_takes_effect_on_resume(train_tiny, finished_run, tmp_path):
+    """The Trainer would restore the old one from the optimizer's state without a word."""
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    options = ("--max_epochs", "2", "--resume_from", "latest", "--weight_decay", "0.5")
+    assert train_tiny(run, *options, "--learning_rate", "1e-5", "--lr_scheduler_type", "constant") == 0
+    rates = {entry["learning_rate"] for entry in history(run) if entry["step"] > 25 and "learning_rate" in entry}
+    assert rates == {1e-5}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--batch_size", "4"), "was trained with 8 samples a step"),
+        (("--num_layers", "3"), "has n_layer=2, this run asks for 3"),
+        (("--max_train_samples", "50"), "--max_train_samples was 200 and cannot become 50"),
+        (("--seed", "7"), "--seed was 42 and cannot become 7"),
+        (("--resume_from", "checkpoint_epoch_9"), "there is no checkpoint 'checkpoint_epoch_9'"),
+    ],
+)
+def test_what_cannot_change_on_resume_is_refused(train_tiny, finished_run, tmp_path, capsys, options, message):
+    """Changes that would silently train on other samples or lose the model are errors."""
+    import shutil
+
+    shutil.copytree(finished_run, tmp_path / "run")
+    reference = () if "--resume_from" in options else ("--resume_from", "latest")
+    assert train_tiny(tmp_path / "run", *reference, *options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_is_never_overwritten_unasked(train_tiny, finished_run, tmp_path, capsys):
+    """A folder that holds a run is refused, and replaced only when that is asked for."""
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    before = sorted(path.stat().st_mtime_ns for path in run.rglob("*"))
+    assert train_tiny(run) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert sorted(path.stat().st_mtime_ns for path in run.rglob("*")) == before
+    assert train_tiny(run, "--max_steps", "2", "--overwrite_output_dir") == 0
+    assert [path.name for path in checkpoints.list_checkpoints(run)] == ["checkpoint-2"]
+
+
+# ---- how a run ends ----
+
+
+def test_the_time_budget_ends_in_a_named_checkpoint(train_tiny, tmp_path, capsys):
+    """A budget that is nearly used up stops training after a step, with checkpoint, evaluation and results."""
+    run = tmp_path / "run"
+    # The test process is older than any budget of seconds, and its age counts.
+    assert train_tiny(run, "--max_training_hours", "0.0001") == 0
+    assert "time budget of 0.0001 h reached at step 1" in capsys.readouterr().out
+    names = checkpoints.read_names(run)
+    assert names["checkpoint_time_limit"] == "checkpoint-1"
+    assert "eval_loss" in read_json(run / "eval_results.json")
+    assert train_tiny(run, "--resume_from", "checkpoint_time_limit", "--max_steps", "3") == 0
+
+
+def test_a_budgeted_run_ends_in_time(tiny_options, tmp_path):
+    """A whole process, given 45 seconds for hours of work, ends within them, with everything written."""
+    begin = time.monotonic()
+    process = subprocess.run(
+        [
+            *(
+                sys.executable,
+                str(REPOSITORY / "run_clm.py"),
+                *tiny_options,
+                "--checkpoint_dir",
+                str(tmp_path / "run"),
+            ),
+            *("--max_epochs", "100000", "--max_training_hours", str(45 / 3600)),
+            *("--eval_every", "500", "--save_every", "1000", "--logging_steps", "100"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 0, process.stderr
+    assert time.monotonic() - begin < 45
+    assert "checkpoint_time_limit" in checkpoints.read_names(tmp_path / "run")
+    assert (tmp_path / "run" / "test_results.json").is_file()
+    assert "Elapsed: 0.0" in process.stdout and "| Remaining: 0.0" in process.stdout
+
+
+@pytest.mark.parametrize("learning_rate", ["1e10", "1e38"])
+def test_divergence_is_exit_code_3_and_keeps_the_last_checkpoint(train_tiny, tmp_path, capsys, learning_rate):
+    """A learning rate beyond reason stops the run; no non-finite number is ever saved."""
+    run = tmp_path / "run"
+    options = ("--learning_rate", learning_rate, "--gradient_clip", "0", "--lr_scheduler_type", "linear")
+    assert train_tiny(run, *options, "--warmup_steps", "1", "--save_every", "1") == 3
+    assert "training diverged at step" in capsys.readouterr().err
+    newest, passed_over = checkpoints.newest_valid(run)
+    assert newest is not None and not passed_over
+    weights = load_file(newest / "model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX signals to send to another process")
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
+def test_a_signal_ends_in_a_checkpoint(tiny_options, tmp_path, name, code):
+    """The step is finished, a checkpoint saved, and the exit code says to run again."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-u", str(REPOSITORY / "run_clm.py"), *tiny_options, "--max_epochs", "100000"),
+            *("--checkpoint_dir", str(tmp_path / "run"), "--eval_strategy", "no", "--save_every", "100000"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    for line in process.stdout:
+        if line.startswith("step 20/"):
+            break
+    process.send_signal(getattr(signal, name))
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert f"{name} received" in err and "go on with --resume_from latest" in out
+    newest, _ = checkpoints.newest_valid(tmp_path / "run")
+    assert newest is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--train_file", "nowhere.txt"), "--train_file: no file matches"),
+        (("--text_column", "body"), "--text_column"),
+        (("--tokenizer_name", "./nowhere"), "--tokenizer_name: there is no folder ./nowhere"),
+        (("--model_name_or_path", "./nowhere"), "--model_name_or_path"),
+        (("--config", "nowhere.json"), "--config: nowhere.json cannot be read"),
+    ],
+)
+def test_bad_input_is_exit_code_2_and_writes_nothing(tiny_options, tmp_path, capsys, options, message):
+    """One line on stderr, and no output folder."""
+    base = list(tiny_options)
+    if options[0] == "--model_name_or_path":  # sizes beside weights would be the earlier error
+        base = base[8:]
+    assert main(["train", *base, "--checkpoint_dir", str(tmp_path / "run"), *options]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1 and err.startswith("error: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_data_set_is_exit_code_2(train_tiny, tmp_path, capsys):
+    """A file of blank lines has nothing to train on."""
+    blank = tmp_path / "blank.txt"
+    blank.write_text("\n\n\n")
+    assert train_tiny(tmp_path / "run", "--train_file", str(blank)) == 2
+    assert "the train split has no text to use (3 rows, 3 blank)" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_from_the_weights_of_another_model(finished_run, corpus_folder, tmp_path):
+    """--model_name_or_path starts from a saved model's weights and tokenizer."""
+    options = ["--train_file", str(corpus_folder / "train.txt"), "--precision", "fp32", "--use_cpu"]
+    options += ["--validation_file", str(corpus_folder / "validation.txt"), "--max_length", "32", "--max_steps", "2"]
+    model = str(finished_run / "best_model")
+    assert main(["train", "--model_name_or_path", model, *options, "--checkpoint_dir", str(tmp_path / "run")]) == 0
+    before = read_json(finished_run / "eval_results.json")["eval_loss"]
+    assert read_json(tmp_path / "run" / "eval_results.json")["eval_loss"] == pytest.approx(before, abs=0.2)
+
+
+def test_finetuning_starts_from_a_stock_gpt2_folder(tokenizer_folder, corpus_folder, tmp_path):
+    """finetune_gpt2.json with a local folder in place of OpenAI's weights: stock GPT-2 in, a better model out."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    torch.manual_seed(0)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    stock = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes, **ends))
+    stock.save_pretrained(tmp_path / "stock")
+    tokenizer.save_pretrained(tmp_path / "stock")
+    options = ["--config", str(REPOSITORY / "training_args" / "finetune_gpt2.json"), "--use_cpu"]
+    options += ["--model_name_or_path", str(tmp_path / "stock"), "--max_length", "64", "--learning_rate", "1e-2"]
+    options += ["--train_file", str(corpus_folder / "train.txt"), "--max_steps", "12", "--warmup_steps", "2"]
+    options += ["--validation_file", str(corpus_folder / "validation.txt"), "--eval_every", "4"]
+    assert main(["train", *options, "--checkpoint_dir", str(tmp_path / "run")]) == 0
+    losses = [entry["eval_loss"] for entry in history(tmp_path / "run") if "eval_loss" in entry]
+    assert losses[-1] < losses[0] < 6.0
+
+
+def test_a_run_without_evaluation_shows_its_last_checkpoint(train_tiny, tmp_path, capsys):
+    """With --eval_strategy no there is no best model; results and sample are those of the last checkpoint."""
+    run = tmp_path / "run"
+    assert train_tiny(run, "--eval_strategy", "no", "--max_steps", "4") == 0
+    assert f"model: {run / 'checkpoint-4'}" in capsys.readouterr().out
+    assert not (run / "best_model").exists() and not (run / "eval_results.json").exists()
+    assert (run / "test_results.json").is_file()
+
+
+def test_a_run_may_save_nothing(train_tiny, tmp_path, capsys):
+    """--save_strategy no leaves results and curves but no model, and says so."""
+    assert train_tiny(tmp_path / "run", "--save_strategy", "no", "--max_steps", "4") == 0
+    assert "model: not saved" in capsys.readouterr().out
+    assert not checkpoints.list_checkpoints(tmp_path / "run")
+
+
+def test_dry_run_writes_nothing(tiny_options, tmp_path, capsys):
+    """--dry_run prints the plan of the very run, and no folder appears."""
+    assert main(["train", *tiny_options, "--dry_run", "--checkpoint_dir", str(tmp_path / "run")]) == 0
+    assert "25 in all" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.wikitext
+def test_base_json_trains_on_wikitext(wikitext, tmp_path):
+    """base.json on the real WikiText-2 with a small model: the loss falls and TensorBoard has it."""
+    base = REPOSITORY / "training_args" / "base.json"
+    options = ["--dataset_name", str(wikitext), "--checkpoint_dir", str(tmp_path / "run"), "--use_cpu"]
+    options += ["--d_model", "64", "--num_layers", "2", "--max_steps", "20", "--warmup_steps", "5"]
+    options += ["--learning_rate", "3e-3", "--logging_steps", "5", "--max_eval_samples", "40"]
+    assert main(["train", "--config", str(base), *options]) == 0
+    events = EventAccumulator(str(tmp_path / "run" / "runs")).Reload()
+    losses = [event.value for event in events.Scalars("train/loss")]
+    assert len(losses) == 4 and losses[-1] < losses[0] - 0.3
+    assert {"eval/loss", "eval/perplexity", "train/learning_rate"} <= set(events.Tags()["scalars"])
+
+
+def test_defaults_without_config_are_the_design(tmp_path):
+    """`train` without a config asks for GPT-2 124M on WikiText-2."""
+    model_args, data_args, args = parse([ModelArguments, DataArguments, GPT2HFTrainingArguments], []).values
+    assert (model_args.d_model, model_args.num_layers, model_args.heads) == (768, 12, 12)
+    assert (data_args.dataset_name, args.output_dir) == ("Salesforce/wikitext", "checkpoints")
