@@ -132,9 +132,9 @@ def _chunk_loss(logits: Tensor, labels: Tensor, targets: _Targets, need_grad: bo
     tokens = slice(targets.num_tokens)
     scored = labels != targets.ignore_index
     ids = torch.where(scored, labels, 0).unsqueeze(1)  # [R, 1]
+    logits[:, targets.num_tokens :] = -math.inf
     target_logits = logits.gather(1, ids).squeeze(1)
     mean_logits = logits[:, tokens].mean(dim=1) if smoothing else None
-    logits[:, targets.num_tokens :] = -math.inf
     # Softmax by hand, in place and with a single exponential: these passes over [R, V] are what a small model's
     # head spends its time on.
     largest = logits.amax(dim=1)

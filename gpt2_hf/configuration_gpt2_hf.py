@@ -1,15 +1,17 @@
 """The sizes and switches of a GPT-2, under GPT-2's own names.
 
-In: keyword arguments, a `config.json`, or transformers' `GPT2Config`. Out: a checked
-`GPT2HFConfig`. Next stage: `modeling_gpt2_hf`.
+In: keyword arguments, or a `config.json`, ours or stock GPT-2's. Out: a checked `GPT2HFConfig`.
+Next stage: `modeling_gpt2_hf`.
 
 This file travels with a saved model (`trust_remote_code=True`), so it imports nothing of this
 package by its absolute name.
 """
 
+import math
 from typing import Any
 
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 # Fields of transformers' GPT2Config that only its double-heads model reads.
 _STOCK_HEAD_FIELDS = (
@@ -25,7 +27,9 @@ class GPT2HFConfig(PreTrainedConfig):
     r"""Configuration of a [`GPT2HFModel`]; the defaults are GPT-2 124M.
 
     Args:
-        vocab_size (`int`, *optional*, defaults to 50257): Number of token ids, V.
+        vocab_size (`int`, *optional*, defaults to 50257): Rows of the embedding, V.
+        n_vocab_padding (`int`, *optional*, defaults to 0): So many last rows of the embedding stand for no token:
+            they only round its size and never receive probability. Set by `resize_token_embeddings`.
         n_positions (`int`, *optional*, defaults to 1024): Longest sequence in tokens (learned positions).
         n_embd (`int`, *optional*, defaults to 768): Width C of the residual stream.
         n_layer (`int`, *optional*, defaults to 12): Number of blocks.
@@ -47,8 +51,8 @@ class GPT2HFConfig(PreTrainedConfig):
         tie_word_embeddings (`bool`, *optional*, defaults to `True`): The head shares its weight with `wte`.
 
     Raises:
-        ValueError: if a size is not a positive integer, heads do not divide the width, or a rate is
-            outside [0, 1).
+        ValueError: if a size is not a positive integer, heads do not divide the width, a rate is outside
+            [0, 1), or the activation is unknown.
 
     Source: Radford et al., *Language Models are Unsupervised Multitask Learners* (2019).
     """
@@ -63,6 +67,7 @@ class GPT2HFConfig(PreTrainedConfig):
     }
 
     vocab_size: int = 50257
+    n_vocab_padding: int = 0
     n_positions: int = 1024
     n_embd: int = 768
     n_layer: int = 12
@@ -101,10 +106,18 @@ class GPT2HFConfig(PreTrainedConfig):
             config_dict["model_type"] = cls.model_type
         return config_dict, unused
 
+    @property
+    def num_tokens(self) -> int:
+        """Rows of the embedding that stand for a token."""
+        return self.vocab_size - self.n_vocab_padding
+
     def check_sizes(self) -> None:
         """Raise a `ValueError` that names the first field with an impossible value."""
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
             _check_positive_int(name, getattr(self, name))
+        padding = self.n_vocab_padding
+        if not isinstance(padding, int) or not 0 <= padding < self.vocab_size:
+            raise ValueError(f"n_vocab_padding must be an integer in [0, vocab_size), got {padding!r}")
         if self.n_inner is not None:
             _check_positive_int("n_inner", self.n_inner)
         if self.n_embd % self.n_head:
@@ -118,8 +131,11 @@ class GPT2HFConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be a dropout rate in [0, 1), got {value!r}")
         for name in ("layer_norm_epsilon", "initializer_range"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or value <= 0:
+            if not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
+        if self.activation_function not in ACT2FN:
+            known = ", ".join(sorted(ACT2FN))
+            raise ValueError(f"activation_function {self.activation_function!r} is unknown; choose one of {known}")
 
 
 def _check_positive_int(name: str, value: object) -> None:

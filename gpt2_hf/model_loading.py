@@ -7,6 +7,7 @@ In: `ModelArguments`, or a model path. Out: a `GPT2HFForCausalLM` (and its token
 import os
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from . import checkpoints
@@ -46,7 +47,11 @@ def build_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> GPT
         UserError: if the weights cannot be loaded, or do not fit the tokenizer or `--max_length`.
     """
     if args.model_name_or_path is None:
-        return GPT2HFForCausalLM(build_config(args, tokenizer))
+        config = build_config(args, tokenizer)
+        try:
+            return GPT2HFForCausalLM(config)
+        except (ImportError, ValueError) as error:
+            raise _attention_error(args.attn_implementation, error) from error
     source = str(resolve_model_path(args.model_name_or_path, DEFAULT_OUTPUT_DIR, "--model_name_or_path"))
     config = read_config(source, "--model_name_or_path")
     if args.max_length > config.n_positions:
@@ -54,7 +59,7 @@ def build_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> GPT
             f"--max_length {args.max_length} exceeds the {config.n_positions} positions of {args.model_name_or_path}; "
             f"use --max_length {config.n_positions}"
         )
-    check_vocabulary(tokenizer, config.vocab_size)
+    check_vocabulary(tokenizer, config.num_tokens)
     config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = args.dropout
     return load_weights(source, config, args.attn_implementation, "--model_name_or_path")
 
@@ -78,9 +83,20 @@ def load_trained(
     source = str(resolve_model_path(model_path, output_dir, "--model_path"))
     config = read_config(source, "--model_path")
     model = load_weights(source, config, attn_implementation, "--model_path").eval()
-    tokenizer = _load_own_tokenizer(source, config)
-    check_vocabulary(tokenizer, config.vocab_size)
+    tokenizer = _load_own_tokenizer(source, config, "--model_path")
+    check_vocabulary(tokenizer, config.num_tokens)
     return model, tokenizer, source
+
+
+def load_model_tokenizer(model_name_or_path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model that training starts from; GPT-2's if its folder has none but the vocabulary fits.
+
+    Raises:
+        UserError: if there is no such model, or its tokenizer is missing and its vocabulary is not GPT-2's.
+    """
+    option = "--model_name_or_path"
+    source = str(resolve_model_path(model_name_or_path, DEFAULT_OUTPUT_DIR, option))
+    return _load_own_tokenizer(source, read_config(source, option), option)
 
 
 def resolve_model_path(reference: str, output_dir: str, option: str) -> str | Path:
@@ -117,16 +133,41 @@ def read_config(source: str, option: str) -> GPT2HFConfig:
 
 
 def load_weights(source: str, config: GPT2HFConfig, attn_implementation: str | None, option: str) -> GPT2HFForCausalLM:
-    """Load weights (safetensors only) into a model of this config, in fp32."""
+    """Load weights (safetensors only) into a model of this config, in fp32.
+
+    Raises:
+        UserError: if a file is missing or damaged, or the model needs a weight that is not there.
+    """
     try:
-        return GPT2HFForCausalLM.from_pretrained(
-            source, config=config, attn_implementation=attn_implementation, dtype="float32", use_safetensors=True
+        model, report = GPT2HFForCausalLM.from_pretrained(
+            source,
+            config=config,
+            attn_implementation=attn_implementation,
+            dtype="float32",
+            use_safetensors=True,
+            output_loading_info=True,
         )
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{option}: the weights of {source!r} cannot be loaded: {_first_line(error)}") from error
+    except (ImportError, ValueError) as error:
+        raise _attention_error(attn_implementation, error) from error
+    # transformers would draw them at random and go on.
+    missing = sorted(report["missing_keys"])
+    if missing:
+        others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+        raise UserError(f"{option}: {source!r} lacks weights that the model needs: {missing[0]}{others}")
+    return model
 
 
-def _load_own_tokenizer(source: str, config: GPT2HFConfig) -> PreTrainedTokenizerBase:
+def _attention_error(attn_implementation: str | None, error: Exception) -> Exception:
+    """What to raise for an error while a model is made: the user's, if it is about the backend they asked for."""
+    if attn_implementation is None:
+        return error
+    return UserError(f"--attn_implementation {attn_implementation}: {_first_line(error)}; sdpa works everywhere")
+
+
+def _load_own_tokenizer(source: str, config: GPT2HFConfig, option: str) -> PreTrainedTokenizerBase:
+    # Asked for a tokenizer that is not there, transformers answers with an empty one.
     has_files = not os.path.isdir(source) or any(
         os.path.isfile(os.path.join(source, name))
         for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json")
@@ -134,10 +175,10 @@ def _load_own_tokenizer(source: str, config: GPT2HFConfig) -> PreTrainedTokenize
     if has_files:
         return load_tokenizer(source)
     gpt2 = load_tokenizer()
-    if config.vocab_size == len(gpt2):
+    if config.num_tokens == len(gpt2):
         return gpt2  # the vocabulary is GPT-2's size, and stock folders often come without a tokenizer
     raise UserError(
-        f"--model_path: {source} has no tokenizer and its {config.vocab_size:,} ids are not GPT-2's; "
+        f"{option}: {source} has no tokenizer and its {config.num_tokens:,} ids are not GPT-2's; "
         "save the tokenizer beside the model"
     )
 

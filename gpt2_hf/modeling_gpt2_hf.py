@@ -16,6 +16,7 @@ Legend: B batch, T time, C channels, H heads, D head size, V vocabulary, S docum
 """
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, create_masks_for_generate
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
@@ -52,10 +53,25 @@ class PackedDocuments:
     max_length: int  # L
 
     @classmethod
-    def from_cu_seq_lens(cls, cu_seq_lens: Tensor, max_length: int, num_tokens: int) -> "PackedDocuments":
+    def from_cu_seq_lens(
+        cls, cu_seq_lens: Tensor | None, max_length: int | None, inputs_embeds: Tensor
+    ) -> "PackedDocuments":
         """Read the field's usual cumulative lengths `[0, end of document 1, …, T]`, int32 `[S + 1]`."""
+        if cu_seq_lens is None or max_length is None:
+            raise ValueError("cu_seq_lens_q needs max_length_q, the length of the longest document")
+        num_rows, num_tokens, _ = inputs_embeds.shape
+        if num_rows != 1:
+            raise ValueError(f"cu_seq_lens_q describes one row with several documents, got {num_rows} rows")
         starts = cu_seq_lens[:-1].long()
         lengths = cu_seq_lens[1:].long() - starts
+        # An accelerator would have to be waited for; there the caller is trusted, as by the varlen kernels.
+        if cu_seq_lens.device.type == "cpu" and not torch.compiler.is_compiling():
+            ends = int(cu_seq_lens[0]), int(cu_seq_lens[-1])
+            if ends != (0, num_tokens) or int(lengths.max()) > max_length or int(lengths.min()) < 1:
+                raise ValueError(
+                    f"cu_seq_lens_q must rise from 0 to the {num_tokens} tokens of the row in steps of 1 to "
+                    f"max_length_q ({max_length}), got {cu_seq_lens.tolist()}"
+                )
         document = torch.repeat_interleave(
             torch.arange(lengths.shape[0], device=lengths.device), lengths, output_size=num_tokens
         )
@@ -112,6 +128,7 @@ class GPT2HFAttention(nn.Module):
             self.scaling /= layer_idx + 1
         self.c_attn = Conv1D(3 * config.n_embd, config.n_embd)
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
+        self.c_proj.ends_residual_branch = True
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(
@@ -156,6 +173,7 @@ class GPT2HFMLP(nn.Module):
         inner = config.n_inner if config.n_inner is not None else 4 * config.n_embd
         self.c_fc = Conv1D(inner, config.n_embd)
         self.c_proj = Conv1D(config.n_embd, inner)
+        self.c_proj.ends_residual_branch = True
         # "gelu_new" names transformers' unfused formula; torch's kernel computes the same function.
         fused = config.activation_function in ("gelu_new", "gelu_pytorch_tanh")
         self.act = nn.GELU(approximate="tanh") if fused else ACT2FN[config.activation_function]
@@ -213,18 +231,41 @@ class GPT2HFPreTrainedModel(PreTrainedModel):
         "attentions": OutputRecorder(GPT2HFAttention, index=1, layer_name=".attn"),
     }
     # Causal-mask buffers that old GPT-2 checkpoints carry.
-    _keys_to_ignore_on_load_unexpected = [r"attn\.bias$", r"attn\.masked_bias$"]
+    _keys_to_ignore_on_load_unexpected = [r"\.attn\.bias$", r"\.attn\.masked_bias$"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """GPT-2's scheme: N(0, 0.02), zero biases, residual projections scaled by 1 / sqrt(2 * n_layer)."""
         super()._init_weights(module)
+        # Told from the projection itself: outside its own package, transformers passes over modules that hold
+        # no parameter directly, such as the attention and the MLP.
         if isinstance(module, Conv1D):
-            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+            std = self.config.initializer_range
+            if getattr(module, "ends_residual_branch", False):
+                std /= math.sqrt(2 * self.config.n_layer)
+            init.normal_(module.weight, mean=0.0, std=std)
             init.zeros_(module.bias)
-        if isinstance(module, GPT2HFAttention | GPT2HFMLP):
-            std = self.config.initializer_range / math.sqrt(2 * self.config.n_layer)
-            init.normal_(module.c_proj.weight, mean=0.0, std=std)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save as transformers does; where the source travels along, every Auto class finds its model in it."""
+        if self._auto_class is not None:
+            module = __name__.rpartition(".")[2]
+            self.config.auto_map = {
+                "AutoModel": f"{module}.GPT2HFModel",
+                "AutoModelForCausalLM": f"{module}.GPT2HFForCausalLM",
+            }
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Module:
+        """Resize as transformers does, and remember which rows only pad the vocabulary."""
+        if new_num_tokens is None and pad_to_multiple_of is None:
+            return super().resize_token_embeddings()
+        num_tokens = self.config.num_tokens if new_num_tokens is None else new_num_tokens
+        embeddings = super().resize_token_embeddings(num_tokens, pad_to_multiple_of, mean_resizing)
+        self.config.n_vocab_padding = self.config.vocab_size - num_tokens
+        return embeddings
 
 
 class GPT2HFModel(GPT2HFPreTrainedModel):
@@ -283,26 +324,31 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
         kwargs.pop("output_hidden_states", None)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds, not both and not neither")
-        packed = cu_seq_lens_q is not None
-        if packed:
-            _check_packing(
-                max_length_q, attention_mask=attention_mask, past_key_values=past_key_values, use_cache=use_cache
-            )
-            use_cache = False
-        elif use_cache is None:
-            use_cache = self.config.use_cache
-        if self.gradient_checkpointing and self.training:
-            use_cache = False  # the recomputation would write every key and value twice
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
         if inputs_embeds is None:
             inputs_embeds = self.wte(input_ids)
         num_tokens = inputs_embeds.shape[1]
+
+        # `generate_batch` brings a paged cache, and a mask that keeps the documents apart.
+        paged = kwargs.get("cache") is not None
+        packed = cu_seq_lens_q is not None
+        restarts = position_ids is not None and not (packed or paged) and _restarts(position_ids, attention_mask)
+        if restarts or (packed and not paged):
+            _refuse_leaks(attention_mask=attention_mask, past_key_values=past_key_values, use_cache=use_cache)
+            use_cache = False
+        if use_cache is None:
+            use_cache = self.config.use_cache
+        if self.gradient_checkpointing and self.training:
+            use_cache = False  # the recomputation would write every key and value twice
+        if self.config._attn_implementation == "flex_attention" and getattr(past_key_values, "is_compileable", False):
+            # flex reads its mask, which holds the cache's own counter, only after the cache has been moved on.
+            raise ValueError(
+                "flex_attention cannot use a static cache; use a dynamic one, or attn_implementation='sdpa'"
+            )
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
 
         documents = None
-        if cu_seq_lens_q is not None and max_length_q is not None and not _is_flash(self.config):
-            documents = PackedDocuments.from_cu_seq_lens(cu_seq_lens_q, max_length_q, num_tokens)
+        if packed and not paged and "flash" not in self.config._attn_implementation:
+            documents = PackedDocuments.from_cu_seq_lens(cu_seq_lens_q, max_length_q, inputs_embeds)
         elif packed:
             kwargs |= {
                 "cu_seq_lens_q": cu_seq_lens_q,
@@ -310,7 +356,13 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
                 "max_length_q": max_length_q,
                 "max_length_k": max_length_q if max_length_k is None else max_length_k,
             }
-        self._check_length(max_length_q if packed else num_tokens, past_length)
+        if packed:
+            self.check_length(max_length_q or 0)
+        elif not (restarts or paged):
+            # A compileable cache counts on the device; reading it here would stall decoding.
+            self.check_length(num_tokens + (past_length if isinstance(past_length, int) else 0))
+        if position_ids is not None and position_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            self.check_length(int(position_ids.max()) + 1)
 
         # Stock's convention for packed rows, position ids that restart, is honoured by create_causal_mask,
         # at the price of a full T x T mask.
@@ -332,6 +384,9 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
             past_key_values=past_key_values,
             position_ids=None if packed else user_position_ids,
         )
+        # Not before the mask: for a call with a cache, even an empty one, restarting positions are not looked at.
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
         for block in self.h:
             hidden_states = block(
                 hidden_states,
@@ -346,18 +401,27 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
             past_key_values=past_key_values if use_cache else None,
         )
 
-    def _check_length(self, num_tokens: int | None, past_length: Any) -> None:
-        # A compileable cache counts on the device; reading it here would stall decoding.
-        total = (num_tokens or 0) + (past_length if isinstance(past_length, int) else 0)
-        if total > self.config.n_positions:
+    def check_length(self, num_tokens: int) -> None:
+        """Raise a `ValueError` if there are not so many positions."""
+        if num_tokens > self.config.n_positions:
             raise ValueError(
-                f"the sequence has {total} tokens but the model has {self.config.n_positions} positions "
+                f"the sequence has {num_tokens} tokens but the model has {self.config.n_positions} positions "
                 "(n_positions); shorten the prompt or max_new_tokens, or train with a larger max_length"
             )
 
 
-def _is_flash(config: GPT2HFConfig) -> bool:
-    return "flash" in (config._attn_implementation or "")
+def _restarts(position_ids: Tensor, attention_mask: Tensor | None) -> bool:
+    """Whether a document begins inside a row: position 0 right after a token that is no padding."""
+    num_tokens = position_ids.shape[-1]
+    if num_tokens == 1 or torch.compiler.is_compiling():
+        return False
+    begins = position_ids[:, 1:] == 0
+    if attention_mask is not None:
+        if attention_mask.ndim != 2:
+            return False  # the caller has decided who sees whom
+        real = attention_mask[:, -num_tokens:].to(position_ids.device, torch.bool)
+        begins = begins & real[:, 1:] & real[:, :-1]
+    return bool(begins.any())
 
 
 def _attention_shape(inputs_embeds: Tensor, documents: PackedDocuments | None) -> Tensor:
@@ -367,14 +431,12 @@ def _attention_shape(inputs_embeds: Tensor, documents: PackedDocuments | None) -
     return inputs_embeds.new_empty(documents.num_documents, documents.max_length, 0)
 
 
-def _check_packing(max_length: int | None, **leaks: Any) -> None:
-    if max_length is None:
-        raise ValueError("cu_seq_lens_q needs max_length_q, the length of the longest document")
+def _refuse_leaks(**leaks: Any) -> None:
     for name, value in leaks.items():
         if value is not None and value is not False:
             raise ValueError(
-                f"a packed row (cu_seq_lens_q) cannot be combined with {name}: documents would see each other; "
-                "leave it out"
+                f"several documents in one row (cu_seq_lens_q, or position_ids that restart) cannot be combined with "
+                f"{name}: they would see each other; leave it out"
             )
 
 
@@ -410,9 +472,10 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         """Compute next-token logits, and the loss when labels are given.
 
         Args (beyond those of [`GPT2HFModel.forward`]):
-            labels: int64 `[B, T]`, the input ids themselves; shifted here. −100 is not scored.
+            labels: int64 `[B, T]`, the input ids themselves; shifted here, within each document. −100 is not scored.
             shift_labels: int64 `[B, T]`, already shifted: the target of each position. Used instead of `labels`.
-            logits_to_keep: compute logits for the last so many positions only (0: all), or for these indices.
+            logits_to_keep: compute logits for the last so many positions only (0: all), for these indices
+                (`[T']`, or `[B, T']` for each row), or where this mask `[B, T]` is true.
             return_logits: force or forbid the logits. By default they are left out while training with labels,
                 where only the loss is needed and `[B, T, V]` would be the largest tensor of the step.
             num_items_in_batch: divide the summed loss by this instead of by the number of scored positions.
@@ -438,16 +501,19 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         if labels is not None or shift_labels is not None:
             if shift_labels is None:
                 assert labels is not None
+                if kwargs.get("cu_seq_lens_q") is not None:
+                    # The first token of a document is not a continuation of the one before it.
+                    labels = labels.index_fill(1, kwargs["cu_seq_lens_q"][1:-1].long(), IGNORE_INDEX)
                 shift_labels = nn.functional.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX)
-            loss = chunked_cross_entropy(
-                hidden_states, self.lm_head.weight, shift_labels, label_smoothing=label_smoothing
-            )
+            loss = self._summed_loss(hidden_states, shift_labels, label_smoothing)
             if num_items_in_batch is None:
                 num_items_in_batch = (shift_labels != IGNORE_INDEX).sum()
+            if isinstance(num_items_in_batch, Tensor):
+                num_items_in_batch = num_items_in_batch.to(loss.device)
             loss = loss / num_items_in_batch
         logits = None
         if return_logits or (return_logits is None and not (self.training and loss is not None)):
-            logits = self.lm_head(_select_positions(hidden_states, logits_to_keep))
+            logits = self._logits(_select_positions(hidden_states, logits_to_keep))
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -456,11 +522,64 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
+    def _logits(self, hidden_states: Tensor) -> Tensor:
+        """`[…, C]` to `[…, V]`; rows that only pad the vocabulary get no probability."""
+        logits = self.lm_head(hidden_states)
+        if self.config.n_vocab_padding:
+            logits[..., self.config.num_tokens :] = torch.finfo(logits.dtype).min
+        return logits
+
+    def _summed_loss(self, hidden_states: Tensor, shift_labels: Tensor, label_smoothing: float) -> Tensor:
+        """The sum of the token losses, by chunks if the head is the plain product with its weight."""
+        head = self.lm_head
+        if type(head) is nn.Linear and head.bias is None and not head.weight.is_meta:
+            return chunked_cross_entropy(
+                hidden_states,
+                head.weight,
+                shift_labels,
+                label_smoothing=label_smoothing,
+                num_padding_rows=self.config.n_vocab_padding,
+            )
+        # An adapted, quantised, offloaded or exchanged head computes something else than its weight tells.
+        logits = self._logits(hidden_states).flatten(0, -2)
+        return nn.functional.cross_entropy(
+            logits[:, : self.config.num_tokens].float(),
+            shift_labels.flatten().to(logits.device),
+            reduction="sum",
+            label_smoothing=label_smoothing,
+        )
+
+    @staticmethod
+    def create_masks_for_generate(config: GPT2HFConfig, attention_mask: Tensor | None, **kwargs: Any) -> Any:
+        """The mask that `generate` passes along with a static cache."""
+        if config._attn_implementation == "flex_attention":
+            return attention_mask  # the model refuses with a reason what would fail here on a BlockMask
+        return create_masks_for_generate(config, attention_mask=attention_mask, **kwargs)
+
+    def _prepare_generated_length(self, generation_config: Any, **kwargs: Any) -> Any:
+        """Refuse a text that learned positions cannot hold, before `generate` runs the model."""
+        generation_config = super()._prepare_generated_length(generation_config, **kwargs)
+        # Prompts given as embeddings are not counted in max_length.
+        num_prompt, num_ids = kwargs["inputs_tensor"].shape[1], kwargs["input_ids_length"]
+        self.transformer.check_length(max(generation_config.max_length + num_prompt - num_ids, num_prompt))
+        return generation_config
+
 
 def _select_positions(hidden_states: Tensor, logits_to_keep: int | Tensor) -> Tensor:
-    """`[B, T, C]` to the last `logits_to_keep` positions, or those of an index tensor; 0 keeps all."""
-    positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-    return hidden_states[:, positions, :]
+    """The positions whose logits are wanted.
+
+    Args:
+        hidden_states: `[B, T, C]`.
+        logits_to_keep: the last so many (0: all), indices `[T']`, indices of each row `[B, T']`, or a mask
+            `[B, T]`, which flattens the rows.
+    """
+    if isinstance(logits_to_keep, int):
+        return hidden_states[:, -logits_to_keep:]
+    if logits_to_keep.dtype == torch.bool:
+        return hidden_states[logits_to_keep]
+    if logits_to_keep.ndim == 2:
+        return torch.take_along_dim(hidden_states, logits_to_keep[..., None], dim=1)
+    return hidden_states[:, logits_to_keep]
 
 
 __all__ = ["GPT2HFForCausalLM", "GPT2HFModel", "GPT2HFPreTrainedModel"]
