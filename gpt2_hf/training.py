@@ -27,7 +27,7 @@ from .checkpoints import RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME
 from .data import LoadedData, load_data
 from .errors import EXIT_OK, UserError
 from .generation import generate_text
-from .model_loading import build_model
+from .model_loading import build_model, load_model_tokenizer
 from .modeling_gpt2_hf import GPT2HFForCausalLM
 from .parsing import OVERRULES, PROVENANCE_KEY
 from .plan import describe, make_schedule, schedule_warning
@@ -199,8 +199,11 @@ def find_checkpoint(run: Run) -> Path | None:
 
 def build(run: Run) -> tuple[PreTrainedTokenizerBase, LoadedData, GPT2HFForCausalLM]:
     """Tokenizer, data and model, in this order; the slowest last."""
-    tokenizer_source = run.data_args.tokenizer_name or run.model_args.model_name_or_path
-    tokenizer = load_tokenizer(tokenizer_source)
+    start = run.model_args.model_name_or_path
+    if run.data_args.tokenizer_name is None and start is not None:
+        tokenizer = load_model_tokenizer(start)
+    else:
+        tokenizer = load_tokenizer(run.data_args.tokenizer_name)
     # The first process tokenises and fills the cache, the others read it.
     with run.args.main_process_first(local=True, desc="tokenising"):
         data = load_data(run.data_args, tokenizer, run.model_args.max_length)
