@@ -7,6 +7,7 @@ from pathlib import Path
 import datasets
 import pytest
 from datasets import Dataset, Features, List, Value
+from hypothesis import HealthCheck, settings
 
 from gpt2_hf.arguments import DataArguments
 from gpt2_hf.data.tokenization import TokenizedDocuments
@@ -14,6 +15,9 @@ from gpt2_hf.tokenizer import gpt2_tokenizer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WIKITEXT = Path(os.environ.get("GPT2_HF_WIKITEXT", REPOSITORY.parent / "shared" / "data" / "wikitext"))
+
+# For properties whose examples cost milliseconds; a busy machine must not fail them for time.
+modest = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 needs_wikitext = pytest.mark.skipif(
     not WIKITEXT.is_dir(), reason=f"no local copy of WikiText-2 in {WIKITEXT} (GPT2_HF_WIKITEXT names another place)"

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from data_fixtures import modest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +24,7 @@ def pairs_of_padded(batch):
     return torch.stack([positions[kept], batch["input_ids"][kept], batch["shift_labels"][kept]])
 
 
+@modest
 @given(batch=batches, pad=st.integers(0, 999))
 def test_same_positions_and_targets(batch, pad):
     """Padded and flattened batches score the same targets after the same inputs at the same positions."""
@@ -33,6 +35,7 @@ def test_same_positions_and_targets(batch, pad):
     assert padded["shift_labels"].dtype == flat["shift_labels"].dtype == torch.int64
 
 
+@modest
 @given(batch=batches)
 def test_flattened_boundaries(batch):
     """Positions restart exactly where the cumulative lengths say that a document begins."""

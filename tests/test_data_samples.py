@@ -4,8 +4,8 @@ import pickle
 
 import numpy as np
 import pytest
-from data_fixtures import documents_of
-from hypothesis import given, settings
+from data_fixtures import documents_of, modest
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2_hf.data import BlockSamples, DocumentSamples
@@ -19,6 +19,7 @@ def samples_of(dataset):
     return [dataset[i]["input_ids"].tolist() for i in range(len(dataset))]
 
 
+@modest
 @given(corpus=corpora, max_length=lengths)
 def test_documents_are_continued(corpus, max_length):
     """Documents longer than max_length go on in further samples that overlap by their one token of context."""
@@ -28,6 +29,7 @@ def test_documents_are_continued(corpus, max_length):
     assert samples_of(DocumentSamples(documents_of(corpus), max_length)) == expected
 
 
+@modest
 @given(corpus=corpora, max_length=lengths)
 def test_every_token_but_the_first_is_scored_once(corpus, max_length):
     """The targets of all samples, joined, are the documents without their first tokens."""
@@ -36,6 +38,7 @@ def test_every_token_but_the_first_is_scored_once(corpus, max_length):
     assert all(2 <= len(ids) <= max_length + 1 for ids in samples)
 
 
+@modest
 @given(corpus=corpora, max_length=lengths)
 def test_documents_are_cut(corpus, max_length):
     """With truncate each document of two tokens or more gives one sample, its beginning."""
@@ -43,6 +46,7 @@ def test_documents_are_cut(corpus, max_length):
     assert samples == [ids[: max_length + 1] for ids in corpus if len(ids) > 1]
 
 
+@modest
 @given(corpus=corpora, max_length=lengths)
 def test_blocks_hold_the_whole_stream(corpus, max_length):
     """Blocks are the stream with a separator before each document, cut every max_length targets."""
@@ -53,6 +57,7 @@ def test_blocks_hold_the_whole_stream(corpus, max_length):
     assert all(len(ids) == max_length + 1 for ids in samples[:-1])
 
 
+@modest
 @given(corpus=corpora, data=st.data())
 def test_any_span_of_the_block_stream(corpus, data):
     """Any span of the stream with separators reads as the same span of a list."""
@@ -63,6 +68,7 @@ def test_any_span_of_the_block_stream(corpus, data):
     assert blocks.read(start, stop).tolist() == stream[start:stop]
 
 
+@modest
 @given(corpus=corpora, max_length=lengths, truncate=st.booleans())
 def test_accounting_of_documents(corpus, max_length, truncate):
     """Rows and tokens of the accounting are those of a count by hand, and nothing is missing."""
@@ -80,6 +86,7 @@ def test_accounting_of_documents(corpus, max_length, truncate):
     assert accounting.separator_tokens == 0
 
 
+@modest
 @given(corpus=corpora, max_length=lengths)
 def test_accounting_of_blocks(corpus, max_length):
     """Blocks drop nothing: every text token and every separator but the first is scored."""
@@ -92,7 +99,7 @@ def test_accounting_of_blocks(corpus, max_length):
     assert accounting.scored_tokens == max(accounting.text_tokens + accounting.separator_tokens - 1, 0)
 
 
-@settings(max_examples=20)
+@modest
 @given(corpus=corpora, max_length=lengths)
 def test_samples_go_to_workers(corpus, max_length):
     """A pickled copy, as a worker process gets it, gives the same samples."""

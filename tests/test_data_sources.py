@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_fixtures import WIKITEXT, cache_folder, file_arguments, needs_wikitext  # noqa: F401
-from hypothesis import given, settings
+from data_fixtures import WIKITEXT, cache_folder, file_arguments, modest, needs_wikitext  # noqa: F401
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2_hf.arguments import DataArguments
@@ -112,6 +112,7 @@ def test_document_units(tmp_path, ending, unit, expected):
     assert read(file_arguments(path, document_unit=unit)) == expected
 
 
+@modest
 @given(text=st.text(alphabet="ab \n\r\x0b\x85\u2028", max_size=30))
 def test_lines_lose_nothing(text):
     """The lines of a row, joined, are the row, whatever else Unicode takes for the end of a line."""
@@ -428,7 +429,7 @@ def test_missing_folder(tmp_path):
     assert "--dataset_name: there is no folder" in message
 
 
-@settings(max_examples=30, deadline=None)
+@modest
 @given(texts=st.lists(st.text(st.characters(exclude_characters="\r\0", exclude_categories=["Cs"])), min_size=1))
 def test_any_text_comes_back(tmp_path_factory, texts):
     """Whatever Unicode text is written as jsonl, csv or parquet is read as it was."""

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from data_fixtures import gpt2  # noqa: F401
-from hypothesis import HealthCheck, given, settings
+from data_fixtures import gpt2, modest  # noqa: F401
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -43,7 +43,7 @@ def test_known_ids(gpt2, text):  # noqa: F811
     assert len(gpt2) == 50257
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@modest
 @given(text=st.text())
 def test_round_trip(gpt2, text):  # noqa: F811
     """Any text comes back from its ids, byte for byte."""
