@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from gpt2_hf.errors import UserError
-from gpt2_hf.tokenizer import END_OF_TEXT, check_vocabulary, load_tokenizer, separator_id
+from gpt2_hf.tokenizer import END_OF_TEXT, check_vocabulary, load_tokenizer, num_ids, separator_id
 
 # Ids that OpenAI's own encoder gives.
 KNOWN_IDS = {
@@ -92,6 +92,15 @@ def test_too_large_a_vocabulary_is_refused(gpt2):  # noqa: F811
     check_vocabulary(gpt2, 50257)
     with pytest.raises(UserError, match=r"50,257 ids .* 50,256"):
         check_vocabulary(gpt2, 50256)
+
+
+def test_ids_with_holes(tmp_path):
+    """What counts is the largest id, not the number of tokens."""
+    backend = Tokenizer(models.WordLevel({"a": 0, "b": 99, "[UNK]": 1}, unk_token="[UNK]"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+    assert num_ids(tokenizer) == 100
+    with pytest.raises(UserError, match="100 ids"):
+        check_vocabulary(tokenizer, 99)
 
 
 def test_separator(gpt2, wordlevel):  # noqa: F811

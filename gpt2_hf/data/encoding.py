@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
+from ..tokenizer import num_ids
 from .readers import MAX_ROW_CHARACTERS
 
 # A batch is closed when it has so many documents or characters; some 150 bytes of memory go to each character.
@@ -46,7 +47,7 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, num_threads: int | None = None):
-        self.dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.int32)
+        self.dtype = np.dtype(np.uint16 if num_ids(tokenizer) <= 1 << 16 else np.int32)
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._encode: Callable[[list[str]], list[list[int]]]
         if backend is None:
