@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 WIKITEXT = Path(os.environ.get("GPT2_HF_WIKITEXT", REPOSITORY.parent / "shared" / "data" / "wikitext"))
 
 # For properties whose examples cost milliseconds; a busy machine must not fail them for time.
-modest = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+modest = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 needs_wikitext = pytest.mark.skipif(
     not WIKITEXT.is_dir(), reason=f"no local copy of WikiText-2 in {WIKITEXT} (GPT2_HF_WIKITEXT names another place)"

@@ -61,6 +61,7 @@ def test_refused_connection(code, option, remedy, tmp_path):
     assert seconds < 30
 
 
+@pytest.mark.slow
 def test_answers_nothing(tmp_path):
     """A hub that accepts connections and never answers is given up within 30 s, after few connections."""
     connections = []
