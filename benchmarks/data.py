@@ -3,8 +3,9 @@
     python benchmarks/data.py                       # 64 MB, 1, 2, 4 … threads, one row each
     python benchmarks/data.py --megabytes 2000 --workers 2
 
-Each row is a process of its own. Peak memory is the largest resident set, libraries and those pages of the
-memory-mapped cache included that the system had no better use for.
+Each row is a process of its own. Peak memory is the largest resident set of the data stage, with and without a cache,
+libraries included. Reading samples is measured after that: it maps pages of the cache, which the system takes back
+when it has a better use for them.
 """
 
 import argparse
@@ -46,15 +47,16 @@ seconds = time.perf_counter() - start
 start = time.perf_counter()
 load_data(args, tokenizer, 1024)
 again = time.perf_counter() - start
+done.set()
+peak = max(peak, process.memory_info().rss)
 samples = data.samples["train"]
 start = time.perf_counter()
 for i in range(0, len(samples), max(len(samples) // 20000, 1)):
     samples[i]
 reading = (time.perf_counter() - start) / len(range(0, len(samples), max(len(samples) // 20000, 1)))
-done.set()
 tokens = sum(accounting.text_tokens for accounting in data.accounting.values())
 print(json.dumps({
-    "seconds": seconds, "again": again, "peak": max(peak, process.memory_info().rss), "before": before,
+    "seconds": seconds, "again": again, "peak": peak, "before": before,
     "tokens": tokens, "microseconds_per_sample": reading * 1e6,
 }))
 """
@@ -73,7 +75,7 @@ def main() -> None:
         corpus = Path(folder) / "corpus.txt"
         write_corpus(corpus, args.megabytes)
         size = corpus.stat().st_size
-        print(f"{size / 1e6:,.0f} MB of text, {cores} cores, load {os.getloadavg()[0]:.1f}")
+        print(f"{size / 1e6:,.0f} MB of text, {cores} cores, load {psutil.getloadavg()[0]:.1f}")
         print("| threads | seconds | MB/s | tokens/s | second start, s | µs a sample | peak MiB | of it libraries |")
         print("|---|---|---|---|---|---|---|---|")
         for number in workers:

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 import pytest
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset
+from datasets.table import InMemoryTable
 from hypothesis import HealthCheck, settings
 
 from gpt2_hf.arguments import DataArguments
@@ -53,10 +55,9 @@ def gpt2():
 
 def documents_of(ids: list[list[int]], rows_per_chunk: int = 3) -> TokenizedDocuments:
     """Tokenized documents with these ids; an empty list is a blank row."""
-    features = Features({"input_ids": List(Value("uint16"))})
-    chunks = [ids[i : i + rows_per_chunk] for i in range(0, len(ids), rows_per_chunk)] or [[]]
-    parts = [Dataset.from_dict({"input_ids": chunk}, features=features) for chunk in chunks]
-    return TokenizedDocuments(datasets.concatenate_datasets(parts))
+    chunks = [ids[i : i + rows_per_chunk] for i in range(0, len(ids), rows_per_chunk)]
+    column = pa.chunked_array(chunks, type=pa.list_(pa.uint16()))
+    return TokenizedDocuments(Dataset(InMemoryTable(pa.table({"input_ids": column}))))
 
 
 def file_arguments(train_file: Path | str, **options) -> DataArguments:

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from data_fixtures import WIKITEXT, cache_folder, file_arguments, modest, needs_wikitext  # noqa: F401
+from datasets import Features, Value
+from datasets.arrow_writer import ArrowWriter
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -225,6 +227,24 @@ def test_folder_of_text(tmp_path):
         "train": ["training\n"],
         "test": ["testing\n"],
     }
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_folder_of_another_format(tmp_path, streaming):
+    """What only the datasets library can read is read by it, stored or streamed, and keyed by its content."""
+    keys = set()
+    for texts in (["one", "two", "three"], ["one", "two", "3"]):
+        folder = tmp_path / texts[-1]
+        folder.mkdir()
+        with ArrowWriter(path=str(folder / "train.arrow"), features=Features({"text": Value("string")})) as writer:
+            writer.write_table(pa.table({"text": texts}))
+            writer.finalize()
+        source = load_sources(DataArguments(str(folder), None, streaming=streaming))["train"]
+        documents = list(source.documents())
+        assert [text for text, _ in documents] == texts
+        assert list(source.documents(documents[1][1])) == documents[1:]
+        keys.add(source.key())
+    assert len(keys) == 2
 
 
 @needs_wikitext

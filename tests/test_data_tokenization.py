@@ -1,5 +1,6 @@
 """gpt2_hf.data.tokenization, encoding and cache: ids once, exact, never stale, never half."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -21,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from gpt2_hf.data import encoding, fingerprints
 from gpt2_hf.data.encoding import Encoder
-from gpt2_hf.data.sources import load_sources
+from gpt2_hf.data.sources import Cursor, FileSource, load_sources
 from gpt2_hf.data.tokenization import TokenizedDocuments, is_set_aside, tokenize, tokenize_and_cut
 from gpt2_hf.errors import UserError
 
@@ -55,6 +56,12 @@ def corpus(tmp_path):
     path = tmp_path / "corpus.txt"
     path.write_text("".join(f"Line {i} has {i * i} as its number squared.\n\n" for i in range(50)))
     return path
+
+
+@pytest.fixture(scope="module")
+def encoder(gpt2):  # noqa: F811
+    """An encoder of GPT-2's ids."""
+    return Encoder(gpt2)
 
 
 def wordlevel(size: int) -> PreTrainedTokenizerFast:
@@ -110,9 +117,9 @@ def test_workers_map_the_cache_again(corpus, gpt2):  # noqa: F811
 
 @modest
 @given(texts=st.lists(st.one_of(st.none(), st.text()), max_size=20))
-def test_ids_are_those_of_the_tokenizer(gpt2, texts):  # noqa: F811
+def test_ids_are_those_of_the_tokenizer(gpt2, encoder, texts):  # noqa: F811
     """Each document has exactly the ids that the tokenizer itself gives; white space alone has none."""
-    batch = Encoder(gpt2).encode(texts)
+    batch = encoder.encode(texts)
     expected = [[] if not text or text.isspace() else gpt2(text).input_ids for text in texts]
     assert batch.lengths.tolist() == [len(ids) for ids in expected]
     assert batch.ids.tolist() == [token for ids in expected for token in ids]
@@ -124,9 +131,8 @@ def test_ids_are_those_of_the_tokenizer(gpt2, texts):  # noqa: F811
         st.sampled_from(["word", "it's", " ", "  ", "\n", "\n\n", "...", "12", "你好", "。", "é", "\t"])
     ).map("".join)
 )
-def test_long_documents_in_pieces(gpt2, text):  # noqa: F811
+def test_long_documents_in_pieces(gpt2, encoder, text):  # noqa: F811
     """A document that is tokenised in pieces gets the very same ids."""
-    encoder = Encoder(gpt2)
     monkeypatch = pytest.MonkeyPatch()
     with monkeypatch.context() as patch:
         patch.setattr(encoding, "_PIECE_CHARACTERS", 3)
@@ -301,6 +307,28 @@ def test_half_written_cache_is_no_entry(corpus, gpt2):  # noqa: F811
     assert entries() == [entry] and leftovers() == []
 
 
+def test_file_that_changes_while_it_is_read(corpus, gpt2):  # noqa: F811
+    """Text that is being written while it is read gets no entry, which would be stale from the beginning."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Growing(FileSource):
+        def documents(self, start=Cursor()):  # noqa: B008
+            yield from super().documents(start)
+            with corpus.open("a") as stream:
+                stream.write("One line more.\n")
+
+    source = source_of(corpus)
+    with pytest.raises(UserError, match="changed while it was read"):
+        tokenize(Growing(source.name, source.files), gpt2)
+    assert entries() == [] and leftovers() == []
+
+
+def test_fingerprint_made_while_writing(corpus, gpt2):  # noqa: F811
+    """The fingerprint in the record is that of the ids in the file."""
+    documents = tokenize(source_of(corpus), gpt2)
+    assert TokenizedDocuments(documents._dataset).fingerprint() == documents.fingerprint()
+
+
 @pytest.mark.parametrize("content", [b"good\nb\xffd\n", b"good\nb\0d\n"])
 def test_bad_text_leaves_nothing_behind(tmp_path, gpt2, content):  # noqa: F811
     """An error in the middle of the text leaves no entry and no staging folder."""
@@ -314,7 +342,7 @@ TOKENIZE = """
 import sys
 from gpt2_hf.arguments import DataArguments
 from gpt2_hf.data import tokenization
-from gpt2_hf.data.sources import load_sources
+from gpt2_hf.data.sources import Cursor, FileSource, load_sources
 from gpt2_hf.tokenizer import gpt2_tokenizer
 
 class Loud(tokenization.Encoder):

@@ -51,10 +51,10 @@ def test_round_trip(gpt2, text):  # noqa: F811
 
 
 def test_gpt2_needs_no_network():
-    """Every name of GPT-2's tokenizer loads in a process for which the hub does not exist."""
+    """With and without its name, GPT-2's tokenizer loads in a process that reaches no hub."""
     code = (
-        "from gpt2_hf.tokenizer import GPT2_NAMES, load_tokenizer\n"
-        "print([load_tokenizer(name)('Hello world').input_ids for name in (None, *GPT2_NAMES)])"
+        "from gpt2_hf.tokenizer import load_tokenizer\n"
+        "print([load_tokenizer(name)('Hello world').input_ids for name in (None, 'openai-community/gpt2')])"
     )
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound, not listening: a connection is refused
@@ -62,7 +62,7 @@ def test_gpt2_needs_no_network():
         result = subprocess.run(
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
         )
-    assert result.stdout.strip() == str([[15496, 995]] * 3), result.stderr
+    assert result.stdout.strip() == str([[15496, 995]] * 2), result.stderr
 
 
 def test_tokenizer_from_a_folder(gpt2, tmp_path):  # noqa: F811

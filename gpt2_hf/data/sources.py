@@ -79,12 +79,21 @@ class FileSource:
 
 @dataclass(frozen=True)
 class RowSource:
-    """Documents of a dataset that the datasets library holds or streams."""
+    """Documents of a dataset that the datasets library holds or streams.
+
+    Attributes:
+        name: the split.
+        dataset: its rows.
+        column: which of the columns holds the text.
+        unit: what is one document.
+        version: of the files, where the dataset has no fingerprint of its own because it is streamed.
+    """
 
     name: str
     dataset: Dataset | IterableDataset
     column: str
     unit: DocumentUnit
+    version: str = ""
 
     def documents(self, start: Cursor = Cursor()) -> Iterator[tuple[str | None, Cursor]]:  # noqa: B008
         """Read the rows from a row number on."""
@@ -106,7 +115,8 @@ class RowSource:
 
     def key(self) -> str:
         """The library's fingerprint, which follows the content of the hub's files."""
-        return repr((self.dataset._fingerprint, self.column, str(self.unit)))
+        version = self.version or self.dataset._fingerprint
+        return repr((version, self.name, self.column, str(self.unit)))
 
 
 def split_document(text: str | None, unit: DocumentUnit) -> Iterable[str | None]:
@@ -239,7 +249,11 @@ def _sources_of_name(args: DataArguments) -> dict[str, Source]:
             sources = _sources_of_folder(name, config_name, args)
             if sources is not None:
                 return sources
-        loaded = dict(datasets.load_dataset(name, config_name, streaming=args.streaming))
+        if args.streaming:
+            builder = datasets.load_dataset_builder(name, config_name)
+            loaded, version = dict(builder.as_streaming_dataset()), f"{builder.config_id} {builder.hash}"
+        else:
+            loaded, version = dict(datasets.load_dataset(name, config_name)), ""
     except datasets.exceptions.DatasetNotFoundError as error:
         raise _no_data(name) if os.path.isdir(name) else _unreachable(name) from error
     except (ConnectionError, FileNotFoundError) as error:
@@ -250,7 +264,7 @@ def _sources_of_name(args: DataArguments) -> dict[str, Source]:
         raise UserError(f"--dataset_name: {name} cannot be loaded: {_first_line(error.__cause__ or error)}") from error
     except OSError as error:
         raise UserError(f"--dataset_name: {name} cannot be loaded: {error.strerror or error}") from error
-    return {split: _row_source(split, dataset, args) for split, dataset in loaded.items() if split in SPLITS}
+    return {split: _row_source(split, dataset, args, version) for split, dataset in loaded.items() if split in SPLITS}
 
 
 def _sources_of_folder(name: str, config_name: str | None, args: DataArguments) -> dict[str, Source] | None:
@@ -284,11 +298,11 @@ def _choose_config(name: str, args: DataArguments) -> str | None:
     raise UserError(f"--dataset_config_name: {name} has no config {wanted!r}; available: {', '.join(available)}")
 
 
-def _row_source(split: str, dataset: Dataset | IterableDataset, args: DataArguments) -> RowSource:
+def _row_source(split: str, dataset: Dataset | IterableDataset, args: DataArguments, version: str = "") -> RowSource:
     where = f"the {split} split of {args.dataset_name}"
     columns = dataset.column_names or list(next(iter(dataset), {}))
     column = _find_text_column(columns, args, where)
-    return RowSource(split, dataset, column, _unit_of_rows(args, where))
+    return RowSource(split, dataset, column, _unit_of_rows(args, where), version)
 
 
 def _unreachable(name: str) -> UserError:

@@ -251,6 +251,8 @@ class StreamingLoader:
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             collate_fn=_PositionedCollator(self.collator),
+            # of its own, so that making it does not move the random numbers of training
+            generator=torch.Generator(),
             **self.options,
         )
         for batch in _plain_errors(loader):

@@ -16,12 +16,13 @@ from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedTokenizerBase
 
+from ..errors import UserError
 from .cache import entry_key, open_entry
 from .encoding import EncodedBatch, Encoder
 from .sources import Source
 
 # Part of the cache key: raise it when the ids written for the same text, or their layout, change.
-_CACHE_VERSION = "2"
+_CACHE_VERSION = "3"
 # Ids in one record batch of the cache file.
 _IDS_PER_BATCH = 1 << 21
 _WHOLE, _REST, _CUT = "documents", "rest", "cut"
@@ -83,10 +84,9 @@ class TokenizedDocuments:
     def fingerprint(self) -> str:
         """A hash of every token and every document boundary."""
         if self._fingerprint is None:
-            digest = xxhash.xxh3_128(self.starts.tobytes())
-            for chunk in self._chunks:
-                digest.update(chunk.data)
-            self._fingerprint = digest.hexdigest()
+            fingerprint = _Fingerprint()
+            fingerprint.update(self.lengths, *self._chunks)
+            self._fingerprint = fingerprint.hexdigest()
         return self._fingerprint
 
     # Workers get the dataset, which pickles as the name of its cache file, and map it again.
@@ -96,6 +96,21 @@ class TokenizedDocuments:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._open()
+
+
+class _Fingerprint:
+    """A hash of tokens and document lengths, whatever the parts in which they come."""
+
+    def __init__(self) -> None:
+        self._tokens, self._lengths = xxhash.xxh3_128(), xxhash.xxh3_128()
+
+    def update(self, lengths: np.ndarray, *tokens: np.ndarray) -> None:
+        self._lengths.update(lengths[lengths > 0].astype(np.int64).tobytes())
+        for part in tokens:
+            self._tokens.update(part.data)
+
+    def hexdigest(self) -> str:
+        return xxhash.xxh3_128_hexdigest(self._tokens.digest() + self._lengths.digest())
 
 
 def _values_of(chunk: pa.ListArray) -> np.ndarray:
@@ -147,7 +162,8 @@ def is_set_aside(index: int, share: Fraction) -> bool:
 def _tokenize(
     source: Source, tokenizer: PreTrainedTokenizerBase, num_workers: int | None, share: Fraction | None
 ) -> dict[str, TokenizedDocuments]:
-    key = entry_key(_CACHE_VERSION, source.key(), tokenizer_key(tokenizer), str(share))
+    source_key = source.key()
+    key = entry_key(_CACHE_VERSION, source_key, tokenizer_key(tokenizer), str(share))
 
     def fill(folder: Path) -> dict[str, Any]:
         encoder = Encoder(tokenizer, num_workers)
@@ -169,13 +185,18 @@ def _tokenize(
         finally:
             for writer in writers:
                 writer.close()
-        return {"fingerprints": {name: _open(folder, name).fingerprint() for name in names}}
+        if source.key() != source_key:
+            raise UserError(
+                f"the text of the {source.name} split was changed while it was read; start again when it is complete"
+            )
+        # made while writing: reading the ids again would fill the memory with the pages of the file
+        return {"fingerprints": {name: writers[i].fingerprint.hexdigest() for i, name in enumerate(names)}}
 
     folder, record = open_entry(key, fill)
     return {name: _open(folder, name, fingerprint) for name, fingerprint in record["fingerprints"].items()}
 
 
-def _open(folder: Path, name: str, fingerprint: str | None = None) -> TokenizedDocuments:
+def _open(folder: Path, name: str, fingerprint: str) -> TokenizedDocuments:
     return TokenizedDocuments(Dataset.from_file(str(folder / f"{name}.arrow")), fingerprint)
 
 
@@ -191,6 +212,7 @@ class _Writer:
         self._writer = ArrowWriter(path=str(path), features=self._features)
         self._pending: list[EncodedBatch] = []
         self._ids = 0
+        self.fingerprint = _Fingerprint()
 
     def write(self, batch: EncodedBatch) -> None:
         self._pending.append(batch)
@@ -203,6 +225,7 @@ class _Writer:
             return
         ids = np.concatenate([batch.ids for batch in self._pending])
         lengths = np.concatenate([batch.lengths for batch in self._pending])
+        self.fingerprint.update(lengths, ids)
         offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
         np.cumsum(lengths, out=offsets[1:])
         lists = pa.ListArray.from_arrays(offsets, ids)
