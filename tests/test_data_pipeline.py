@@ -22,7 +22,7 @@ from data_fixtures import (  # noqa: F401
     shared_wikitext_cache,
     wikitext_cache,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
@@ -232,7 +232,7 @@ def test_one_document_cannot_be_cut(tmp_path, gpt2):  # noqa: F811
 # ---- the accounting of small corpora ----
 
 
-@modest
+@settings(modest, max_examples=8)
 @given(texts=st.lists(st.sampled_from(["", " ", "a", "two words", "a line of six words here"]), min_size=1))
 def test_rows_and_tokens_add_up(tmp_path_factory, gpt2, texts):  # noqa: F811
     """In every mode rows are blank, short or used, and tokens kept or dropped, of any text."""

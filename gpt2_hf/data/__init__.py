@@ -9,7 +9,7 @@
 
 from .collators import FlatteningCollator, PaddingCollator
 from .pipeline import LoadedData, load_data
-from .samples import BlockSamples, DocumentSamples, SequenceMode
+from .samples import BlockSamples, DocumentSamples, Samples, SequenceMode
 from .sampling import EpochSampler
 from .streaming import StreamingLoader, StreamingSamples
 
@@ -20,6 +20,7 @@ __all__ = [
     "FlatteningCollator",
     "LoadedData",
     "PaddingCollator",
+    "Samples",
     "SequenceMode",
     "StreamingLoader",
     "StreamingSamples",
