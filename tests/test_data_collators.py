@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from data_fixtures import modest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2_hf.chunked_loss import IGNORE_INDEX
 from gpt2_hf.data import FlatteningCollator, PaddingCollator
+
+from .data_fixtures import modest
 
 batches = st.lists(st.lists(st.integers(0, 999), min_size=2, max_size=40), min_size=1, max_size=8)
 

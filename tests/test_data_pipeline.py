@@ -11,17 +11,6 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from data_fixtures import (  # noqa: F401
-    REPOSITORY,
-    WIKITEXT,
-    cache_folder,
-    file_arguments,
-    gpt2,
-    modest,
-    needs_wikitext,
-    shared_wikitext_cache,
-    wikitext_cache,
-)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
@@ -33,6 +22,18 @@ from gpt2_hf.data import load_data
 from gpt2_hf.data.samples import padded_share
 from gpt2_hf.data.sampling import EpochSampler
 from gpt2_hf.errors import UserError
+
+from .data_fixtures import (  # noqa: F401
+    REPOSITORY,
+    WIKITEXT,
+    cache_folder,
+    file_arguments,
+    gpt2,
+    modest,
+    needs_wikitext,
+    shared_wikitext_cache,
+    wikitext_cache,
+)
 
 MODES = ("padded", "padding_free", "blocks")
 # Rows, documents and text tokens of WikiText-2 v1 as the hub serves it.

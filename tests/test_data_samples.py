@@ -4,11 +4,12 @@ import pickle
 
 import numpy as np
 import pytest
-from data_fixtures import documents_of, modest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2_hf.data import BlockSamples, DocumentSamples
+
+from .data_fixtures import documents_of, modest
 
 SEPARATOR = 999
 corpora = st.lists(st.lists(st.integers(0, 900), max_size=25), max_size=12)

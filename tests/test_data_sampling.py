@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
-from data_fixtures import documents_of, modest
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
@@ -12,6 +11,8 @@ from torch.utils.data import DataLoader
 from gpt2_hf.chunked_loss import IGNORE_INDEX
 from gpt2_hf.data import DocumentSamples, FlatteningCollator, PaddingCollator
 from gpt2_hf.data.sampling import FILLER, EpochSampler
+
+from .data_fixtures import documents_of, modest
 
 sizes = st.integers(1, 60)
 

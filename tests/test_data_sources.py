@@ -10,7 +10,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_fixtures import WIKITEXT, cache_folder, file_arguments, modest, needs_wikitext  # noqa: F401
 from datasets import Features, Value
 from datasets.arrow_writer import ArrowWriter
 from hypothesis import given
@@ -20,6 +19,8 @@ from gpt2_hf.arguments import DataArguments
 from gpt2_hf.data import readers
 from gpt2_hf.data.sources import Cursor, load_sources, split_document
 from gpt2_hf.errors import UserError
+
+from .data_fixtures import WIKITEXT, cache_folder, file_arguments, modest, needs_wikitext  # noqa: F401
 
 TEXTS = ["First document.\n", "", "Zweites Dokument, größer.\n", "三つ目の文書。\n", "Last one"]
 

@@ -4,7 +4,6 @@ import itertools
 import json
 
 import pytest
-from data_fixtures import cache_folder, file_arguments, gpt2, modest  # noqa: F401
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +11,8 @@ from gpt2_hf.data import FlatteningCollator, PaddingCollator, SequenceMode, load
 from gpt2_hf.data.sources import load_sources
 from gpt2_hf.data.streaming import StreamingLoader, StreamingSamples, set_aside_of_stream
 from gpt2_hf.errors import UserError
+
+from .data_fixtures import cache_folder, file_arguments, gpt2, modest  # noqa: F401
 
 EOS = 50256
 

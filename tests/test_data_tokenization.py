@@ -14,7 +14,6 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from data_fixtures import cache_folder, documents_of, file_arguments, gpt2, modest  # noqa: F401
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -25,6 +24,8 @@ from gpt2_hf.data.encoding import Encoder
 from gpt2_hf.data.sources import Cursor, FileSource, load_sources
 from gpt2_hf.data.tokenization import TokenizedDocuments, is_set_aside, tokenize, tokenize_and_cut
 from gpt2_hf.errors import UserError
+
+from .data_fixtures import cache_folder, documents_of, file_arguments, gpt2, modest  # noqa: F401
 
 corpora = st.lists(st.lists(st.integers(0, 65535), max_size=9), max_size=12)
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-from data_fixtures import gpt2, modest  # noqa: F401
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -14,6 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from gpt2_hf.errors import UserError
 from gpt2_hf.tokenizer import END_OF_TEXT, check_vocabulary, load_tokenizer, num_ids, separator_id
+
+from .data_fixtures import gpt2, modest  # noqa: F401
 
 # Ids that OpenAI's own encoder gives.
 KNOWN_IDS = {

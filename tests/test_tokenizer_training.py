@@ -1,7 +1,6 @@
 """gpt2_hf.tokenizer_training: a tokenizer of one's own, that writes any text and fits a model."""
 
 import pytest
-from data_fixtures import cache_folder, modest  # noqa: F401
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,6 +9,8 @@ from gpt2_hf.errors import UserError
 from gpt2_hf.model_loading import build_config
 from gpt2_hf.tokenizer import END_OF_TEXT, load_tokenizer
 from gpt2_hf.tokenizer_training import TokenizerTrainingArguments, run_tokenizer_training
+
+from .data_fixtures import cache_folder, modest  # noqa: F401
 
 
 @pytest.fixture(scope="module")
