@@ -143,8 +143,8 @@ def _non_empty_samples(
     if not len(samples):
         found = samples.accounting
         raise UserError(
-            f"the {split} split has no text to use ({found.rows:,} rows, {found.blank_rows:,} blank), and a document of a "
-            "single token has nothing to predict; check --text_column, --document_unit and the files"
+            f"the {split} split has no text to use ({found.rows:,} rows, {found.blank_rows:,} blank), and a document "
+            "of a single token has nothing to predict; check --text_column, --document_unit and the files"
         )
     return samples
 
