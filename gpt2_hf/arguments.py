@@ -82,10 +82,18 @@ class DataArguments:
         "A hub id, a local folder in the hub's layout, or python-docs (the text that comes with Python).",
     )
     dataset_config_name: str | None = option("wikitext-2-v1", "Config of the dataset; its default when left out.")
-    train_file: str | None = option(None, "Training text: a txt, md, json(l), csv, tsv or parquet file, or a glob.")
+    train_file: str | None = option(
+        None,
+        "Training text: a txt, md, json(l), csv, tsv or parquet file, or a quoted glob; "
+        "all but parquet also as .gz, .zst, .bz2 or .xz.",
+    )
     validation_file: str | None = option(None, "Validation text, likewise.")
     test_file: str | None = option(None, "Test text, likewise.")
     text_column: str | None = option(None, "Column that holds the text; text or content when left out.")
+    document_unit: Literal["line", "paragraph", "file", "row"] | None = option(
+        None,
+        "What is one document; when left out a line of a txt file, a whole md file, and a row of anything else.",
+    )
     tokenizer_name: str | None = option(None, "Tokenizer, a folder or hub id; GPT-2's (offline) when left out.")
     sequence_mode: Literal["padding_free", "padded", "blocks"] = option(
         "padding_free",
@@ -99,13 +107,17 @@ class DataArguments:
     validation_split_percentage: float = option(
         5.0, "Share of the training documents set aside if there is no validation split, in percent."
     )
-    preprocessing_num_workers: int | None = option(None, "Processes that tokenise.")
+    preprocessing_num_workers: int | None = option(None, "Threads that tokenise; one for each core when left out.")
+    streaming: bool = option(
+        False, "Do not store token ids: read, shuffle and tokenise the training text while training."
+    )
+    shuffle_buffer_size: int = option(10_000, "streaming: so many documents are shuffled together.")
 
     # Whether dataset_config_name comes from a lower layer (default, JSON) than dataset_name, see `parsing`.
     dataset_config_is_inherited: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        for name in ("max_train_samples", "max_eval_samples", "preprocessing_num_workers"):
+        for name in ("max_train_samples", "max_eval_samples", "preprocessing_num_workers", "shuffle_buffer_size"):
             if getattr(self, name) is not None:
                 require_at_least(name, getattr(self, name), 1)
         if not 0 < self.validation_split_percentage < 100:
@@ -123,6 +135,13 @@ class DataArguments:
             raise UserError(
                 f"--pad_to_max_length has no effect with --sequence_mode {self.sequence_mode}; "
                 "add --sequence_mode padded, or leave it out"
+            )
+        if self.streaming and self.max_train_samples is not None:
+            raise UserError("--max_train_samples has no effect with --streaming; limit the run with --max_steps")
+        default = type(self).__dataclass_fields__["shuffle_buffer_size"].default
+        if not self.streaming and self.shuffle_buffer_size != default:
+            raise UserError(
+                "--shuffle_buffer_size has no effect without --streaming, which shuffles all; leave it out"
             )
 
 

@@ -52,11 +52,16 @@ def gpt2_tokenizer() -> GPT2TokenizerFast:
     return tokenizer
 
 
+def num_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many rows an embedding needs: one more than the largest id, which may exceed the number of tokens."""
+    return max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)
+
+
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
     """Refuse a tokenizer whose ids the model's embedding does not have."""
-    if len(tokenizer) > vocab_size:
+    if num_ids(tokenizer) > vocab_size:
         raise UserError(
-            f"--tokenizer_name: the tokenizer has {len(tokenizer):,} ids but the model's vocabulary has only "
+            f"--tokenizer_name: the tokenizer has {num_ids(tokenizer):,} ids but the model's vocabulary has only "
             f"{vocab_size:,}; use the tokenizer the model was trained with, or train from scratch"
         )
 

@@ -1,21 +1,28 @@
 """Text in, batches of token ids out.
 
-    sources ─► tokenization ─► samples ─► collators
-               (documents)     (sequence mode)   (batches)
+    readers ─► sources ─► tokenization ─► samples ─► collators
+    (files)    (documents)  (ids, cached)   (sequence mode)  (batches)
 
-`load_data` runs the whole row and returns what the trainer needs.
+`load_data` runs the whole row and returns what the trainer needs. `sampling` puts the samples in order; with
+`--streaming`, `streaming` takes the place of tokenization, samples and sampling.
 """
 
 from .collators import FlatteningCollator, PaddingCollator
 from .pipeline import LoadedData, load_data
-from .samples import BlockSamples, DocumentSamples, SequenceMode
+from .samples import BlockSamples, DocumentSamples, Samples, SequenceMode
+from .sampling import EpochSampler
+from .streaming import StreamingLoader, StreamingSamples
 
 __all__ = [
     "BlockSamples",
     "DocumentSamples",
+    "EpochSampler",
     "FlatteningCollator",
     "LoadedData",
     "PaddingCollator",
+    "Samples",
     "SequenceMode",
+    "StreamingLoader",
+    "StreamingSamples",
     "load_data",
 ]

@@ -3,6 +3,8 @@
 In: a list of samples `{"input_ids": int64 [n + 1]}`. Out: tensors for `GPT2HFForCausalLM.forward`.
 Next stage: `trainer`.
 
+A sample marked `is_filler` has no targets: it only completes a batch, so that every process has one.
+
 Both collators give the very same positions and targets; only the layout differs, so loss and gradients
 agree to rounding.
 """
@@ -40,7 +42,7 @@ class PaddingCollator:
         shift_labels = np.full((len(rows), length), IGNORE_INDEX, dtype=np.int64)
         for i, row in enumerate(rows):
             input_ids[i, : len(row) - 1] = row[:-1]
-            shift_labels[i, : len(row) - 1] = row[1:]
+            shift_labels[i, : len(row) - 1] = _targets(samples[i], row)
         return {"input_ids": torch.from_numpy(input_ids), "shift_labels": torch.from_numpy(shift_labels)}
 
 
@@ -55,14 +57,19 @@ class FlatteningCollator:
         named as in transformers' flash-attention arguments.
         """
         rows = [np.asarray(sample["input_ids"]) for sample in samples]
+        targets = [_targets(sample, row) for sample, row in zip(samples, rows, strict=True)]
         lengths = [len(row) - 1 for row in rows]
         cu_seq_lens = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32))
         return {
             "input_ids": torch.from_numpy(np.concatenate([row[:-1] for row in rows])[None]),
-            "shift_labels": torch.from_numpy(np.concatenate([row[1:] for row in rows])[None]),
+            "shift_labels": torch.from_numpy(np.concatenate(targets)[None]),
             "position_ids": torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])[None]),
             "cu_seq_lens_q": cu_seq_lens,
             "cu_seq_lens_k": cu_seq_lens,
             "max_length_q": max(lengths),
             "max_length_k": max(lengths),
         }
+
+
+def _targets(sample: dict[str, Any], row: np.ndarray) -> np.ndarray:
+    return np.full(len(row) - 1, IGNORE_INDEX) if sample.get("is_filler") else row[1:]

@@ -1,20 +1,22 @@
 """The data stage from end to end: arguments in, datasets and a collator out."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..arguments import DataArguments
 from ..errors import UserError
 from ..tokenizer import separator_id
 from .collators import FlatteningCollator, PaddingCollator
-from .samples import Accounting, BlockSamples, DocumentSamples, Samples, SequenceMode
-from .sources import SPLITS, load_text
-from .tokenization import TokenizedDocuments, tokenize
+from .samples import Accounting, BlockSamples, DocumentSamples, Samples, SequenceMode, padded_share
+from .sources import SPLITS, Source, load_sources
+from .streaming import StreamingSamples, set_aside_of_stream
+from .tokenization import TokenizedDocuments, tokenize, tokenize_and_cut
 
 
 @dataclass
@@ -22,10 +24,10 @@ class LoadedData:
     """What the data stage hands to the trainer.
 
     Attributes:
-        samples: a map-style dataset per split.
+        samples: a map-style dataset per split; with `--streaming` the training split is `StreamingSamples`.
         collator: makes a batch of a list of samples.
-        accounting: per split, where every row and token went.
-        fingerprints: per split, a hash of the token ids.
+        accounting: per split, where every row and token went; a streamed split has none beforehand.
+        fingerprints: per split, a hash of the token ids; of a streamed split, of what it is made from.
         lines: what to tell the user.
         documents: per split, the token ids the samples are views of.
     """
@@ -43,41 +45,123 @@ def load_data(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     splits: tuple[str, ...] = SPLITS,
+    batch_size: int = 8,
+    seed: int = 42,
 ) -> LoadedData:
     """Load, tokenise and cut the wanted splits into samples of at most `max_length` positions.
 
+    Args:
+        args: the text, and how it becomes samples.
+        tokenizer: makes the token ids.
+        max_length: longest sample, in scored positions.
+        splits: which splits to load; those that are not there are left out.
+        batch_size: samples of a batch, for the line that says how much of it is text.
+        seed: order of a streamed split.
+
     Raises:
-        UserError: if a split that is there has nothing to train on or to score.
+        UserError: if the text cannot be read, or a split that is there has nothing to train on or to score.
     """
     datasets.disable_progress_bars()
-    texts, text_column, lines = load_text(args, splits)
-    documents = {
-        split: tokenize(text, text_column, tokenizer, args.preprocessing_num_workers) for split, text in texts.items()
-    }
-    samples: dict[str, Dataset] = {}
-    accounting = {}
+    sources = load_sources(args)
+    lines: list[str] = []
+    streamed = "train" if args.streaming and "train" in splits and "train" in sources else None
+    documents = _tokenize_splits(args, tokenizer, sources, splits, streamed, lines)
+    data = LoadedData({}, make_collator(args, tokenizer, max_length), {}, {}, lines, documents)
     for split, split_documents in documents.items():
-        built = make_samples(split_documents, args, tokenizer, max_length)
-        if len(built) == 0:
+        samples = _non_empty_samples(split, split_documents, args, tokenizer, max_length)
+        _limit(split, samples, args, lines)
+        share = _batch_share(args, samples, max_length, batch_size)
+        data.accounting[split] = dataclasses.replace(samples.accounting, batch_share=share)
+        lines.append(data.accounting[split].line(split))
+        data.samples[split] = samples
+        data.fingerprints[split] = split_documents.fingerprint()
+    if streamed is not None:
+        cut = "validation" not in sources
+        stream = StreamingSamples(
+            sources[streamed],
+            tokenizer,
+            max_length,
+            mode=SequenceMode(args.sequence_mode),
+            truncate=args.truncate,
+            seed=seed,
+            buffer_size=args.shuffle_buffer_size,
+            set_aside_percentage=args.validation_split_percentage if cut else None,
+        )
+        data.samples[streamed] = stream
+        data.fingerprints[streamed] = stream.key()
+        lines.append(
+            f"{streamed}: streamed, nothing is stored; documents are shuffled {args.shuffle_buffer_size:,} at a time "
+            "(--shuffle_buffer_size)"
+        )
+    return data
+
+
+def _tokenize_splits(
+    args: DataArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: dict[str, Source],
+    splits: tuple[str, ...],
+    streamed: str | None,
+    lines: list[str],
+) -> dict[str, TokenizedDocuments]:
+    """The token ids of every wanted split that is not streamed; a validation split is cut off if there is none."""
+    workers, percentage = args.preprocessing_num_workers, args.validation_split_percentage
+    documents: dict[str, TokenizedDocuments] = {}
+    missing = "validation" not in sources and "train" in sources and {"train", "validation"} & set(splits)
+    if missing and args.streaming:
+        source, note = set_aside_of_stream(sources["train"], percentage)
+        lines.append(note)
+        documents["validation"] = tokenize(source, tokenizer, workers)
+        if "train" in splits and streamed is None:
+            documents["train"] = tokenize(sources["train"], tokenizer, workers)
+    elif missing:
+        rest, cut = tokenize_and_cut(sources["train"], tokenizer, percentage, workers)
+        documents = {"train": rest, "validation": cut}
+        if len(rest) and not len(cut):
             raise UserError(
-                f"the {split} split has no text to use ({built.accounting.rows:,} rows, "
-                f"{built.accounting.blank_rows:,} blank); check --text_column and the files"
+                f"--validation_split_percentage: {len(rest):,} document{'s' * (len(rest) != 1)} cannot be divided; "
+                "give --validation_file, or cut finer with --document_unit"
             )
-        accounting[split] = built.accounting
-        lines.append(built.accounting.line(split))
-        limit = args.max_train_samples if split == "train" else args.max_eval_samples
-        samples[split] = built if limit is None or limit >= len(built) else Subset(built, range(limit))
-        if samples[split] is not built:
-            option = "max_train_samples" if split == "train" else "max_eval_samples"
-            lines.append(f"{split}: only the first {limit:,} samples are used (--{option})")
-    return LoadedData(
-        samples=samples,
-        collator=make_collator(args, tokenizer, max_length),
-        accounting=accounting,
-        fingerprints={split: split_documents.fingerprint() for split, split_documents in documents.items()},
-        lines=lines,
-        documents=documents,
-    )
+        lines.append(
+            f"no validation split: {len(cut):,} documents, evenly spaced, are set aside, {len(rest):,} are left "
+            f"({percentage:g} %, --validation_split_percentage)"
+        )
+    for split in splits:
+        if split in sources and split not in documents and split != streamed:
+            documents[split] = tokenize(sources[split], tokenizer, workers)
+    return {split: documents[split] for split in splits if split in documents}
+
+
+def _non_empty_samples(
+    split: str,
+    documents: TokenizedDocuments,
+    args: DataArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> Samples:
+    samples = make_samples(documents, args, tokenizer, max_length)
+    if not len(samples):
+        found = samples.accounting
+        raise UserError(
+            f"the {split} split has no text to use ({found.rows:,} rows, {found.blank_rows:,} blank), and a document "
+            "of a single token has nothing to predict; check --text_column, --document_unit and the files"
+        )
+    return samples
+
+
+def _limit(split: str, samples: Samples, args: DataArguments, lines: list[str]) -> None:
+    option = "max_train_samples" if split == "train" else "max_eval_samples"
+    limit = getattr(args, option)
+    if limit is not None and limit < len(samples):
+        samples.limit(limit)
+        scored = int(samples.lengths.sum())
+        lines.append(f"{split}: only the first {limit:,} samples are used, {scored:,} scored tokens (--{option})")
+
+
+def _batch_share(args: DataArguments, samples: Samples, max_length: int, batch_size: int) -> float:
+    if SequenceMode(args.sequence_mode) is SequenceMode.PADDING_FREE:
+        return 1.0
+    return padded_share(samples.lengths, batch_size, max_length if args.pad_to_max_length else None)
 
 
 def make_samples(

@@ -9,11 +9,15 @@ the document and of the model.
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
+from .sampling import FILLER
 from .tokenization import TokenizedDocuments
+
+_DOCUMENTS_AT_A_TIME = 1 << 18
 
 
 class SequenceMode(StrEnum):
@@ -26,7 +30,20 @@ class SequenceMode(StrEnum):
 
 @dataclass(frozen=True)
 class Accounting:
-    """Where every row and every token of a split went."""
+    """Where every row and every token of a split went.
+
+    Attributes:
+        rows: of the source.
+        blank_rows: with nothing but white space.
+        short_rows: of a single token, which has nothing to be predicted from.
+        continued_rows: longer than a sample: cut if `truncate` is asked for, else continued in further samples.
+        samples: that the split gives.
+        text_tokens: of all rows; those that are not dropped are in a sample.
+        separator_tokens: between documents, not among the text tokens.
+        dropped_tokens: text tokens in no sample.
+        scored_tokens: targets; all tokens that are kept save the first of each document (of the stream, in blocks).
+        batch_share: share of a batch's positions that is text, not padding; 1 where nothing is padded.
+    """
 
     rows: int
     blank_rows: int
@@ -37,6 +54,13 @@ class Accounting:
     separator_tokens: int
     dropped_tokens: int
     scored_tokens: int
+    truncated: bool = False
+    batch_share: float = 1.0
+
+    @property
+    def kept_tokens(self) -> int:
+        """Text tokens in a sample."""
+        return self.text_tokens - self.dropped_tokens
 
     def line(self, split: str) -> str:
         """One line for the user."""
@@ -44,20 +68,53 @@ class Accounting:
             f"{self.rows:,} rows",
             f"{self.blank_rows:,} blank",
             f"{self.short_rows:,} too short to train on",
-            f"{self.continued_rows:,} longer than max_length",
+            f"{self.continued_rows:,} {'cut' if self.truncated else 'longer than max_length and continued'}",
             f"{self.text_tokens:,} text tokens",
+            f"{self.kept_tokens:,} kept",
+            f"{self.dropped_tokens:,} dropped",
         ]
         if self.separator_tokens:
             parts.append(f"{self.separator_tokens:,} separators")
         parts += [
-            f"{self.dropped_tokens:,} dropped",
             f"{self.samples:,} samples",
             f"{self.scored_tokens:,} scored tokens",
+            f"{self.batch_share:.1%} of a batch is text",
         ]
         return f"{split}: " + ", ".join(parts)
 
 
-class DocumentSamples(Dataset):
+class Samples(Dataset):
+    """What both kinds of samples share.
+
+    Attributes:
+        documents: where the tokens are.
+        lengths: scored positions of each sample.
+        accounting: of the whole split, whatever `limit` leaves of it.
+    """
+
+    documents: TokenizedDocuments
+    lengths: np.ndarray
+    accounting: Accounting
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == FILLER:
+            return {"input_ids": np.zeros(2, dtype=np.int64), "is_filler": True}
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return {"input_ids": self._tokens(index)}
+
+    def _tokens(self, index: int) -> np.ndarray:
+        raise NotImplementedError
+
+    def limit(self, num_samples: int) -> None:
+        """Leave only the first samples."""
+        self.lengths = self.lengths[:num_samples]
+
+
+class DocumentSamples(Samples):
     """Each document is one sample; what exceeds `max_length` positions continues in further samples.
 
     With `truncate` it is dropped instead. A document of a single token has no target and gives no sample.
@@ -65,36 +122,42 @@ class DocumentSamples(Dataset):
 
     def __init__(self, documents: TokenizedDocuments, max_length: int, truncate: bool = False):
         self.documents = documents
-        targets = np.maximum(documents.lengths - 1, 0)  # scored positions of each document
-        windows = np.minimum(targets, 1) if truncate else -(-targets // max_length)
-        document = np.repeat(np.arange(len(targets)), windows)
-        first_window = np.repeat(np.cumsum(windows) - windows, windows)
-        offsets = (np.arange(len(document)) - first_window) * max_length
-        self.starts = documents.starts[:-1][document] + offsets
-        self.lengths = np.minimum(targets[document] - offsets, max_length)  # scored positions of each sample
-        scored = int(self.lengths.sum())
-        short = int((targets == 0).sum())
+        starts, lengths, short, continued = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)], 0, 0
+        # a part of the corpus at a time, because the scratch space is several times what is kept
+        for first in range(0, len(documents), _DOCUMENTS_AT_A_TIME):
+            begins = documents.starts[first : first + _DOCUMENTS_AT_A_TIME + 1]
+            targets = np.diff(begins) - 1  # scored positions of each document
+            windows = np.minimum(targets, 1) if truncate else -(-targets // max_length)
+            document = np.repeat(np.arange(len(targets)), windows)
+            first_window = np.repeat(np.cumsum(windows) - windows, windows)
+            offsets = (np.arange(len(document)) - first_window) * max_length
+            starts.append(begins[:-1][document] + offsets)
+            lengths.append(np.minimum(targets[document] - offsets, max_length).astype(np.int32))
+            short += int((targets == 0).sum())
+            continued += int((targets > max_length).sum())
+        self.starts = np.concatenate(starts)
+        self.lengths = np.concatenate(lengths)
+        scored = int(self.lengths.sum(dtype=np.int64))
+        targets_in_all = documents.num_tokens - len(documents)
         self.accounting = Accounting(
             rows=documents.num_rows,
             blank_rows=documents.num_blank_rows,
             short_rows=short,
-            continued_rows=int((targets > max_length).sum()),
-            samples=len(document),
+            continued_rows=continued,
+            samples=len(self.lengths),
             text_tokens=documents.num_tokens,
             separator_tokens=0,
-            dropped_tokens=int(targets.sum()) - scored + short,
+            dropped_tokens=targets_in_all - scored + short,
             scored_tokens=scored,
+            truncated=truncate,
         )
 
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def _tokens(self, index: int) -> np.ndarray:
         start = int(self.starts[index])
-        return {"input_ids": self.documents.read(start, start + int(self.lengths[index]) + 1)}
+        return self.documents.read(start, start + int(self.lengths[index]) + 1)
 
 
-class BlockSamples(Dataset):
+class BlockSamples(Samples):
     """One stream, a separator before each document, cut into blocks of `max_length` positions.
 
     The separator before the first document is its context, so that every text token is a target. The last
@@ -109,7 +172,7 @@ class BlockSamples(Dataset):
         self._separators = documents.starts + np.arange(len(documents) + 1)
         scored = max(int(self._separators[-1]) - 1, 0)
         num_samples = -(-scored // max_length)
-        self.lengths = np.full(num_samples, max_length, dtype=np.int64)
+        self.lengths = np.full(num_samples, max_length, dtype=np.int32)
         if num_samples:
             self.lengths[-1] = scored - (num_samples - 1) * max_length
         self.accounting = Accounting(
@@ -124,14 +187,9 @@ class BlockSamples(Dataset):
             scored_tokens=scored,
         )
 
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def _tokens(self, index: int) -> np.ndarray:
         start = index * self.max_length
-        return {"input_ids": self.read(start, start + int(self.lengths[index]) + 1)}
+        return self.read(start, start + int(self.lengths[index]) + 1)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens `[start, stop)` of the stream with separators."""
@@ -142,4 +200,15 @@ class BlockSamples(Dataset):
         return np.insert(text, self._separators[first:last] - start - np.arange(last - first), self.separator_id)
 
 
-Samples = DocumentSamples | BlockSamples
+def padded_share(lengths: np.ndarray, batch_size: int, pad_to_length: int | None = None) -> float:
+    """The share of text in padded batches of samples that are drawn at random.
+
+    Exactly: the mean length over the expected longest of `batch_size` samples, from the distribution of lengths.
+    """
+    if not len(lengths):
+        return 1.0
+    mean = float(lengths.mean())
+    if pad_to_length is not None:
+        return mean / pad_to_length
+    at_most = np.cumsum(np.bincount(lengths)) / len(lengths)  # share of the samples no longer than 0, 1, …
+    return mean / float((1 - at_most**batch_size).sum())

@@ -1,20 +1,31 @@
 """Documents to token ids, once; afterwards from a memory-mapped cache.
 
-In: a `datasets.Dataset` with a text column, a tokenizer. Out: `TokenizedDocuments`. Next stage: `samples`.
+In: a `Source` and a tokenizer. Out: `TokenizedDocuments`. Next stage: `samples`.
+
+The text streams through: neither it nor the ids are ever whole in memory, and no copy of the text is stored.
 """
 
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 from datasets import Dataset, Features, List, Value
+from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
+from .cache import entry_key, open_entry
+from .encoding import EncodedBatch, Encoder
+from .sources import Source
 
-# Part of the cache key: raise it when the ids written for the same text change.
-_CACHE_VERSION = "1"
+# Part of the cache key: raise it when the ids written for the same text, or their layout, change.
+_CACHE_VERSION = "3"
+# Ids in one record batch of the cache file.
+_IDS_PER_BATCH = 1 << 21
+_WHOLE, _REST, _CUT = "documents", "rest", "cut"
 
 
 class TokenizedDocuments:
@@ -28,18 +39,21 @@ class TokenizedDocuments:
         starts: int64 `[documents + 1]`, where each document begins in the stream, and its end.
     """
 
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: Dataset, fingerprint: str | None = None):
         self._dataset = dataset
+        self._fingerprint = fingerprint
         self._open()
 
     def _open(self) -> None:
         columns = self._dataset.data.column("input_ids").chunks
         self._chunks = [_values_of(chunk) for chunk in columns]
         self._chunk_starts = np.cumsum([0] + [len(chunk) for chunk in self._chunks])
-        lengths = np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in columns] or [np.zeros(0, np.int64)])
+        lengths = np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in columns] or [np.zeros(0, np.int32)])
         self.num_rows = len(lengths)
-        self.num_blank_rows = int((lengths == 0).sum())
-        self.starts = np.concatenate([[0], np.cumsum(lengths[lengths > 0], dtype=np.int64)])
+        lengths = lengths[lengths > 0]
+        self.num_blank_rows = self.num_rows - len(lengths)
+        self.starts = np.zeros(len(lengths) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=self.starts[1:])
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -69,18 +83,34 @@ class TokenizedDocuments:
 
     def fingerprint(self) -> str:
         """A hash of every token and every document boundary."""
-        digest = xxhash.xxh3_128(self.starts.tobytes())
-        for chunk in self._chunks:
-            digest.update(chunk.data)
-        return digest.hexdigest()
+        if self._fingerprint is None:
+            fingerprint = _Fingerprint()
+            fingerprint.update(self.lengths, *self._chunks)
+            self._fingerprint = fingerprint.hexdigest()
+        return self._fingerprint
 
     # Workers get the dataset, which pickles as the name of its cache file, and map it again.
     def __getstate__(self) -> dict[str, Any]:
-        return {"_dataset": self._dataset}
+        return {"_dataset": self._dataset, "_fingerprint": self._fingerprint}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._dataset = state["_dataset"]
+        self.__dict__.update(state)
         self._open()
+
+
+class _Fingerprint:
+    """A hash of tokens and document lengths, whatever the parts in which they come."""
+
+    def __init__(self) -> None:
+        self._tokens, self._lengths = xxhash.xxh3_128(), xxhash.xxh3_128()
+
+    def update(self, lengths: np.ndarray, *tokens: np.ndarray) -> None:
+        self._lengths.update(lengths[lengths > 0].astype(np.int64).tobytes())
+        for part in tokens:
+            self._tokens.update(part.data)
+
+    def hexdigest(self) -> str:
+        return xxhash.xxh3_128_hexdigest(self._tokens.digest() + self._lengths.digest())
 
 
 def _values_of(chunk: pa.ListArray) -> np.ndarray:
@@ -89,45 +119,132 @@ def _values_of(chunk: pa.ListArray) -> np.ndarray:
     return chunk.values.slice(first, last - first).to_numpy(zero_copy_only=True)
 
 
-def tokenize(
-    dataset: Dataset, text_column: str, tokenizer: PreTrainedTokenizerBase, num_proc: int | None = None
-) -> TokenizedDocuments:
-    """Tokenise each row, without adding special tokens, or read the result of an earlier run from the cache.
+def tokenize(source: Source, tokenizer: PreTrainedTokenizerBase, num_workers: int | None = None) -> TokenizedDocuments:
+    """Tokenise each document, without adding special tokens, or read what an earlier run made of the same text.
 
     Ids are stored in two bytes where the vocabulary allows. Nothing but white space gives no ids.
 
+    Args:
+        source: the documents.
+        tokenizer: makes the ids.
+        num_workers: threads that tokenise; one for each core when left out. It does not change the result.
+
     Raises:
-        UserError: if a row is not text.
+        UserError: if the text cannot be read, or the cache not be written.
     """
-    features = Features({"input_ids": List(Value("uint16" if len(tokenizer) <= 1 << 16 else "int32"))})
-
-    def encode(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
-        texts = batch[text_column]
-        for text in texts:
-            if text is not None and not isinstance(text, str):
-                raise UserError(f"--text_column: column {text_column!r} holds {type(text).__name__}, not text")
-        texts = ["" if text is None or text.isspace() else text for text in texts]
-        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, return_attention_mask=False).input_ids
-        return {"input_ids": ids}
-
-    key = xxhash.xxh3_128()
-    for part in (dataset._fingerprint, _tokenizer_key(tokenizer), text_column, _CACHE_VERSION):
-        key.update(part.encode())
-    tokenized = dataset.map(
-        encode,
-        batched=True,
-        remove_columns=dataset.column_names,
-        features=features,
-        new_fingerprint=key.hexdigest(),
-        num_proc=num_proc,
-        desc="tokenising",
-    )
-    return TokenizedDocuments(tokenized)
+    return _tokenize(source, tokenizer, num_workers, None)[_WHOLE]
 
 
-def _tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenize_and_cut(
+    source: Source, tokenizer: PreTrainedTokenizerBase, percentage: float, num_workers: int | None = None
+) -> tuple[TokenizedDocuments, TokenizedDocuments]:
+    """As `tokenize`, with every so-manieth document set aside.
+
+    Which ones is a function of their number alone (see `is_set_aside`); blank rows stay with the rest.
+
+    Returns:
+        `(the rest, the documents that are set aside)`.
+    """
+    parts = _tokenize(source, tokenizer, num_workers, Fraction(str(percentage)) / 100)
+    return parts[_REST], parts[_CUT]
+
+
+def is_set_aside(index: int, share: Fraction) -> bool:
+    """Whether a document is set aside: evenly spaced from the second on, so that two documents are enough.
+
+    >>> [i for i in range(50) if is_set_aside(i, Fraction(5, 100))]
+    [1, 21, 41]
+    """
+    offset = 1 - 2 * share if share < Fraction(1, 2) else Fraction(0)
+    return bool((index + 1) * share + offset >= (index * share + offset) // 1 + 1)
+
+
+def _tokenize(
+    source: Source, tokenizer: PreTrainedTokenizerBase, num_workers: int | None, share: Fraction | None
+) -> dict[str, TokenizedDocuments]:
+    source_key = source.key()
+    key = entry_key(_CACHE_VERSION, source_key, tokenizer_key(tokenizer), str(share))
+
+    def fill(folder: Path) -> dict[str, Any]:
+        encoder = Encoder(tokenizer, num_workers)
+        names = [_WHOLE] if share is None else [_REST, _CUT]
+        writers = [_Writer(folder / f"{name}.arrow", encoder.dtype) for name in names]
+        try:
+            documents = 0
+            for batch in encoder.encode_stream(text for text, _ in source.documents()):
+                if share is None:
+                    writers[0].write(batch)
+                    continue
+                # blank rows count for nothing
+                chosen = np.zeros(len(batch.lengths), dtype=bool)
+                for i in np.flatnonzero(batch.lengths):
+                    chosen[i] = is_set_aside(documents, share)
+                    documents += 1
+                writers[0].write(_select(batch, ~chosen))
+                writers[1].write(_select(batch, chosen))
+        finally:
+            for writer in writers:
+                writer.close()
+        if source.key() != source_key:
+            raise UserError(
+                f"the text of the {source.name} split was changed while it was read; start again when it is complete"
+            )
+        # made while writing: reading the ids again would fill the memory with the pages of the file
+        return {"fingerprints": {name: writers[i].fingerprint.hexdigest() for i, name in enumerate(names)}}
+
+    folder, record = open_entry(key, fill)
+    return {name: _open(folder, name, fingerprint) for name, fingerprint in record["fingerprints"].items()}
+
+
+def _open(folder: Path, name: str, fingerprint: str) -> TokenizedDocuments:
+    return TokenizedDocuments(Dataset.from_file(str(folder / f"{name}.arrow")), fingerprint)
+
+
+def _select(batch: EncodedBatch, chosen: np.ndarray) -> EncodedBatch:
+    return EncodedBatch(batch.ids[np.repeat(chosen, batch.lengths)], batch.lengths[chosen])
+
+
+class _Writer:
+    """Writes batches of ids to an Arrow file, joined to larger ones."""
+
+    def __init__(self, path: Path, dtype: np.dtype):
+        self._features = Features({"input_ids": List(Value(dtype.name))})
+        self._writer = ArrowWriter(path=str(path), features=self._features)
+        self._pending: list[EncodedBatch] = []
+        self._ids = 0
+        self.fingerprint = _Fingerprint()
+
+    def write(self, batch: EncodedBatch) -> None:
+        self._pending.append(batch)
+        self._ids += len(batch.ids)
+        if self._ids >= _IDS_PER_BATCH or len(self._pending) >= 1024:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        ids = np.concatenate([batch.ids for batch in self._pending])
+        lengths = np.concatenate([batch.lengths for batch in self._pending])
+        self.fingerprint.update(lengths, ids)
+        offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
+        np.cumsum(lengths, out=offsets[1:])
+        lists = pa.ListArray.from_arrays(offsets, ids)
+        table = pa.Table.from_arrays([lists], schema=self._features.arrow_schema)
+        self._writer.write_table(table)
+        self._pending, self._ids = [], 0
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.finalize()
+        self._writer.close()
+
+
+def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
     """What decides the ids: the fast tokenizer's whole definition, else the class and vocabulary."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
+    split = bool(getattr(tokenizer, "split_special_tokens", False))
     if backend is not None:
-        return str(backend.to_str())
-    return f"{type(tokenizer).__name__}{sorted(tokenizer.get_vocab().items())}{tokenizer.init_kwargs}"
+        # What comes before was set by the last call that padded or truncated, and does not touch these ids.
+        _, _, definition = backend.to_str().partition('"added_tokens"')
+        return f"{definition}{split}{len(tokenizer)}"
+    return repr((type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), tokenizer.init_kwargs, split))

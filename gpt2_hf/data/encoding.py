@@ -1,0 +1,166 @@
+"""Text to token ids, on several threads, with bounded memory.
+
+The tokenizers library leaves the interpreter lock while it works, so threads are as fast as processes, and need no
+second copy of the interpreter, of the text or of the vocabulary.
+"""
+
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer, pre_tokenizers
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import UserError
+from ..tokenizer import num_ids
+from .readers import MAX_ROW_CHARACTERS
+
+# A batch is closed when it has so many documents or characters; some 150 bytes of memory go to each character.
+_BATCH_DOCUMENTS = 1000
+_BATCH_CHARACTERS = 1 << 18
+_PIECE_CHARACTERS = 1 << 18
+_MAX_PIECE_CHARACTERS = 1 << 20
+# A byte-level BPE begins a new word here, whatever comes before and after: at a single white space between two
+# characters that are none, and at East Asian punctuation after a letter.
+_WORD_BORDER = re.compile(r"(?<=\S)(?=\s\S)|(?<=\w)(?=[。，、！？；：])")
+
+
+class EncodedBatch(NamedTuple):
+    """Token ids of several documents: all of them in one array, and how many belong to each."""
+
+    ids: np.ndarray
+    lengths: np.ndarray
+
+
+class Encoder:
+    """Token ids of documents, without special tokens added. White space alone gives none.
+
+    Args:
+        tokenizer: any tokenizer of transformers; those with a Rust backend run on several threads.
+        num_threads: how many batches are tokenised at a time; the processor's cores when left out.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, num_threads: int | None = None):
+        self.dtype = np.dtype(np.uint16 if num_ids(tokenizer) <= 1 << 16 else np.int32)
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._encode: Callable[[list[str]], list[list[int]]]
+        if backend is None:
+            self._encode = lambda texts: tokenizer(texts, add_special_tokens=False).input_ids
+            self.num_threads = 1
+            self._cuts_anywhere = False
+        else:
+            backend = Tokenizer.from_str(backend.to_str())  # a copy, whose settings are ours
+            backend.no_padding()
+            backend.no_truncation()
+            backend.encode_special_tokens = bool(getattr(tokenizer, "split_special_tokens", False))
+            self._encode = lambda texts: [
+                encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)
+            ]
+            self.num_threads = num_threads or available_cores()
+            self._cuts_anywhere = backend.normalizer is None and _is_gpt2_style(backend)
+
+    def encode(self, texts: list[str | None]) -> EncodedBatch:
+        """Tokenise one batch in the calling thread."""
+        pieces: list[str] = []
+        owners: list[int] = []
+        for i, text in enumerate(texts):
+            if text and not text.isspace():
+                parts = self._pieces(text)
+                pieces += parts
+                owners += [i] * len(parts)
+        encoded = self._encode(pieces) if pieces else []
+        counts = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
+        ids = np.fromiter(chain.from_iterable(encoded), dtype=self.dtype, count=int(counts.sum()))
+        lengths = np.bincount(np.array(owners, dtype=np.int64), weights=counts, minlength=len(texts))
+        return EncodedBatch(ids, lengths.astype(np.int32))
+
+    def _pieces(self, text: str) -> list[str]:
+        """Cut a long text where the tokenizer begins a new word anyhow, so that the ids stay the same.
+
+        Where a text has no such place for a million characters it is cut all the same: every character is kept,
+        and one word of a million characters becomes two.
+        """
+        if len(text) <= _PIECE_CHARACTERS:
+            return [text]
+        if not self._cuts_anywhere:
+            if len(text) > MAX_ROW_CHARACTERS:
+                raise UserError(
+                    f"--document_unit: a document of {len(text):,} characters is too long for this tokenizer, which "
+                    "cannot work in pieces; use --document_unit line or paragraph"
+                )
+            return [text]
+        pieces = []
+        begin = 0
+        while len(text) - begin > _PIECE_CHARACTERS:
+            border = _WORD_BORDER.search(text, begin + _PIECE_CHARACTERS, begin + _MAX_PIECE_CHARACTERS)
+            end = border.start() if border else min(begin + _MAX_PIECE_CHARACTERS, len(text))
+            pieces.append(text[begin:end])
+            begin = end
+        return [*pieces, text[begin:]] if begin < len(text) else pieces
+
+    def encode_stream(self, texts: Iterable[str | None]) -> Iterator[EncodedBatch]:
+        """Tokenise any number of documents in order; only a few batches are in memory at a time."""
+        pending: deque[Future[EncodedBatch]] = deque()
+        with _one_thread_a_batch(), ThreadPoolExecutor(self.num_threads, "tokenise") as threads:
+            try:
+                for batch in batches_of(texts):
+                    pending.append(threads.submit(self.encode, batch))
+                    if len(pending) > self.num_threads:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                for future in pending:
+                    future.cancel()
+
+
+def available_cores() -> int:
+    """The processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def batches_of(texts: Iterable[str | None]) -> Iterator[list[str | None]]:
+    """Group documents into batches of bounded size."""
+    batch: list[str | None] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text) if text else 0
+        if len(batch) >= _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _is_gpt2_style(backend: Tokenizer) -> bool:
+    """Whether words are found by GPT-2's pattern, which never spans a `_WORD_BORDER`."""
+    pre_tokenizer = backend.pre_tokenizer
+    return (
+        isinstance(pre_tokenizer, pre_tokenizers.ByteLevel)
+        and pre_tokenizer.use_regex
+        and not pre_tokenizer.add_prefix_space
+    )
+
+
+@contextmanager
+def _one_thread_a_batch() -> Iterator[None]:
+    """Keep the library from spreading each batch over all cores by itself."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

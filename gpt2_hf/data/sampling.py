@@ -1,0 +1,79 @@
+"""The order of the samples, a function of seed and epoch alone.
+
+In: how many samples there are, or how long each is. Out: indices for a DataLoader. Used by: `trainer`.
+
+A batch of one optimizer step is a run of consecutive indices, so it holds the same samples whatever the number of
+processes and of accumulation steps it is divided among, and a resumed run skips indices without reading any data.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+# Sorting by length goes over so many batches at a time: enough that a batch is of one length, few enough that
+# which samples meet in a batch stays random.
+_BATCHES_SORTED_TOGETHER = 64
+
+FILLER = -1
+"""The index of a sample without targets; it completes the last batch, and changes no loss and no gradient."""
+
+
+class EpochSampler(Sampler[int]):
+    """Every sample once, in an order that depends on `(seed, epoch)` alone.
+
+    Args:
+        num_samples: samples of the dataset.
+        seed: of the order.
+        batch_size: samples of all processes in one forward pass; the last batch is completed by `FILLER`, so that
+            every process gets its share and none is given a sample twice.
+        lengths: length of each sample. Batches then hold samples of about one length, which saves padding.
+        shuffle: without it, in the order of the data.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        seed: int,
+        batch_size: int = 1,
+        lengths: np.ndarray | None = None,
+        shuffle: bool = True,
+    ):
+        self.num_samples = num_samples
+        self.seed = seed
+        self.batch_size = batch_size
+        self.lengths = lengths
+        self.shuffle = shuffle
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch, counted from 0."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.num_samples // self.batch_size) * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        order = self.order()
+        for start in range(0, len(order), 1 << 16):
+            yield from order[start : start + (1 << 16)].tolist()
+        yield from [FILLER] * (len(self) - self.num_samples)
+
+    def order(self) -> np.ndarray:
+        """The samples of the epoch in their order, without filler."""
+        # a counter-based generator: neighbouring seeds and epochs are unrelated
+        generator = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch]))
+        if not self.shuffle:
+            return np.arange(self.num_samples)
+        order = generator.permutation(self.num_samples)
+        return order if self.lengths is None else self._bucketed(order, generator)
+
+    def _bucketed(self, order: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        assert self.lengths is not None
+        together = _BATCHES_SORTED_TOGETHER * self.batch_size
+        for start in range(0, len(order), together):
+            part = order[start : start + together]
+            order[start : start + together] = part[np.argsort(self.lengths[part], kind="stable")]
+        whole = len(order) // self.batch_size
+        batches = order[: whole * self.batch_size].reshape(whole, self.batch_size)
+        return np.concatenate([generator.permutation(batches).reshape(-1), order[whole * self.batch_size :]])

@@ -1,0 +1,106 @@
+"""gpt2_hf.hub: an unreachable hub costs seconds, not minutes, and says what to do."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+
+import pytest
+
+from gpt2_hf.hub import is_hub_id, is_local_path
+
+LOAD_DATA = """
+from gpt2_hf.arguments import DataArguments
+from gpt2_hf.data import load_data
+from gpt2_hf.errors import UserError
+from gpt2_hf.tokenizer import load_tokenizer
+try:
+    load_data(DataArguments(), load_tokenizer(), 64)
+except UserError as error:
+    print(error)
+"""
+LOAD_TOKENIZER = """
+from gpt2_hf.errors import UserError
+from gpt2_hf.tokenizer import load_tokenizer
+try:
+    load_tokenizer("someone/some-tokenizer")
+except UserError as error:
+    print(error)
+"""
+
+
+def run_without_hub(code, tmp_path, endpoint):
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "PYTHONWARNINGS": "ignore"}
+    environment.pop("HF_HUB_OFFLINE", None)
+    environment.pop("HF_DATASETS_CACHE", None)
+    start = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=90)
+    return result, time.monotonic() - start
+
+
+def test_refused_connection(tmp_path):
+    """With the hub's port closed, data and tokenizer give one line each with the remedy, soon, without retries."""
+    with closing(socket.socket()) as unused:
+        unused.bind(("127.0.0.1", 0))  # bound, not listening: a connection is refused
+        endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        result, seconds = run_without_hub(LOAD_TOKENIZER + LOAD_DATA, tmp_path, endpoint)
+    assert result.returncode == 0, result.stderr
+    tokenizer_line, data_line = result.stdout.strip().splitlines()
+    assert tokenizer_line.startswith("--tokenizer_name: ") and "give a folder" in tokenizer_line
+    assert data_line.startswith("--dataset_name: ") and "--train_file" in data_line
+    assert "etry" not in result.stderr and "Traceback" not in result.stderr
+    assert seconds < 30
+
+
+@pytest.mark.slow
+def test_answers_nothing(tmp_path):
+    """A hub that accepts connections and never answers is given up within 30 s, after few connections."""
+    connections = []
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+
+        def accept():
+            while True:
+                try:
+                    connections.append(server.accept()[0])
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        result, seconds = run_without_hub(LOAD_DATA, tmp_path, f"http://127.0.0.1:{server.getsockname()[1]}")
+        attempts = len(connections)
+        server.shutdown(socket.SHUT_RDWR)
+    thread.join()
+    for connection in connections:
+        connection.close()
+    assert result.returncode == 0, result.stderr
+    assert "--train_file" in result.stdout
+    assert seconds < 30
+    assert attempts <= 2
+
+
+@pytest.mark.parametrize(
+    ("name", "local", "hub"),
+    [
+        ("Salesforce/wikitext", False, True),
+        ("gpt2", False, True),
+        ("./data", True, False),
+        ("../data", True, False),
+        ("~/data", True, False),
+        ("/data", True, False),
+    ],
+)
+def test_kinds_of_names(name, local, hub):
+    """A name with the marks of a path is never looked up at the hub."""
+    assert is_local_path(name) is local
+    assert is_hub_id(name) is hub
+
+
+def test_existing_folder_is_not_a_hub_id(tmp_path, monkeypatch):
+    """A folder that is there wins over a hub id of the same name."""
+    (tmp_path / "owner" / "data").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert not is_hub_id("owner/data")
