@@ -1,4 +1,4 @@
-"""The command: `python -m gpt2_hf train | evaluate | generate | export | plan`, also installed as `gpt2-hf`.
+"""The command `python -m gpt2_hf`, also installed as `gpt2-hf`: train, evaluate, generate, export, plan, tokenizer.
 
 Only this module turns errors into exit codes.
 """
@@ -22,6 +22,7 @@ commands:
   evaluate  loss and perplexity of a model on a text
   generate  continue a prompt
   export    write a model as transformers' GPT2LMHeadModel
+  tokenizer learn a tokenizer from your own text
 
 python -m gpt2_hf COMMAND --help lists the options of a command with their defaults.
 Options stand in a flat JSON file, on the command line, or both; the command line wins.
@@ -101,12 +102,19 @@ def _export(argv: list[str]) -> int:
     return run_export(*_parse([ExportArguments], argv, "export").values)
 
 
+def _tokenizer(argv: list[str]) -> int:
+    from .tokenizer_training import TokenizerTrainingArguments, run_tokenizer_training
+
+    return run_tokenizer_training(*_parse([TokenizerTrainingArguments], argv, "tokenizer").values)
+
+
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "plan": _plan,
     "evaluate": _evaluate,
     "generate": _generate,
     "export": _export,
+    "tokenizer": _tokenizer,
 }
 
 

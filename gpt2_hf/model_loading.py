@@ -16,7 +16,7 @@ from .configuration_gpt2_hf import GPT2HFConfig
 from .errors import UserError
 from .hub import ensure_hub_or_offline, is_hub_id
 from .modeling_gpt2_hf import GPT2HFForCausalLM
-from .tokenizer import check_vocabulary, load_tokenizer
+from .tokenizer import check_vocabulary, load_tokenizer, num_ids
 
 DEFAULT_OUTPUT_DIR = "checkpoints"
 
@@ -24,7 +24,7 @@ DEFAULT_OUTPUT_DIR = "checkpoints"
 def build_config(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> GPT2HFConfig:
     """The config of a new model: sizes from the arguments, vocabulary and special tokens from the tokenizer."""
     return GPT2HFConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=num_ids(tokenizer),
         n_positions=args.max_length,
         n_embd=args.d_model,
         n_layer=args.num_layers,
@@ -175,7 +175,7 @@ def _load_own_tokenizer(source: str, config: GPT2HFConfig, option: str) -> PreTr
     if has_files:
         return load_tokenizer(source)
     gpt2 = load_tokenizer()
-    if config.num_tokens == len(gpt2):
+    if config.num_tokens == num_ids(gpt2):
         return gpt2  # the vocabulary is GPT-2's size, and stock folders often come without a tokenizer
     raise UserError(
         f"{option}: {source} has no tokenizer and its {config.num_tokens:,} ids are not GPT-2's; "

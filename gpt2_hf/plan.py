@@ -35,8 +35,13 @@ class Schedule:
         return self.warmup_steps / self.total_steps
 
 
-def make_schedule(args: GPT2HFTrainingArguments, num_samples: int) -> Schedule:
-    """Count steps as the Trainer does: the last, smaller batch of an epoch is a batch too."""
+def make_schedule(args: GPT2HFTrainingArguments, num_samples: int | None) -> Schedule:
+    """Count steps as the Trainer does: the last, smaller batch of an epoch is a batch too.
+
+    Without a number of samples, that is for a stream, the one epoch is `max_steps` long.
+    """
+    if num_samples is None:
+        return Schedule(args.max_steps, args.max_steps, args.get_warmup_steps(args.max_steps))
     batches = math.ceil(num_samples / (args.train_batch_size * args.world_size))
     steps_per_epoch = max(math.ceil(batches / args.gradient_accumulation_steps), 1)
     total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)

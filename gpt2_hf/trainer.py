@@ -12,6 +12,7 @@ What differs from the base class, each with its reason at the method:
 """
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import os
@@ -45,6 +46,7 @@ from .callbacks import (
 from .callbacks import ProgressCallback as TerminalCallback
 from .callbacks.cadence import ends_epoch
 from .chunked_loss import IGNORE_INDEX
+from .data import StreamingLoader, StreamingSamples
 from .errors import SaveError, TrainingDivergedError
 from .metrics import perplexity
 from .schedule import cosine_by_time
@@ -98,6 +100,7 @@ class GPT2HFTrainer(Trainer):
         self._step_loss: torch.Tensor | None = None
         self._loss_spikes = LossSpikes()
         self._owes_evaluation = False
+        self._stream: StreamingLoader | None = None
         super().__init__(
             model,
             args,
@@ -161,6 +164,8 @@ class GPT2HFTrainer(Trainer):
         """Loss and samples of a bad step, read only now that the run is over."""
         loss = f"; loss of the last batch {float(self._step_loss):.4g}" if self._step_loss is not None else ""
         dataloader = self.callback_handler.train_dataloader
+        if self._stream is not None:
+            return loss
         steps_per_epoch = math.ceil(len(dataloader) / self.args.gradient_accumulation_steps)
         epoch, step_in_epoch = divmod(step - 1, steps_per_epoch)
         dataloader.set_epoch(epoch)
@@ -192,6 +197,20 @@ class GPT2HFTrainer(Trainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """6 operations per parameter and token (Kaplan et al. 2020, section 2.1); the count is made once."""
         return int(self._flops_per_token * inputs["input_ids"].numel())
+
+    # ---- streamed text ----
+
+    def get_train_dataloader(self) -> Any:
+        """The base class's loader, or for text that is not stored one that knows exactly where it is."""
+        if not isinstance(self.train_dataset, StreamingSamples):
+            return super().get_train_dataloader()
+        shard = dataclasses.replace(self.train_dataset, rank=self.args.process_index, world_size=self.args.world_size)
+        self._stream = StreamingLoader(
+            shard, self.args.train_batch_size, self.data_collator, self.args.dataloader_num_workers
+        )
+        # A stream goes on at its position, so that there is nothing to skip.
+        self.args.ignore_data_skip = True
+        return self._stream
 
     # ---- logs ----
 
@@ -445,6 +464,7 @@ class GPT2HFTrainer(Trainer):
             "loss_since_log": self._tr_loss,
             "last_logged_step": self._globalstep_last_logged,
             "owes_evaluation": self._owes_evaluation,
+            "stream": self._stream.state_dict() if self._stream is not None else None,
         }
         save_state(state, os.path.join(output_dir, self._process_state_file()))
 
@@ -503,6 +523,8 @@ class GPT2HFTrainer(Trainer):
         self._globalstep_last_logged = state["last_logged_step"]
         # train_loss stays the mean over the steps of this invocation
         self._total_loss_scalar = -self._tr_loss.item()
+        if self._stream is not None:
+            self._stream.load_state_dict(state["stream"])
         self._owes_evaluation = state["owes_evaluation"]
         self._make_up_evaluation()
 

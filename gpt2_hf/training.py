@@ -24,7 +24,7 @@ from . import __version__, checkpoints, distributed
 from .arguments import DataArguments, GPT2HFTrainingArguments, ModelArguments, own_names
 from .callbacks import PreemptionCallback, SignalWatch
 from .checkpoints import RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME
-from .data import LoadedData, load_data
+from .data import LoadedData, StreamingSamples, load_data
 from .errors import EXIT_OK, UserError
 from .generation import generate_text
 from .model_loading import build_model, load_model_tokenizer
@@ -44,7 +44,7 @@ _SAMPLE_TOKENS = 120
 _PROMPT_TOKENS = 12
 
 # A resumed run must go on with these as they were: they decide which samples a step sees.
-_FIXED_ON_RESUME = ("sequence_mode", "max_length", "truncate", "max_train_samples", "seed")
+_FIXED_ON_RESUME = ("sequence_mode", "max_length", "truncate", "max_train_samples", "seed", "streaming")
 
 
 @dataclass
@@ -151,6 +151,8 @@ def _train_locked(run: Run, lock: RunLock) -> int:
 def _plan(run: Run) -> int:
     _, data, model = build(run)
     announce(run, model, data)
+    if run.data_args.streaming:
+        raise UserError("a plan counts samples, which --streaming does not; leave it out for the plan")
     scored = data.accounting["train"].scored_tokens
     for line in describe(run.args, model, len(data.samples["train"]), scored):
         run.say(line)
@@ -206,11 +208,14 @@ def build(run: Run) -> tuple[PreTrainedTokenizerBase, LoadedData, GPT2HFForCausa
         tokenizer = load_tokenizer(run.data_args.tokenizer_name)
     # The first process tokenises and fills the cache, the others read it.
     with run.args.main_process_first(local=True, desc="tokenising"):
-        data = load_data(run.data_args, tokenizer, run.model_args.max_length)
+        batch_size, seed = run.args.train_batch_size, run.args.seed
+        data = load_data(run.data_args, tokenizer, run.model_args.max_length, batch_size=batch_size, seed=seed)
     if "train" not in data.samples:
         raise UserError("there is no training text: give --train_file, or a --dataset_name with a train split")
     if "validation" not in data.samples:
         raise UserError("there is no validation text: give --validation_file")
+    if run.data_args.streaming and run.args.max_steps < 1:
+        raise UserError("--streaming needs --max_steps: nobody knows how long a stream is before it has been read")
     set_seed(run.args.seed)
     model = build_model(run.model_args, tokenizer)
     return tokenizer, data, model
@@ -274,10 +279,16 @@ def announce(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> None:
     )
     processes = f", {run.args.world_size} processes" if run.args.world_size > 1 else ""
     run.say(f"device: {run.args.device}{processes}; {run.args.resolved_precision}")
-    schedule = make_schedule(run.args, len(data.samples["train"]))
-    run.say(f"steps: {schedule.steps_per_epoch:,} an epoch, {schedule.total_steps:,} in all")
+    schedule = make_schedule(run.args, num_samples(data.samples["train"]))
+    epochs = "" if run.data_args.streaming else f"{schedule.steps_per_epoch:,} an epoch, "
+    run.say(f"steps: {epochs}{schedule.total_steps:,} in all")
     if (warning := schedule_warning(schedule)) is not None:
         run.say(f"warning: {warning}")
+
+
+def num_samples(samples: Any) -> int | None:
+    """Samples of a dataset, `None` for a stream."""
+    return None if isinstance(samples, StreamingSamples) else len(samples)
 
 
 # ---- the run ----
@@ -318,7 +329,7 @@ def _seconds_per_generated_token(trainer: GPT2HFTrainer) -> float:
 
 def _run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> dict[str, Any]:
     """Train, unless the checkpoint is already at the end."""
-    schedule = make_schedule(run.args, len(trainer.train_dataset))
+    schedule = make_schedule(run.args, num_samples(trainer.train_dataset))
     if checkpoint is not None and checkpoints.step_of(checkpoint) >= schedule.total_steps:
         run.say(f"{checkpoint} is already at step {schedule.total_steps:,}, the last one; nothing is left to train")
         trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))

@@ -7,7 +7,7 @@ import pytest
 
 from gpt2_hf.__main__ import main
 
-COMMANDS = ["train", "plan", "evaluate", "generate", "export"]
+COMMANDS = ["train", "plan", "evaluate", "generate", "export", "tokenizer"]
 
 
 def test_help_is_immediate():

@@ -21,7 +21,7 @@ RANKS = [
     ["model_loading"],
     ["callbacks"],
     ["trainer"],
-    ["evaluation", "generation", "export", "report", "plan"],
+    ["evaluation", "generation", "export", "report", "plan", "tokenizer_training"],
     ["training"],
     ["__main__"],
 ]

@@ -453,3 +453,22 @@ def test_defaults_without_config_are_the_design(tmp_path):
     model_args, data_args, args = parse([ModelArguments, DataArguments, GPT2HFTrainingArguments], []).values
     assert (model_args.d_model, model_args.num_layers, model_args.heads) == (768, 12, 12)
     assert (data_args.dataset_name, args.output_dir) == ("Salesforce/wikitext", "checkpoints")
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_stream_goes_on_exactly_where_it_was(train_tiny, tmp_path, workers):
+    """Streamed text, interrupted and resumed: the same bits and history as a run left alone."""
+    options = ("--streaming", "--shuffle_buffer_size", "40", "--max_steps", "30", "--num_workers", workers)
+    options += ("--dropout", "0.1", "--max_train_samples", "none")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train_tiny(whole, *options) == 0
+    assert train_until_signal(parts, 13, train_tiny, *options) == 75
+    assert train_tiny(parts, *options, "--resume_from", "latest") == 0
+    assert_same_state(final_state(parts, 30), final_state(whole, 30))
+    assert history(parts) == history(whole)
+
+
+def test_a_stream_needs_a_number_of_steps(train_tiny, tmp_path, capsys):
+    """--streaming without --max_steps is one line with the remedy."""
+    assert train_tiny(tmp_path / "run", "--streaming", "--max_train_samples", "none") == 2
+    assert "--streaming needs --max_steps" in capsys.readouterr().err

@@ -18,6 +18,9 @@ class CadenceCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         is_last = state.global_step >= state.max_steps
+        if args.ignore_data_skip:
+            # Streamed text has no epochs; the Trainer would count from 0 again after each resume.
+            state.epoch = state.global_step / state.max_steps
         if is_last or ends_epoch(state):
             control.should_evaluate |= args.eval_strategy == IntervalStrategy.STEPS
             control.should_save |= args.save_strategy == SaveStrategy.STEPS
