@@ -31,6 +31,9 @@ Options stand in a flat JSON file, on the command line, or both; the command lin
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code (0, 2, 3, 75 or 130; see the README)."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that lacks a character must not end a run
+            stream.reconfigure(errors="replace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE, end="")

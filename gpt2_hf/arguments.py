@@ -153,6 +153,10 @@ _WITHOUT_EFFECT = {
     "use_liger_kernel": "there are no Liger kernels for this model, which has a chunked loss of its own; leave it out",
     "enable_jit_checkpoint": "a checkpoint is always saved on SIGTERM, SIGINT and SIGUSR1; leave it out",
     "restore_callback_states_from_checkpoint": "callbacks of this package always restore their state; leave it out",
+    "greater_is_better": "a lower loss and a lower perplexity are better; leave it out",
+    "auto_find_batch_size": "it would change which samples a step sees; choose --batch_size yourself",
+    "save_only_model": "a run could not go on from such checkpoints; leave it out and take best_model",
+    "push_to_hub": "push best_model yourself: model.push_to_hub(...); leave it out",
     "ignore_data_skip": "a resumed run always goes on at its place in the data; leave it out",
 }
 
@@ -202,7 +206,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
     eval_strategy: IntervalStrategy | str = option("steps", "steps: every eval_steps and after each epoch; epoch; no.")
     eval_steps: float | None = option(500, "Evaluate every so many steps.", "eval_every")
     save_strategy: SaveStrategy | str = option(
-        "steps", "steps: every save_steps, after each epoch, at each best; epoch; best; no."
+        "steps", "steps: every save_steps, after each epoch, at each best; epoch: after each, at each best; best; no."
     )
     save_steps: float = option(1000, "Save a checkpoint every so many steps.", "save_every")
     save_total_limit: int | None = option(
@@ -221,6 +225,8 @@ class GPT2HFTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = option(False, "Drop columns the model does not take; samples here have none.")
 
     use_cpu: bool = option(False, "Do not use an accelerator.")
+
+    greater_is_better: bool = option(False, "Whether a higher metric is better; never so here.")
 
     resolved_precision: Precision | None = field(default=None, init=False)
 
@@ -246,6 +252,11 @@ class GPT2HFTrainingArguments(TrainingArguments):
         wanted = self.activation_checkpointing or self.gradient_checkpointing
         self.activation_checkpointing = self.gradient_checkpointing = wanted
 
+    def _check_best_metric(self) -> None:
+        names = ("loss", "perplexity", "eval_loss", "eval_perplexity")
+        if self.metric_for_best_model is not None and self.metric_for_best_model not in names:
+            raise UserError(f"--metric_for_best_model must be one of {', '.join(names)}, or none")
+
     def _wanted_precision(self) -> str:
         flags = [name for name in ("fp16", "bf16") if getattr(self, name)]
         if len(flags) == 2:
@@ -266,6 +277,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
             require_at_least(name, getattr(self, name), 0)
         for name in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
             require_fraction(name, getattr(self, name))
+        self._check_best_metric()
         if self.schedule_by_time and (self.max_training_hours is None or self.lr_scheduler_type != "cosine"):
             raise UserError("--schedule_by_time needs --max_training_hours and --lr_scheduler_type cosine")
         if self.max_steps != -1:

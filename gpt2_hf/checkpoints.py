@@ -28,6 +28,7 @@ TIME_LIMIT = "checkpoint_time_limit"
 # "tmp-" keeps staging folders out of every `checkpoint-*` pattern, ours and transformers'.
 _STAGING_PREFIX = "tmp-"
 _OLD_SUFFIX = ".replaced"
+_ABANDONED_PREFIX = "abandoned-"
 _FOLDER = re.compile(r"^checkpoint-(\d+)$")
 _STEP_NAME = re.compile(r"^checkpoint_step_(\d+)$")
 # Files that run code when they are read; none is ever written here.
@@ -111,10 +112,12 @@ def publish_best_model(checkpoint: Path, output_dir: Path) -> None:
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)  # no second copy of the weights where the file system can do it
-    except OSError:
-        shutil.copy2(source, target)
+    """No second copy of the weights where the file system can do it; small files may be edited, and are copied."""
+    if source.suffix == ".safetensors":
+        with contextlib.suppress(OSError):
+            os.link(source, target)
+            return
+    shutil.copy2(source, target)
 
 
 def repair(output_dir: str | Path) -> None:
@@ -140,8 +143,10 @@ def read_names(output_dir: str | Path) -> dict[str, str]:
     output_dir = Path(output_dir)
     try:
         names = json.loads((output_dir / NAMES_FILE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):
         # Names are a convenience; without the file the checkpoints are still there under their steps.
+        return {}
+    if not isinstance(names, dict):
         return {}
     return {name: folder for name, folder in names.items() if (output_dir / folder).is_dir()}
 
@@ -160,14 +165,30 @@ def list_checkpoints(output_dir: str | Path) -> list[Path]:
     return sorted((path for path in output_dir.iterdir() if path.is_dir() and step_of(path) >= 0), key=step_of)
 
 
-def rotate(output_dir: str | Path, keep_last: int | None) -> None:
-    """Delete all but the last few checkpoints; those that a name stands for stay."""
+def rotate(output_dir: str | Path, keep_last: int | None, just_saved: str = "") -> None:
+    """Delete all but the last few checkpoints; those that a name stands for stay, and the one just saved."""
     if keep_last is None:
         return
-    named = set(read_names(output_dir).values())
+    named = {just_saved, *read_names(output_dir).values()}
     for path in list_checkpoints(output_dir)[:-keep_last]:
         if path.name not in named:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def set_aside_after(output_dir: str | Path, step: int) -> list[str]:
+    """Rename the checkpoints after a step, because a run goes on from it; `latest` must not find the old branch.
+
+    Returns:
+        The names of the folders they are now in.
+    """
+    renamed = []
+    for path in list_checkpoints(output_dir):
+        if step_of(path) > step:
+            aside = path.with_name(f"{_ABANDONED_PREFIX}{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)
+            renamed.append(aside.name)
+    return renamed
 
 
 # ---- reading ----
@@ -182,6 +203,8 @@ def damage(folder: str | Path) -> str | None:
         return f"{MANIFEST_NAME} is missing"
     except (OSError, ValueError, KeyError, TypeError):
         return f"{MANIFEST_NAME} is damaged"
+    if not isinstance(files, dict) or not all(_is_entry(entry) for entry in files.values()):
+        return f"{MANIFEST_NAME} is damaged"
     for path in _files_of(folder):
         name = path.relative_to(folder).as_posix()
         if path.suffix in _PICKLE_SUFFIXES and name not in files:
@@ -192,9 +215,16 @@ def damage(folder: str | Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != entry["size"]:
             return f"{name} has {path.stat().st_size:,} bytes instead of {entry['size']:,}"
-        if _sha256(path) != entry["sha256"]:
-            return f"{name} does not have the content that was written"
+        try:
+            if _sha256(path) != entry["sha256"]:
+                return f"{name} does not have the content that was written"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
     return None
+
+
+def _is_entry(entry: object) -> bool:
+    return isinstance(entry, dict) and {"size", "sha256"} <= entry.keys()
 
 
 def newest_valid(output_dir: str | Path) -> tuple[Path | None, list[str]]:
@@ -218,7 +248,7 @@ def resolve(reference: str, output_dir: str | Path) -> Path:
     Raises:
         UserError: if there is no such checkpoint; the message lists those there are.
     """
-    reference = os.path.expanduser(reference)
+    reference = os.path.expanduser(reference.rstrip("/\\") or reference)
     given = Path(reference)
     is_bare = given.name == reference
     run = Path(output_dir) if is_bare else given.parent
@@ -264,9 +294,12 @@ def holds_run(output_dir: str | Path) -> bool:
 def delete_run(output_dir: str | Path) -> None:
     """Delete what a run left in a folder, and nothing else that may be there."""
     output_dir = Path(output_dir)
+    if not holds_run(output_dir):
+        return
     left = (BEST_MODEL, "runs", NAMES_FILE, RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME, "README.md", "curves.png")
     results = [path.name for path in output_dir.glob("*_results.json")]
-    for path in [*list_checkpoints(output_dir), *(output_dir / name for name in [*left, *results])]:
+    abandoned = output_dir.glob(f"{_ABANDONED_PREFIX}checkpoint-*")
+    for path in [*list_checkpoints(output_dir), *abandoned, *(output_dir / name for name in [*left, *results])]:
         if path.is_dir():
             shutil.rmtree(path)
         else:

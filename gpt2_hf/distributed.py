@@ -18,6 +18,15 @@ def any_process(flag: bool, device: torch.device) -> bool:
     return bool(votes.item())
 
 
+def of_first_process(value: float, device: torch.device) -> float:
+    """The value that the first process has; every process must ask."""
+    if not is_distributed():
+        return value
+    shared = torch.tensor(value, dtype=torch.float32, device=device)
+    dist.broadcast(shared, 0)
+    return float(shared.item())
+
+
 def barrier() -> None:
     """Wait until every process is here."""
     if is_distributed():

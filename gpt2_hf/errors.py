@@ -14,7 +14,7 @@ class UserError(ValueError):
 
 
 class SaveError(OSError):
-    """A checkpoint could not be written; earlier ones are untouched."""
+    """A checkpoint could not be written; earlier ones are untouched. What the user can mend, hence the exit code."""
 
     exit_code = EXIT_USER_ERROR
 

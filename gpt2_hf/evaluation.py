@@ -124,9 +124,19 @@ def run_evaluation(args: EvaluationArguments, data_args: DataArguments, given: d
         raise UserError(
             f"--stride {args.stride} exceeds --max_length {max_length}: tokens between would not be scored"
         )
+    if "tokenizer_name" in given:
+        raise UserError("--tokenizer_name has no effect: a model is scored with its own tokenizer; leave it out")
+    if args.stride is not None:
+        for name in ("sequence_mode", "truncate", "pad_to_max_length", "max_eval_samples"):
+            if name in given:
+                raise UserError(
+                    f"--{name} has no effect with --stride, which slides over the whole text; leave it out"
+                )
+    if data_args.streaming and args.split == "train":
+        raise UserError("--split train: the training text is streamed without end; add --streaming false to store it")
     # A validation split may have to be cut from the training text, which is then needed too.
     splits = ("train", "validation") if args.split == "validation" else (args.split,)
-    data = load_data(data_args, tokenizer, max_length, splits)
+    data = load_data(data_args, tokenizer, max_length, splits, batch_size=args.batch_size)
     if args.split not in data.samples:
         raise UserError(
             f"--split {args.split}: {data_args.dataset_name or data_args.train_file} has no such split; "

@@ -108,6 +108,7 @@ def parse(
     for layer in (config, command_line):
         _check_contradictions(layer)
     merged = {**config, **command_line}
+    _check_pointless(merged, command_line)
     given = {name: "command line" if name in command_line else "config" for name in merged}
     values = tuple(
         _build(dataclass_type, {name: merged[name] for name in _field_names(dataclass_type) if name in merged})
@@ -196,6 +197,16 @@ def _check_contradictions(layer: dict[str, Any]) -> None:
         for other in others:
             if layer.get(other) is not None:
                 raise UserError(f"--{other} has no effect beside --{choice}; leave one of them out")
+
+
+def _check_pointless(merged: dict[str, Any], command_line: dict[str, Any]) -> None:
+    """Refuse an option of the command line that a choice of the file makes pointless."""
+    for choice, others in OVERRULES.items():
+        for other in others:
+            if merged.get(choice) is not None and choice not in command_line and command_line.get(other) is not None:
+                if choice == "train_file" and other in ("dataset_name", "dataset_config_name"):
+                    continue  # another data set on the command line takes the files' place
+                raise UserError(f"--{other} has no effect beside the config's {choice}; leave one of them out")
 
 
 def _build(dataclass_type: type, values: dict[str, Any]) -> Any:

@@ -42,7 +42,8 @@ def make_schedule(args: GPT2HFTrainingArguments, num_samples: int | None) -> Sch
     """
     if num_samples is None:
         return Schedule(args.max_steps, args.max_steps, args.get_warmup_steps(args.max_steps))
-    batches = math.ceil(num_samples / (args.train_batch_size * args.world_size))
+    rows = args.train_batch_size * args.world_size
+    batches = num_samples // rows if args.dataloader_drop_last else math.ceil(num_samples / rows)
     steps_per_epoch = max(math.ceil(batches / args.gradient_accumulation_steps), 1)
     total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
     return Schedule(steps_per_epoch, total, args.get_warmup_steps(total))

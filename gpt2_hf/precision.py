@@ -36,11 +36,11 @@ def resolve_precision(wanted: str, device_type: str) -> Precision:
     has_bf16, why = _native_bf16(device_type)
     if wanted == "bf16":
         if not has_bf16:
-            raise UserError(f"--bf16: {why}; use --precision auto, which takes what the device has")
+            raise UserError(f"--precision bf16: {why}; use --precision auto, which takes what the device has")
         return Precision("bf16", "asked for")
     if wanted == "fp16":
         if device_type != "cuda":
-            raise UserError(f"--fp16 needs a CUDA device, this one is {device_type}; use --precision auto")
+            raise UserError(f"--precision fp16 needs a CUDA device, this one is {device_type}; use --precision auto")
         return Precision("fp16", "asked for")
     if has_bf16:
         return Precision("bf16", why)

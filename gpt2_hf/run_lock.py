@@ -4,6 +4,7 @@ The lock is a small file that its owner touches every few seconds. A second proc
 lives; a lock whose owner was killed, here or on another host of a shared file system, is taken over.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -33,6 +34,7 @@ class RunLock:
         self.path = Path(output_dir) / LOCK_NAME
         self._stop = threading.Event()
         self._heart: threading.Thread | None = None
+        self._record: dict[str, Any] | None = None
 
     @property
     def is_held(self) -> bool:
@@ -51,7 +53,7 @@ class RunLock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         note = None
         while not self._create():
-            owner = self._read()
+            owner = self._read(self.path)
             if owner is not None and self._is_alive(owner):
                 raise UserError(
                     f"{self.path.parent} is in use by process {owner['pid']} on {owner['host']}; "
@@ -59,7 +61,7 @@ class RunLock:
                 )
             if owner is not None:
                 note = f"process {owner['pid']} on {owner['host']} left a lock in {self.path.parent}; it is taken over"
-            self.path.unlink(missing_ok=True)
+            self._remove(owner)
         self._heart = threading.Thread(target=self._beat, name="run-lock", daemon=True)
         self._heart.start()
         return note
@@ -71,12 +73,26 @@ class RunLock:
         self._stop.set()
         self._heart.join()
         self._heart = None
-        self.path.unlink(missing_ok=True)
+        if self._read(self.path) == self._record:
+            self.path.unlink(missing_ok=True)
+
+    def _remove(self, owner: dict[str, Any] | None) -> None:
+        """Remove the lock of an owner that is gone, but not one that another process has made in the meantime."""
+        aside = self.path.with_name(f"tmp-{LOCK_NAME}-stale-{socket.gethostname()}-{os.getpid()}")
+        try:
+            os.replace(self.path, aside)
+        except FileNotFoundError:
+            return
+        if self._read(aside) != owner:
+            with contextlib.suppress(OSError):
+                os.link(aside, self.path)
+        aside.unlink(missing_ok=True)
 
     def _create(self) -> bool:
         """Create the file with this process as owner, unless there is one."""
         process = psutil.Process()
         owner = {"pid": process.pid, "host": socket.gethostname(), "started": process.create_time()}
+        self._record = owner
         temporary = self.path.with_name(f"tmp-{LOCK_NAME}-{owner['host']}-{process.pid}")
         temporary.write_text(json.dumps(owner), encoding="utf-8")
         try:
@@ -98,19 +114,21 @@ class RunLock:
             return False
         return True
 
-    def _read(self) -> dict[str, Any] | None:
+    def _read(self, path: Path) -> dict[str, Any] | None:
         try:
-            owner = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
+            owner = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             return None  # gone in the meantime, or half written by a process that was killed
         known = isinstance(owner, dict) and {"pid", "host", "started"} <= owner.keys()
         return owner if known else None
 
     def _is_alive(self, owner: dict[str, Any]) -> bool:
-        if owner["host"] == socket.gethostname():
-            # The start time tells a process from a later one that was given the same number.
-            return psutil.pid_exists(owner["pid"]) and _start_time(owner["pid"]) == owner["started"]
-        return self._beats()
+        if owner["host"] == socket.gethostname() and _is_same_process(owner["pid"], owner["started"]):
+            return True
+        # Another host; or another container that only has this one's name, with process numbers of its own.
+        modified = self._modified()
+        is_recent = modified is not None and abs(time.time() - modified / 1e9) < _STALE_SECONDS
+        return (is_recent or owner["host"] != socket.gethostname()) and self._beats()
 
     def _beats(self) -> bool:
         """Watch the file until it is touched or stale; the clocks of two hosts need not agree."""
@@ -136,8 +154,11 @@ class RunLock:
                 continue
 
 
-def _start_time(pid: int) -> float | None:
+def _is_same_process(pid: int, started: float) -> bool:
+    """Whether a process lives and is the one that began then, and not a later one with the same number."""
     try:
-        return psutil.Process(pid).create_time()
+        process = psutil.Process(pid)
+        # to the second: the start time is kept relative to a clock that may be set
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - started) < 1
     except psutil.Error:
-        return None
+        return False

@@ -31,7 +31,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, SaveStrategy
 
 from . import checkpoints, distributed
 from .arguments import GPT2HFTrainingArguments
@@ -46,7 +46,7 @@ from .callbacks import (
 from .callbacks import ProgressCallback as TerminalCallback
 from .callbacks.cadence import ends_epoch
 from .chunked_loss import IGNORE_INDEX
-from .data import StreamingLoader, StreamingSamples
+from .data import EpochSampler, Samples, StreamingLoader, StreamingSamples
 from .errors import SaveError, TrainingDivergedError
 from .metrics import perplexity
 from .schedule import cosine_by_time
@@ -90,7 +90,13 @@ class GPT2HFTrainer(Trainer):
         self.run_files = run_files or {}
         self.closing_seconds = closing_seconds or (lambda: 0.0)
         self.non_finite_guard = NonFiniteGuard()
-        self.time_budget = TimeBudgetCallback(args.max_training_hours, self.watch, self._seconds_to_close)
+        self.time_budget = TimeBudgetCallback(
+            args.max_training_hours,
+            self.watch,
+            closing_seconds=self.closing_seconds,
+            evaluation_seconds=self._validation_seconds,
+            save_seconds=self._save_seconds,
+        )
         own_callbacks = [CadenceCallback(), self.time_budget, self.non_finite_guard, *(callbacks or [])]
         # With the evaluation's running sums: token losses in nats, and scored tokens.
         self._nll_sum: torch.Tensor | None = None
@@ -100,7 +106,9 @@ class GPT2HFTrainer(Trainer):
         self._step_loss: torch.Tensor | None = None
         self._loss_spikes = LossSpikes()
         self._owes_evaluation = False
+        self._making_up = False
         self._stream: StreamingLoader | None = None
+        self._train_sampler: EpochSampler | None = None
         super().__init__(
             model,
             args,
@@ -115,7 +123,9 @@ class GPT2HFTrainer(Trainer):
             self.remove_callback(callback)
         self.add_callback(TerminalCallback(self.watch, args.max_training_hours))
         if self.pop_callback(TensorBoardCallback) is not None:
-            self.add_callback(ContinuousTensorBoardCallback())
+            tensorboard = ContinuousTensorBoardCallback()
+            tensorboard.on_init_end(self.args, self.state, self.control)
+            self.add_callback(tensorboard)
         # transformers' smoother would not shift the labels of a model class that it does not know.
         self.label_smoother = None
         # The Trainer turns the cache off in the config that it saves. The model needs no such help: it never
@@ -158,7 +168,16 @@ class GPT2HFTrainer(Trainer):
         try:
             return super()._inner_training_loop(*args, **kwargs)
         except TrainingDivergedError as error:
-            raise TrainingDivergedError(f"{error}{self._divergence_context(error.step)}") from error
+            message = f"{error}{self._divergence_context(error.step)}"
+            raise TrainingDivergedError(message, error.step) from error
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        # With save_total_limit 1 the base class deletes all but the best checkpoint, the newest among them.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
 
     def _divergence_context(self, step: int) -> str:
         """Loss and samples of a bad step, read only now that the run is over."""
@@ -168,7 +187,8 @@ class GPT2HFTrainer(Trainer):
             return loss
         steps_per_epoch = math.ceil(len(dataloader) / self.args.gradient_accumulation_steps)
         epoch, step_in_epoch = divmod(step - 1, steps_per_epoch)
-        dataloader.set_epoch(epoch)
+        if self._train_sampler is not None:
+            self._train_sampler.set_epoch(epoch)
         first = step_in_epoch * self.args.gradient_accumulation_steps
         batches = itertools.islice(dataloader.batch_sampler, first, first + self.args.gradient_accumulation_steps)
         rows = [row for batch in batches for row in batch]
@@ -187,9 +207,6 @@ class GPT2HFTrainer(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         # Between clipping and the optimizer's step: the last moment to keep a bad gradient from the weights.
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if grad_norm is None:
-            gradients = [p.grad for p in model.parameters() if p.grad is not None]
-            grad_norm = nn.utils.get_total_norm(gradients)
         scaler = getattr(self.accelerator, "scaler", None)
         self.non_finite_guard.observe(grad_norm, self.optimizer, self.state.global_step + 1, scaler is not None)
         return grad_norm
@@ -198,7 +215,29 @@ class GPT2HFTrainer(Trainer):
         """6 operations per parameter and token (Kaplan et al. 2020, section 2.1); the count is made once."""
         return int(self._flops_per_token * inputs["input_ids"].numel())
 
-    # ---- streamed text ----
+    # ---- the order of the data ----
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """An order that depends on seed and epoch alone; by length with `group_by_length`."""
+        samples = train_dataset if train_dataset is not None else self.train_dataset
+        strategy = self.args.train_sampling_strategy
+        # only the data stage's own samples know the filler that completes the last batch
+        if not isinstance(samples, Samples) or strategy not in ("random", "sequential", "group_by_length"):
+            return super()._get_train_sampler(train_dataset)
+        self._train_sampler = EpochSampler(
+            len(samples),
+            self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            self._train_batch_size * self.args.world_size,
+            lengths=samples.lengths if strategy == "group_by_length" else None,
+            shuffle=strategy != "sequential",
+        )
+        return self._train_sampler
+
+    def _run_epoch(self, model: nn.Module, epoch: int, **kwargs: Any) -> Any:
+        # With several processes accelerate's set_epoch does not reach the sampler of a loader that skips batches.
+        if self._train_sampler is not None:
+            self._train_sampler.set_epoch(epoch)
+        return super()._run_epoch(model=model, epoch=epoch, **kwargs)
 
     def get_train_dataloader(self) -> Any:
         """The base class's loader, or for text that is not stored one that knows exactly where it is."""
@@ -206,7 +245,12 @@ class GPT2HFTrainer(Trainer):
             return super().get_train_dataloader()
         shard = dataclasses.replace(self.train_dataset, rank=self.args.process_index, world_size=self.args.world_size)
         self._stream = StreamingLoader(
-            shard, self.args.train_batch_size, self.data_collator, self.args.dataloader_num_workers
+            shard,
+            self._train_batch_size,
+            self.data_collator,
+            self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
         )
         # A stream goes on at its position, so that there is nothing to skip.
         self.args.ignore_data_skip = True
@@ -248,6 +292,8 @@ class GPT2HFTrainer(Trainer):
         try:
             return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
         except EvaluationInterruptedError:
+            if self._making_up:
+                raise  # the checkpoint that the run came from still remembers
             # The checkpoint remembers that this evaluation is owed, so that the history of a resumed run is whole.
             self._owes_evaluation = True
             self.control.should_evaluate = False
@@ -255,12 +301,15 @@ class GPT2HFTrainer(Trainer):
             return None
 
     def _determine_best_metric(self, metrics: dict[str, float] | None, trial: Any) -> bool:
-        return metrics is not None and super()._determine_best_metric(metrics, trial)
+        # save_strategy "best" takes the answer for whether to save, also where a stop has asked for a checkpoint.
+        is_best = metrics is not None and super()._determine_best_metric(metrics, trial)
+        return is_best or self.control.should_save
 
     def _make_up_evaluation(self) -> None:
         """Run the evaluation that a signal interrupted, in the very state in which it was due."""
         if self._owes_evaluation:
             self._owes_evaluation = False
+            self._making_up = True
             self.control.should_evaluate = True
             self._maybe_log_save_evaluate(
                 self._tr_loss, None, self.model_wrapped, None, self.state.epoch, None, time.time()
@@ -324,12 +373,18 @@ class GPT2HFTrainer(Trainer):
 
     # ---- the time budget ----
 
-    def _seconds_to_close(self) -> float:
-        """Upper estimate of the time from the last step to the end of the job."""
-        seconds = self.closing_seconds()
-        if self.eval_dataset is not None:
-            seconds += self.evaluation_seconds(self.eval_dataset)
-        return seconds + self.watch.longest.get("save", self._guessed_save_seconds())
+    def _validation_seconds(self) -> float:
+        """Upper estimate of the time of an evaluation; 0 where there is none."""
+        if self.eval_dataset is None or self.args.eval_strategy == IntervalStrategy.NO:
+            return 0.0
+        return self.evaluation_seconds(self.eval_dataset)
+
+    def _save_seconds(self) -> float:
+        """Upper estimate of the time of a checkpoint; before the first, a slow disk's 100 MB/s is reckoned with."""
+        if self.args.save_strategy == SaveStrategy.NO:
+            return 0.0
+        weights_and_moments = 12 * self.num_parameters  # bytes, fp32
+        return self.watch.longest.get("save", 1.0 + weights_and_moments / 100e6)
 
     def evaluation_seconds(self, dataset: Any) -> float:
         """Time to evaluate a dataset: as measured on the validation split, before that guessed from the steps.
@@ -341,10 +396,6 @@ class GPT2HFTrainer(Trainer):
             return measured * len(dataset) / max(len(self.eval_dataset), 1)
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return 0.5 * self.watch.longest.get("step", 0.0) * len(dataset) / batch
-
-    def _guessed_save_seconds(self) -> float:
-        # Weights and two moments in fp32, hashed and written at a slow disk's 100 MB/s.
-        return 1.0 + 12 * self.num_parameters / 100e6
 
     # ---- saving ----
 
@@ -384,7 +435,7 @@ class GPT2HFTrainer(Trainer):
         checkpoints.add_names(run_dir, target.name, self._names_of_checkpoint())
         if self.state.best_global_step == self.state.global_step:
             checkpoints.publish_best_model(target, run_dir)
-        checkpoints.rotate(run_dir, self.args.save_total_limit)
+        checkpoints.rotate(run_dir, self.args.save_total_limit, just_saved=target.name)
 
     def _give_up_checkpoint(self, run_dir: Path, target: Path, problem: BaseException | None) -> None:
         """Leave no half checkpoint, and go on or stop as `--on_save_error` says."""
@@ -412,9 +463,9 @@ class GPT2HFTrainer(Trainer):
         if not self.args.should_save:
             return
         if self.state.best_global_step:
-            self.state.best_model_checkpoint = str(
-                run_dir / checkpoints.checkpoint_folder(self.state.best_global_step)
-            )
+            best = run_dir / checkpoints.checkpoint_folder(self.state.best_global_step)
+            if best == target or best.is_dir():
+                self.state.best_model_checkpoint = str(best)
         for callback in [*self.callback_handler.callbacks, self.control]:
             if isinstance(callback, ExportableState):
                 self.state.stateful_callbacks[type(callback).__name__] = callback.state()
@@ -464,6 +515,7 @@ class GPT2HFTrainer(Trainer):
             "loss_since_log": self._tr_loss,
             "last_logged_step": self._globalstep_last_logged,
             "owes_evaluation": self._owes_evaluation,
+            "loss_spikes": vars(self._loss_spikes),
             "stream": self._stream.state_dict() if self._stream is not None else None,
         }
         save_state(state, os.path.join(output_dir, self._process_state_file()))
@@ -477,9 +529,21 @@ class GPT2HFTrainer(Trainer):
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         # The base class lets the cadence of the checkpoint win over the arguments.
         result = super()._init_training_state(max_steps, *args, **kwargs)
+        self._complete_publication(args[2])
         self.state.compute_steps(self.args, max_steps)
         self._speed_mark, self._trained_tokens = None, 0.0
         return result
+
+    def _complete_publication(self, checkpoint: str | None) -> None:
+        """Do again what follows a checkpoint's commit: the process may have been killed in between."""
+        if checkpoint is None or not self.args.should_save:
+            return
+        run_dir, folder = Path(str(self.args.output_dir)), Path(checkpoint)
+        if folder.parent.resolve() != run_dir.resolve():
+            return
+        checkpoints.add_names(run_dir, folder.name, self._names_of_checkpoint())
+        if self.state.best_global_step == self.state.global_step:
+            checkpoints.publish_best_model(folder, run_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self._state_is_sharded:
@@ -525,6 +589,7 @@ class GPT2HFTrainer(Trainer):
         self._total_loss_scalar = -self._tr_loss.item()
         if self._stream is not None:
             self._stream.load_state_dict(state["stream"])
+        vars(self._loss_spikes).update(state["loss_spikes"])
         self._owes_evaluation = state["owes_evaluation"]
         self._make_up_evaluation()
 

@@ -9,7 +9,7 @@ import json
 import math
 import platform
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from . import __version__, checkpoints, distributed
 from .arguments import DataArguments, GPT2HFTrainingArguments, ModelArguments, own_names
-from .callbacks import PreemptionCallback, SignalWatch
+from .callbacks import EvaluationInterruptedError, PreemptionCallback, SignalWatch
 from .checkpoints import RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME
 from .data import LoadedData, StreamingSamples, load_data
 from .errors import EXIT_OK, UserError
@@ -44,7 +44,19 @@ _SAMPLE_TOKENS = 120
 _PROMPT_TOKENS = 12
 
 # A resumed run must go on with these as they were: they decide which samples a step sees.
-_FIXED_ON_RESUME = ("sequence_mode", "max_length", "truncate", "max_train_samples", "seed", "streaming")
+_FIXED_ON_RESUME = (
+    "sequence_mode",
+    "max_length",
+    "truncate",
+    "max_train_samples",
+    "seed",
+    "data_seed",
+    "train_sampling_strategy",
+    "dataloader_drop_last",
+    "optim",
+    "streaming",
+    "shuffle_buffer_size",
+)
 
 
 @dataclass
@@ -112,13 +124,24 @@ def _train(run: Run) -> int:
         # be wrong with the input any more.
         if run.output_dir.is_dir():
             _lock(run, lock)
+            if run.args.process_index == 0:
+                checkpoints.repair(run.output_dir)
+            distributed.barrier()
         return _train_locked(run, lock)
+    except EvaluationInterruptedError:
+        return run.signals.exit_code  # one that was being made up for; the checkpoint still remembers it
     finally:
         lock.release()
 
 
 def _lock(run: Run, lock: RunLock) -> None:
-    if run.args.process_index == 0 and not lock.is_held and (note := lock.acquire()) is not None:
+    if run.args.process_index != 0 or lock.is_held:
+        return
+    try:
+        note = lock.acquire()
+    except OSError as error:
+        raise UserError(f"--checkpoint_dir: {run.output_dir} cannot be written to: {error.strerror}") from error
+    if note is not None:
         run.say(note)
 
 
@@ -129,19 +152,22 @@ def _train_locked(run: Run, lock: RunLock) -> int:
         check_resumable(run, checkpoint, model, data)
     announce(run, model, data)
     _lock(run, lock)
-    if checkpoint is None and run.args.overwrite_output_dir and run.args.process_index == 0:
-        checkpoints.delete_run(run.output_dir)
-    distributed.barrier()
-    run.signals.immediate = False
     trainer = make_trainer(run, tokenizer, data, model)
     if run.args.process_index == 0:
-        checkpoints.repair(run.output_dir)
+        if checkpoint is None and run.args.overwrite_output_dir:
+            checkpoints.delete_run(run.output_dir)
+        elif checkpoint is not None and checkpoint.parent.resolve() == run.output_dir.resolve():
+            for name in checkpoints.set_aside_after(run.output_dir, checkpoints.step_of(checkpoint)):
+                run.say(f"a later checkpoint of the run is set aside as {name}")
         checkpoints.write_json(run.output_dir / RESOLVED_CONFIG_NAME, resolved_config(run, model, data))
     distributed.barrier()
+    run.signals.immediate = False
     train_metrics = _run_training(run, trainer, checkpoint)
     received = distributed.any_process(run.signals.received is not None, run.args.device)
     if received and trainer.state.global_step < trainer.state.max_steps:
-        run.say(f"checkpoint saved at step {trainer.state.global_step:,}; go on with --resume_from latest")
+        newest, _ = checkpoints.newest_valid(run.output_dir)
+        saved = f"go on from {newest} with --resume_from latest" if newest is not None else "nothing was saved"
+        run.say(f"stopped at step {trainer.state.global_step:,}; {saved}")
         return run.signals.exit_code
     run.signals.immediate = True  # the last checkpoint is written
     finish(run, trainer, tokenizer, data, train_metrics)
@@ -165,6 +191,8 @@ def _plan(run: Run) -> int:
 def find_checkpoint(run: Run) -> Path | None:
     """The checkpoint to go on from, checked; `None` for a fresh start."""
     reference = run.args.resume_from_checkpoint
+    if run.output_dir.exists() and not run.output_dir.is_dir():
+        raise UserError(f"--checkpoint_dir: {run.output_dir} is a file; give a folder")
     if reference is None:
         if checkpoints.holds_run(run.output_dir) and not run.args.overwrite_output_dir:
             raise UserError(
@@ -195,6 +223,11 @@ def find_checkpoint(run: Run) -> Path | None:
         raise UserError(
             f"--resume_from: {folder} is damaged ({problem}); --resume_from latest finds the newest whole one"
         )
+    if folder.resolve().parent != run.output_dir.resolve() and checkpoints.holds_run(run.output_dir):
+        raise UserError(
+            f"--resume_from: {folder} is of another run and {run.output_dir} already holds one; add --checkpoint_dir "
+            f"{folder.parent}, or choose an empty folder"
+        )
     run.say(f"resuming from {folder}")
     return folder
 
@@ -208,7 +241,8 @@ def build(run: Run) -> tuple[PreTrainedTokenizerBase, LoadedData, GPT2HFForCausa
         tokenizer = load_tokenizer(run.data_args.tokenizer_name)
     # The first process tokenises and fills the cache, the others read it.
     with run.args.main_process_first(local=True, desc="tokenising"):
-        batch_size, seed = run.args.train_batch_size, run.args.seed
+        batch_size = run.args.train_batch_size
+        seed = run.args.seed if run.args.data_seed is None else run.args.data_seed
         data = load_data(run.data_args, tokenizer, run.model_args.max_length, batch_size=batch_size, seed=seed)
     if "train" not in data.samples:
         raise UserError("there is no training text: give --train_file, or a --dataset_name with a train split")
@@ -256,16 +290,35 @@ def check_resumable(run: Run, checkpoint: Path, model: GPT2HFForCausalLM, data: 
             f"--resume_from: {checkpoint} was trained with {saved_rows} samples a step, this run asks for "
             f"{current_rows}; choose --batch_size and --gradient_accumulation_steps so that the product stays"
         )
-    changed = [name for name in saved if name != PROVENANCE_KEY and name in current and saved[name] != current[name]]
+    changed = changed_options(run, saved, current)
     for name in _FIXED_ON_RESUME:
         if name in changed:
-            raise UserError(
-                f"--resume_from: --{name} was {saved[name]} and cannot become {current[name]} in the middle of a run"
-            )
-    ignored = ("resume_from_checkpoint", "output_dir")
-    lines = [f"{name} {saved[name]} → {current[name]}" for name in changed if name not in ignored]
-    if lines:
+            was, becomes = changed[name]
+            raise UserError(f"--resume_from: --{name} was {was} and cannot become {becomes} in the middle of a run")
+    if changed:
+        lines = [f"{name} {was} → {becomes}" for name, (was, becomes) in changed.items()]
         run.say("changed since the checkpoint: " + ", ".join(lines))
+    was, becomes = (config[PROVENANCE_KEY]["processes"] for config in (saved, current))
+    if was != becomes:
+        run.say(f"changed since the checkpoint: processes {was} → {becomes}; random numbers start anew")
+
+
+def changed_options(run: Run, saved: dict[str, Any], current: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Options with another value than in a checkpoint's config, also those that only one of the two states."""
+    defaults = {
+        field.name: field.default
+        for owner in (run.model_args, run.data_args, run.args)
+        for field in fields(owner)
+        if field.default is not MISSING
+    }
+    changed = {}
+    for name in dict.fromkeys([*saved, *current]):
+        if name in (PROVENANCE_KEY, "output_dir"):
+            continue
+        was, becomes = (_plain_value(config.get(name, defaults.get(name))) for config in (saved, current))
+        if was != becomes:
+            changed[name] = (was, becomes)
+    return changed
 
 
 def announce(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> None:
@@ -307,18 +360,22 @@ def make_trainer(
         test = trainer.evaluation_seconds(data.samples["test"]) if "test" in data.samples else 0.0
         return report_seconds + test + _SAMPLE_TOKENS * _seconds_per_generated_token(trainer)
 
-    trainer = GPT2HFTrainer(
-        model,
-        run.args,
-        data_collator=data.collator,
-        train_dataset=data.samples["train"],
-        eval_dataset=data.samples["validation"],
-        processing_class=tokenizer,
-        callbacks=[PreemptionCallback(run.signals)],
-        watch=run.watch,
-        run_files={RESOLVED_CONFIG_NAME: run.output_dir / RESOLVED_CONFIG_NAME},
-        closing_seconds=closing_seconds,
-    )
+    try:
+        trainer = GPT2HFTrainer(
+            model,
+            run.args,
+            data_collator=data.collator,
+            train_dataset=data.samples["train"],
+            eval_dataset=data.samples["validation"],
+            processing_class=tokenizer,
+            callbacks=[PreemptionCallback(run.signals)],
+            watch=run.watch,
+            run_files={RESOLVED_CONFIG_NAME: run.output_dir / RESOLVED_CONFIG_NAME},
+            closing_seconds=closing_seconds,
+        )
+    except (RuntimeError, ImportError, ValueError, OSError) as error:
+        # What transformers refuses only now: a reporter that is not installed, a hub that does not answer.
+        raise UserError(" ".join(str(error).split())) from error
     return trainer
 
 
@@ -337,6 +394,8 @@ def _run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> 
     output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     if trainer.time_budget.expired:
         run.say(f"time budget of {run.args.max_training_hours:g} h reached at step {trainer.state.global_step:,}")
+        if trainer.time_budget.skipped_evaluation:
+            run.say("no time was left for an evaluation; --resume_from latest goes on, or use: gpt2_hf evaluate")
     return {
         **output.metrics,
         "train_steps": trainer.state.global_step,
@@ -452,8 +511,9 @@ def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dic
             options = {name: value for name, value in options.items() if name not in others}
     names = own_names(GPT2HFTrainingArguments) + [name for name in run.given if hasattr(run.args, name)]
     for name in dict.fromkeys(names):
-        value = getattr(run.args, name)
-        options[name] = getattr(value, "value", value)  # enums by their value
+        options[name] = _plain_value(getattr(run.args, name))
+    for name in ("overwrite_output_dir", "resume_from_checkpoint"):  # of this start, not of the run
+        options.pop(name, None)
     args = run.args
     provenance = {
         "gpt2_hf": __version__,
@@ -471,6 +531,10 @@ def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dic
         "command": " ".join(sys.argv),
     }
     return {**_plain(options), PROVENANCE_KEY: provenance}
+
+
+def _plain_value(value: Any) -> Any:
+    return getattr(value, "value", value)  # enums by their value
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class FixedWatch(Stopwatch):
 def test_budget_stops_while_the_rest_still_fits(args):
     """The last step is the one after which another step and the closing work would not fit any more."""
     watch = FixedWatch()
-    budget = TimeBudgetCallback(max_hours=100 / 3600, watch=watch, closing_seconds=lambda: 20.0)
+    budget = TimeBudgetCallback(100 / 3600, watch, lambda: 12.0, lambda: 5.0, lambda: 3.0)
     state, control = state_at(0, 0.0), TrainerControl()
     budget.on_train_begin(args, state, control)
     while not control.should_training_stop:
@@ -78,7 +78,7 @@ def test_budget_stops_while_the_rest_still_fits(args):
         watch.now += 5.0
         state.global_step += 1
         control = budget.on_step_end(args, state, control)
-    # 100 s − 1.15 × 20 s closing − 3 s leaving − 5 s for the next step
+    # 100 s − 1.15 × (12 + 5 + 3) s to close, evaluate and save − 3 s leaving − 5 s for the next step
     assert 65 <= watch.now <= 70
     assert control.should_save and control.should_evaluate and control.should_log
     assert budget.expired and budget.checkpoint_names() == ["checkpoint_time_limit"]

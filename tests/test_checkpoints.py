@@ -147,3 +147,20 @@ def test_delete_run_leaves_other_files(tmp_path):
     checkpoints.delete_run(tmp_path)
     assert not checkpoints.holds_run(tmp_path)
     assert (tmp_path / "my_notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ['{"files": {"config.json": {"sizd": 2}}}', '{"files": []}', "[]", "\udcff"])
+def test_a_manifest_with_other_content_is_damage(tmp_path, content):
+    """Whatever a flipped bit makes of the manifest, it is named and nothing raises."""
+    folder = make_checkpoint(tmp_path, 10)
+    (folder / "manifest.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert checkpoints.damage(folder) == "manifest.json is damaged"
+
+
+def test_damaged_names_are_no_names(tmp_path):
+    """A names file that is no JSON, or no object, leaves the checkpoints to be found by their steps."""
+    folder = make_checkpoint(tmp_path, 10)
+    for content in (b"\xff", b"[1]", b"{"):
+        (tmp_path / checkpoints.NAMES_FILE).write_bytes(content)
+        assert checkpoints.read_names(tmp_path) == {}
+        assert checkpoints.resolve("checkpoint_step_10", tmp_path) == folder

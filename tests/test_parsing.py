@@ -75,7 +75,7 @@ def test_both_spellings_work_in_both_places(config, alias, name, value):
         (["--do_train"], "--do_train has no effect"),
         (["--use_liger_kernel"], "--use_liger_kernel has no effect"),
         (["--model_name_or_path", "gpt2", "--d_model", "64"], "--d_model has no effect beside --model_name_or_path"),
-        (["--fp16", "--use_cpu"], "--fp16 needs a CUDA device"),
+        (["--fp16", "--use_cpu"], "--precision fp16 needs a CUDA device"),
         (["--bf16", "--fp16"], "--fp16 and --bf16 exclude each other"),
         (["--bf16", "--precision", "fp32"], "--bf16 contradicts --precision fp32"),
         (["train.json"], "unexpected argument 'train.json'"),

@@ -34,9 +34,9 @@ def test_explicit_formats_are_obeyed_or_refused(cpu):
     """bf16 on a CPU without it and fp16 off CUDA are errors that name the remedy."""
     cpu()
     assert resolve_precision("fp32", "cpu").name == "fp32"
-    with pytest.raises(UserError, match="--bf16: the CPU has no bf16 instructions; use --precision auto"):
+    with pytest.raises(UserError, match="--precision bf16: the CPU has no bf16 instructions; use --precision auto"):
         resolve_precision("bf16", "cpu")
-    with pytest.raises(UserError, match="--fp16 needs a CUDA device"):
+    with pytest.raises(UserError, match="--precision fp16 needs a CUDA device"):
         resolve_precision("fp16", "cpu")
     cpu("amx_bf16")
     assert resolve_precision("bf16", "cpu").name == "bf16"

@@ -1,6 +1,7 @@
 """The main job from end to end: what it leaves, how it goes on, how it ends."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,8 +184,6 @@ def train_until_signal(output_dir, step, train_tiny, *options, event="on_step_be
 
 def test_resume_by_every_kind_of_name(train_tiny, finished_run, tmp_path, capsys):
     """latest, an epoch's name, and a path go on from a finished run when it is given more epochs."""
-    import shutil
-
     for reference in ("latest", "checkpoint_epoch_1", str(tmp_path / "run" / "checkpoint-25")):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         shutil.copytree(finished_run, tmp_path / "run")
@@ -195,8 +194,6 @@ def test_resume_by_every_kind_of_name(train_tiny, finished_run, tmp_path, capsys
 
 def test_resuming_a_finished_run_trains_nothing(train_tiny, finished_run, tmp_path, capsys):
     """A finished run given to latest only says so and repeats its results."""
-    import shutil
-
     shutil.copytree(finished_run, tmp_path / "run")
     assert train_tiny(tmp_path / "run", "--resume_from", "latest") == 0
     assert "nothing is left to train" in capsys.readouterr().out
@@ -211,8 +208,6 @@ def test_latest_in_an_empty_folder_starts_fresh(train_tiny, tmp_path, capsys):
 
 def test_a_damaged_checkpoint_is_passed_over(train_tiny, finished_run, tmp_path, capsys):
     """The newest checkpoint has a flipped bit: the one before is taken, with a line."""
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     weights = run / "checkpoint-25" / "optimizer.safetensors"
@@ -227,8 +222,6 @@ def test_a_damaged_checkpoint_is_passed_over(train_tiny, finished_run, tmp_path,
 
 def test_a_new_learning_rate_takes_effect_on_resume(train_tiny, finished_run, tmp_path):
     """The Trainer would restore the old one from the optimizer's state without a word."""
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     options = ("--max_epochs", "2", "--resume_from", "latest", "--weight_decay", "0.5")
@@ -249,8 +242,6 @@ def test_a_new_learning_rate_takes_effect_on_resume(train_tiny, finished_run, tm
 )
 def test_what_cannot_change_on_resume_is_refused(train_tiny, finished_run, tmp_path, capsys, options, message):
     """Changes that would silently train on other samples or lose the model are errors."""
-    import shutil
-
     shutil.copytree(finished_run, tmp_path / "run")
     reference = () if "--resume_from" in options else ("--resume_from", "latest")
     assert train_tiny(tmp_path / "run", *reference, *options) == 2
@@ -259,8 +250,6 @@ def test_what_cannot_change_on_resume_is_refused(train_tiny, finished_run, tmp_p
 
 def test_a_run_is_never_overwritten_unasked(train_tiny, finished_run, tmp_path, capsys):
     """A folder that holds a run is refused, and replaced only when that is asked for."""
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     before = sorted(path.stat().st_mtime_ns for path in run.rglob("*"))
@@ -275,14 +264,15 @@ def test_a_run_is_never_overwritten_unasked(train_tiny, finished_run, tmp_path, 
 
 
 def test_the_time_budget_ends_in_a_named_checkpoint(train_tiny, tmp_path, capsys):
-    """A budget that is nearly used up stops training after a step, with checkpoint, evaluation and results."""
+    """A budget that is used up stops training after a step, with a named checkpoint, and says what was left out."""
     run = tmp_path / "run"
     # The test process is older than any budget of seconds, and its age counts.
     assert train_tiny(run, "--max_training_hours", "0.0001") == 0
-    assert "time budget of 0.0001 h reached at step 1" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "time budget of 0.0001 h reached at step 1" in out and "no time was left for an evaluation" in out
     names = checkpoints.read_names(run)
     assert names["checkpoint_time_limit"] == "checkpoint-1"
-    assert "eval_loss" in read_json(run / "eval_results.json")
+    assert not (run / "eval_results.json").exists()
     assert train_tiny(run, "--resume_from", "checkpoint_time_limit", "--max_steps", "3") == 0
 
 
@@ -346,7 +336,7 @@ def test_a_signal_ends_in_a_checkpoint(tiny_options, tmp_path, name, code):
     process.send_signal(getattr(signal, name))
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, err
-    assert f"{name} received" in err and "go on with --resume_from latest" in out
+    assert f"{name} received" in err and "with --resume_from latest" in out
     newest, _ = checkpoints.newest_valid(tmp_path / "run")
     assert newest is not None
 
@@ -472,3 +462,107 @@ def test_a_stream_needs_a_number_of_steps(train_tiny, tmp_path, capsys):
     """--streaming without --max_steps is one line with the remedy."""
     assert train_tiny(tmp_path / "run", "--streaming", "--max_train_samples", "none") == 2
     assert "--streaming needs --max_steps" in capsys.readouterr().err
+
+
+# ---- strategies and folders that are easily got wrong ----
+
+
+def test_one_checkpoint_kept_is_the_newest(train_tiny, tmp_path):
+    """With --save_total_limit 1 a stopped run keeps its last checkpoint, and all that names stand for."""
+    run = tmp_path / "run"
+    assert train_until_signal(run, 15, train_tiny, "--save_total_limit", "1") == 75
+    assert checkpoints.list_checkpoints(run)[-1].name == "checkpoint-15"
+    assert train_tiny(run, "--save_total_limit", "1", "--resume_from", "latest") == 0
+    names = checkpoints.read_names(run)
+    assert {"best_model", "checkpoint_epoch_1"} <= names.keys()
+
+
+def test_going_back_to_an_older_checkpoint_sets_the_later_ones_aside(train_tiny, finished_run, tmp_path, capsys):
+    """Resumed from step 10, the run's steps 20 and 25 are out of the way of `latest` and of rotation."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    options = ("--resume_from", "checkpoint_step_10", "--max_epochs", "2")
+    assert train_until_signal(run, 13, train_tiny, *options) == 75
+    assert "set aside as abandoned-checkpoint-25" in capsys.readouterr().out
+    assert checkpoints.list_checkpoints(run)[-1].name == "checkpoint-13"
+    assert (run / "abandoned-checkpoint-25").is_dir()
+
+
+@pytest.mark.parametrize("strategy", ["best", "epoch", "steps"])
+def test_a_signal_saves_whatever_the_save_strategy(train_tiny, tmp_path, strategy):
+    """Stopped at a step with an evaluation, the checkpoint of that very step is there."""
+    run = tmp_path / "run"
+    assert train_until_signal(run, 10, train_tiny, "--save_strategy", strategy) == 75
+    assert checkpoints.list_checkpoints(run)[-1].name == "checkpoint-10"
+
+
+def test_epoch_strategies_evaluate_and_save_once_per_epoch_and_at_each_best(train_tiny, tmp_path):
+    """eval_strategy and save_strategy epoch: one evaluation and checkpoint an epoch, in this order, and a best model."""
+    run = tmp_path / "run"
+    assert train_tiny(run, "--eval_strategy", "epoch", "--save_strategy", "epoch", "--max_epochs", "2") == 0
+    assert [entry["step"] for entry in history(run) if "eval_loss" in entry] == [25, 50]
+    assert [path.name for path in checkpoints.list_checkpoints(run)] == ["checkpoint-25", "checkpoint-50"]
+    assert (run / "best_model" / "model.safetensors").is_file()
+    assert any("eval_loss" in entry for entry in history(run / "checkpoint-25"))
+
+
+def test_overwriting_waits_until_nothing_can_be_wrong(train_tiny, finished_run, tmp_path, capsys):
+    """A reporter that is not installed is one line, and the old run is still there."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    assert train_tiny(run, "--overwrite_output_dir", "--report_to", "neptune") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert checkpoints.list_checkpoints(run)[-1].name == "checkpoint-25"
+
+
+def test_a_checkpoint_of_another_run_is_not_mixed_in(train_tiny, finished_run, tmp_path, capsys):
+    """--resume_from a path beside an output folder that holds a run of its own is refused."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    assert train_tiny(run, "--resume_from", str(finished_run / "checkpoint-10")) == 2
+    assert "is of another run" in capsys.readouterr().err
+
+
+def test_an_interrupted_publication_is_made_up_for(train_tiny, finished_run, tmp_path):
+    """Killed between a checkpoint's commit and its names and best model: the resumed run completes both."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    shutil.rmtree(run / "best_model")
+    (run / "checkpoint_names.json").unlink()
+    assert train_tiny(run, "--resume_from", "latest", "--max_epochs", "2", "--learning_rate", "1e-9") == 0
+    assert {"best_model", "checkpoint_epoch_1"} <= checkpoints.read_names(run).keys()
+    best = read_json(run / "trainer_state.json")["best_global_step"]
+    weights = load_file(run / checkpoints.checkpoint_folder(best) / "model.safetensors")
+    published = load_file(run / "best_model" / "model.safetensors")
+    assert all(torch.equal(weights[name], published[name]) for name in weights)
+
+
+def test_options_stated_only_once_are_noticed_on_resume(train_tiny, finished_run, tmp_path, capsys):
+    """An optimizer that only the resumed command names cannot take over the other one's state."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    assert train_tiny(run, "--resume_from", "latest", "--max_epochs", "2", "--optim", "sgd") == 2
+    assert "--optim was" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--metric_for_best_model", "bleu"), "--metric_for_best_model must be one of loss, perplexity"),
+        (("--greater_is_better",), "--greater_is_better has no effect"),
+        (("--push_to_hub",), "--push_to_hub has no effect"),
+        (("--save_only_model",), "--save_only_model has no effect"),
+    ],
+)
+def test_options_that_would_break_a_promise_are_refused(train_tiny, tmp_path, capsys, options, message):
+    """One line each, before anything is written."""
+    assert train_tiny(tmp_path / "run", *options) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_as_output_folder_is_one_line(train_tiny, tmp_path, capsys):
+    """--checkpoint_dir with the name of a file is an error before any work."""
+    (tmp_path / "run").write_text("")
+    assert train_tiny(tmp_path / "run") == 2
+    assert "is a file; give a folder" in capsys.readouterr().err

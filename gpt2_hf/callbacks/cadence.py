@@ -21,10 +21,24 @@ class CadenceCallback(TrainerCallback):
         if args.ignore_data_skip:
             # Streamed text has no epochs; the Trainer would count from 0 again after each resume.
             state.epoch = state.global_step / state.max_steps
-        if is_last or ends_epoch(state):
-            control.should_evaluate |= args.eval_strategy == IntervalStrategy.STEPS
-            control.should_save |= args.save_strategy == SaveStrategy.STEPS
-        control.should_log |= is_last
+        at_epoch = ends_epoch(state)
+        if args.eval_strategy == IntervalStrategy.STEPS:
+            control.should_evaluate |= (is_last or at_epoch) and state.global_step >= args.eval_delay
+        elif args.eval_strategy == IntervalStrategy.EPOCH:
+            control.should_evaluate |= at_epoch and state.epoch >= args.eval_delay
+        if args.save_strategy == SaveStrategy.STEPS:
+            control.should_save |= is_last or at_epoch
+        elif args.save_strategy == SaveStrategy.EPOCH:
+            control.should_save |= at_epoch
+        control.should_log |= is_last or (at_epoch and args.logging_strategy == IntervalStrategy.EPOCH)
+        return control
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        # The Trainer's own place for epoch strategies. It comes after the checkpoint of the epoch's last step, which
+        # could not remember what happens here, and also in mid-epoch when a run stops.
+        control.should_log = control.should_evaluate = control.should_save = False
         return control
 
     def on_evaluate(
@@ -36,7 +50,7 @@ class CadenceCallback(TrainerCallback):
         **kwargs: Any,
     ) -> TrainerControl:
         # Called before the Trainer updates its best metric and before it saves.
-        if args.save_strategy == SaveStrategy.STEPS and args.metric_for_best_model is not None:
+        if args.save_strategy in (SaveStrategy.STEPS, SaveStrategy.EPOCH) and args.metric_for_best_model is not None:
             control.should_save |= is_new_best(args, state, metrics)
         return control
 

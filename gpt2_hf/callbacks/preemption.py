@@ -27,6 +27,8 @@ class SignalWatch:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self.immediate = True
+        self._interrupts = 0
+        self._pid = os.getpid()
         self._previous: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
@@ -45,8 +47,12 @@ class SignalWatch:
         self._previous.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is signal.SIGINT and number == signal.SIGINT:
-            os._exit(EXIT_INTERRUPTED)  # checkpoints are complete or absent, so nothing needs unwinding
+        if os.getpid() != self._pid:
+            return  # a forked worker; the process that made it decides
+        if number == signal.SIGINT:
+            self._interrupts += 1
+            if self._interrupts > 1:
+                os._exit(EXIT_INTERRUPTED)  # checkpoints are complete or absent, so nothing needs unwinding
         if self.received is None:
             self.received = signal.Signals(number)
             what = "nothing is left to save" if self.immediate else "finishing the step, then saving"

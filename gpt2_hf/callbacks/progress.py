@@ -16,7 +16,7 @@ _FORMATS = {
     "eval_perplexity": "validation perplexity {:.2f}",
     "learning_rate": "learning rate {:.2e}",
     "grad_norm": "gradient norm {:.2f}",
-    "loss_spike": "LOSS SPIKE of {:.2f} above the last log",
+    "loss_spike": "LOSS SPIKE of {:.2f} above the last ordinary log",
     "tokens_per_second": "{:,.0f} tokens/s",
     "eval_tokens": "{:,.0f} tokens",
 }

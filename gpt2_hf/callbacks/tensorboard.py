@@ -19,11 +19,15 @@ class ContinuousTensorBoardCallback(TensorBoardCallback):
     tb_writer: SummaryWriter | None
     logging_dir: str | None
 
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # Known from the beginning, because a run with nothing left to train logs its test score all the same.
+        self.logging_dir = self.logging_dir or os.path.join(str(args.output_dir), RUNS_FOLDER)
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero and self.tb_writer is None:
-            self.logging_dir = self.logging_dir or os.path.join(str(args.output_dir), RUNS_FOLDER)
-            purge_step = state.global_step + 1 if state.global_step else None
-            self.tb_writer = SummaryWriter(log_dir=self.logging_dir, purge_step=purge_step)
+            self.tb_writer = SummaryWriter(log_dir=self.logging_dir, purge_step=state.global_step + 1)
         super().on_train_begin(args, state, control, **kwargs)

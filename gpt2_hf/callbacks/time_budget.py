@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from ..checkpoints import TIME_LIMIT
-from ..distributed import any_process
+from ..distributed import any_process, of_first_process
 from ..stopwatch import Stopwatch
 
 # On top of the measured times: a share for those that grow, and a few seconds for ending the process.
@@ -21,8 +22,9 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
     Args:
         max_hours: the budget of this invocation, start-up included; `None` for no limit.
         watch: the invocation's stopwatch.
-        closing_seconds: estimates the time that evaluation, checkpoint and the rest of the job will take after
-            training stops.
+        closing_seconds: estimates the time of the job's work after the last evaluation and checkpoint.
+        evaluation_seconds: estimates the time of an evaluation; 0 if the run never evaluates.
+        save_seconds: estimates the time of a checkpoint; 0 if the run never saves.
     """
 
     def __init__(
@@ -30,14 +32,20 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
         max_hours: float | None = None,
         watch: Stopwatch | None = None,
         closing_seconds: Callable[[], float] = lambda: 0.0,
+        evaluation_seconds: Callable[[], float] = lambda: 0.0,
+        save_seconds: Callable[[], float] = lambda: 0.0,
     ):
         self.max_hours = max_hours
         self.watch = watch if watch is not None else Stopwatch()
         self.closing_seconds = closing_seconds
+        self.evaluation_seconds = evaluation_seconds
+        self.save_seconds = save_seconds
         self.expired = False
+        self.skipped_evaluation = False
         self.earlier_seconds = 0.0  # of all invocations before this one
         self._last_step_end: float | None = None
         self._training_began: float | None = None
+        self._device = torch.device("cpu")
 
     @property
     def total_seconds(self) -> float:
@@ -55,6 +63,7 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
         if state.global_step:
             self.earlier_seconds = float(saved["attributes"].get("total_seconds", 0.0))
         self._last_step_end = None
+        self._device = args.device
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -73,14 +82,25 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
         self._last_step_end = now
         if self.max_hours is None:
             return control
-        needed = self.watch.longest.get("step", 0.0) + _MARGIN * self.closing_seconds() + _LEAVING_SECONDS
-        if control.should_evaluate:  # an evaluation will run now, and another at the end
-            needed += self.watch.longest.get("evaluate", 0.0)
+        # Another step, and whatever is due now, must leave room for the end.
+        needed = self.watch.longest.get("step", 0.0) + self._seconds_to_end()
+        if control.should_evaluate:
+            needed += self.evaluation_seconds()
+        if control.should_evaluate or control.should_save:  # a new best is saved too
+            needed += self.save_seconds()
         if any_process(now + needed > self.max_hours * 3600, args.device):
             self.expired = state.global_step < state.max_steps
-            control.should_log = control.should_evaluate = control.should_save = True
-            control.should_training_stop = True
+            fits = now + self._seconds_to_end() - _MARGIN * self.closing_seconds() < self.max_hours * 3600
+            self.skipped_evaluation = any_process(not fits, args.device)
+            control.should_evaluate = self.evaluation_seconds() > 0 and not self.skipped_evaluation
+            control.should_log = control.should_training_stop = True
+            control.should_save = self.save_seconds() > 0
         return control
+
+    def _seconds_to_end(self) -> float:
+        """From stopping to the end of the process: evaluation, checkpoint and what the job does after them."""
+        work = self.evaluation_seconds() + self.save_seconds() + self.closing_seconds()
+        return _MARGIN * work + _LEAVING_SECONDS
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -94,10 +114,12 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
         """How much of the time between the first step and the closing work has gone by, from 0 to 1."""
         if self.max_hours is None:
             return 0.0
-        end = self.max_hours * 3600 - _MARGIN * self.closing_seconds() - _LEAVING_SECONDS
+        end = self.max_hours * 3600 - self._seconds_to_end()
         if self._training_began is None:
             self._training_began = self.watch.elapsed
-        return min((self.watch.elapsed - self._training_began) / max(end - self._training_began, 1e-9), 1.0)
+        share = (self.watch.elapsed - self._training_began) / max(end - self._training_began, 1e-9)
+        # Each process has its own clock; different learning rates would let the copies of the model drift apart.
+        return of_first_process(min(share, 1.0), self._device)
 
     def checkpoint_names(self) -> list[str]:
         """The name of the checkpoint that is being saved, if the budget made it."""
