@@ -497,7 +497,7 @@ def test_a_signal_saves_whatever_the_save_strategy(train_tiny, tmp_path, strateg
 
 
 def test_epoch_strategies_evaluate_and_save_once_per_epoch_and_at_each_best(train_tiny, tmp_path):
-    """eval_strategy and save_strategy epoch: one evaluation and checkpoint an epoch, in this order, and a best model."""
+    """eval_strategy and save_strategy epoch: an evaluation, then a checkpoint, each epoch; and a best model."""
     run = tmp_path / "run"
     assert train_tiny(run, "--eval_strategy", "epoch", "--save_strategy", "epoch", "--max_epochs", "2") == 0
     assert [entry["step"] for entry in history(run) if "eval_loss" in entry] == [25, 50]
@@ -506,11 +506,13 @@ def test_epoch_strategies_evaluate_and_save_once_per_epoch_and_at_each_best(trai
     assert any("eval_loss" in entry for entry in history(run / "checkpoint-25"))
 
 
+# transformers' reporter of a library that is missing fails a second time when it is thrown away
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_overwriting_waits_until_nothing_can_be_wrong(train_tiny, finished_run, tmp_path, capsys):
     """A reporter that is not installed is one line, and the old run is still there."""
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
-    assert train_tiny(run, "--overwrite_output_dir", "--report_to", "neptune") == 2
+    assert train_tiny(run, "--overwrite_output_dir", "--report_to", "mlflow") == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert checkpoints.list_checkpoints(run)[-1].name == "checkpoint-25"
 

@@ -32,6 +32,7 @@ def command(tiny_options):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, tiny_options):
     """The same run, left alone."""
+    harness.warm_up()
     folder = tmp_path_factory.mktemp("uninterrupted")
     cadence = ["--save_every", "2", "--eval_every", "4", "--max_epochs", "2"]
     options = ["train", *tiny_options, *cadence, "--checkpoint_dir", str(folder / "run")]
@@ -42,11 +43,12 @@ def uninterrupted(tmp_path_factory, tiny_options):
 def kill_and_resume(command, tmp_path, uninterrupted, kills):
     """Kill the run so many times at random instants, then let it end; check every checkpoint in between."""
     random = harness.seeded("kills")
+    seconds = read_json(uninterrupted / "train_results.json")["train_runtime"]
     run, log = tmp_path / "run", tmp_path / "log"
     argv = command(run, "--resume_from", "latest")
     killed = 0
     while killed < kills:
-        if not harness.kill_after(argv, log, random.uniform(0.3, 4.0)):
+        if not harness.kill_after(argv, log, random.uniform(0.3, 0.3 + 0.6 * seconds)):
             break  # it ended before the kill
         killed += 1
         assert not checkpoints.newest_valid(run)[1]  # complete or absent
