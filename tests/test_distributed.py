@@ -1,5 +1,6 @@
 """Several processes train the same thing as one (gloo, on CPU)."""
 
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from gpt2_hf import checkpoints
 
 from .conftest import REPOSITORY, read_json
+from .test_training import history
 
 
 def torchrun(processes, *options):
@@ -53,3 +55,16 @@ def test_two_processes_train_the_same_thing_as_one(train_tiny, tiny_options, tmp
     for name, tensor in weights[0].items():
         assert torch.allclose(tensor, weights[1][name], atol=1e-4), name
     assert result.stdout.count("best model: step") == 1
+
+
+def test_a_stream_goes_on_exactly_on_two_processes(tiny_options, tmp_path):
+    """Streamed text divided among two processes: resumed half-way, the history is that of the run left alone."""
+    options = [*tiny_options, "--streaming", "--max_train_samples", "none", "--shuffle_buffer_size", "40"]
+    options += ["--max_steps", "12", "--save_every", "6", "--ddp_backend", "gloo"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    result = torchrun(2, *options, "--checkpoint_dir", str(whole))
+    assert result.returncode == 0, result.stderr
+    shutil.copytree(whole, parts)
+    result = torchrun(2, *options, "--checkpoint_dir", str(parts), "--resume_from", "checkpoint_step_6")
+    assert result.returncode == 0, result.stderr
+    assert history(parts) == history(whole)

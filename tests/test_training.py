@@ -568,3 +568,14 @@ def test_a_file_as_output_folder_is_one_line(train_tiny, tmp_path, capsys):
     (tmp_path / "run").write_text("")
     assert train_tiny(tmp_path / "run") == 2
     assert "is a file; give a folder" in capsys.readouterr().err
+
+
+def test_length_buckets_go_on_exactly_where_they_were(train_tiny, tmp_path):
+    """Batches of one length, interrupted in the second epoch: the same bits and history as a run left alone."""
+    options = ("--train_sampling_strategy", "group_by_length", "--sequence_mode", "padded", "--max_epochs", "2")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train_tiny(whole, *options) == 0
+    assert train_until_signal(parts, 33, train_tiny, *options) == 75
+    assert train_tiny(parts, *options, "--resume_from", "latest") == 0
+    assert history(parts) == history(whole)
+    assert_same_state(final_state(parts, 50), final_state(whole, 50))
