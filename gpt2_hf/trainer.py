@@ -311,9 +311,12 @@ class GPT2HFTrainer(Trainer):
             self._owes_evaluation = False
             self._making_up = True
             self.control.should_evaluate = True
-            self._maybe_log_save_evaluate(
-                self._tr_loss, None, self.model_wrapped, None, self.state.epoch, None, time.time()
-            )
+            try:
+                self._maybe_log_save_evaluate(
+                    self._tr_loss, None, self.model_wrapped, None, self.state.epoch, None, time.time()
+                )
+            finally:
+                self._making_up = False  # a later evaluation that is interrupted saves what was trained since
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Every sample on exactly one process: none is repeated to make the shares even."""
@@ -419,8 +422,6 @@ class GPT2HFTrainer(Trainer):
                 if distributed.any_process(problem is not None, self.args.device):
                     break
             else:
-                if self.args.push_to_hub:
-                    self._push_from_checkpoint(str(target))
                 return
         self._give_up_checkpoint(run_dir, target, problem)
 
@@ -432,10 +433,14 @@ class GPT2HFTrainer(Trainer):
         if not self.args.should_save:
             return
         checkpoints.commit(checkpoints.staging_of(target), target)
-        checkpoints.add_names(run_dir, target.name, self._names_of_checkpoint())
-        if self.state.best_global_step == self.state.global_step:
-            checkpoints.publish_best_model(target, run_dir)
+        self._publish_checkpoint(run_dir, target)
         checkpoints.rotate(run_dir, self.args.save_total_limit, just_saved=target.name)
+
+    def _publish_checkpoint(self, run_dir: Path, folder: Path) -> None:
+        """What follows a checkpoint's commit: its names, and the best model if it is the best."""
+        checkpoints.add_names(run_dir, folder.name, self._names_of_checkpoint())
+        if self.state.best_global_step == self.state.global_step:
+            checkpoints.publish_best_model(folder, run_dir)
 
     def _give_up_checkpoint(self, run_dir: Path, target: Path, problem: BaseException | None) -> None:
         """Leave no half checkpoint, and go on or stop as `--on_save_error` says."""
@@ -539,11 +544,8 @@ class GPT2HFTrainer(Trainer):
         if checkpoint is None or not self.args.should_save:
             return
         run_dir, folder = Path(str(self.args.output_dir)), Path(checkpoint)
-        if folder.parent.resolve() != run_dir.resolve():
-            return
-        checkpoints.add_names(run_dir, folder.name, self._names_of_checkpoint())
-        if self.state.best_global_step == self.state.global_step:
-            checkpoints.publish_best_model(folder, run_dir)
+        if folder.parent.resolve() == run_dir.resolve():
+            self._publish_checkpoint(run_dir, folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self._state_is_sharded:
