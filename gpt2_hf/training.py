@@ -5,23 +5,15 @@
 Everything the user may have got wrong is found before the first file is written.
 """
 
-import json
-import math
-import platform
-import sys
-from dataclasses import MISSING, asdict, dataclass, fields
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_callback import TrainerState
 from transformers.utils import logging as transformers_logging
 
-from . import __version__, checkpoints, distributed
-from .arguments import DataArguments, GPT2HFTrainingArguments, ModelArguments, own_names
+from . import checkpoints, distributed
+from .arguments import DataArguments, GPT2HFTrainingArguments, ModelArguments
 from .callbacks import EvaluationInterruptedError, PreemptionCallback, SignalWatch
 from .checkpoints import RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME
 from .data import LoadedData, StreamingSamples, load_data
@@ -29,9 +21,11 @@ from .errors import EXIT_OK, UserError
 from .generation import generate_text
 from .model_loading import build_model, load_model_tokenizer
 from .modeling_gpt2_hf import GPT2HFForCausalLM
-from .parsing import OVERRULES, PROVENANCE_KEY
 from .plan import describe, make_schedule, schedule_warning
 from .report import CURVES_NAME, write_report
+from .resolved_config import resolved_config
+from .resuming import check_resumable, find_checkpoint
+from .run import Run
 from .run_lock import RunLock
 from .stopwatch import Stopwatch
 from .tokenizer import load_tokenizer
@@ -42,43 +36,6 @@ from .trainer import GPT2HFTrainer, preserved_rng
 _REPORT_SHARE_OF_START = 0.75
 _SAMPLE_TOKENS = 120
 _PROMPT_TOKENS = 12
-
-# A resumed run must go on with these as they were: they decide which samples a step sees.
-_FIXED_ON_RESUME = (
-    "sequence_mode",
-    "max_length",
-    "truncate",
-    "max_train_samples",
-    "seed",
-    "data_seed",
-    "train_sampling_strategy",
-    "dataloader_drop_last",
-    "optim",
-    "streaming",
-    "shuffle_buffer_size",
-)
-
-
-@dataclass
-class Run:
-    """One invocation of the main job: what it was asked, and what it has built so far."""
-
-    model_args: ModelArguments
-    data_args: DataArguments
-    args: GPT2HFTrainingArguments
-    watch: Stopwatch
-    signals: SignalWatch
-    given: dict[str, str]
-
-    def say(self, line: str) -> None:
-        """Print a line once, whatever the number of processes."""
-        if self.args.process_index == 0:
-            print(line, flush=True)
-
-    @property
-    def output_dir(self) -> Path:
-        """Where the run leaves everything."""
-        return Path(str(self.args.output_dir))
 
 
 def train(
@@ -188,50 +145,6 @@ def _plan(run: Run) -> int:
 # ---- before anything is written ----
 
 
-def find_checkpoint(run: Run) -> Path | None:
-    """The checkpoint to go on from, checked; `None` for a fresh start."""
-    reference = run.args.resume_from_checkpoint
-    if run.output_dir.exists() and not run.output_dir.is_dir():
-        raise UserError(f"--checkpoint_dir: {run.output_dir} is a file; give a folder")
-    if reference is None:
-        if checkpoints.holds_run(run.output_dir) and not run.args.overwrite_output_dir:
-            raise UserError(
-                f"{run.output_dir} already holds a run: go on with --resume_from latest, choose another "
-                "--checkpoint_dir, or delete it with --overwrite_output_dir"
-            )
-        return None
-    if run.args.overwrite_output_dir:
-        raise UserError("--resume_from and --overwrite_output_dir contradict each other; give one of them")
-    if reference == checkpoints.LATEST:
-        newest, passed_over = checkpoints.newest_valid(run.output_dir)
-        for line in passed_over:
-            run.say(line)
-        if newest is None and passed_over:
-            raise UserError(f"--resume_from: no checkpoint in {run.output_dir} is undamaged; start again elsewhere")
-        run.say(f"resuming from {newest}" if newest else f"nothing to resume in {run.output_dir}: starting fresh")
-        return newest
-    try:
-        folder = checkpoints.resolve(reference, run.output_dir)
-    except UserError as error:
-        raise UserError(f"--resume_from: {error}") from error
-    if folder.name == checkpoints.BEST_MODEL:
-        raise UserError(
-            f"--resume_from: {folder} holds weights only, its checkpoint is gone; start from them with "
-            f"--model_name_or_path {folder}"
-        )
-    if (problem := checkpoints.damage(folder)) is not None:
-        raise UserError(
-            f"--resume_from: {folder} is damaged ({problem}); --resume_from latest finds the newest whole one"
-        )
-    if folder.resolve().parent != run.output_dir.resolve() and checkpoints.holds_run(run.output_dir):
-        raise UserError(
-            f"--resume_from: {folder} is of another run and {run.output_dir} already holds one; add --checkpoint_dir "
-            f"{folder.parent}, or choose an empty folder"
-        )
-    run.say(f"resuming from {folder}")
-    return folder
-
-
 def build(run: Run) -> tuple[PreTrainedTokenizerBase, LoadedData, GPT2HFForCausalLM]:
     """Tokenizer, data and model, in this order; the slowest last."""
     start = run.model_args.model_name_or_path
@@ -253,72 +166,6 @@ def build(run: Run) -> tuple[PreTrainedTokenizerBase, LoadedData, GPT2HFForCausa
     set_seed(run.args.seed)
     model = build_model(run.model_args, tokenizer)
     return tokenizer, data, model
-
-
-def check_resumable(run: Run, checkpoint: Path, model: GPT2HFForCausalLM, data: LoadedData) -> None:
-    """Refuse what a checkpoint cannot be continued with, and say which settings have changed.
-
-    Raises:
-        UserError: if the checkpoint lacks its optimizer, or model, data or batch size are not the same.
-    """
-    if not (checkpoint / TRAINER_STATE_NAME).is_file() or not list(checkpoint.glob("optimizer*")):
-        raise UserError(
-            f"--resume_from: {checkpoint} holds weights but no optimizer; start from them with "
-            f"--model_name_or_path {checkpoint}"
-        )
-    saved_model = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
-        if saved_model.get(name) != getattr(model.config, name):
-            raise UserError(
-                f"--resume_from: the model in {checkpoint} has {name}={saved_model.get(name)}, this run asks for "
-                f"{getattr(model.config, name)}; a resumed run keeps its model"
-            )
-    config_file = checkpoint / RESOLVED_CONFIG_NAME
-    if not config_file.is_file():
-        return
-    saved = json.loads(config_file.read_text(encoding="utf-8"))
-    current = resolved_config(run, model, data)
-    saved_data, current_data = (config[PROVENANCE_KEY]["data"]["train"] for config in (saved, current))
-    if saved_data != current_data:
-        raise UserError(
-            f"--resume_from: the training text is not the one that {checkpoint} was trained on; start a new run with "
-            f"--model_name_or_path {checkpoint}"
-        )
-    saved_rows, current_rows = (config[PROVENANCE_KEY]["samples_per_step"] for config in (saved, current))
-    if saved_rows != current_rows:
-        raise UserError(
-            f"--resume_from: {checkpoint} was trained with {saved_rows} samples a step, this run asks for "
-            f"{current_rows}; choose --batch_size and --gradient_accumulation_steps so that the product stays"
-        )
-    changed = changed_options(run, saved, current)
-    for name in _FIXED_ON_RESUME:
-        if name in changed:
-            was, becomes = changed[name]
-            raise UserError(f"--resume_from: --{name} was {was} and cannot become {becomes} in the middle of a run")
-    if changed:
-        lines = [f"{name} {was} → {becomes}" for name, (was, becomes) in changed.items()]
-        run.say("changed since the checkpoint: " + ", ".join(lines))
-    was, becomes = (config[PROVENANCE_KEY]["processes"] for config in (saved, current))
-    if was != becomes:
-        run.say(f"changed since the checkpoint: processes {was} → {becomes}; random numbers start anew")
-
-
-def changed_options(run: Run, saved: dict[str, Any], current: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Options with another value than in a checkpoint's config, also those that only one of the two states."""
-    defaults = {
-        field.name: field.default
-        for owner in (run.model_args, run.data_args, run.args)
-        for field in fields(owner)
-        if field.default is not MISSING
-    }
-    changed = {}
-    for name in dict.fromkeys([*saved, *current]):
-        if name in (PROVENANCE_KEY, "output_dir"):
-            continue
-        was, becomes = (_plain_value(config.get(name, defaults.get(name))) for config in (saved, current))
-        if was != becomes:
-            changed[name] = (was, becomes)
-    return changed
 
 
 def announce(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> None:
@@ -497,54 +344,3 @@ def say_results(run: Run, eval_metrics: dict[str, Any], test_metrics: dict[str, 
     if model is not None:
         run.say(f'next: python -m gpt2_hf generate --model_path {model} --prompt "..."')
     run.say(f"      tensorboard --logdir {run.output_dir / 'runs'}")
-
-
-# ---- the record ----
-
-
-def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dict[str, Any]:
-    """Every option with the value it has, and the circumstances; itself a config file for `--config`."""
-    options = {**asdict(run.model_args), **asdict(run.data_args)}
-    options.pop("dataset_config_is_inherited")
-    for choice, others in OVERRULES.items():
-        if options[choice] is not None:  # the written file must not name what has no effect beside it
-            options = {name: value for name, value in options.items() if name not in others}
-    names = own_names(GPT2HFTrainingArguments) + [name for name in run.given if hasattr(run.args, name)]
-    for name in dict.fromkeys(names):
-        options[name] = _plain_value(getattr(run.args, name))
-    for name in ("overwrite_output_dir", "resume_from_checkpoint"):  # of this start, not of the run
-        options.pop(name, None)
-    args = run.args
-    provenance = {
-        "gpt2_hf": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if args.device.type == "cuda" else platform.processor() or "cpu",
-        "processes": args.world_size,
-        "precision": args.resolved_precision.name if args.resolved_precision else None,
-        "parameters": model.num_parameters(),
-        "samples_per_step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "data": data.fingerprints,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(sys.argv),
-    }
-    return {**_plain(options), PROVENANCE_KEY: provenance}
-
-
-def _plain_value(value: Any) -> Any:
-    return getattr(value, "value", value)  # enums by their value
-
-
-def _plain(options: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what JSON cannot hold; these are objects that transformers derives from other options."""
-    plain = {}
-    for name, value in options.items():
-        if (
-            value is None
-            or isinstance(value, bool | int | str | list | dict)
-            or (isinstance(value, float) and math.isfinite(value))
-        ):
-            plain[name] = value
-    return plain

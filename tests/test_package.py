@@ -22,6 +22,9 @@ RANKS = [
     ["callbacks"],
     ["trainer"],
     ["evaluation", "generation", "export", "report", "plan", "tokenizer_training"],
+    ["run"],
+    ["resolved_config"],
+    ["resuming"],
     ["training"],
     ["__main__"],
 ]
