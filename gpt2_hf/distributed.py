@@ -1,5 +1,7 @@
 """The few things that processes of one run must agree on."""
 
+from datetime import timedelta
+
 import torch
 import torch.distributed as dist
 
@@ -31,3 +33,15 @@ def barrier() -> None:
     """Wait until every process is here."""
     if is_distributed():
         dist.barrier()
+
+
+def set_timeout(seconds: float) -> None:
+    """How long a process waits for the others before it gives up; transformers forgets it on a CPU."""
+    if is_distributed() and dist.get_backend() == "gloo":
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
+
+
+def leave() -> None:
+    """Take leave of the other processes, at the very end."""
+    if is_distributed():
+        dist.destroy_process_group()

@@ -26,6 +26,7 @@ PROVENANCE_KEY = "provenance"
 OVERRULES = {
     "model_name_or_path": ("d_model", "num_layers", "num_heads", "d_ff"),
     "train_file": ("dataset_name", "dataset_config_name"),
+    "global_batch_size": ("gradient_accumulation_steps",),
 }
 
 

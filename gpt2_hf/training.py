@@ -8,6 +8,7 @@ Everything the user may have got wrong is found before the first file is written
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_callback import TrainerState
 from transformers.utils import logging as transformers_logging
@@ -69,7 +70,9 @@ def train(
     signals.install()
     try:
         run = Run(model_args, data_args, args, watch or Stopwatch(), signals, given or {})
-        return _plan(run) if dry_run else _train(run)
+        exit_code = _plan(run) if dry_run else _train(run)
+        distributed.leave()
+        return exit_code
     finally:
         signals.restore()
 
@@ -177,8 +180,15 @@ def announce(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> None:
         f"model: {model.num_parameters() / 1e6:.1f}M parameters ({config.n_layer} layers, {config.n_head} heads, "
         f"width {config.n_embd}, {config.n_positions} positions), {config._attn_implementation} attention"
     )
-    processes = f", {run.args.world_size} processes" if run.args.world_size > 1 else ""
+    how = "sharded over " if run.args.wants_fsdp else ""
+    processes = f", {how}{run.args.world_size} processes" if run.args.world_size > 1 else ""
     run.say(f"device: {run.args.device}{processes}; {run.args.resolved_precision}")
+    if (devices := torch.cuda.device_count()) > 1 and run.args.device.type == "cuda" and run.args.world_size == 1:
+        run.say(f"one of {devices} GPUs is used; all of them: torchrun --nproc_per_node {devices} run_clm.py ...")
+    run.say(
+        f"batch: {run.args.samples_per_step:,} samples a step = {run.args.world_size} processes × "
+        f"{run.args.train_batch_size} samples × {run.args.gradient_accumulation_steps} accumulated"
+    )
     schedule = make_schedule(run.args, num_samples(data.samples["train"]))
     epochs = "" if run.data_args.streaming else f"{schedule.steps_per_epoch:,} an epoch, "
     run.say(f"steps: {epochs}{schedule.total_steps:,} in all")
@@ -266,7 +276,7 @@ def finish(
         trainer.save_metrics("train", train_metrics)
     saved = saved_model(run.output_dir)
     if saved is not None:
-        _load_weights(trainer, saved)
+        trainer.load_weights(saved)
     eval_metrics = best_eval_metrics(trainer.state)
     if eval_metrics:
         trainer.save_metrics("eval", eval_metrics)
@@ -284,11 +294,6 @@ def saved_model(output_dir: Path) -> Path | None:
         return best
     newest, _ = checkpoints.newest_valid(output_dir)
     return newest
-
-
-def _load_weights(trainer: GPT2HFTrainer, folder: Path) -> None:
-    weights = GPT2HFForCausalLM.from_pretrained(folder, dtype="float32").state_dict()
-    trainer.accelerator.unwrap_model(trainer.model).load_state_dict(weights)
 
 
 def best_eval_metrics(state: TrainerState) -> dict[str, Any]:
@@ -321,7 +326,14 @@ def _score_test(run: Run, trainer: GPT2HFTrainer, data: LoadedData) -> dict[str,
 def _sample(trainer: GPT2HFTrainer, tokenizer: PreTrainedTokenizerBase, data: LoadedData) -> str:
     """A continuation of the first words of the validation text."""
     ids = data.samples["validation"][0]["input_ids"][:_PROMPT_TOKENS]
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    saved = saved_model(Path(str(trainer.args.output_dir)))
+    if trainer.is_fsdp_enabled and saved is not None:
+        # a sharded model runs on all processes at once, and only this one has something to say
+        model = GPT2HFForCausalLM.from_pretrained(saved).to(trainer.args.device)
+    elif trainer.is_fsdp_enabled:
+        return ""
+    else:
+        model = trainer.accelerator.unwrap_model(trainer.model)
     room = model.config.n_positions - len(ids)
     with preserved_rng(trainer.args.device):
         return generate_text(
@@ -338,7 +350,8 @@ def say_results(run: Run, eval_metrics: dict[str, Any], test_metrics: dict[str, 
         )
     if test_metrics:
         run.say(f"test loss {test_metrics['test_loss']:.4f}, perplexity {test_metrics['test_perplexity']:.2f}")
-    run.say(f"\n--- a sample of the model ---\n{sample.strip()}\n---\n")
+    if sample:
+        run.say(f"\n--- a sample of the model ---\n{sample.strip()}\n---\n")
     model = saved_model(run.output_dir)
     run.say(f"results: {run.output_dir}  (model: {model or 'not saved'}, curves: {run.output_dir / CURVES_NAME})")
     if model is not None:
