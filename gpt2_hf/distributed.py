@@ -41,6 +41,11 @@ def set_timeout(seconds: float) -> None:
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
 
 
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Whether a process could not reach another one of the run, because it is gone or the network is."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
 def leave() -> None:
     """Take leave of the other processes, at the very end."""
     if is_distributed():

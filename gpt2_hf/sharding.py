@@ -1,7 +1,8 @@
 """Weights and optimizer of a model that FSDP2 has sharded, made whole to be saved and divided again to be loaded.
 
 A checkpoint is the same whether one process wrote it, several copies of the model, or several shards: any number of
-processes can go on from it. In: an engine that accelerate has prepared. Out: plain tensors, and back. Used by: `trainer`.
+processes can go on from it. In: an engine that accelerate has prepared. Out: plain tensors, and back.
+Used by: `trainer`.
 """
 
 from typing import Any
@@ -35,7 +36,7 @@ def check_engine(accelerator: Accelerator, wanted: bool) -> None:
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is None:
         if wanted:
-            raise UserError("FSDP needs accelerators: on CPUs several processes train copies of the model; leave it out")
+            raise UserError("FSDP needs accelerators: on CPUs processes train copies of the model; leave it out")
         return
     if plugin.fsdp_version != 2:
         raise UserError("FSDP version 1 is not supported; set fsdp_version: 2 (examples/accelerate/fsdp2.yaml)")

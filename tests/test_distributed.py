@@ -1,15 +1,23 @@
 """Several processes train the same thing as one (gloo, on CPU)."""
 
+import os
 import shutil
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.fsdp import CPUOffloadPolicy
 
 from gpt2_hf import checkpoints
 from gpt2_hf.__main__ import main
+from gpt2_hf.errors import UserError
+from gpt2_hf.sharding import check_engine
+from gpt2_hf.state_files import load_state
 
 from . import ranks
 from .conftest import REPOSITORY, read_json
@@ -150,3 +158,143 @@ def test_a_sharded_run_exports_to_one_file(sharded, tmp_path):
     out = tmp_path / "exported"
     assert main(["export", "--model_path", str(sharded / "best_model"), "--output_dir", str(out)]) == 0
     assert [path.name for path in out.glob("*.safetensors")] == ["model.safetensors"]
+
+
+def test_a_sharded_run_in_bf16_sums_and_reports_in_fp32(tiny_options, tmp_path):
+    """bf16 for the products only: losses keep their digits, and gradients of two shards those of one process."""
+    losses = []
+    for processes, options in ((1, []), (2, ["--fsdp"])):
+        folder = tmp_path / str(processes)
+        options = [*tiny_options, *_SAME_RUN, "--precision", "bf16", "--max_steps", "4", *options]
+        ranks.run(processes, ["train", *options, "--checkpoint_dir", str(folder)], tmp_path / "log", fsdp=True)
+        log = read_json(folder / "trainer_state.json")["log_history"]
+        losses.append([entry[key] for entry in log for key in ("loss", "eval_loss") if key in entry])
+    assert losses[1] == pytest.approx(losses[0], abs=2e-3)
+    rounded = torch.tensor(losses[1]).bfloat16().float()
+    assert not torch.equal(rounded, torch.tensor(losses[1]))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("fsdp_version", 1, "FSDP version 1"),
+        ("state_dict_type", "StateDictType.SHARDED_STATE_DICT", "sharded checkpoints are archives with pickles"),
+        ("activation_checkpointing", True, "use --activation_checkpointing"),
+        ("cpu_offload", CPUOffloadPolicy(), "fsdp_offload_params: false"),
+    ],
+)
+def test_what_would_be_unsafe_or_inexact_is_refused(setting, value, message):
+    """Settings of accelerate's config file are refused with the setting to change."""
+    plugin = SimpleNamespace(
+        fsdp_version=2,
+        state_dict_type="StateDictType.FULL_STATE_DICT",
+        activation_checkpointing=False,
+        cpu_offload=None,
+    )
+    setattr(plugin, setting, value)
+    with pytest.raises(UserError, match=message):
+        check_engine(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin), mixed_precision="no"), wanted=True)
+
+
+def test_fsdp_without_accelerators_is_refused(tiny_options, tmp_path):
+    """accelerate would turn FSDP off on CPUs without a word."""
+    options = ["train", *tiny_options, "--fsdp", "--checkpoint_dir", str(tmp_path / "run")]
+    codes = ranks.join(ranks.start(2, options, tmp_path / "log"), tmp_path / "log")
+    assert codes == [2, 2]
+    assert "error: FSDP needs accelerators" in (tmp_path / "log").read_text()
+
+
+def test_the_config_for_fsdp_is_understood(tiny_options, tmp_path):
+    """accelerate takes every key of fsdp2.yaml and turns FSDP on, which is then refused for want of accelerators."""
+    launcher = ["accelerate.commands.launch", "--config_file", str(REPOSITORY / "examples/accelerate/fsdp2.yaml")]
+    output, _ = launch(
+        [*launcher, "--num_processes", "1"], *tiny_options, "--checkpoint_dir", str(tmp_path / "run")
+    ).communicate(timeout=120)
+    assert "error: FSDP needs accelerators" in output
+
+
+def test_deepspeed_is_refused(train_tiny, tmp_path, capsys):
+    """Its checkpoints are pickles."""
+    assert train_tiny(tmp_path / "run", "--deepspeed", "zero3.json") == 2
+    assert "--deepspeed is not supported" in capsys.readouterr().err
+
+
+def test_a_stream_goes_on_exactly_on_two_processes(tiny_options, tmp_path):
+    """Streamed text divided among two processes: resumed half-way, the history is that of the run left alone."""
+    options = [*tiny_options, "--streaming", "--max_train_samples", "none", "--shuffle_buffer_size", "40"]
+    options = ["train", *options, "--max_steps", "12", "--save_every", "6"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    ranks.run(2, [*options, "--checkpoint_dir", str(whole)], tmp_path / "log")
+    shutil.copytree(whole, parts)
+    resume = [*options, "--checkpoint_dir", str(parts), "--resume_from", "checkpoint_step_6"]
+    ranks.run(2, resume, tmp_path / "log")
+    assert history(parts) == history(whole)
+    codes = ranks.join(ranks.start(1, [*resume, "--global_batch_size", "16"], tmp_path / "log1"), tmp_path / "log1")
+    assert codes == [2] and "the stream was divided among 2 processes" in (tmp_path / "log1").read_text()
+
+
+# ---- launchers and ranks ----
+
+
+def launch(launcher, *options):
+    """Start the main job with a launcher, as a user does."""
+    return subprocess.Popen(
+        [sys.executable, "-m", *launcher, str(REPOSITORY / "run_clm.py"), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+_TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+def test_accelerate_launch_trains_the_same_thing(tiny_options, one_process, tmp_path):
+    """`accelerate launch` with a config of examples/accelerate."""
+    launcher = ["accelerate.commands.launch", "--config_file", str(REPOSITORY / "examples/accelerate/ddp.yaml")]
+    options = [*tiny_options, *_SAME_RUN, "--sequence_mode", "blocks", "--checkpoint_dir", str(tmp_path / "run")]
+    output, _ = launch(launcher, *options).communicate(timeout=120)
+    assert "2 processes" in output
+    assert_same_run(one_process("blocks"), tmp_path / "run")
+
+
+def test_wrong_input_is_reported_once(tiny_options, tmp_path):
+    """Two processes find the same mistake: one line, no traceback but torchrun's own, exit code 2 in its report."""
+    process = launch(_TORCHRUN, *tiny_options, "--num_heads", "5", "--checkpoint_dir", str(tmp_path / "run"))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1  # torchrun's own code for whatever went wrong
+    assert output.count("error: --num_heads 5 does not divide --d_model 32") == 1
+    assert output.count("Traceback") == 1 and "exitcode  : 2" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_process_that_dies_takes_the_run_with_it(tiny_options, tmp_path):
+    """kill -9 on one of two: the other says so and the launcher ends within seconds, naming the signal."""
+    options = ["--max_steps", "100000", "--max_epochs", "100000", "--eval_every", "100000"]
+    process = launch(_TORCHRUN, *tiny_options, *options, "--checkpoint_dir", str(tmp_path / "run"))
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 20/"):
+            break
+    workers = [child for child in psutil.Process(process.pid).children() if "run_clm.py" in " ".join(child.cmdline())]
+    assert len(workers) == 2
+    workers[1].kill()
+    killed = time.monotonic()
+    output, _ = process.communicate(timeout=60)
+    assert time.monotonic() - killed < 25  # a second, if the machine has nothing else to do
+    assert process.returncode == 1 and "(SIGKILL)" in output
+    assert "error: another process of the run is gone" in output or "SIGTERM" in output
+    assert not any(worker.is_running() for worker in workers)
+    newest, passed_over = checkpoints.newest_valid(tmp_path / "run")
+    assert newest is not None and not passed_over
+
+
+# ---- what a process draws and sees ----
+
+
+def test_every_process_draws_its_own_dropout(sharded):
+    """Or the same positions of all samples would be dropped together."""
+    folder = checkpoints.resolve(_LAST, sharded)
+    states = [load_state(folder / f"process_state_{rank}.safetensors")["rng"]["cpu"] for rank in (0, 1)]
+    assert not torch.equal(*states)
