@@ -47,6 +47,7 @@ def is_lost_connection(error: RuntimeError) -> bool:
 
 
 def leave() -> None:
-    """Take leave of the other processes, at the very end."""
+    """Take leave of the other processes, at the very end; a launcher may kill the rest when the first one exits."""
     if is_distributed():
+        dist.barrier()
         dist.destroy_process_group()
