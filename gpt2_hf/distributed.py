@@ -1,5 +1,6 @@
 """The few things that processes of one run must agree on."""
 
+import functools
 from datetime import timedelta
 
 import torch
@@ -11,22 +12,35 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def any_process(flag: bool, device: torch.device) -> bool:
+def any_process(flag: bool) -> bool:
     """Whether the flag is set on at least one process; every process must ask."""
+    return any_process_of_each(flag)[0]
+
+
+def any_process_of_each(*flags: bool) -> tuple[bool, ...]:
+    """For each flag whether it is set on at least one process, in one exchange; every process must ask."""
     if not is_distributed():
-        return flag
-    votes = torch.tensor(int(flag), device=device)
-    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-    return bool(votes.item())
+        return flags
+    votes = torch.tensor(flags, dtype=torch.uint8)
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=_cpu_group(dist.group.WORLD))
+    return tuple(bool(vote) for vote in votes.tolist())
 
 
-def of_first_process(value: float, device: torch.device) -> float:
+def of_first_process(value: float) -> float:
     """The value that the first process has; every process must ask."""
     if not is_distributed():
         return value
-    shared = torch.tensor(value, dtype=torch.float32, device=device)
-    dist.broadcast(shared, 0)
+    shared = torch.tensor(value, dtype=torch.float64)
+    dist.broadcast(shared, 0, group=_cpu_group(dist.group.WORLD))
     return float(shared.item())
+
+
+@functools.lru_cache(maxsize=1)
+def _cpu_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
+    """All processes, talking between CPUs: a question to the others never waits for the accelerator's queue."""
+    if dist.get_backend(world) == dist.Backend.GLOO:
+        return world
+    return dist.new_group(backend=dist.Backend.GLOO)
 
 
 def barrier() -> None:
@@ -36,9 +50,9 @@ def barrier() -> None:
 
 
 def set_timeout(seconds: float) -> None:
-    """How long a process waits for the others before it gives up; transformers forgets it on a CPU."""
-    if is_distributed() and dist.get_backend() == "gloo":
-        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
+    """How long a process waits for the others before it gives up; transformers sets it on accelerators alone."""
+    if is_distributed():
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), _cpu_group(dist.group.WORLD))
 
 
 def is_lost_connection(error: RuntimeError) -> bool:

@@ -21,12 +21,24 @@ from .errors import UserError
 # A written resolved_config.json is itself a config file; this key of it records circumstances, not options.
 PROVENANCE_KEY = "provenance"
 
+_DATA_FILES = ("train_file", "validation_file", "test_file")
+
 # Options that choose between two ways; naming the left one overrules the right ones of a lower layer, and beside
 # the right ones in the same layer it is a contradiction.
 OVERRULES = {
     "model_name_or_path": ("d_model", "num_layers", "num_heads", "d_ff"),
-    "train_file": ("dataset_name", "dataset_config_name"),
+    **dict.fromkeys(_DATA_FILES, ("dataset_name", "dataset_config_name")),
     "global_batch_size": ("gradient_accumulation_steps",),
+}
+
+# Options that only act under certain values of another one. A config file may state them all the same, because one
+# that holds every default must; on the command line they are refused.
+_ACTS_WITH = {
+    "eval_steps": ("eval_strategy", ("steps",)),
+    "save_steps": ("save_strategy", ("steps",)),
+    "logging_steps": ("logging_strategy", ("steps",)),
+    "on_save_error": ("save_strategy", ("steps", "epoch", "best")),
+    "metric_for_best_model": ("eval_strategy", ("steps", "epoch")),
 }
 
 
@@ -116,6 +128,7 @@ def parse(
         for dataclass_type in dataclass_types
     )
     for value in values:
+        _check_acting(value, command_line)
         if hasattr(value, "dataset_config_is_inherited"):
             rank = {None: 0, "config": 1, "command line": 2}
             value.dataset_config_is_inherited = (
@@ -187,7 +200,7 @@ def _without_overruled(config: dict[str, Any], command_line: dict[str, Any]) -> 
     """Drop what the command line's choice of another way makes pointless in the file."""
     dropped = {name for choice, others in OVERRULES.items() if command_line.get(choice) is not None for name in others}
     if any(command_line.get(name) is not None for name in ("dataset_name",)):
-        dropped |= {"train_file", "validation_file", "test_file"}
+        dropped |= set(_DATA_FILES)
     return {name: value for name, value in config.items() if name not in dropped}
 
 
@@ -205,9 +218,21 @@ def _check_pointless(merged: dict[str, Any], command_line: dict[str, Any]) -> No
     for choice, others in OVERRULES.items():
         for other in others:
             if merged.get(choice) is not None and choice not in command_line and command_line.get(other) is not None:
-                if choice == "train_file" and other in ("dataset_name", "dataset_config_name"):
+                if choice in _DATA_FILES:
                     continue  # another data set on the command line takes the files' place
                 raise UserError(f"--{other} has no effect beside the config's {choice}; leave one of them out")
+
+
+def _check_acting(value: Any, command_line: dict[str, Any]) -> None:
+    """Refuse an option of the command line that does nothing under the value that another option has."""
+    for name, (other, acting) in _ACTS_WITH.items():
+        if name in command_line and hasattr(value, other) and getattr(value, other) not in acting:
+            setting = getattr(value, other)
+            raise UserError(
+                f"--{name} has no effect with --{other} {getattr(setting, 'value', setting)}; leave it out"
+            )
+    if "warmup_steps" in command_line and getattr(value, "lr_scheduler_type", None) in ("constant", "greedy"):
+        raise UserError("--warmup_steps has no effect with --lr_scheduler_type constant; constant_with_warmup has one")
 
 
 def _build(dataclass_type: type, values: dict[str, Any]) -> Any:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .arguments import DataArguments, GPT2HFTrainingArguments, ModelArguments
-from .callbacks import SignalWatch
+from .stop_signals import SignalWatch
 from .stopwatch import Stopwatch
 
 

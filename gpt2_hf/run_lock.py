@@ -73,8 +73,10 @@ class RunLock:
         self._stop.set()
         self._heart.join()
         self._heart = None
-        if self._read(self.path) == self._record:
-            self.path.unlink(missing_ok=True)
+        # On a disk that has failed it stays, and is recognised as that of a process that is gone.
+        with contextlib.suppress(OSError):
+            if self._read(self.path) == self._record:
+                self.path.unlink(missing_ok=True)
 
     def _remove(self, owner: dict[str, Any] | None) -> None:
         """Remove the lock of an owner that is gone, but not one that another process has made in the meantime."""

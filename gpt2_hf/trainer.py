@@ -43,6 +43,7 @@ from .callbacks import (
     EvaluationInterruptedError,
     LossSpikes,
     NonFiniteGuard,
+    StopCallback,
     TimeBudgetCallback,
 )
 from .callbacks import ProgressCallback as TerminalCallback
@@ -54,6 +55,7 @@ from .metrics import perplexity
 from .schedule import cosine_by_time
 from .sharding import check_engine, divided, load_whole_weights, plain_twin, whole, whole_weights
 from .state_files import load_state, save_state
+from .stop_signals import IgnoringSignals, SignalWatch
 from .stopwatch import Stopwatch
 
 _OPTIMIZER_FILE = "optimizer.safetensors"
@@ -68,6 +70,7 @@ class GPT2HFTrainer(Trainer):
 
     Args beyond those of `transformers.Trainer`:
         watch: stopwatch of the invocation; the time budget counts from its start.
+        signals: signals on which to save and stop; without it they are left to the caller.
         run_files: small files (`name: path`) to be copied into every checkpoint.
         closing_seconds: estimated time of what the job still does after `train()`, for the time budget.
     """
@@ -85,6 +88,7 @@ class GPT2HFTrainer(Trainer):
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
         watch: Stopwatch | None = None,
+        signals: SignalWatch | None = None,
         run_files: dict[str, Path] | None = None,
         closing_seconds: Callable[[], float] | None = None,
         **kwargs: Any,
@@ -100,7 +104,8 @@ class GPT2HFTrainer(Trainer):
             evaluation_seconds=self._validation_seconds,
             save_seconds=self._save_seconds,
         )
-        own_callbacks = [CadenceCallback(), self.time_budget, self.non_finite_guard, *(callbacks or [])]
+        stop = StopCallback(self.time_budget, signals if signals is not None else SignalWatch())
+        own_callbacks = [CadenceCallback(), self.time_budget, stop, self.non_finite_guard, *(callbacks or [])]
         # With the evaluation's running sums: token losses in nats, and scored tokens.
         self._nll_sum: torch.Tensor | None = None
         self._scored_tokens: torch.Tensor | None = None
@@ -263,7 +268,7 @@ class GPT2HFTrainer(Trainer):
     def get_train_dataloader(self) -> Any:
         """The base class's loader, or for text that is not stored one that knows exactly where it is."""
         if not isinstance(self.train_dataset, StreamingSamples):
-            return super().get_train_dataloader()
+            return _shielded(super().get_train_dataloader())
         shard = dataclasses.replace(self.train_dataset, rank=self.args.process_index, world_size=self.args.world_size)
         self._stream = StreamingLoader(
             shard,
@@ -344,7 +349,7 @@ class GPT2HFTrainer(Trainer):
         even_batches = self.accelerator.even_batches
         self.accelerator.even_batches = False
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            return _shielded(super().get_eval_dataloader(eval_dataset))
         finally:
             self.accelerator.even_batches = even_batches
 
@@ -440,7 +445,7 @@ class GPT2HFTrainer(Trainer):
                 except (OSError, SafetensorError) as error:  # a full disk reaches us as either
                     problem = error
                 # No process waits for one that has failed.
-                if distributed.any_process(problem is not None, self.args.device):
+                if distributed.any_process(problem is not None):
                     break
             else:
                 return
@@ -479,8 +484,9 @@ class GPT2HFTrainer(Trainer):
         if self.args.should_save:
             shutil.rmtree(checkpoints.staging_of(target), ignore_errors=True)
         newest, _ = checkpoints.newest_valid(run_dir)
+        what = f"checkpoint {target}" if newest != target else "the best model, or the names of checkpoints,"
         message = (
-            f"checkpoint {target} could not be saved ({problem or 'another process failed'}); "
+            f"{what} could not be saved ({problem or 'another process failed'}); "
             f"{f'{newest} is whole' if newest else 'there is no earlier one'}"
         )
         if self.args.on_save_error == "stop":
@@ -646,6 +652,13 @@ class GPT2HFTrainer(Trainer):
         vars(self._loss_spikes).update(state["loss_spikes"])
         self._owes_evaluation = state["owes_evaluation"]
         self._make_up_evaluation()
+
+
+def _shielded(loader: Any) -> Any:
+    """The loader, its processes deaf to signals that are meant for this one."""
+    if not isinstance(loader.worker_init_fn, IgnoringSignals):
+        loader.worker_init_fn = IgnoringSignals(loader.worker_init_fn)
+    return loader
 
 
 def _get_rng_state(device: torch.device) -> dict[str, Any]:

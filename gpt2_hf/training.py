@@ -15,10 +15,10 @@ from transformers.utils import logging as transformers_logging
 
 from . import checkpoints, distributed
 from .arguments import DataArguments, GPT2HFTrainingArguments, ModelArguments
-from .callbacks import EvaluationInterruptedError, PreemptionCallback, SignalWatch
+from .callbacks import EvaluationInterruptedError
 from .checkpoints import RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME
 from .data import LoadedData, StreamingSamples, load_data
-from .errors import EXIT_OK, UserError
+from .errors import EXIT_OK, SaveError, UserError
 from .generation import generate_text
 from .model_loading import build_model, load_model_tokenizer
 from .modeling_gpt2_hf import GPT2HFForCausalLM
@@ -28,6 +28,7 @@ from .resolved_config import resolved_config
 from .resuming import check_resumable, find_checkpoint
 from .run import Run
 from .run_lock import RunLock
+from .stop_signals import SignalWatch
 from .stopwatch import Stopwatch
 from .tokenizer import load_tokenizer
 from .trainer import GPT2HFTrainer, preserved_rng
@@ -63,6 +64,7 @@ def train(
     Raises:
         UserError: if the input is wrong; nothing has been written then.
         TrainingDivergedError: if a gradient became non-finite.
+        SaveError: if a file could not be written.
     """
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -90,6 +92,10 @@ def _train(run: Run) -> int:
         return _train_locked(run, lock)
     except EvaluationInterruptedError:
         return run.signals.exit_code  # one that was being made up for; the checkpoint still remembers it
+    except OSError as error:  # what no stage has expected: a disk that fails under TensorBoard or the report
+        newest, _ = checkpoints.newest_valid(run.output_dir)
+        kept = f"{newest} is whole, go on with --resume_from latest" if newest else "nothing was saved"
+        raise SaveError(f"the system refused a file ({error}); {kept} when that is mended") from error
     finally:
         lock.release()
 
@@ -123,7 +129,7 @@ def _train_locked(run: Run, lock: RunLock) -> int:
     distributed.barrier()
     run.signals.immediate = False
     train_metrics = _run_training(run, trainer, checkpoint)
-    received = distributed.any_process(run.signals.received is not None, run.args.device)
+    received = distributed.any_process(run.signals.received is not None)
     if received and trainer.state.global_step < trainer.state.max_steps:
         newest, _ = checkpoints.newest_valid(run.output_dir)
         saved = f"go on from {newest} with --resume_from latest" if newest is not None else "nothing was saved"
@@ -225,8 +231,8 @@ def make_trainer(
             train_dataset=data.samples["train"],
             eval_dataset=data.samples["validation"],
             processing_class=tokenizer,
-            callbacks=[PreemptionCallback(run.signals)],
             watch=run.watch,
+            signals=run.signals,
             run_files={RESOLVED_CONFIG_NAME: run.output_dir / RESOLVED_CONFIG_NAME},
             closing_seconds=closing_seconds,
         )
@@ -312,7 +318,7 @@ def _score_test(run: Run, trainer: GPT2HFTrainer, data: LoadedData) -> dict[str,
     hours = run.args.max_training_hours
     if hours is not None:
         needed = trainer.closing_seconds()
-        if distributed.any_process(run.watch.elapsed + needed > hours * 3600, run.args.device):
+        if distributed.any_process(run.watch.elapsed + needed > hours * 3600):
             run.say(
                 "no time is left for the test split; score it with: python -m gpt2_hf evaluate --model_path "
                 f"{run.output_dir / checkpoints.BEST_MODEL}"

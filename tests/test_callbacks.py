@@ -1,19 +1,22 @@
 """When a run evaluates, saves and stops: each callback on its own."""
 
 import math
-import os
-import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from gpt2_hf.callbacks import CadenceCallback, LossSpikes, NonFiniteGuard, SignalWatch, TimeBudgetCallback
+from gpt2_hf.callbacks import (
+    CadenceCallback,
+    LossSpikes,
+    NonFiniteGuard,
+    StopCallback,
+    TimeBudgetCallback,
+)
 from gpt2_hf.callbacks.cadence import is_new_best
 from gpt2_hf.errors import TrainingDivergedError
 from gpt2_hf.schedule import cosine_by_time
+from gpt2_hf.stop_signals import SignalWatch
 from gpt2_hf.stopwatch import Stopwatch, process_age
 
 
@@ -71,13 +74,15 @@ def test_budget_stops_while_the_rest_still_fits(args):
     """The last step is the one after which another step and the closing work would not fit any more."""
     watch = FixedWatch()
     budget = TimeBudgetCallback(100 / 3600, watch, lambda: 12.0, lambda: 5.0, lambda: 3.0)
+    stop = StopCallback(budget, SignalWatch())
     state, control = state_at(0, 0.0), TrainerControl()
     budget.on_train_begin(args, state, control)
     while not control.should_training_stop:
         budget.on_step_begin(args, state, control)
         watch.now += 5.0
         state.global_step += 1
-        control = budget.on_step_end(args, state, control)
+        budget.on_step_end(args, state, control)
+        control = stop.on_step_end(args, state, control)
     # 100 s − 1.15 × (12 + 5 + 3) s to close, evaluate and save − 3 s leaving − 5 s for the next step
     assert 65 <= watch.now <= 70
     assert control.should_save and control.should_evaluate and control.should_log
@@ -154,32 +159,6 @@ def test_guard_does_not_save_weights_that_are_not_finite():
         NonFiniteGuard().check_weights(model, step=3)
 
 
-def test_watch_remembers_the_first_signal_and_gives_the_handlers_back():
-    """A signal sets the exit code; afterwards the earlier handlers are in force."""
-    before = signal.getsignal(signal.SIGTERM)
-    watch = SignalWatch()
-    watch.immediate = False
-    watch.install()
-    try:
-        signal.raise_signal(signal.SIGTERM)
-        assert watch.received is signal.SIGTERM and watch.exit_code == 75
-    finally:
-        watch.restore()
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_signal_with_nothing_to_save_leaves_at_once():
-    """While the run only reads and tokenises, a signal ends it with the code that says to run again."""
-    watch = SignalWatch()
-    watch.install()
-    try:
-        with pytest.raises(SystemExit) as exit_:
-            signal.raise_signal(signal.SIGTERM)
-        assert exit_.value.code == 75
-    finally:
-        watch.restore()
-
-
 def test_loss_spikes_are_noticed_and_noise_is_not():
     """A smooth descent and its noise pass; a jump of a nat is a spike, and so is the next one."""
     spikes = LossSpikes()
@@ -202,17 +181,3 @@ def test_schedule_by_time_follows_the_clock():
     assert factor(30) == pytest.approx(0.0)
     now = 0.6
     assert factor(1000) == pytest.approx(0.0)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX signals")
-def test_second_ctrl_c_ends_at_once():
-    """Two Ctrl-C end the process with 130 whatever it is doing."""
-    code = (
-        "import signal; from gpt2_hf.callbacks.preemption import SignalWatch\n"
-        "watch = SignalWatch(); watch.install(); watch.immediate = False\n"
-        "signal.raise_signal(signal.SIGINT); print('going on', flush=True)\n"
-        "signal.raise_signal(signal.SIGINT); print('never')"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert result.returncode == 130
-    assert "going on" in result.stdout and "never" not in result.stdout

@@ -13,7 +13,7 @@ from .conftest import REPOSITORY
 # The design's row, left to right; modules of one rank may not import each other unless the rank is a package.
 RANKS = [
     ["errors", "distributed", "stopwatch", "state_files", "hub", "chunked_loss", "schedule"],
-    ["precision", "configuration_gpt2_hf", "metrics", "checkpoints", "run_lock", "sharding"],
+    ["stop_signals", "precision", "configuration_gpt2_hf", "metrics", "checkpoints", "run_lock", "sharding"],
     ["arguments", "modeling_gpt2_hf"],
     ["parsing"],
     ["tokenizer"],

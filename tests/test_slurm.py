@@ -21,10 +21,8 @@ _SRUN = f"""#!{sys.executable}
 import os, signal, subprocess, sys
 assert sys.argv[1] == "--kill-on-bad-exit=1"
 command, count = sys.argv[2:], int(os.environ["STAND_IN_TASKS"])
-tasks = [
-    subprocess.Popen(command, env={{**os.environ, "SLURM_PROCID": str(n), "SLURM_LOCALID": str(n), "SLURM_NTASKS": str(count)}})
-    for n in range(count)
-]
+numbers = [{{"SLURM_PROCID": str(n), "SLURM_LOCALID": str(n), "SLURM_NTASKS": str(count)}} for n in range(count)]
+tasks = [subprocess.Popen(command, env=os.environ | of_task) for of_task in numbers]
 signal.signal(signal.SIGUSR1, lambda *_: [task.send_signal(signal.SIGUSR1) for task in tasks])
 sys.exit(max(task.wait() for task in tasks))
 """
@@ -67,7 +65,7 @@ def submit(options, log, environment):
 
 
 def test_a_preempted_job_is_requeued_and_goes_on(tiny_options, tmp_path, cluster):
-    """SIGUSR1 to the batch shell reaches both processes: 75, back into the queue; the next start, with one, goes on."""
+    """SIGUSR1 to the batch shell reaches both processes: 75, back into the queue; with one, it goes on."""
     log, run = tmp_path / "log", tmp_path / "run"
     options = [*tiny_options, "--checkpoint_dir", str(run), "--eval_every", "100000", "--save_every", "100000"]
     options += ["--save_strategy", "steps", "--max_steps", "4000", "--max_epochs", "100000"]

@@ -34,16 +34,16 @@ def history(folder):
 
 
 def final_state(output_dir, step):
-    """Weights, optimizer and scheduler of a checkpoint."""
+    """Weights, optimizer, scheduler and the state of each process, of a checkpoint."""
     folder = output_dir / checkpoints.checkpoint_folder(step)
-    return {
-        name: load_file(folder / f"{name}.safetensors")
-        for name in ("model", "optimizer", "scheduler", "process_state")
-    }
+    state = {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
+    assert {"model", "optimizer", "scheduler"} <= state.keys()
+    return state
 
 
 def assert_same_state(a, b):
     """Bit for bit."""
+    assert a.keys() == b.keys()
     for name in a:
         assert a[name].keys() == b[name].keys()
         for key in a[name]:
@@ -152,6 +152,19 @@ def test_an_interrupted_evaluation_is_made_up_for(train_tiny, tmp_path):
     assert history(parts) == history(whole)
     assert_same_state(final_state(parts, 25), final_state(whole, 25))
     assert checkpoints.read_names(parts) == checkpoints.read_names(whole)
+
+
+def test_a_second_interruption_saves_what_was_trained_since_the_first(train_tiny, tmp_path):
+    """Interrupted at an evaluation, made up for, interrupted at the next: saved there, and the same end."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train_tiny(whole) == 0
+    assert train_until_signal(parts, 11, train_tiny, event="on_prediction_step") == 75
+    resumed = ("--resume_from", "latest")
+    assert train_until_signal(parts, 21, train_tiny, *resumed, event="on_prediction_step") == 75
+    assert checkpoints.list_checkpoints(parts)[-1].name == "checkpoint-20"
+    assert train_tiny(parts, *resumed) == 0
+    assert history(parts) == history(whole)
+    assert_same_state(final_state(parts, 25), final_state(whole, 25))
 
 
 def train_until_signal(output_dir, step, train_tiny, *options, event="on_step_begin"):

@@ -3,8 +3,8 @@
 from .cadence import CadenceCallback
 from .loss_spikes import LossSpikes
 from .non_finite import NonFiniteGuard
-from .preemption import EvaluationInterruptedError, PreemptionCallback, SignalWatch
 from .progress import ProgressCallback
+from .stopping import EvaluationInterruptedError, StopCallback
 from .tensorboard import ContinuousTensorBoardCallback
 from .time_budget import TimeBudgetCallback
 
@@ -14,8 +14,7 @@ __all__ = [
     "EvaluationInterruptedError",
     "LossSpikes",
     "NonFiniteGuard",
-    "PreemptionCallback",
     "ProgressCallback",
-    "SignalWatch",
+    "StopCallback",
     "TimeBudgetCallback",
 ]

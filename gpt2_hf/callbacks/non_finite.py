@@ -62,7 +62,7 @@ class NonFiniteGuard(TrainerCallback):
         """Raise if a weight is not finite, as a learning rate beyond reason can make it in one step."""
         shards = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
         finite = torch.stack([torch.isfinite(shard).all() for shard in shards]).all()
-        if any_process(not bool(finite), finite.device):
+        if any_process(not bool(finite)):
             raise TrainingDivergedError(
                 f"training diverged at step {step}: the weights are no longer finite and are not saved; the last "
                 "checkpoint is untouched. Go on from it with a much lower --learning_rate",

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
@@ -17,7 +16,7 @@ _LEAVING_SECONDS = 3.0
 
 
 class TimeBudgetCallback(TrainerCallback, ExportableState):
-    """Stops training early enough that everything still to come fits into the budget.
+    """Says when to stop so that everything still to come fits into the budget; `StopCallback` asks and stops.
 
     Args:
         max_hours: the budget of this invocation, start-up included; `None` for no limit.
@@ -45,7 +44,6 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
         self.earlier_seconds = 0.0  # of all invocations before this one
         self._last_step_end: float | None = None
         self._training_began: float | None = None
-        self._device = torch.device("cpu")
 
     @property
     def total_seconds(self) -> float:
@@ -63,7 +61,6 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
         if state.global_step:
             self.earlier_seconds = float(saved["attributes"].get("total_seconds", 0.0))
         self._last_step_end = None
-        self._device = args.device
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -75,27 +72,32 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    ) -> None:
         now = self.watch.elapsed
         if self._last_step_end is not None:
             self.watch.add("step", now - self._last_step_end)
         self._last_step_end = now
+
+    def is_used_up(self, control: TrainerControl) -> bool:
+        """Whether another step, and whatever is due now, leaves too little room for the end on this process."""
         if self.max_hours is None:
-            return control
-        # Another step, and whatever is due now, must leave room for the end.
+            return False
         needed = self.watch.longest.get("step", 0.0) + self._seconds_to_end()
         if control.should_evaluate:
             needed += self.evaluation_seconds()
         if control.should_evaluate or control.should_save:  # a new best is saved too
             needed += self.save_seconds()
-        if any_process(now + needed > self.max_hours * 3600, args.device):
-            self.expired = state.global_step < state.max_steps
-            fits = now + self._seconds_to_end() - _MARGIN * self.closing_seconds() < self.max_hours * 3600
-            self.skipped_evaluation = any_process(not fits, args.device)
-            control.should_evaluate = self.evaluation_seconds() > 0 and not self.skipped_evaluation
-            control.should_log = control.should_training_stop = True
-            control.should_save = self.save_seconds() > 0
-        return control
+        return self.watch.elapsed + needed > self.max_hours * 3600
+
+    def stop(self, state: TrainerState, control: TrainerControl) -> None:
+        """End training here, with an evaluation if there is time for one; on all processes or on none."""
+        assert self.max_hours is not None
+        self.expired = state.global_step < state.max_steps
+        end = self.watch.elapsed + self._seconds_to_end() - _MARGIN * self.closing_seconds()
+        self.skipped_evaluation = any_process(end >= self.max_hours * 3600)
+        control.should_evaluate = self.evaluation_seconds() > 0 and not self.skipped_evaluation
+        control.should_log = control.should_training_stop = True
+        control.should_save = self.save_seconds() > 0
 
     def _seconds_to_end(self) -> float:
         """From stopping to the end of the process: evaluation, checkpoint and what the job does after them."""
@@ -119,7 +121,7 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
             self._training_began = self.watch.elapsed
         share = (self.watch.elapsed - self._training_began) / max(end - self._training_began, 1e-9)
         # Each process has its own clock; different learning rates would let the copies of the model drift apart.
-        return of_first_process(min(share, 1.0), self._device)
+        return of_first_process(min(share, 1.0))
 
     def checkpoint_names(self) -> list[str]:
         """The name of the checkpoint that is being saved, if the budget made it."""

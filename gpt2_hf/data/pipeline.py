@@ -108,6 +108,9 @@ def _tokenize_splits(
     workers, percentage = args.preprocessing_num_workers, args.validation_split_percentage
     documents: dict[str, TokenizedDocuments] = {}
     missing = "validation" not in sources and "train" in sources and {"train", "validation"} & set(splits)
+    default = DataArguments.__dataclass_fields__["validation_split_percentage"].default
+    if "validation" in sources and percentage != default:
+        raise UserError("--validation_split_percentage has no effect: there is a validation split; leave it out")
     if missing and args.streaming:
         source, note = set_aside_of_stream(sources["train"], percentage)
         lines.append(note)

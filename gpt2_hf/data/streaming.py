@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
+from ..stop_signals import IgnoringSignals
 from ..tokenizer import separator_id
 from .cache import entry_key
 from .encoding import EncodedBatch, Encoder
@@ -251,6 +252,7 @@ class StreamingLoader:
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             collate_fn=_PositionedCollator(self.collator),
+            worker_init_fn=IgnoringSignals(),
             # of its own, so that making it does not move the random numbers of training
             generator=torch.Generator(),
             **self.options,

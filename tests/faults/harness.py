@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import sys
 import time
 from multiprocessing.context import ForkServerContext
@@ -23,9 +24,11 @@ _PRELOADED = ["gpt2_hf.training", "gpt2_hf.__main__", "tests.faults.harness"]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
 
 
-def _run(argv: list[str], log: str) -> None:
+def _run(argv: list[str], log: str, environment: dict[str, str]) -> None:
     """The body of a process: the command, its output in a file, its exit code the process's."""
     import torch
+
+    os.environ.update(environment)
 
     from gpt2_hf.__main__ import main
 
@@ -46,12 +49,32 @@ def warm_up() -> ForkServerContext:
     return context
 
 
-def start(argv: list[str], log: Path) -> BaseProcess:
+def start(argv: list[str], log: Path, environment: dict[str, str] | None = None) -> BaseProcess:
     """Start the command `argv` in a process of its own."""
     context = warm_up()
-    process = context.Process(target=_run, args=(argv, str(log)))
+    process = context.Process(target=_run, args=(argv, str(log), environment or {}))
     process.start()
     return process
+
+
+def start_ranks(argv: list[str], logs: list[Path]) -> list[BaseProcess]:
+    """Start the command as the processes of one run, in the environment that torchrun gives them; a log for each."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = listener.getsockname()[1]
+    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(len(logs))}
+    return [
+        start(argv, log, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(len(logs))})
+        for rank, log in enumerate(logs)
+    ]
+
+
+def join(processes: list[BaseProcess], timeout: float = 120) -> list[int | None]:
+    """Wait for all processes; their exit codes, `None` for one that is still running."""
+    deadline = time.monotonic() + timeout
+    for process in processes:
+        process.join(max(deadline - time.monotonic(), 0))
+    return [process.exitcode for process in processes]
 
 
 def run(argv: list[str], log: Path, timeout: float = 120) -> int:

@@ -1,8 +1,10 @@
 """A disk that is full or read-only during a save: said in a line, earlier checkpoints intact."""
 
+import errno
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -11,18 +13,6 @@ from gpt2_hf import checkpoints
 from . import harness
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs a tmpfs")
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of two megabytes, room for two or three tiny checkpoints."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def options(tiny_options, disk, *further):
@@ -51,6 +41,39 @@ def test_training_goes_on_if_that_is_asked_for(small_disk, tiny_options, tmp_pat
     assert "step 25/25: loss" in text
     _, passed_over = checkpoints.newest_valid(small_disk / "run")
     assert not passed_over
+
+
+def test_a_disk_that_becomes_read_only_is_said(small_disk, tiny_options, tmp_path):
+    """As a kernel does after an error of the disk: one line, exit code 2, what was saved is whole."""
+    log = tmp_path / "log"
+    further = ("--save_every", "2", "--save_total_limit", "1", "--max_epochs", "100000")
+    process = harness.start(options(tiny_options, small_disk, *further), log)
+    harness.wait_for(log, "step 10/")
+    # busy while a file is open for writing, which is most of the time
+    remount = ["mount", "-o", "remount,ro", str(small_disk)]
+    while process.is_alive() and subprocess.run(remount, capture_output=True).returncode:
+        time.sleep(0.01)
+    assert harness.join([process]) == [2], log.read_text()
+    last = log.read_text().strip().splitlines()[-1]
+    assert "Read-only file system" in last and "is whole" in last
+    assert not checkpoints.newest_valid(small_disk / "run")[1]
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EDQUOT, errno.EROFS])
+def test_whatever_the_file_system_refuses_is_said(train_tiny, tmp_path, capsys, monkeypatch, code):
+    """Lost permission, a quota: the reason in one line, exit code 2, the earlier checkpoint whole."""
+    commit = checkpoints.commit
+
+    def refuse_the_second(staging, target):
+        if checkpoints.step_of(target) > 10:
+            raise OSError(code, os.strerror(code), str(target))
+        commit(staging, target)
+
+    monkeypatch.setattr(checkpoints, "commit", refuse_the_second)
+    assert train_tiny(tmp_path / "run") == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert os.strerror(code) in last and "checkpoint-10 is whole" in last
+    assert not list((tmp_path / "run").glob("tmp-*"))
 
 
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write to read-only folders")

@@ -1,18 +1,17 @@
-"""Signals that announce the end: finish the step, save, and leave with a code that says "run me again"."""
+"""Signals that announce the end, and the exit codes that say "run me again"."""
 
 import os
 import signal
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
-from ..distributed import any_process, is_distributed
-from ..errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
+from .errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
 # SIGUSR1 is what clusters send some minutes before a job's limit. Windows has neither it nor a real SIGTERM.
-_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
+_SIGNALS = [signal.Signals[name] for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
 
 class SignalWatch:
@@ -35,10 +34,8 @@ class SignalWatch:
         """Take over the signals that this platform has; only the main thread may."""
         if threading.current_thread() is not threading.main_thread():
             return
-        for name in _SIGNALS:
-            if hasattr(signal, name):
-                number = signal.Signals[name]
-                self._previous[number] = signal.signal(number, self._handle)
+        for number in _SIGNALS:
+            self._previous[number] = signal.signal(number, self._handle)
 
     def restore(self) -> None:
         """Give the signals back to whoever had them."""
@@ -67,31 +64,18 @@ class SignalWatch:
         return EXIT_INTERRUPTED if self.received is signal.SIGINT else EXIT_PREEMPTED
 
 
-class EvaluationInterruptedError(Exception):
-    """A signal came during an evaluation; it is made up for when the run goes on."""
+@dataclass(frozen=True)
+class IgnoringSignals:
+    """The start of a process that prepares batches: a Ctrl-C or a cluster's warning is not its own.
 
-
-class PreemptionCallback(TrainerCallback):
-    """Save and stop at the end of the step in which a signal came, on all processes alike.
-
-    An evaluation is not waited for: it can take longer than the notice that clusters give.
+    Args:
+        then: what the process was to start with.
     """
 
-    def __init__(self, watch: SignalWatch):
-        self.watch = watch
+    then: Callable[[int], object] | None = None
 
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        # Several processes hold unequal numbers of batches, so they can only agree after the evaluation. The one
-        # after the last step is finished too: there is no training left that could make up for it.
-        if self.watch.received is not None and state.global_step < state.max_steps and not is_distributed():
-            raise EvaluationInterruptedError
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        if any_process(self.watch.received is not None, args.device):
-            control.should_save = True
-            control.should_training_stop = True
-        return control
+    def __call__(self, worker: int) -> None:
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        if self.then is not None:
+            self.then(worker)

@@ -1,0 +1,93 @@
+"""What stops one process of a run stops all of them, at the same step, with everything saved (gloo, on CPU)."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gpt2_hf import checkpoints
+
+from ..conftest import REPOSITORY, read_json
+from ..test_training import assert_same_state, final_state, history
+from . import harness
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
+
+
+@pytest.fixture
+def command(tiny_options):
+    """A run of two processes that evaluates and saves often."""
+
+    def make(output_dir, *options):
+        cadence = ["--save_every", "5", "--eval_every", "5", "--batch_size", "4", "--ddp_backend", "gloo"]
+        return ["train", *tiny_options, *cadence, "--checkpoint_dir", str(output_dir), *options]
+
+    return make
+
+
+@pytest.fixture
+def logs(tmp_path):
+    return [tmp_path / "log0", tmp_path / "log1"]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_to_one_process_stops_both_and_nothing_is_lost(command, tmp_path, logs, name):
+    """Only the second process gets it: both leave with 75 after the same checkpoint, and end as if left alone."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert harness.join(harness.start_ranks(command(whole), logs)) == [0, 0], logs[0].read_text()
+    logs = [tmp_path / "log2", tmp_path / "log3"]
+    processes = harness.start_ranks(command(parts, "--resume_from", "latest"), logs)
+    harness.wait_for(logs[0], "step 5/25")
+    os.kill(processes[1].pid, getattr(signal, name))
+    assert harness.join(processes) == [75, 75], logs[0].read_text()
+    newest, passed_over = checkpoints.newest_valid(parts)
+    assert newest is not None and not passed_over and checkpoints.step_of(newest) < 25
+    assert harness.join(harness.start_ranks(command(parts, "--resume_from", "latest"), logs)) == [0, 0]
+    assert_same_state(final_state(parts, 25), final_state(whole, 25))
+    assert history(parts) == history(whole)
+
+
+def test_both_stop_at_the_same_step_within_the_budget(command, tmp_path, logs):
+    """A budget of 20 seconds: kept by both, with one named checkpoint and an evaluation."""
+    harness.warm_up()
+    begin = time.monotonic()
+    options = ("--max_training_hours", str(20 / 3600), "--max_epochs", "100000", "--schedule_by_time")
+    processes = harness.start_ranks(command(tmp_path / "run", *options, "--eval_every", "500"), logs)
+    assert harness.join(processes) == [0, 0], logs[0].read_text()
+    assert time.monotonic() - begin < 20
+    assert "checkpoint_time_limit" in checkpoints.read_names(tmp_path / "run")
+    assert (tmp_path / "run" / "eval_results.json").is_file()
+    state = read_json(tmp_path / "run" / "trainer_state.json")
+    assert checkpoints.resolve("checkpoint_time_limit", tmp_path / "run").name == f"checkpoint-{state['global_step']}"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a tmpfs")
+def test_a_full_disk_stops_both(command, small_disk, logs):
+    """The process that writes says what has happened; neither waits for the other, and what was saved is whole."""
+    options = ("--save_every", "1", "--save_total_limit", "none")
+    processes = harness.start_ranks(command(small_disk / "run", *options), logs)
+    assert harness.join(processes) == [2, 2], logs[0].read_text()
+    assert "could not be saved" in logs[0].read_text() and "is whole" in logs[0].read_text()
+    newest, passed_over = checkpoints.newest_valid(small_disk / "run")
+    assert newest is not None and not passed_over
+
+
+def test_torchrun_hands_a_signal_on(command, tmp_path):
+    """SIGTERM to torchrun itself: the processes save before they leave, and the same command goes on."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    _, *options = command(run, "--resume_from", "latest", "--max_epochs", "100000")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [*launch, str(REPOSITORY / "run_clm.py"), *options], stdout=file, stderr=subprocess.STDOUT
+        )
+        harness.wait_for(log, "step 10/")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) != 0
+    assert "stopped at step" in log.read_text()
+    newest, passed_over = checkpoints.newest_valid(run)
+    assert newest is not None and not passed_over
+    assert read_json(newest / "trainer_state.json")["global_step"] >= 10
