@@ -71,12 +71,12 @@ def test_a_preempted_job_is_requeued_and_goes_on(tiny_options, tmp_path, cluster
     options += ["--save_strategy", "steps", "--max_steps", "4000", "--max_epochs", "100000"]
     options += ["--global_batch_size", "16", "--schedule_by_time"]
     job = submit(options, log, cluster)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while "step 20/" not in log.read_text():
         assert job.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
     job.send_signal(signal.SIGUSR1)
-    assert job.wait(timeout=120) == 75, log.read_text()
+    assert job.wait(timeout=240) == 75, log.read_text()
     assert (tmp_path / "scontrol.log").read_text() == "requeue 4711\n"
     first = log.read_text()
     assert first.count("SIGUSR1 received") == 2 and "2 processes" in first and first.count("stopped at step") == 1
@@ -88,7 +88,7 @@ def test_a_preempted_job_is_requeued_and_goes_on(tiny_options, tmp_path, cluster
     reached = int(first.split("stopped at step ")[1].split(";")[0].replace(",", ""))
     again = [*options, "--max_steps", str(reached + 5)]
     fewer = {**cluster, "SLURM_JOB_END_TIME": str(int(time.time()) + 3900), "STAND_IN_TASKS": "1"}
-    assert submit(again, log, fewer).wait(timeout=120) == 0, log.read_text()
+    assert submit(again, log, fewer).wait(timeout=240) == 0, log.read_text()
     second = log.read_text()[len(first) :]
     assert f"resuming from {run}/checkpoint-{reached}" in second
     assert read_json(run / "trainer_state.json")["global_step"] == reached + 5
@@ -100,6 +100,6 @@ def test_wrong_input_is_not_requeued(tiny_options, tmp_path, cluster):
     """Exit code 2 ends the job."""
     environment = {**cluster, "CHAIN": "1", "STAND_IN_TASKS": "1"}
     job = submit([*tiny_options, "--num_heads", "5"], tmp_path / "log", environment)
-    assert job.wait(timeout=60) == 2
+    assert job.wait(timeout=200) == 2
     assert not (tmp_path / "scontrol.log").exists()
     assert (tmp_path / "log").read_text().count("does not divide") == 1

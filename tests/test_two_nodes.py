@@ -1,4 +1,4 @@
-"""Two network namespaces with their own addresses as two machines: a run over torchrun's rendezvous, and a cut link."""
+"""Two network namespaces as two machines: a run over torchrun's rendezvous, and a cut link."""
 
 import contextlib
 import os
@@ -81,14 +81,14 @@ def test_a_run_over_two_machines_survives_a_cut_link(tiny_options, tmp_path):
             launch(node, log, *options, "--max_steps", "1000000") for node, log in zip(joined, logs, strict=True)
         ]
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 240
             while "step 40/" not in logs[0].read_text():
                 assert all(process.poll() is None for process in running) and time.monotonic() < deadline, texts(logs)
                 time.sleep(0.1)
             name, device = nodes[1]
             _ip("-n", name, "link", "set", device, "down")
             cut = time.monotonic()
-            codes = [process.wait(timeout=100) for process in running]
+            codes = [process.wait(timeout=200) for process in running]
             print(f"ended {time.monotonic() - cut:.1f} s after the cut")
         finally:
             for process in running:
@@ -102,7 +102,7 @@ def test_a_run_over_two_machines_survives_a_cut_link(tiny_options, tmp_path):
         end = checkpoints.step_of(newest) + 10
         options += ["--resume_from", "latest", "--max_steps", str(end)]
         running = [launch(node, log, *options) for node, log in zip(joined, logs, strict=True)]
-        assert [process.wait(timeout=100) for process in running] == [0, 0], texts(logs)
+        assert [process.wait(timeout=200) for process in running] == [0, 0], texts(logs)
     text = logs[0].read_text()
     assert f"resuming from {newest}" in text and "2 processes" in text and f"step {end:,}/{end:,}:" in text
     assert not re.search("^step", logs[1].read_text(), flags=re.MULTILINE)  # one set of log lines
