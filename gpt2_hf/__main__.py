@@ -86,13 +86,16 @@ def _train(argv: list[str], dry_run: bool = False) -> int:
     import gpt2_hf
 
     gpt2_hf.register_auto_classes()
-    from .arguments import DataArguments, GPT2HFTrainingArguments, ModelArguments
+    from .arguments import ClusterArguments, DataArguments, GPT2HFTrainingArguments, ModelArguments
     from .training import train
 
     argv, dry_run = _take_flag(argv, "--dry_run", dry_run)
-    parsed = _parse([ModelArguments, DataArguments, GPT2HFTrainingArguments], argv, "plan" if dry_run else "train")
-    model_args, data_args, args = parsed.values
-    return train(model_args, data_args, args, given=parsed.given, watch=watch, dry_run=dry_run)
+    command = "plan" if dry_run else "train"
+    dataclass_types = [ModelArguments, DataArguments, GPT2HFTrainingArguments]
+    parsed = _parse([*dataclass_types, ClusterArguments] if dry_run else dataclass_types, argv, command)
+    model_args, data_args, args, *cluster = parsed.values
+    plan_for = cluster[0] if dry_run else None
+    return train(model_args, data_args, args, given=parsed.given, watch=watch, plan_for=plan_for)
 
 
 def _plan(argv: list[str]) -> int:

@@ -271,18 +271,10 @@ class GPT2HFTrainingArguments(TrainingArguments):
 
     def _divide_global_batch(self) -> None:
         """Choose accumulation for `global_batch_size`, and what a device is given at once."""
-        if self.global_batch_size is None:
-            return
-        rows, left = divmod(self.global_batch_size, self.world_size)
-        if left or not rows:
-            choices = sorted({max(rows, 1) * self.world_size, (rows + 1) * self.world_size})
-            raise UserError(
-                f"--global_batch_size {self.global_batch_size} cannot be divided among {self.world_size} processes; "
-                f"use {' or '.join(map(str, choices))}"
+        if self.global_batch_size is not None:
+            self._share, self.gradient_accumulation_steps = divide_batch(
+                self.global_batch_size, self.world_size, self.per_device_train_batch_size
             )
-        most = min(self.per_device_train_batch_size, rows)
-        self._share = max(size for size in range(1, most + 1) if rows % size == 0)
-        self.gradient_accumulation_steps = rows // self._share
 
     @property
     def samples_per_step(self) -> int:
@@ -335,6 +327,24 @@ class GPT2HFTrainingArguments(TrainingArguments):
             require_at_least("max_steps", self.max_steps, 1)
         if self.save_total_limit is not None:
             require_at_least("save_total_limit", self.save_total_limit, 1)
+
+
+@dataclass
+class ClusterArguments:
+    """Devices that a plan is made for."""
+
+    _argument_group_name = "cluster"
+
+    nproc: int = option(1, "plan: devices of a machine, each with a process.")
+    nodes: int = option(1, "plan: machines.")
+    link_gb_per_second: float = option(50.0, "plan: what a device sends to others of its machine, in GB/s.")
+    network_gb_per_second: float = option(12.5, "plan: what a machine sends to others, in GB/s; 12.5 is 100 Gbit/s.")
+
+    def __post_init__(self) -> None:
+        for name in ("nproc", "nodes"):
+            require_at_least(name, getattr(self, name), 1)
+        for name in ("link_gb_per_second", "network_gb_per_second"):
+            require_positive(name, getattr(self, name))
 
 
 @dataclass
@@ -392,6 +402,31 @@ class ExportArguments:
 
     model_path: str = option("checkpoints/best_model", "Model folder, checkpoint name or path.")
     output_dir: str = option("exported", "New folder for transformers' GPT2LMHeadModel, with its tokenizer.")
+
+
+def divide_batch(samples: int, devices: int, most: int) -> tuple[int, int]:
+    """Divide the samples of an optimizer step among devices.
+
+    Args:
+        samples: of all devices together.
+        devices: that have equal parts.
+        most: samples that a device can be given at once.
+
+    Returns:
+        Samples given to a device at once, and how many times: the fewest of equal size.
+
+    Raises:
+        UserError: if the devices cannot have equal parts.
+    """
+    part, left = divmod(samples, devices)
+    if left or not part:
+        choices = sorted({max(part, 1) * devices, (part + 1) * devices})
+        raise UserError(
+            f"--global_batch_size {samples} cannot be divided among {devices} processes; "
+            f"use {' or '.join(map(str, choices))}"
+        )
+    share = max(size for size in range(1, min(most, part) + 1) if part % size == 0)
+    return share, part // share
 
 
 def names_of(dataclass_type: type) -> set[str]:

@@ -149,6 +149,13 @@ class GPT2HFTrainer(Trainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         """The base class's engine, unless it would be unsafe or inexact."""
+        if self.args.wants_fsdp:
+            # Gradients kept whole until the last accumulated batch would take the memory that sharding saves.
+            config = self.args.accelerator_config
+            config.gradient_accumulation_kwargs = {
+                "sync_each_batch": True,
+                **(config.gradient_accumulation_kwargs or {}),
+            }
         super().create_accelerator_and_postprocess()
         check_engine(self.accelerator, self.args.wants_fsdp)
 

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_callback import TrainerState
 from transformers.utils import logging as transformers_logging
 
-from . import checkpoints, distributed
-from .arguments import DataArguments, GPT2HFTrainingArguments, ModelArguments
+from . import checkpoints, distributed, parallel_plan
+from .arguments import ClusterArguments, DataArguments, GPT2HFTrainingArguments, ModelArguments
 from .callbacks import EvaluationInterruptedError
 from .checkpoints import RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME
 from .data import LoadedData, StreamingSamples, load_data
@@ -46,7 +46,7 @@ def train(
     args: GPT2HFTrainingArguments,
     given: dict[str, str] | None = None,
     watch: Stopwatch | None = None,
-    dry_run: bool = False,
+    plan_for: ClusterArguments | None = None,
 ) -> int:
     """Run the main job.
 
@@ -56,7 +56,7 @@ def train(
         args: how to train.
         given: options that were stated, and where (see `parsing.Parsed`).
         watch: stopwatch of the invocation.
-        dry_run: print the plan and stop before anything is written.
+        plan_for: print the plan for these devices and stop before anything is written.
 
     Returns:
         The exit code: 0 finished or stopped by the time budget, 75 or 130 after a signal.
@@ -72,7 +72,7 @@ def train(
     signals.install()
     try:
         run = Run(model_args, data_args, args, watch or Stopwatch(), signals, given or {})
-        exit_code = _plan(run) if dry_run else _train(run)
+        exit_code = _train(run) if plan_for is None else _plan(run, plan_for)
         distributed.leave()
         return exit_code
     finally:
@@ -140,7 +140,7 @@ def _train_locked(run: Run, lock: RunLock) -> int:
     return EXIT_OK
 
 
-def _plan(run: Run) -> int:
+def _plan(run: Run, cluster: ClusterArguments) -> int:
     _, data, model = build(run)
     announce(run, model, data)
     if run.data_args.streaming:
@@ -148,6 +148,9 @@ def _plan(run: Run) -> int:
     scored = data.accounting["train"].scored_tokens
     for line in describe(run.args, model, len(data.samples["train"]), scored):
         run.say(line)
+    if cluster.nproc * cluster.nodes > 1:
+        for line in parallel_plan.describe(run.args, cluster, model):
+            run.say(line)
     return EXIT_OK
 
 

@@ -21,7 +21,7 @@ RANKS = [
     ["model_loading"],
     ["callbacks"],
     ["trainer"],
-    ["evaluation", "generation", "export", "report", "plan", "tokenizer_training"],
+    ["evaluation", "generation", "export", "report", "plan", "parallel_plan", "tokenizer_training"],
     ["run"],
     ["resolved_config"],
     ["resuming"],

@@ -65,12 +65,17 @@ def start(
     return process
 
 
-def start_ranks(argv: list[str], logs: list[Path], prepare: Callable[[], None] | None = None) -> list[BaseProcess]:
-    """Start the command as the processes of one run, in the environment that torchrun gives them; a log for each."""
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
-        port = listener.getsockname()[1]
-    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(len(logs))}
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def start_ranks(argv: list[str], logs: list[Path], prepare: Callable[[], None] | None = None) -> list[BaseProcess]:
+    """Start the command as the processes of one run, in the environment that torchrun gives them; a log for each."""
+    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(len(logs))}
     own = [
         {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(len(logs))} for rank in range(len(logs))
     ]
