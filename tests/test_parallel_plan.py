@@ -62,8 +62,8 @@ def _step(path, rank, port, fsdp):
     states = [value for state in optimizer.state.values() for value in state.values() if value.ndim]
     tensors = [*model.parameters(), *(parameter.grad for parameter in model.parameters()), *states]
     shards = [tensor.to_local() if fsdp else tensor for tensor in tensors]
-    # by address, so that gradients that are views of the buckets would count once
-    storages = {shard.untyped_storage().data_ptr(): 4 * shard.numel() for shard in shards} | buckets
+    # by address: gradients of FSDP2 are views of one buffer for each unit, those of DDP might be views of the buckets
+    storages = {shard.untyped_storage().data_ptr(): shard.untyped_storage().nbytes() for shard in shards} | buckets
     sums = {"all_reduce": 0, "gathered": 0, "divided": 0, "held": sum(storages.values())}
     for event in profile.events():
         if event.name == "gloo:all_reduce" and not fsdp:
