@@ -195,7 +195,8 @@ def announce(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> None:
     if (devices := torch.cuda.device_count()) > 1 and run.args.device.type == "cuda" and run.args.world_size == 1:
         run.say(f"one of {devices} GPUs is used; all of them: torchrun --nproc_per_node {devices} run_clm.py ...")
     run.say(
-        f"batch: {run.args.samples_per_step:,} samples a step = {run.args.world_size} processes × "
+        f"batch: {run.args.samples_per_step:,} samples a step = {run.args.world_size} "
+        f"{'process' if run.args.world_size == 1 else 'processes'} × "
         f"{run.args.train_batch_size} samples × {run.args.gradient_accumulation_steps} accumulated"
     )
     schedule = make_schedule(run.args, num_samples(data.samples["train"]))

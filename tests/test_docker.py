@@ -98,3 +98,33 @@ def test_sigterm_reaches_the_trainer_as_first_process(tiny_options, tmp_path):
     (trainer,) = psutil.Process(container.pid).children()
     trainer.send_signal(signal.SIGTERM)
     assert container.wait(timeout=200) == 75, (tmp_path / "log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="the image is Linux")
+def test_every_run_line_works_in_a_clean_environment(tmp_path):
+    """COPY and RUN in their order, in a new virtual environment; dependencies, users and /data are left to Docker."""
+    root, tools = tmp_path / "work", tmp_path / "tools"
+    root.mkdir()
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    tools.mkdir()
+    (tools / "useradd").write_text("#!/bin/sh\n")
+    (tools / "useradd").chmod(0o755)
+    path = os.pathsep.join([str(tools), str(tmp_path / "venv" / "bin"), os.environ["PATH"]])
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"PATH": path, "PIP_NO_DEPS": "1"}
+    for name, arguments in re.findall(r"^(COPY|RUN) (.*)$", DOCKERFILE.replace("\\\n", " "), flags=re.MULTILINE):
+        if name == "RUN":
+            line = arguments.replace("/data", str(tmp_path / "data"))
+            subprocess.run(["sh", "-ec", line], cwd=root, env=environment, check=True)
+            continue
+        *sources, target = shlex.split(arguments)
+        for source in sources:
+            if (REPOSITORY / source).is_dir():
+                shutil.copytree(REPOSITORY / source, root / target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(REPOSITORY / source, root / target)
+    where = ["python", "-c", "import importlib.util as u; print(u.find_spec('gpt2_hf').origin)"]
+    origin = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    assert str(tmp_path / "venv") in origin
+    assert (root / "checkpoints").is_dir() and (root / "run_clm.py").is_file()
