@@ -115,7 +115,7 @@ def test_every_run_line_works_in_a_clean_environment(tmp_path):
     environment |= {"PATH": path, "PIP_NO_DEPS": "1"}
     for name, arguments in re.findall(r"^(COPY|RUN) (.*)$", DOCKERFILE.replace("\\\n", " "), flags=re.MULTILINE):
         if name == "RUN":
-            line = arguments.replace("/data", str(tmp_path / "data"))
+            line = arguments.replace(" /data", f" {tmp_path / 'data'}")
             subprocess.run(["sh", "-ec", line], cwd=root, env=environment, check=True)
             continue
         *sources, target = shlex.split(arguments)
