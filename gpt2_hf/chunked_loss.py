@@ -2,7 +2,8 @@
 
 In: hidden states, the head's weight, target ids. Out: the summed loss. With V = 50,257 the logits
 are the largest tensor of a GPT-2 step by far; here they exist for `rows_per_chunk` positions at a
-time, and their gradient is formed in the forward pass while they do.
+time, and their gradient is formed in the forward pass while they do, written over them. On a CPU the
+passes of the softmax go over a few rows at a time, so that these stay in its cache.
 
 This file travels with a saved model (`trust_remote_code=True`): relative imports only.
 
@@ -18,9 +19,11 @@ from torch.autograd.function import once_differentiable
 
 IGNORE_INDEX = -100
 
-# 512 rows x 50,257 x 4 bytes is 103 MB. On two Zen 4 cores larger chunks are no faster; a GPU needs
-# more rows to fill its matrix units.
+# 512 rows x 50,257 x 4 bytes is 103 MB; in 16 bits twice as many rows take the same. On two Zen 4 cores larger
+# chunks are no faster; a GPU needs more rows to fill its matrix units.
 _ROWS_PER_CHUNK = {"cpu": 512, "cuda": 4096}
+# 16 rows in fp32 are 3.2 MB.
+_CPU_ROWS_PER_SOFTMAX = 16
 
 
 def chunked_cross_entropy(
@@ -64,6 +67,8 @@ def chunked_cross_entropy(
     if torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
     rows = rows_per_chunk or _ROWS_PER_CHUNK.get(device_type, 1024)
+    if rows_per_chunk is None and device_type == "cpu" and dtype.itemsize == 2:
+        rows *= 2
     targets = _Targets(weight.shape[0] - num_padding_rows, label_smoothing, ignore_index)
     return _ChunkedCrossEntropy.apply(hidden_states, weight, labels, targets, rows, dtype, torch.is_grad_enabled())
 
@@ -92,22 +97,24 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         need_weight = grad_enabled and ctx.needs_input_grad[1]
         loss_dtype = torch.promote_types(dtype, torch.float32)
         grad_hidden = torch.empty_like(hidden_states, dtype=dtype) if need_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=loss_dtype) if need_weight else None
+        grad_weight = None
         total = hidden_states.new_zeros((), dtype=loss_dtype)
+        product = _Product()
         with torch.autocast(hidden_states.device.type, enabled=False):
             head = weight.to(dtype)
             # Counted in chunks, not in rows, so that a compiled step is guarded by their number alone.
             for i in range((hidden_states.shape[0] + rows_per_chunk - 1) // rows_per_chunk):
                 rows = slice(i * rows_per_chunk, (i + 1) * rows_per_chunk)
                 chunk = hidden_states[rows].to(dtype)
-                logits = (chunk @ head.t()).to(loss_dtype)
-                loss, grad = _chunk_loss(logits, labels[rows], targets, need_hidden or need_weight)
+                logits = product("logits", chunk, head.t())
+                loss, grad_logits = _chunk_loss(logits, labels[rows], targets, loss_dtype, need_hidden or need_weight)
                 total += loss
-                grad_logits = grad.to(dtype)
                 if grad_hidden is not None:
                     grad_hidden[rows] = grad_logits @ head
-                if grad_weight is not None:
-                    grad_weight += grad_logits.t() @ chunk
+                if need_weight:
+                    grad_weight = _add(grad_weight, product("grad_weight", grad_logits.t(), chunk), loss_dtype)
+        if need_weight and grad_weight is None:
+            grad_weight = torch.zeros_like(weight, dtype=loss_dtype)
         ctx.grad_dtypes = hidden_states.dtype, weight.dtype
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
@@ -126,8 +133,55 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return grad_hidden, grad_weight, None, None, None, None, None
 
 
-def _chunk_loss(logits: Tensor, labels: Tensor, targets: _Targets, need_grad: bool) -> tuple[Tensor, Tensor]:
-    """Loss sum of one chunk and its gradient `[R, V]`, which is written over the logits."""
+class _Product:
+    """Matrix products that reuse the memory of their predecessors: fresh pages cost as much as a pass over them."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return a @ b  # the compiler plans memory itself
+        if name not in self._buffers:
+            self._buffers[name] = a @ b
+            return self._buffers[name]
+        return torch.mm(a, b, out=self._buffers[name][: a.shape[0]])
+
+
+def _add(total: Tensor | None, term: Tensor, dtype: torch.dtype) -> Tensor:
+    """`total + term` in the memory of `total`, whose dtype may be wider."""
+    if total is None:
+        return term.to(dtype, copy=True)
+    if total.device.type != "cpu" or torch.compiler.is_compiling():
+        return total.add_(term)
+    # Of mixed dtypes, torch makes a converted copy first on a CPU; that of a block stays in the cache.
+    for block, addend in zip(total.split(1024), term.split(1024), strict=True):
+        block += addend
+    return total
+
+
+def _chunk_loss(
+    logits: Tensor, labels: Tensor, targets: _Targets, loss_dtype: torch.dtype, need_grad: bool
+) -> tuple[Tensor, Tensor]:
+    """Loss sum of one chunk and its gradient `[R, V]`, which on a CPU is written over the logits."""
+    if logits.device.type != "cpu" or torch.compiler.is_compiling():
+        loss, grad = _softmax_loss(logits.to(loss_dtype), labels, targets, need_grad)
+        return loss, grad.to(logits.dtype)
+    losses = []
+    work = logits.new_empty(_CPU_ROWS_PER_SOFTMAX, logits.shape[1], dtype=loss_dtype)
+    blocks = logits.split(_CPU_ROWS_PER_SOFTMAX)
+    for block, block_labels in zip(blocks, labels.split(_CPU_ROWS_PER_SOFTMAX), strict=True):
+        in_place = block.dtype == loss_dtype
+        values = block if in_place else work[: block.shape[0]].copy_(block)
+        loss, grad = _softmax_loss(values, block_labels, targets, need_grad)
+        losses.append(loss)
+        if need_grad and not in_place:
+            block.copy_(grad)
+    return torch.stack(losses).sum(), logits
+
+
+def _softmax_loss(logits: Tensor, labels: Tensor, targets: _Targets, need_grad: bool) -> tuple[Tensor, Tensor]:
+    """Loss sum of some rows and its gradient, which is written over the logits."""
     smoothing = targets.label_smoothing
     tokens = slice(targets.num_tokens)
     scored = labels != targets.ignore_index

@@ -7,6 +7,7 @@ What is special here, compared with transformers' own GPT-2:
   - the parameters keep GPT-2's names and layout (`c_attn` is `[in, out]`), so OpenAI's weights load as they are;
   - several documents may share one row without padding (`cu_seq_lens_q`): attention alone sees them as
     separate rows, on every backend, so no token can look into another document;
+  - on a CPU, dropout and attention have kernels of their own (`dropout`, `chunked_attention`);
   - training returns no logits: `chunked_loss` forms loss and gradient a few hundred positions at a time;
   - the GELU is torch's fused tanh approximation.
 
@@ -35,8 +36,10 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .chunked_attention import chunked_causal_attention
 from .chunked_loss import IGNORE_INDEX, chunked_cross_entropy
 from .configuration_gpt2_hf import GPT2HFConfig
+from .dropout import Dropout
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class PackedDocuments:
     slots: Tensor  # [T] int64, the place of each token in the flattened [S * L] rows
     num_documents: int  # S
     max_length: int  # L
+    boundaries: tuple[int, ...] | None = None  # [S + 1], where the host knows them
 
     @classmethod
     def from_cu_seq_lens(
@@ -65,9 +69,14 @@ class PackedDocuments:
         starts = cu_seq_lens[:-1].long()
         lengths = cu_seq_lens[1:].long() - starts
         # An accelerator would have to be waited for; there the caller is trusted, as by the varlen kernels.
+        boundaries = None
         if cu_seq_lens.device.type == "cpu" and not torch.compiler.is_compiling():
-            ends = int(cu_seq_lens[0]), int(cu_seq_lens[-1])
-            if ends != (0, num_tokens) or int(lengths.max()) > max_length or int(lengths.min()) < 1:
+            boundaries = tuple(cu_seq_lens.tolist())
+            if (
+                (boundaries[0], boundaries[-1]) != (0, num_tokens)
+                or int(lengths.max()) > max_length
+                or int(lengths.min()) < 1
+            ):
                 raise ValueError(
                     f"cu_seq_lens_q must rise from 0 to the {num_tokens} tokens of the row in steps of 1 to "
                     f"max_length_q ({max_length}), got {cu_seq_lens.tolist()}"
@@ -76,7 +85,7 @@ class PackedDocuments:
             torch.arange(lengths.shape[0], device=lengths.device), lengths, output_size=num_tokens
         )
         positions = torch.arange(num_tokens, device=lengths.device) - starts[document]
-        return cls(document * max_length + positions, lengths.shape[0], max_length)
+        return cls(document * max_length + positions, lengths.shape[0], max_length, boundaries)
 
     def to_rows(self, flat: Tensor) -> Tensor:
         """`[1, T, X]` to right-padded `[S, L, X]`."""
@@ -129,7 +138,7 @@ class GPT2HFAttention(nn.Module):
         self.c_attn = Conv1D(3 * config.n_embd, config.n_embd)
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
         self.c_proj.ends_residual_branch = True
-        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+        self.resid_dropout = Dropout(config.resid_pdrop)
 
     def forward(
         self,
@@ -140,9 +149,18 @@ class GPT2HFAttention(nn.Module):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         qkv = self.c_attn(hidden_states)  # [B, T, 3C]
+        dropout = self.config.attn_pdrop if self.training else 0.0
+        if (dropout or documents is not None) and self._trains_in_chunks(qkv, attention_mask, past_key_values):
+            output = chunked_causal_attention(
+                *self._split_heads(qkv),
+                scaling=self.scaling,
+                dropout=dropout,
+                boundaries=documents.boundaries if documents is not None else None,
+            )
+            return self.resid_dropout(self.c_proj(output.transpose(1, 2).flatten(2))), None
         if documents is not None:
             qkv = documents.to_rows(qkv)  # [S, L, 3C]
-        query, key, value = qkv.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        query, key, value = self._split_heads(qkv)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
 
@@ -150,19 +168,28 @@ class GPT2HFAttention(nn.Module):
             self.config._attn_implementation, eager_attention_forward
         )
         output, probabilities = attention_interface(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.config.attn_pdrop if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )
         output = output.flatten(2)  # [B, T, C]
         if documents is not None:
             output = documents.to_flat(output)
         return self.resid_dropout(self.c_proj(output)), probabilities
+
+    def _split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`[B, T, 3C]` to query, key and value, each `[B, H, T, D]`."""
+        query, key, value = qkv.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        return query, key, value
+
+    def _trains_in_chunks(self, qkv: Tensor, attention_mask: Tensor | None, past_key_values: Cache | None) -> bool:
+        """Whether this is a training step on a CPU without a mask; torch's kernel for it knows no dropout."""
+        return (
+            self.training
+            and qkv.device.type == "cpu"
+            and self.config._attn_implementation == "sdpa"
+            and attention_mask is None
+            and past_key_values is None
+            and not torch.compiler.is_compiling()
+        )
 
 
 class GPT2HFMLP(nn.Module):
@@ -177,7 +204,7 @@ class GPT2HFMLP(nn.Module):
         # "gelu_new" names transformers' unfused formula; torch's kernel computes the same function.
         fused = config.activation_function in ("gelu_new", "gelu_pytorch_tanh")
         self.act = nn.GELU(approximate="tanh") if fused else ACT2FN[config.activation_function]
-        self.dropout = nn.Dropout(config.resid_pdrop)
+        self.dropout = Dropout(config.resid_pdrop)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return self.dropout(self.c_proj(self.act(self.c_fc(hidden_states))))
@@ -275,7 +302,7 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
         super().__init__(config)
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
-        self.drop = nn.Dropout(config.embd_pdrop)
+        self.drop = Dropout(config.embd_pdrop)
         self.h = nn.ModuleList([GPT2HFBlock(config, layer_idx) for layer_idx in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.gradient_checkpointing = False

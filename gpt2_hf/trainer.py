@@ -606,6 +606,12 @@ class GPT2HFTrainer(Trainer):
             return
         load_whole_weights(model or self.model, os.path.join(resume_from_checkpoint, SAFE_WEIGHTS_NAME))
 
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled and self.state.best_model_checkpoint is not None:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return

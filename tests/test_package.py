@@ -12,8 +12,9 @@ from .conftest import REPOSITORY
 
 # The design's row, left to right; modules of one rank may not import each other unless the rank is a package.
 RANKS = [
-    ["errors", "distributed", "stopwatch", "state_files", "hub", "chunked_loss", "schedule"],
-    ["stop_signals", "precision", "configuration_gpt2_hf", "metrics", "checkpoints", "run_lock", "sharding"],
+    ["errors", "distributed", "stopwatch", "state_files", "hub", "chunked_loss", "dropout", "schedule"],
+    ["chunked_attention", "stop_signals", "precision", "configuration_gpt2_hf", "metrics"]
+    + ["checkpoints", "run_lock", "sharding"],
     ["arguments", "modeling_gpt2_hf"],
     ["parsing"],
     ["tokenizer"],
@@ -61,7 +62,9 @@ def test_modules_import_only_from_their_left(path):
             assert RANK_OF[imported] < RANK_OF[module], f"{module} imports {imported}"
 
 
-@pytest.mark.parametrize("name", ["configuration_gpt2_hf", "modeling_gpt2_hf", "chunked_loss"])
+@pytest.mark.parametrize(
+    "name", ["configuration_gpt2_hf", "modeling_gpt2_hf", "chunked_loss", "chunked_attention", "dropout"]
+)
 def test_files_that_travel_with_a_model_import_relatively(name):
     """trust_remote_code copies these files; an absolute import of the package would break them."""
     text = (REPOSITORY / "gpt2_hf" / f"{name}.py").read_text(encoding="utf-8")

@@ -1,0 +1,578 @@
+"""gpt2_hf against what a user would run instead, on the same samples, interleaved in one run.
+
+    python benchmarks/throughput.py --device cpu --quick                 # small models, under 3 minutes
+    python benchmarks/throughput.py --dataset_name path/to/wikitext      # everything; 20 minutes on two CPU cores
+
+Contestants:
+    stock     transformers' GPT2LMHeadModel under its Trainer as the official run_clm example sets them up: fp32,
+              no torch.compile; lines padded to the model's 1,024 positions
+    tuned     the same with all that a careful user would switch on: bf16 where the device has it, sdpa, fused AdamW,
+              lines grouped by length and padded to the longest of the batch, torch_compile on a GPU
+    gpt2_hf   this package as `run_clm.py` runs it
+    bare      gpt2_hf's model in a loop without any Trainer: the same batches, autocast, clipping, optimizer, schedule
+
+Each contestant is a process of its own that trains through its Trainer and stops before a step until it is its turn;
+all others sleep meanwhile. A turn is timed from there to the beginning of the step after its last one, so loading,
+logging and bookkeeping count. Every round gives one ratio; the table shows their median and range.
+
+Tokens are those with a target: padding never counts. Arithmetic is 6 N + 12 L H Q T operations a token (Chowdhery et
+al. 2022, arXiv:2204.02311, appendix B; N without position embeddings, T the context, for lines their mean length),
+its share is of the fastest matrix product of this machine, measured in the same rounds and precision. Peak memory is
+the process's resident set on a CPU, libraries included, and torch's own count on a GPU.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import platform
+import random
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+SIZES = {
+    # d_model, layers, heads
+    "124M": (768, 12, 12),
+    "10M": (160, 6, 5),
+    "small": (256, 4, 4),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What all contestants of one comparison have in common."""
+
+    name: str
+    contestants: tuple[str, ...]
+    size: str
+    batch_size: int
+    mode: str = "blocks"  # blocks, lines or generation
+    dropout: float = 0.1
+    length: int = 1024
+    new_tokens: int = 128
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One contestant of one case."""
+
+    case: Case
+    who: str
+    device: str
+    dataset_name: str
+    dataset_config_name: str | None
+
+
+class StopBenchmarkError(Exception):
+    """The last turn is over."""
+
+
+# ---- one contestant, in its own process ----
+
+
+class Turns:
+    """Waits for the next turn, and times it."""
+
+    def __init__(self, pipe: Connection, device: str):
+        self.pipe = pipe
+        self.device = device
+        self.left: int | None = None
+        self.batch_tokens: list[int] = []  # of each batch that was made, in order
+        self.steps = 0
+
+    def wait(self, metrics: Any = None) -> None:
+        """Called at the beginning of each step."""
+        if self.left is not None:
+            self.left -= 1
+            self.steps += 1
+            if self.left > 0:
+                return
+            synchronize(self.device)
+            seconds = time.perf_counter() - self.start
+            tokens = sum(self.batch_tokens[self.first : self.steps])
+            self.pipe.send({"seconds": seconds, "tokens": tokens, "peak_bytes": peak_bytes(self.device)})
+        order = self.pipe.recv()
+        if order is None:
+            raise StopBenchmarkError
+        self.left, self.first = order, self.steps
+        reset_peak(self.device)
+        synchronize(self.device)
+        self.start = time.perf_counter()
+
+
+def synchronize(device: str) -> None:
+    """Wait for the accelerator."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def reset_peak(device: str) -> None:
+    """Begin to watch the peak of memory anew, where the system can."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes(device: str) -> int:
+    """Peak memory since `reset_peak`."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "linux":
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
+def contestant(entry: Entry, pipe: Connection) -> None:
+    """The body of a contestant's process."""
+    try:
+        if entry.who == "matrix":
+            multiply(entry, pipe)
+        elif entry.case.mode == "generation":
+            generate(entry, pipe)
+        else:
+            train(entry, Turns(pipe, entry.device))
+    except StopBenchmarkError:
+        pipe.close()
+    except BaseException:
+        pipe.send({"error": traceback.format_exc()})
+        raise
+
+
+def precision_of(device: str) -> str:
+    """The 16-bit format that gpt2_hf would choose, or fp32."""
+    from gpt2_hf.precision import resolve_precision
+
+    return resolve_precision("auto", device).name
+
+
+def multiply(entry: Entry, pipe: Connection) -> None:
+    """The machine's own rate: the best of two shapes, in operations a second."""
+    import torch
+
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision_of(entry.device)]
+    rows = 8192 if entry.device == "cuda" else 2048
+    shapes = [(rows, rows, rows), (rows, 768, 3072)]
+    while (count := pipe.recv()) is not None:
+        rates = []
+        for m, k, n in shapes:
+            a = torch.randn(m, k, device=entry.device, dtype=dtype)
+            b = torch.randn(k, n, device=entry.device, dtype=dtype)
+            a @ b
+            synchronize(entry.device)
+            start, repeats = time.perf_counter(), 0
+            while time.perf_counter() - start < 0.5 * count:
+                for _ in range(10):
+                    a @ b
+                synchronize(entry.device)
+                repeats += 10
+            rates.append(2 * m * k * n * repeats / (time.perf_counter() - start))
+        pipe.send({"rate": max(rates)})
+
+
+def load_samples(entry: Entry, who: str) -> tuple[Any, Any]:
+    """Samples and collator of the package's data stage."""
+    from gpt2_hf.arguments import DataArguments
+    from gpt2_hf.data import load_data
+    from gpt2_hf.tokenizer import load_tokenizer
+
+    lines = entry.case.mode == "lines"
+    args = DataArguments(
+        dataset_name=entry.dataset_name,
+        dataset_config_name=entry.dataset_config_name,
+        sequence_mode="padding_free" if lines else "blocks",
+        truncate=lines,
+    )
+    data = load_data(args, load_tokenizer(), entry.case.length, splits=("train",))
+    return data.samples["train"], data.collator
+
+
+class PaddedCollator:
+    """What the official example's users write: ids, mask and labels, padded."""
+
+    def __init__(self, length: int | None):
+        self.length = length
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        import torch
+
+        rows = [torch.as_tensor(sample["input_ids"][:-1]) for sample in samples]
+        length = self.length or max(len(row) for row in rows)
+        batch = {
+            "input_ids": torch.full((len(rows), length), 50256),
+            "attention_mask": torch.zeros(len(rows), length, dtype=torch.long),
+            "labels": torch.full((len(rows), length), -100),
+        }
+        for i, row in enumerate(rows):
+            batch["input_ids"][i, : len(row)] = row
+            batch["attention_mask"][i, : len(row)] = 1
+            batch["labels"][i, : len(row)] = row
+        return batch
+
+
+def counting(collator: Any, turns: Turns) -> Any:
+    """The collator, its batches' targets counted."""
+
+    def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = collator(samples)
+        shifted = batch["shift_labels"] if "shift_labels" in batch else batch["labels"][:, 1:]
+        turns.batch_tokens.append(int((shifted != -100).sum()))
+        return batch
+
+    return collate
+
+
+def train(entry: Entry, turns: Turns) -> None:
+    """Train until the last turn is over."""
+    import torch
+    import transformers
+    from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
+
+    from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM
+    from gpt2_hf.arguments import GPT2HFTrainingArguments
+    from gpt2_hf.data import EpochSampler
+    from gpt2_hf.trainer import GPT2HFTrainer
+
+    transformers.utils.logging.set_verbosity_error()
+    case = entry.case
+    samples, collator = load_samples(entry, entry.who)
+    width, layers, heads = SIZES[case.size]
+    shape = {"n_embd": width, "n_layer": layers, "n_head": heads, "n_positions": case.length}
+    dropouts = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), case.dropout)
+    transformers.set_seed(42)
+
+    class Gate(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            turns.wait()
+
+    common = {
+        "output_dir": tempfile.mkdtemp(),
+        "per_device_train_batch_size": case.batch_size,
+        "num_train_epochs": 1000,
+        "learning_rate": 3e-4,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 2000,
+        "logging_steps": 100,
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "report_to": [],
+        "seed": 42,
+        "use_cpu": entry.device == "cpu",
+    }
+    if entry.who in ("gpt2_hf", "bare"):
+        model: Any = GPT2HFForCausalLM(GPT2HFConfig(**shape, **dropouts))
+        args: Any = GPT2HFTrainingArguments(**common, max_training_hours=None)
+        if entry.who == "bare":
+            bare_loop(model, args, samples, counting(collator, turns), turns)
+        trainer: Any = GPT2HFTrainer(
+            model, args, data_collator=counting(collator, turns), train_dataset=samples, callbacks=[Gate()]
+        )
+        trainer.train()
+    # The same samples in the order in which gpt2_hf takes them.
+    order = EpochSampler(len(samples), 42, case.batch_size).order()
+    listed = [{"input_ids": samples[int(i)]["input_ids"], "length": len(samples[int(i)]["input_ids"])} for i in order]
+    tuned = entry.who == "tuned"
+    precision = precision_of(entry.device) if tuned else "fp32"
+    grouped = tuned and case.mode == "lines"
+    args = TrainingArguments(
+        **common,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        optim="adamw_torch_fused",
+        torch_compile=tuned and entry.device == "cuda",
+        train_sampling_strategy="group_by_length" if grouped else "sequential",
+        length_column_name="length",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+    )
+    model = GPT2LMHeadModel._from_config(GPT2Config(**shape, **dropouts), attn_implementation="sdpa")
+    padded = PaddedCollator(None if tuned or case.mode == "blocks" else case.length)
+    collate = counting(padded, turns)
+    trainer = Trainer(model, args, data_collator=collate, train_dataset=listed, callbacks=[Gate()])
+    torch.manual_seed(42)
+    trainer.train()
+
+
+def bare_loop(model: Any, args: Any, samples: Any, collate: Any, turns: Turns) -> None:
+    """What the Trainer does, without the Trainer."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    from gpt2_hf.data import EpochSampler
+
+    device = str(args.device)
+    model.to(device).train()
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=3e-4, betas=(0.9, 0.95), fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(step / 2000, 1.0))
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.resolved_precision.name)
+    sampler = EpochSampler(len(samples), 42, args.per_device_train_batch_size)
+    loader = DataLoader(
+        samples, args.per_device_train_batch_size, sampler=sampler, collate_fn=collate, pin_memory=device != "cpu"
+    )
+    for batch in itertools.chain.from_iterable(itertools.repeat(loader)):
+        turns.wait()
+        batch = {k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
+        with torch.autocast(model.device.type, dtype=dtype, enabled=dtype is not None):
+            loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+
+
+def generate(entry: Entry, pipe: Connection) -> None:
+    """Greedy continuation of random prompts, in the precision that each side takes by default."""
+    import torch
+    import transformers
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM
+
+    transformers.utils.logging.set_verbosity_error()
+    case = entry.case
+    width, layers, heads = SIZES[case.size]
+    shape = {"n_embd": width, "n_layer": layers, "n_head": heads}
+    transformers.set_seed(42)
+    prompts = torch.randint(0, 50257, (case.batch_size, 32), device=entry.device)
+    if entry.who == "gpt2_hf":
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision_of(entry.device), torch.float32)
+        model: Any = GPT2HFForCausalLM(GPT2HFConfig(**shape)).to(entry.device, dtype).eval()
+    else:
+        model = GPT2LMHeadModel(GPT2Config(**shape)).to(entry.device).eval()
+    options = {
+        "max_new_tokens": case.new_tokens,
+        "min_new_tokens": case.new_tokens,
+        "do_sample": False,
+        "pad_token_id": 50256,
+        "attention_mask": torch.ones_like(prompts),
+    }
+    while (count := pipe.recv()) is not None:
+        reset_peak(entry.device)
+        synchronize(entry.device)
+        start = time.perf_counter()
+        for _ in range(count):
+            model.generate(prompts, **options)
+        synchronize(entry.device)
+        seconds = time.perf_counter() - start
+        tokens = count * case.batch_size * case.new_tokens
+        pipe.send({"seconds": seconds, "tokens": tokens, "peak_bytes": peak_bytes(entry.device)})
+
+
+# ---- the driver ----
+
+
+class Process:
+    """A contestant's process as the driver sees it."""
+
+    def __init__(self, entry: Entry):
+        context = multiprocessing.get_context("spawn")
+        self.entry = entry
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=contestant, args=(entry, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.steps = 1
+        self.turns: list[dict[str, float]] = []
+
+    def turn(self, steps: int) -> dict[str, Any]:
+        """Let it run so many steps."""
+        self.pipe.send(steps)
+        try:
+            answer = self.pipe.recv()
+        except EOFError:
+            answer = {"error": f"the process ended with {self.process.exitcode}: too little memory?"}
+        if "error" in answer:
+            raise RuntimeError(f"{self.entry.case.name}, {self.entry.who}: {answer['error']}")
+        return {**answer, "steps": steps}
+
+    def stop(self) -> None:
+        """End it."""
+        if self.process.is_alive():
+            self.pipe.send(None)
+            self.process.join(10)
+            self.process.kill()
+
+
+def flops_per_token(case: Case, mean_length: float) -> float:
+    """PaLM, appendix B; the tied head counts once, as the product that it is."""
+    width, layers, _ = SIZES[case.size]
+    parameters = 12 * layers * width**2 + 50257 * width
+    context = min(mean_length, case.length)
+    return 6 * parameters + 12 * layers * width * context
+
+
+def run_case(case: Case, options: argparse.Namespace) -> dict[str, Any]:
+    """All rounds of one case."""
+    entries = [
+        Entry(case, who, options.device, options.dataset_name, options.dataset_config_name)
+        for who in (*case.contestants, *(["matrix"] if case.mode != "generation" else []))
+    ]
+    processes: list[Process] = []
+    failures: dict[str, str] = {}
+    try:
+        for entry in entries:  # one after the other: their first steps allocate and compile
+            process = Process(entry)
+            processes.append(process)
+            try:
+                first = process.turn(options.warmup_steps if entry.who != "matrix" else 1)
+                if "seconds" in first:
+                    again = process.turn(1) if first["seconds"] / first["steps"] < 10 else first
+                    process.steps = max(math.ceil(options.seconds * again["steps"] / again["seconds"]), 1)
+            except RuntimeError as error:
+                failures[entry.who] = str(error).strip().splitlines()[-1]
+                process.process.kill()
+                processes.remove(process)
+        for _ in range(options.rounds):
+            for process in random.sample(processes, len(processes)):
+                process.turns.append(process.turn(process.steps))
+        return summary(case, processes, failures)
+    finally:
+        for process in processes:
+            process.stop()
+
+
+def summary(case: Case, processes: list[Process], failures: dict[str, str]) -> dict[str, Any]:
+    """What the rounds say."""
+    rates = {p.entry.who: [t["tokens"] / t["seconds"] for t in p.turns] for p in processes if p.entry.who != "matrix"}
+    matrix = next((statistics.median(t["rate"] for t in p.turns) for p in processes if p.entry.who == "matrix"), None)
+    contestants: dict[str, Any] = {}
+    for process in processes:
+        who = process.entry.who
+        if who == "matrix":
+            continue
+        steps = [turn["seconds"] / turn["steps"] for turn in process.turns]
+        tokens_per_row = statistics.mean(t["tokens"] / t["steps"] for t in process.turns) / case.batch_size
+        rate = statistics.median(rates[who])
+        contestants[who] = {
+            "tokens_per_second": rate,
+            "step_seconds_median": statistics.median(steps),
+            "step_seconds_range": [min(steps), max(steps)],
+            "steps_timed": sum(turn["steps"] for turn in process.turns),
+            "peak_gib": max(turn["peak_bytes"] for turn in process.turns) / 2**30,
+            "share_of_matrix_rate": rate * flops_per_token(case, tokens_per_row) / matrix if matrix else None,
+        }
+    ratios = {}
+    ours = "gpt2_hf"
+    for other in rates:
+        if ours in rates and other != ours:
+            per_round = [a / b for a, b in zip(rates[ours], rates[other], strict=True)]
+            ratios[other] = {
+                "speed": statistics.median(per_round),
+                "speed_range": [min(per_round), max(per_round)],
+                "memory": contestants[ours]["peak_gib"] / contestants[other]["peak_gib"],
+            }
+    return {
+        "case": asdict(case),
+        "matrix_flops": matrix,
+        "contestants": contestants,
+        "ratios": ratios,
+        "failures": failures,
+    }
+
+
+def print_case(result: dict[str, Any]) -> None:
+    """One case as a table."""
+    case = result["case"]
+    matrix = f"; matrix products {result['matrix_flops'] / 1e9:,.0f} GFLOP/s" if result["matrix_flops"] else ""
+    print(f"\n{case['name']}: {case['size']}, batch {case['batch_size']}{matrix}")
+    print(f"  {'':10}{'tokens/s':>12}{'step (s), median and range':>32}{'peak GiB':>10}{'share':>8}{'gpt2_hf is':>24}")
+    for who, row in result["contestants"].items():
+        low, high = row["step_seconds_range"]
+        share = f"{row['share_of_matrix_rate']:.0%}" if row["share_of_matrix_rate"] else ""
+        ratio = result["ratios"].get(who)
+        times = f"{ratio['speed']:.2f}x ({ratio['speed_range'][0]:.2f}-{ratio['speed_range'][1]:.2f})" if ratio else ""
+        step = f"{row['step_seconds_median']:.4f} ({low:.4f}-{high:.4f})"
+        print(f"  {who:10}{row['tokens_per_second']:12,.1f}{step:>32}{row['peak_gib']:10.2f}{share:>8}{times:>24}")
+    for who, problem in result["failures"].items():
+        print(f"  {who:10}failed: {problem}")
+    sys.stdout.flush()
+
+
+def make_cases(options: argparse.Namespace) -> list[Case]:
+    """The comparisons of the README."""
+    training = ("stock", "tuned", "gpt2_hf")
+    if options.quick:
+        return [
+            Case("lines", training, "small", 8, mode="lines", length=256),
+            Case("blocks, dropout 0.1", training, "small", 4, length=256),
+            Case("generation", ("stock", "gpt2_hf"), "small", 1, mode="generation", new_tokens=32),
+        ]
+    rows = 8 if options.device == "cuda" else 2
+    return [
+        Case("lines", training, "124M", 8, mode="lines"),
+        Case("blocks, dropout 0.1", training, "124M", rows),
+        Case("blocks, no dropout", training, "124M", rows, dropout=0.0),
+        Case("small blocks, dropout 0.1", training, "small", 8),
+        Case("trainer overhead", ("bare", "gpt2_hf"), "10M", 8, length=256),
+        Case("generation, batch 1", ("stock", "gpt2_hf"), "124M", 1, mode="generation"),
+        Case("generation, batch 8", ("stock", "gpt2_hf"), "124M", 8, mode="generation"),
+    ]
+
+
+def main() -> None:
+    """Run the cases, print a table for each, and one JSON document as the last line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
+    parser.add_argument("--quick", action="store_true", help="small models, few rounds")
+    parser.add_argument("--rounds", type=int, help="turns of each contestant")
+    parser.add_argument("--seconds", type=float, help="length of a turn, about")
+    parser.add_argument("--cases", nargs="+", help="only cases whose names begin so")
+    parser.add_argument("--dataset_name", default="python-docs", help="as in training")
+    parser.add_argument("--dataset_config_name", help="as in training")
+    parser.add_argument("--output_file", help="also write the JSON here")
+    options = parser.parse_args()
+
+    import torch
+    import transformers
+
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    options.warmup_steps = 10 if options.device == "cuda" else 1
+    options.rounds = options.rounds or (2 if options.quick else 3)
+    options.seconds = options.seconds or (2.0 if options.quick else 5.0)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    cases = [c for c in make_cases(options) if not options.cases or c.name.startswith(tuple(options.cases))]
+    results = []
+    for case in cases:
+        results.append(run_case(case, options))
+        print_case(results[-1])
+    document = {
+        "results": results,
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+        "precision": precision_of(options.device),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "dataset": options.dataset_name,
+        "rounds": options.rounds,
+    }
+    if options.output_file:
+        Path(options.output_file).write_text(json.dumps(document, indent=2), encoding="utf-8")
+    print(json.dumps(document))
+
+
+if __name__ == "__main__":
+    main()
