@@ -256,6 +256,9 @@ class GPT2HFTrainingArguments(TrainingArguments):
         # Beside FSDP transformers would advise FSDP's own, which `sharding` refuses; it need not know yet.
         self.activation_checkpointing = self.gradient_checkpointing = False
         self._check_engine()
+        if "ACCELERATE_MIXED_PRECISION" in os.environ:  # accelerate's config file; the line printed is about ours
+            name = self.resolved_precision.name
+            os.environ["ACCELERATE_MIXED_PRECISION"] = "no" if name == "fp32" else name
         super().__post_init__()
         # Both of transformers' names: older releases read the second, newer ones the first.
         self.activation_checkpointing = self.gradient_checkpointing = recompute

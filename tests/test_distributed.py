@@ -12,9 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.distributed.fsdp import CPUOffloadPolicy
+from transformers import TrainingArguments
 
 from gpt2_hf import checkpoints
 from gpt2_hf.__main__ import main
+from gpt2_hf.arguments import GPT2HFTrainingArguments
 from gpt2_hf.errors import UserError
 from gpt2_hf.sharding import check_engine
 from gpt2_hf.state_files import load_state
@@ -257,6 +259,20 @@ def test_accelerate_launch_trains_the_same_thing(tiny_options, one_process, tmp_
     output, _ = launch(launcher, *options).communicate(timeout=240)
     assert "2 processes" in output
     assert_same_run(one_process("blocks"), tmp_path / "run")
+
+
+def test_the_precision_is_the_one_printed(monkeypatch, tmp_path):
+    """accelerate's config file has a setting of that kind too, which would win without a word."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    args = GPT2HFTrainingArguments(output_dir=str(tmp_path), precision="fp32", use_cpu=True)
+    assert args.mixed_precision == "no" and args.resolved_precision.name == "fp32"
+
+
+def test_one_process_uses_one_gpu(monkeypatch, tmp_path):
+    """torch's DataParallel would give the second device nothing of a row without padding."""
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 8)
+    args = GPT2HFTrainingArguments(output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=4)
+    assert args._n_gpu == 1 and args.train_batch_size == 4
 
 
 def test_wrong_input_is_reported_once(tiny_options, tmp_path):
