@@ -9,6 +9,7 @@ Contestants:
     tuned     the same with all that a careful user would switch on: bf16 where the device has it, sdpa, fused AdamW,
               lines grouped by length and padded to the longest of the batch, torch_compile on a GPU
     gpt2_hf   this package as `run_clm.py` runs it
+    compiled  the same with --torch_compile, on a GPU
     bare      gpt2_hf's model in a loop without any Trainer: the same batches, autocast, clipping, optimizer, schedule
 
 Each contestant is a process of its own that trains through its Trainer and stops before a step until it is its turn;
@@ -279,9 +280,10 @@ def train(entry: Entry, turns: Turns) -> None:
         "seed": 42,
         "use_cpu": entry.device == "cpu",
     }
-    if entry.who in ("gpt2_hf", "bare"):
+    if entry.who in ("gpt2_hf", "compiled", "bare"):
         model: Any = GPT2HFForCausalLM(GPT2HFConfig(**shape, **dropouts))
-        args: Any = GPT2HFTrainingArguments(**common, max_training_hours=None)
+        compiled = entry.who == "compiled"
+        args: Any = GPT2HFTrainingArguments(**common, max_training_hours=None, torch_compile=compiled)
         if entry.who == "bare":
             bare_loop(model, args, samples, counting(collator, turns), turns)
         trainer: Any = GPT2HFTrainer(
@@ -431,12 +433,11 @@ def run_case(case: Case, options: argparse.Namespace) -> dict[str, Any]:
         Entry(case, who, options.device, options.dataset_name, options.dataset_config_name)
         for who in (*case.contestants, *(["matrix"] if case.mode != "generation" else []))
     ]
-    processes: list[Process] = []
+    processes = [Process(entry) for entry in entries]
     failures: dict[str, str] = {}
     try:
-        for entry in entries:  # one after the other: their first steps allocate and compile
-            process = Process(entry)
-            processes.append(process)
+        for process in list(processes):  # one after the other: their first steps allocate and compile
+            entry = process.entry
             try:
                 first = process.turn(options.warmup_steps if entry.who != "matrix" else 1)
                 if "seconds" in first:
@@ -514,7 +515,7 @@ def print_case(result: dict[str, Any]) -> None:
 
 def make_cases(options: argparse.Namespace) -> list[Case]:
     """The comparisons of the README."""
-    training = ("stock", "tuned", "gpt2_hf")
+    training = ("stock", "tuned", "gpt2_hf", *(["compiled"] if options.device == "cuda" else []))
     if options.quick:
         return [
             Case("lines", training, "small", 8, mode="lines", length=256),

@@ -12,6 +12,7 @@ from transformers import IntervalStrategy, SchedulerType, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 from .errors import UserError
+from .fallbacks import missing_for_compile
 from .precision import Precision, current_device_type, resolve_precision
 
 DEFAULT_HEAD_SIZE = 64
@@ -230,6 +231,8 @@ class GPT2HFTrainingArguments(TrainingArguments):
 
     resolved_precision: Precision | None = field(default=None, init=False)
 
+    notices: list[str] = field(default_factory=list, init=False)  # what was asked for and is left out, to be printed
+
     def __post_init__(self) -> None:
         self._check_ranges()
         for name, remedy in _WITHOUT_EFFECT.items():
@@ -237,6 +240,11 @@ class GPT2HFTrainingArguments(TrainingArguments):
                 raise UserError(f"--{name} has no effect: {remedy}")
         device_type = current_device_type(self.use_cpu)
         self.resolved_precision = resolve_precision(self._wanted_precision(), device_type)
+        # Before the base class, which hands it to accelerate.
+        missing = missing_for_compile(device_type) if self.torch_compile else None
+        if missing is not None:
+            self.torch_compile: bool = False
+            self.notices.append(f"--torch_compile is left out: {missing}; training goes on, slower")
         self.fp16 = self.resolved_precision.name == "fp16"
         self.bf16 = self.resolved_precision.name == "bf16"
         # Without an accelerator the Trainer refuses bf16 and pins memory unless it is told that it is on a CPU.
