@@ -21,6 +21,7 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from . import __version__
 from .arguments import DataArguments, EvaluationArguments
@@ -183,6 +184,7 @@ def collate_windows(samples: list[dict[str, np.ndarray]]) -> dict[str, torch.Ten
 
 def run_evaluation(args: EvaluationArguments, data_args: DataArguments, given: dict[str, str]) -> int:
     """The command `evaluate`: print the result, the last line as JSON."""
+    transformers_logging.disable_progress_bar()
     processes = PartialState(cpu=current_device_type(use_cpu=False) == "cpu")
     try:
         _evaluate(args, data_args, given, processes)
