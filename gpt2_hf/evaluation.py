@@ -202,14 +202,9 @@ def _evaluate(
     data_args = with_training_protocol(data_args, given, source)
     max_length = args.max_length or read_trained_option(source, "max_length") or model.config.n_positions
     _check_options(args, data_args, given, max_length, model.config.n_positions)
-    # A validation split may have to be cut from the training text, which is then needed too.
-    splits = ("train", "validation") if args.split == "validation" else (args.split,)
-    data = load_data(data_args, tokenizer, max_length, splits, batch_size=args.batch_size)
+    data = load_data(data_args, tokenizer, max_length, (args.split,), batch_size=args.batch_size)
     if args.split not in data.samples:
-        raise UserError(
-            f"--split {args.split}: {data_args.dataset_name or data_args.train_file} has no such split; "
-            f"it has {', '.join(data.samples) or 'none of the others asked for'}"
-        )
+        raise UserError(f"--split {args.split}: {_text_of(args.split, data_args)} has no such split; choose another")
     samples, collator = _protocol(data, args, max_length)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision.name)
     result = evaluate_model(model, samples, collator, batch_size=args.batch_size, dtype=dtype, tokenizer=tokenizer)
