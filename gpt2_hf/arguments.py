@@ -334,7 +334,7 @@ class EvaluationArguments:
         None, "Sliding windows of max_length tokens that move on by so many; the training protocol when left out."
     )
     max_length: int | None = option(None, "Context in tokens; what the model was trained with when left out.")
-    batch_size: int = option(8, "Samples in a batch.")
+    batch_size: int = option(8, "Samples in a batch; it does not change the result.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("fp32", "Number format of the products.")
     output_file: str | None = option(None, "Also write the result as JSON to this file.")
 

@@ -36,7 +36,7 @@ from .modeling_gpt2_hf import GPT2HFForCausalLM
 from .precision import current_device_type, resolve_precision
 from .text_units import TextCounts, TextUnits
 
-_POINTLESS_WITH_STRIDE = ("sequence_mode", "truncate", "pad_to_max_length", "max_eval_samples")
+_POINTLESS_WITH_STRIDE = ("sequence_mode", "truncate", "pad_to_max_length", "max_train_samples", "max_eval_samples")
 
 # Stands in the output, so that a figure says what it is.
 DEFINITIONS = {
@@ -248,6 +248,9 @@ def _check_options(
                 raise UserError(
                     f"--{name} has no effect with --stride, which slides over the whole text; leave it out"
                 )
+    other_limit = "max_eval_samples" if args.split == "train" else "max_train_samples"
+    if other_limit in given:
+        raise UserError(f"--{other_limit} has no effect with --split {args.split}; leave it out")
     if data_args.streaming and args.split == "train":
         raise UserError("--split train: the training text is streamed without end; add --streaming false to store it")
 

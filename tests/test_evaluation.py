@@ -206,6 +206,9 @@ def test_command_finds_checkpoints_by_name(finished_run, capsys):
         (["--stride", "1", "--max_length", "1"], "no token was scored"),
         (["--output_file", "/proc/nowhere/x.json"], "--output_file: /proc/nowhere/x.json cannot be written"),
         (["--max_length", "64"], "--max_length 64 exceeds the model's 32 positions"),
+        (["--max_train_samples", "5"], "--max_train_samples has no effect with --split test"),
+        (["--split", "train", "--max_eval_samples", "5"], "--max_eval_samples has no effect with --split train"),
+        (["--stride", "8", "--truncate", "true"], "--truncate has no effect with --stride"),
         (["--spilt", "test"], "unknown option --spilt; did you mean split"),
     ],
 )
