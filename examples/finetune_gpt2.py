@@ -33,9 +33,10 @@ def main() -> None:
             per_device_train_batch_size=4,
             learning_rate=1e-4,
             warmup_steps=2,
-            eval_on_start=True,
             logging_steps=5,
-            eval_steps=5,
+            eval_on_start=True,
+            eval_steps=args.max_steps,
+            save_steps=args.max_steps,
         ),
     )
     history = json.loads((Path(args.output_dir) / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
