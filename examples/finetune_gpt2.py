@@ -30,7 +30,7 @@ def main() -> None:
             output_dir=args.output_dir,
             overwrite_output_dir=True,
             max_steps=args.max_steps,
-            per_device_train_batch_size=4,
+            per_device_train_batch_size=2,
             learning_rate=1e-4,
             warmup_steps=2,
             logging_steps=5,
