@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from .errors import EXIT_USER_ERROR, SaveError, TrainingDivergedError, UserError
+from .errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, SaveError, TrainingDivergedError, UserError
 
 if TYPE_CHECKING:
     from .parsing import Parsed
@@ -51,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, TrainingDivergedError, SaveError) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:  # while training, Ctrl-C saves a checkpoint first, see `callbacks.preemption`
+        print(file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def _train(argv: list[str], dry_run: bool = False) -> int:
@@ -92,7 +95,9 @@ def _generate(argv: list[str]) -> int:
     from .arguments import GenerationArguments
     from .generation import run_generation
 
-    return run_generation(*_parse([GenerationArguments], argv, "generate").values)
+    parsed = _parse([GenerationArguments], argv, "generate")
+    (args,) = parsed.values
+    return run_generation(args, given=parsed.given)
 
 
 def _export(argv: list[str]) -> int:

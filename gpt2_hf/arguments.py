@@ -301,21 +301,33 @@ class GenerationArguments:
     _argument_group_name = "generation"
 
     model_path: str = option("checkpoints/best_model", "Model folder, checkpoint name or path, or hub id.")
-    prompt: str | None = option(None, "Text to continue; from standard input when left out.")
-    max_new_tokens: int = option(128, "Tokens to generate.")
+    prompt: str | None = option(
+        None, "Text to continue. Without prompt and prompt_file: standard input, or line by line at a terminal."
+    )
+    prompt_file: str | None = option(None, "File of prompts: one a line, or jsonl with the key prompt.")
+    output_file: str | None = option(None, "Write prompts and completions to this jsonl file instead of printing.")
+    batch_size: int = option(8, "Texts to generate at a time, if there are several.")
+    max_new_tokens: int | None = option(None, "Tokens to generate; 128, or what fits into the model, when left out.")
     temperature: float = option(0.8, "Softmax temperature; 0: always the likeliest token.")
     top_k: int = option(0, "Sample among the so many likeliest tokens; 0: no limit.")
     top_p: float = option(0.95, "Sample among the likeliest tokens of this total probability; 1: no limit.")
-    num_samples: int = option(1, "Texts to generate for the prompt.")
-    seed: int = option(42, "Seed of the sampling.")
+    num_samples: int = option(1, "Texts to generate for each prompt.")
+    seed: int = option(42, "Seed of the sampling; texts also depend on the order of the prompts and on batch_size.")
+    stop: list[str] = option([], "End a text after any of these strings.")
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "num_samples"):
+        for name in ("batch_size", "num_samples"):
             require_at_least(name, getattr(self, name), 1)
+        if self.max_new_tokens is not None:
+            require_at_least("max_new_tokens", self.max_new_tokens, 1)
         for name in ("temperature", "top_k", "seed"):
             require_at_least(name, getattr(self, name), 0)
         if not 0 < self.top_p <= 1:
             raise UserError(f"--top_p must be in (0, 1], got {self.top_p:g}")
+        if "" in self.stop:
+            raise UserError("--stop must not be empty; in most shells a line end is $'\\n'")
+        if self.prompt is not None and self.prompt_file is not None:
+            raise UserError("--prompt has no effect beside --prompt_file; leave one of them out")
 
 
 @dataclass
@@ -330,7 +342,7 @@ class EvaluationArguments:
         None, "Sliding windows of max_length tokens that move on by so many; the training protocol when left out."
     )
     max_length: int | None = option(None, "Context in tokens; what the model was trained with when left out.")
-    batch_size: int = option(8, "Samples in a batch.")
+    batch_size: int = option(8, "Samples in a batch; it does not change the result.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("fp32", "Number format of the products.")
     output_file: str | None = option(None, "Also write the result as JSON to this file.")
 

@@ -26,7 +26,7 @@ RANKS = [
     ["arguments", "modeling_gpt2_hf"],
     ["parsing"],
     ["tokenizer"],
-    ["data"],
+    ["data", "text_units"],
     ["model_loading"],
     ["callbacks"],
     ["trainer"],
