@@ -30,7 +30,8 @@ RUN pip install --no-deps . \
     && mkdir -p checkpoints .cache /data \
     && chmod -R a+rwX checkpoints .cache /data
 
-USER trainer
+# By number, so that Kubernetes can tell that it is not root.
+USER 10001
 
 # In exec form the trainer is PID 1: `docker stop --time 120` sends it SIGTERM, it saves a checkpoint and exits with 75.
 ENTRYPOINT ["python", "run_clm.py"]

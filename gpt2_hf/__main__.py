@@ -3,14 +3,18 @@
 Only this module turns errors into exit codes.
 """
 
+import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from .errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, SaveError, TrainingDivergedError, UserError
+from .errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USER_ERROR, SaveError, TrainingDivergedError, UserError
 
 if TYPE_CHECKING:
     from .parsing import Parsed
+
+_SECONDS_FOR_THE_FIRST = 3.0
 
 _USAGE = """usage: python -m gpt2_hf COMMAND [--config FILE.json] [--option value ...]
 
@@ -49,11 +53,33 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"unknown command {command!r}; choose one of {', '.join(_COMMANDS)}")
         return _COMMANDS[command](rest)
     except (UserError, TrainingDivergedError, SaveError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        # Every process that cannot save has its own reason; wrong input is the same for all.
+        _report(error, everywhere=isinstance(error, SaveError))
         return error.exit_code
-    except KeyboardInterrupt:  # while training, Ctrl-C saves a checkpoint first, see `callbacks.preemption`
+    except KeyboardInterrupt:  # while training, Ctrl-C saves a checkpoint first, see `stop_signals`
         print(file=sys.stderr)
         return EXIT_INTERRUPTED
+    except RuntimeError as error:
+        from .distributed import is_lost_connection
+
+        if not is_lost_connection(error):
+            raise
+        reason = " ".join(str(error).split())
+        message = (
+            "another process of the run is gone or cannot be reached; its own output says why. The checkpoints are "
+        )
+        _report(f"{message}whole: go on with --resume_from latest ({reason[:200]})", everywhere=True)
+        return EXIT_FAILURE
+
+
+def _report(error: Exception | str, everywhere: bool) -> None:
+    """Print an error as a line; of several processes only the first, unless it is about something everywhere."""
+    rank = int(os.environ.get("RANK", 0))
+    if rank and not everywhere:
+        # A launcher ends all processes when the first has failed. One that it lets live is the only one that failed.
+        time.sleep(_SECONDS_FOR_THE_FIRST)
+    process = f" (process {rank})" if rank else ""
+    print(f"error{process}: {error}", file=sys.stderr, flush=True)
 
 
 def _train(argv: list[str], dry_run: bool = False) -> int:
@@ -63,13 +89,16 @@ def _train(argv: list[str], dry_run: bool = False) -> int:
     import gpt2_hf
 
     gpt2_hf.register_auto_classes()
-    from .arguments import DataArguments, GPT2HFTrainingArguments, ModelArguments
+    from .arguments import ClusterArguments, DataArguments, GPT2HFTrainingArguments, ModelArguments
     from .training import train
 
     argv, dry_run = _take_flag(argv, "--dry_run", dry_run)
-    parsed = _parse([ModelArguments, DataArguments, GPT2HFTrainingArguments], argv, "plan" if dry_run else "train")
-    model_args, data_args, args = parsed.values
-    return train(model_args, data_args, args, given=parsed.given, watch=watch, dry_run=dry_run)
+    command = "plan" if dry_run else "train"
+    dataclass_types = [ModelArguments, DataArguments, GPT2HFTrainingArguments]
+    parsed = _parse([*dataclass_types, ClusterArguments] if dry_run else dataclass_types, argv, command)
+    model_args, data_args, args, *cluster = parsed.values
+    plan_for = cluster[0] if dry_run else None
+    return train(model_args, data_args, args, given=parsed.given, watch=watch, plan_for=plan_for)
 
 
 def _plan(argv: list[str]) -> int:

@@ -5,12 +5,14 @@ Names follow transformers' examples where they have one; the user's guide's name
 """
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from transformers import IntervalStrategy, SchedulerType, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
+from . import distributed
 from .errors import UserError
 from .fallbacks import missing_for_compile
 from .precision import Precision, current_device_type, resolve_precision
@@ -189,6 +191,11 @@ class GPT2HFTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = option(8, "Samples in a batch, on each device.", "batch_size")
     per_device_eval_batch_size: int = option(8, "Samples in an evaluation batch, on each device.", "eval_batch_size")
     gradient_accumulation_steps: int = option(1, "Batches summed into one optimizer step.")
+    global_batch_size: int | None = option(
+        None,
+        "Samples of an optimizer step on all devices together: accumulation follows from it and the number of "
+        "devices, and batch_size is the most that a device is given at once.",
+    )
     learning_rate: float = option(3e-4, "Peak learning rate.")
     weight_decay: float = option(0.01, "Decoupled weight decay; not on biases and LayerNorms.")
     adam_beta1: float = option(0.9, "AdamW's first beta.")
@@ -230,6 +237,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
     greater_is_better: bool = option(False, "Whether a higher metric is better; never so here.")
 
     resolved_precision: Precision | None = field(default=None, init=False)
+    _share: int | None = field(default=None, init=False, repr=False)
 
     notices: list[str] = field(default_factory=list, init=False)  # what was asked for and is left out, to be printed
 
@@ -252,13 +260,46 @@ class GPT2HFTrainingArguments(TrainingArguments):
         if self.data_seed is None:
             # Otherwise accelerate takes whatever seed torch was last given as that of the data order.
             self.data_seed = self.seed
-        self._unify_checkpointing_names()
+        recompute = self.activation_checkpointing or self.gradient_checkpointing
+        # Beside FSDP transformers would advise FSDP's own, which `sharding` refuses; it need not know yet.
+        self.activation_checkpointing = self.gradient_checkpointing = False
+        self._check_engine()
         super().__post_init__()
+        # Both of transformers' names: older releases read the second, newer ones the first.
+        self.activation_checkpointing = self.gradient_checkpointing = recompute
+        # Two devices in one process would need torch's DataParallel, which cannot divide a row without padding.
+        self._n_gpu = min(self.n_gpu, 1)
+        self._divide_global_batch()
+        distributed.set_timeout(self.ddp_timeout)
 
-    def _unify_checkpointing_names(self) -> None:
-        """Accept both of transformers' names: older releases read the second, newer ones the first."""
-        wanted = self.activation_checkpointing or self.gradient_checkpointing
-        self.activation_checkpointing = self.gradient_checkpointing = wanted
+    @property
+    def train_batch_size(self) -> int:
+        """Samples that a device is given at once."""
+        return self._share or self.per_device_train_batch_size
+
+    def _divide_global_batch(self) -> None:
+        """Choose accumulation for `global_batch_size`, and what a device is given at once."""
+        if self.global_batch_size is not None:
+            self._share, self.gradient_accumulation_steps = divide_batch(
+                self.global_batch_size, self.world_size, self.per_device_train_batch_size
+            )
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of an optimizer step on all devices together."""
+        return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    @property
+    def wants_fsdp(self) -> bool:
+        """Whether FSDP was asked for, by option or by accelerate's config file."""
+        return bool(self.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+    def _check_engine(self) -> None:
+        if self.deepspeed is not None or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+            raise UserError(
+                "--deepspeed is not supported: its checkpoints are pickles, which this package never reads; "
+                "examples/accelerate/fsdp2.yaml shards weights, gradients and optimizer as ZeRO-3 does"
+            )
 
     def _check_best_metric(self) -> None:
         names = ("loss", "perplexity", "eval_loss", "eval_perplexity")
@@ -285,6 +326,8 @@ class GPT2HFTrainingArguments(TrainingArguments):
             require_at_least(name, getattr(self, name), 0)
         for name in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
             require_fraction(name, getattr(self, name))
+        if self.global_batch_size is not None:
+            require_at_least("global_batch_size", self.global_batch_size, 1)
         self._check_best_metric()
         if self.schedule_by_time and (self.max_training_hours is None or self.lr_scheduler_type != "cosine"):
             raise UserError("--schedule_by_time needs --max_training_hours and --lr_scheduler_type cosine")
@@ -292,6 +335,24 @@ class GPT2HFTrainingArguments(TrainingArguments):
             require_at_least("max_steps", self.max_steps, 1)
         if self.save_total_limit is not None:
             require_at_least("save_total_limit", self.save_total_limit, 1)
+
+
+@dataclass
+class ClusterArguments:
+    """Devices that a plan is made for."""
+
+    _argument_group_name = "cluster"
+
+    nproc: int = option(1, "plan: devices of a machine, each with a process.")
+    nodes: int = option(1, "plan: machines.")
+    link_gb_per_second: float = option(50.0, "plan: what a device sends to others of its machine, in GB/s.")
+    network_gb_per_second: float = option(12.5, "plan: what a machine sends to others, in GB/s; 12.5 is 100 Gbit/s.")
+
+    def __post_init__(self) -> None:
+        for name in ("nproc", "nodes"):
+            require_at_least(name, getattr(self, name), 1)
+        for name in ("link_gb_per_second", "network_gb_per_second"):
+            require_positive(name, getattr(self, name))
 
 
 @dataclass
@@ -361,6 +422,31 @@ class ExportArguments:
 
     model_path: str = option("checkpoints/best_model", "Model folder, checkpoint name or path.")
     output_dir: str = option("exported", "New folder for transformers' GPT2LMHeadModel, with its tokenizer.")
+
+
+def divide_batch(samples: int, devices: int, most: int) -> tuple[int, int]:
+    """Divide the samples of an optimizer step among devices.
+
+    Args:
+        samples: of all devices together.
+        devices: that have equal parts.
+        most: samples that a device can be given at once.
+
+    Returns:
+        Samples given to a device at once, and how many times: the fewest of equal size.
+
+    Raises:
+        UserError: if the devices cannot have equal parts.
+    """
+    part, left = divmod(samples, devices)
+    if left or not part:
+        choices = sorted({max(part, 1) * devices, (part + 1) * devices})
+        raise UserError(
+            f"--global_batch_size {samples} cannot be divided among {devices} processes; "
+            f"use {' or '.join(map(str, choices))}"
+        )
+    share = max(size for size in range(1, min(most, part) + 1) if part % size == 0)
+    return share, part // share
 
 
 def names_of(dataclass_type: type) -> set[str]:

@@ -1,6 +1,7 @@
 """The few things that processes of one run must agree on."""
 
 import functools
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -46,3 +47,21 @@ def barrier() -> None:
     """Wait until every process is here."""
     if is_distributed():
         dist.barrier()
+
+
+def set_timeout(seconds: float) -> None:
+    """How long a process waits for the others before it gives up; transformers sets it on accelerators alone."""
+    if is_distributed():
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), _cpu_group(dist.group.WORLD))
+
+
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Whether a process could not reach another one of the run, because it is gone or the network is."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def leave() -> None:
+    """Take leave of the other processes, at the very end; a launcher may kill the rest when the first one exits."""
+    if is_distributed():
+        dist.barrier()
+        dist.destroy_process_group()

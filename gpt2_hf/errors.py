@@ -1,6 +1,7 @@
 """The errors that the command turns into one line and an exit code instead of a traceback."""
 
 EXIT_OK = 0
+EXIT_FAILURE = 1  # a bug, or another process of the run is gone
 EXIT_USER_ERROR = 2
 EXIT_DIVERGED = 3
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: run the same command again to go on

@@ -28,6 +28,7 @@ _DATA_FILES = ("train_file", "validation_file", "test_file")
 OVERRULES = {
     "model_name_or_path": ("d_model", "num_layers", "num_heads", "d_ff"),
     **dict.fromkeys(_DATA_FILES, ("dataset_name", "dataset_config_name")),
+    "global_batch_size": ("gradient_accumulation_steps",),
 }
 
 # Options that only act under certain values of another one. A config file may state them all the same, because one

@@ -25,12 +25,12 @@ def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dic
     """Every option with the value it has, and the circumstances; itself a config file for `--config`."""
     options = {**asdict(run.model_args), **asdict(run.data_args)}
     options.pop("dataset_config_is_inherited")
-    for choice, others in OVERRULES.items():
-        if options[choice] is not None:  # the written file must not name what has no effect beside it
-            options = {name: value for name, value in options.items() if name not in others}
     names = own_names(GPT2HFTrainingArguments) + [name for name in run.given if hasattr(run.args, name)]
     for name in dict.fromkeys(names):
         options[name] = plain_value(getattr(run.args, name))
+    for choice, others in OVERRULES.items():
+        if options[choice] is not None:  # the written file must not name what has no effect beside it
+            options = {name: value for name, value in options.items() if name not in others}
     for name in ("overwrite_output_dir", "resume_from_checkpoint"):  # of this start, not of the run
         options.pop(name, None)
     args = run.args
@@ -44,7 +44,7 @@ def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dic
         "processes": args.world_size,
         "precision": args.resolved_precision.name if args.resolved_precision else None,
         "parameters": model.num_parameters(),
-        "samples_per_step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "samples_per_step": args.samples_per_step,
         "data": data.fingerprints,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),

@@ -111,7 +111,7 @@ def check_resumable(run: Run, checkpoint: Path, model: GPT2HFForCausalLM, data: 
     if saved_rows != current_rows:
         raise UserError(
             f"--resume_from: {checkpoint} was trained with {saved_rows} samples a step, this run asks for "
-            f"{current_rows}; choose --batch_size and --gradient_accumulation_steps so that the product stays"
+            f"{current_rows}; give --global_batch_size {saved_rows}, which keeps it on any number of devices"
         )
     changed = changed_options(run, saved, current)
     for name in _FIXED_ON_RESUME:
@@ -122,6 +122,11 @@ def check_resumable(run: Run, checkpoint: Path, model: GPT2HFForCausalLM, data: 
         lines = [f"{name} {was} → {becomes}" for name, (was, becomes) in changed.items()]
         run.say("changed since the checkpoint: " + ", ".join(lines))
     was, becomes = (config[PROVENANCE_KEY]["processes"] for config in (saved, current))
+    if was != becomes and run.data_args.streaming:
+        raise UserError(
+            f"--resume_from: the stream was divided among {was} processes, and none of {becomes} would know where it "
+            f"is; go on with {was}"
+        )
     if was != becomes:
         run.say(f"changed since the checkpoint: processes {was} → {becomes}; random numbers start anew")
 

@@ -28,10 +28,12 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, SaveStrategy
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from . import checkpoints, distributed
 from .arguments import GPT2HFTrainingArguments
@@ -51,6 +53,7 @@ from .data import EpochSampler, Samples, StreamingLoader, StreamingSamples
 from .errors import SaveError, TrainingDivergedError
 from .metrics import perplexity
 from .schedule import cosine_by_time
+from .sharding import check_engine, divided, load_whole_weights, plain_twin, whole, whole_weights
 from .state_files import load_state, save_state
 from .stop_signals import IgnoringSignals, SignalWatch
 from .stopwatch import Stopwatch
@@ -114,6 +117,7 @@ class GPT2HFTrainer(Trainer):
         self._making_up = False
         self._stream: StreamingLoader | None = None
         self._train_sampler: EpochSampler | None = None
+        self._gathered: tuple[dict[str, Any], dict[str, Any]] | None = None  # while a sharded run is being saved
         super().__init__(
             model,
             args,
@@ -140,6 +144,20 @@ class GPT2HFTrainer(Trainer):
         self.num_parameters = sum(p.numel() for p in self.model.parameters())
         count = getattr(self.model, "num_parameters", None)
         self._flops_per_token = 6 * count(exclude_embeddings=True) if count else 0
+        if args.process_index:
+            set_seed(args.seed + args.process_index)  # or dropout would be the same in every process's samples
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """The base class's engine, unless it would be unsafe or inexact."""
+        if self.args.wants_fsdp:
+            # Gradients kept whole until the last accumulated batch would take the memory that sharding saves.
+            config = self.args.accelerator_config
+            config.gradient_accumulation_kwargs = {
+                "sync_each_batch": True,
+                **(config.gradient_accumulation_kwargs or {}),
+            }
+        super().create_accelerator_and_postprocess()
+        check_engine(self.accelerator, self.args.wants_fsdp)
 
     # ---- the training step ----
 
@@ -212,6 +230,8 @@ class GPT2HFTrainer(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         # Between clipping and the optimizer's step: the last moment to keep a bad gradient from the weights.
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if isinstance(grad_norm, DTensor):
+            grad_norm = grad_norm.full_tensor()
         scaler = getattr(self.accelerator, "scaler", None)
         self.non_finite_guard.observe(grad_norm, self.optimizer, self.state.global_step + 1, scaler is not None)
         return grad_norm
@@ -235,8 +255,16 @@ class GPT2HFTrainer(Trainer):
             self._train_batch_size * self.args.world_size,
             lengths=samples.lengths if strategy == "group_by_length" else None,
             shuffle=strategy != "sequential",
+            step_size=self.args.samples_per_step,
         )
         return self._train_sampler
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """In the order of the data; filler gives every process as many batches as the others."""
+        if self.args.world_size <= 1 or not isinstance(eval_dataset, Samples):
+            return super()._get_eval_sampler(eval_dataset)
+        # A sharded model runs on all processes at once or hangs.
+        return EpochSampler(len(eval_dataset), 0, self.args.eval_batch_size * self.args.world_size, shuffle=False)
 
     def _run_epoch(self, model: nn.Module, epoch: int, **kwargs: Any) -> Any:
         # With several processes accelerate's set_epoch does not reach the sampler of a loader that skips batches.
@@ -417,7 +445,7 @@ class GPT2HFTrainer(Trainer):
         run_dir = Path(self._get_output_dir(trial=trial))
         target = run_dir / checkpoints.checkpoint_folder(self.state.global_step)
         problem: BaseException | None = None
-        with self.watch.measure("save"):
+        with self.watch.measure("save"), self._gathered_shards():
             for stage in (self._open_checkpoint, self._fill_checkpoint, self._commit_checkpoint):
                 try:
                     stage(run_dir, target)
@@ -429,6 +457,17 @@ class GPT2HFTrainer(Trainer):
             else:
                 return
         self._give_up_checkpoint(run_dir, target, problem)
+
+    @contextlib.contextmanager
+    def _gathered_shards(self) -> Iterator[None]:
+        """Collect a sharded run on the first process before anything is written: a full disk must not part them."""
+        if self.is_fsdp_enabled:
+            optimizer = whole(self.optimizer.state_dict(), keep=self.args.should_save)
+            self._gathered = whole_weights(self.model), optimizer
+        try:
+            yield
+        finally:
+            self._gathered = None
 
     def _open_checkpoint(self, run_dir: Path, target: Path) -> None:
         if self.args.should_save:
@@ -498,21 +537,29 @@ class GPT2HFTrainer(Trainer):
         if not self.args.should_save:
             return
         unwrapped = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if self.is_fsdp_enabled:
+            unwrapped = plain_twin(unwrapped)
         unwrapped.save_pretrained(output_dir, state_dict=state_dict)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(output_dir)
 
-    @property
-    def _state_is_sharded(self) -> bool:
-        """Whether an engine (FSDP, DeepSpeed) splits the optimizer's state and saves it in its own format."""
-        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the weights, from the first process; every process must ask."""
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        self._save(output_dir, self._gathered[0] if self._gathered else whole_weights(self.model))
+
+    def load_weights(self, folder: Path) -> None:
+        """Take the weights of a saved model; every process must ask."""
+        load_whole_weights(self.accelerator.unwrap_model(self.model), str(folder / SAFE_WEIGHTS_NAME))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self._state_is_sharded:
-            super()._save_optimizer_and_scheduler(output_dir)
-        elif self.args.should_save:
-            save_state(self.optimizer.state_dict(), os.path.join(output_dir, _OPTIMIZER_FILE))
-            save_state(self.lr_scheduler.state_dict(), os.path.join(output_dir, _SCHEDULER_FILE))
+        if not self.args.should_save:
+            return
+        optimizer = self._gathered[1] if self._gathered else self.optimizer.state_dict()
+        save_state(optimizer, os.path.join(output_dir, _OPTIMIZER_FILE))
+        save_state(self.lr_scheduler.state_dict(), os.path.join(output_dir, _SCHEDULER_FILE))
 
     def _save_scaler(self, output_dir: str) -> None:
         scaler = getattr(self.accelerator, "scaler", None)
@@ -553,15 +600,26 @@ class GPT2HFTrainer(Trainer):
         if folder.parent.resolve() == run_dir.resolve():
             self._publish_checkpoint(run_dir, folder)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        load_whole_weights(model or self.model, os.path.join(resume_from_checkpoint, SAFE_WEIGHTS_NAME))
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled and self.state.best_model_checkpoint is not None:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or self._state_is_sharded:
-            super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
             return
         wanted = [
             {key: group[key] for key in _GROUP_SETTINGS if key in group} for group in self.optimizer.param_groups
         ]
         base_lrs = list(getattr(self.lr_scheduler, "base_lrs", []))
-        self.optimizer.load_state_dict(load_state(os.path.join(checkpoint, _OPTIMIZER_FILE)))
+        self.optimizer.load_state_dict(divided(load_state(os.path.join(checkpoint, _OPTIMIZER_FILE)), self.optimizer))
         self.lr_scheduler.load_state_dict(load_state(os.path.join(checkpoint, _SCHEDULER_FILE)))
         # Both restore the old hyperparameters too; the arguments of this run are what the user asked for now.
         for group, settings in zip(self.optimizer.param_groups, wanted, strict=True):
@@ -586,17 +644,24 @@ class GPT2HFTrainer(Trainer):
             self.accelerator.scaler.load_state_dict(load_state(path))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        path = os.path.join(checkpoint or "", self._process_state_file())
-        if checkpoint is None or not os.path.isfile(path):
+        states = sorted(Path(checkpoint or "").glob("process_state*.safetensors")) if checkpoint is not None else []
+        if checkpoint is None or not states:
             return
-        state = load_state(path)
-        _set_rng_state(state["rng"], self.args.device)
+        path = Path(checkpoint, self._process_state_file())
+        if path in states and len(states) == self.args.world_size:
+            state = load_state(path)
+            _set_rng_state(state["rng"], self.args.device)
+            if self._stream is not None:
+                self._stream.load_state_dict(state["stream"])
+        else:
+            # Written by another number of processes: what they share goes on, random numbers start anew.
+            state = load_state(states[0])
+            state["loss_since_log"] = torch.stack([load_state(path)["loss_since_log"] for path in states]).mean()
+            set_seed(self.args.seed + self.state.global_step * self.args.world_size + self.args.process_index)
         self._tr_loss = state["loss_since_log"].to(self.args.device)
         self._globalstep_last_logged = state["last_logged_step"]
         # train_loss stays the mean over the steps of this invocation
         self._total_loss_scalar = -self._tr_loss.item()
-        if self._stream is not None:
-            self._stream.load_state_dict(state["stream"])
         vars(self._loss_spikes).update(state["loss_spikes"])
         self._owes_evaluation = state["owes_evaluation"]
         self._make_up_evaluation()

@@ -8,12 +8,13 @@ Everything the user may have got wrong is found before the first file is written
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_callback import TrainerState
 from transformers.utils import logging as transformers_logging
 
-from . import checkpoints, distributed
-from .arguments import DataArguments, GPT2HFTrainingArguments, ModelArguments
+from . import checkpoints, distributed, parallel_plan
+from .arguments import ClusterArguments, DataArguments, GPT2HFTrainingArguments, ModelArguments
 from .callbacks import EvaluationInterruptedError
 from .checkpoints import RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME
 from .data import LoadedData, StreamingSamples, load_data
@@ -46,7 +47,7 @@ def train(
     args: GPT2HFTrainingArguments,
     given: dict[str, str] | None = None,
     watch: Stopwatch | None = None,
-    dry_run: bool = False,
+    plan_for: ClusterArguments | None = None,
 ) -> int:
     """Run the main job.
 
@@ -56,7 +57,7 @@ def train(
         args: how to train.
         given: options that were stated, and where (see `parsing.Parsed`).
         watch: stopwatch of the invocation.
-        dry_run: print the plan and stop before anything is written.
+        plan_for: print the plan for these devices and stop before anything is written.
 
     Returns:
         The exit code: 0 finished or stopped by the time budget, 75 or 130 after a signal.
@@ -72,7 +73,9 @@ def train(
     signals.install()
     try:
         run = Run(model_args, data_args, args, watch or Stopwatch(), signals, given or {})
-        return _plan(run) if dry_run else _train(run)
+        exit_code = _train(run) if plan_for is None else _plan(run, plan_for)
+        distributed.leave()
+        return exit_code
     finally:
         signals.restore()
 
@@ -138,7 +141,7 @@ def _train_locked(run: Run, lock: RunLock) -> int:
     return EXIT_OK
 
 
-def _plan(run: Run) -> int:
+def _plan(run: Run, cluster: ClusterArguments) -> int:
     _, data, model = build(run)
     announce(run, model, data)
     if run.data_args.streaming:
@@ -146,6 +149,9 @@ def _plan(run: Run) -> int:
     scored = data.accounting["train"].scored_tokens
     for line in describe(run.args, model, len(data.samples["train"]), scored):
         run.say(line)
+    if cluster.nproc * cluster.nodes > 1:
+        for line in parallel_plan.describe(run.args, cluster, model):
+            run.say(line)
     return EXIT_OK
 
 
@@ -187,14 +193,20 @@ def announce(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> None:
         f"model: {model.num_parameters() / 1e6:.1f}M parameters ({config.n_layer} layers, {config.n_head} heads, "
         f"width {config.n_embd}, {config.n_positions} positions), {config._attn_implementation} attention"
     )
-    processes = f", {run.args.world_size} processes" if run.args.world_size > 1 else ""
+    how = "sharded over " if run.args.wants_fsdp else ""
+    processes = f", {how}{run.args.world_size} processes" if run.args.world_size > 1 else ""
     run.say(f"device: {run.args.device}{processes}; {run.args.resolved_precision}")
     for notice in run.args.notices:
         run.say(notice)
     if run.args.torch_compile:
-        run.say(
-            "the model is compiled during the first step, which takes a minute or more; so may the first evaluation"
-        )
+        run.say("the model is compiled during the first step, which takes a minute or more")
+    if (devices := torch.cuda.device_count()) > 1 and run.args.device.type == "cuda" and run.args.world_size == 1:
+        run.say(f"one of {devices} GPUs is used; all of them: torchrun --nproc_per_node {devices} run_clm.py ...")
+    run.say(
+        f"batch: {run.args.samples_per_step:,} samples a step = {run.args.world_size} "
+        f"{'process' if run.args.world_size == 1 else 'processes'} × "
+        f"{run.args.train_batch_size} samples × {run.args.gradient_accumulation_steps} accumulated"
+    )
     schedule = make_schedule(run.args, num_samples(data.samples["train"]))
     epochs = "" if run.data_args.streaming else f"{schedule.steps_per_epoch:,} an epoch, "
     run.say(f"steps: {epochs}{schedule.total_steps:,} in all")
@@ -282,7 +294,7 @@ def finish(
         trainer.save_metrics("train", train_metrics)
     saved = saved_model(run.output_dir)
     if saved is not None:
-        _load_weights(trainer, saved)
+        trainer.load_weights(saved)
     eval_metrics = best_eval_metrics(trainer.state)
     if eval_metrics:
         trainer.save_metrics("eval", eval_metrics)
@@ -300,11 +312,6 @@ def saved_model(output_dir: Path) -> Path | None:
         return best
     newest, _ = checkpoints.newest_valid(output_dir)
     return newest
-
-
-def _load_weights(trainer: GPT2HFTrainer, folder: Path) -> None:
-    weights = GPT2HFForCausalLM.from_pretrained(folder, dtype="float32").state_dict()
-    trainer.accelerator.unwrap_model(trainer.model).load_state_dict(weights)
 
 
 def best_eval_metrics(state: TrainerState) -> dict[str, Any]:
@@ -337,7 +344,14 @@ def _score_test(run: Run, trainer: GPT2HFTrainer, data: LoadedData) -> dict[str,
 def _sample(trainer: GPT2HFTrainer, tokenizer: PreTrainedTokenizerBase, data: LoadedData) -> str:
     """A continuation of the first words of the validation text."""
     ids = data.samples["validation"][0]["input_ids"][:_PROMPT_TOKENS]
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    saved = saved_model(Path(str(trainer.args.output_dir)))
+    if trainer.is_fsdp_enabled and saved is not None:
+        # a sharded model runs on all processes at once, and only this one has something to say
+        model = GPT2HFForCausalLM.from_pretrained(saved).to(trainer.args.device)
+    elif trainer.is_fsdp_enabled:
+        return ""
+    else:
+        model = trainer.accelerator.unwrap_model(trainer.model)
     room = model.config.n_positions - len(ids)
     with preserved_rng(trainer.args.device):
         return generate_text(
@@ -354,7 +368,8 @@ def say_results(run: Run, eval_metrics: dict[str, Any], test_metrics: dict[str, 
         )
     if test_metrics:
         run.say(f"test loss {test_metrics['test_loss']:.4f}, perplexity {test_metrics['test_perplexity']:.2f}")
-    run.say(f"\n--- a sample of the model ---\n{sample.strip()}\n---\n")
+    if sample:
+        run.say(f"\n--- a sample of the model ---\n{sample.strip()}\n---\n")
     model = saved_model(run.output_dir)
     run.say(f"results: {run.output_dir}  (model: {model or 'not saved'}, curves: {run.output_dir / CURVES_NAME})")
     if model is not None:

@@ -13,16 +13,9 @@ from .conftest import REPOSITORY
 # The design's row, left to right; modules of one rank may not import each other unless the rank is a package.
 RANKS = [
     ["errors", "distributed", "stopwatch", "state_files", "hub", "chunked_loss", "dropout", "schedule"],
-    [
-        "chunked_attention",
-        "fallbacks",
-        "stop_signals",
-        "precision",
-        "configuration_gpt2_hf",
-        "metrics",
-        "checkpoints",
-        "run_lock",
-    ],
+    ["chunked_attention", "fallbacks", "stop_signals", "precision"],
+    ["configuration_gpt2_hf", "metrics", "checkpoints", "run_lock"],
+    ["sharding"],
     ["arguments", "modeling_gpt2_hf"],
     ["parsing"],
     ["tokenizer"],
@@ -30,7 +23,7 @@ RANKS = [
     ["model_loading"],
     ["callbacks"],
     ["trainer"],
-    ["evaluation", "generation", "export", "report", "plan", "tokenizer_training"],
+    ["evaluation", "generation", "export", "report", "plan", "parallel_plan", "tokenizer_training"],
     ["run"],
     ["resolved_config"],
     ["resuming"],

@@ -42,7 +42,12 @@ def test_every_option_that_the_readme_names_exists():
         [arguments.ModelArguments, arguments.DataArguments, arguments.GPT2HFTrainingArguments], add_help=False
     )
     known = set(parser._option_string_actions)
-    for dataclass_type in (arguments.GenerationArguments, arguments.EvaluationArguments, arguments.ExportArguments):
+    for dataclass_type in (
+        arguments.ClusterArguments,
+        arguments.GenerationArguments,
+        arguments.EvaluationArguments,
+        arguments.ExportArguments,
+    ):
         known |= {f"--{name}" for name in arguments.names_of(dataclass_type)}
     commands = [
         line
@@ -50,9 +55,11 @@ def test_every_option_that_the_readme_names_exists():
         for line in block.replace("\\\n", " ").splitlines()
         if "gpt2_hf" in line or "run_clm.py" in line
     ]
+    # a cell of the table of devices: the launcher's own options stand before the script
+    commands += re.findall(r"`([^`\n]*(?:run_clm\.py|-m gpt2_hf|train\.sbatch) --[^`\n]*)`", README)
     assert commands
     for line in commands:
-        after = re.split(r"run_clm\.py|-m gpt2_hf|gpt2_hf:?\w* ", line, maxsplit=1)[-1]
+        after = re.split(r"run_clm\.py|train\.sbatch|-m gpt2_hf|gpt2_hf:?\w* ", line)[-1]
         for token in shlex.split(after, comments=True):
             if token.startswith("--") and token not in ("--config", "--dry_run"):
                 assert token in known, f"{token} in: {line}"

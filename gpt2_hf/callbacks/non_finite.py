@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..distributed import any_process
 from ..errors import TrainingDivergedError
 
 # How often, in steps, the host asks an accelerator whether a step was bad. Bad steps are skipped on the device
@@ -58,8 +60,9 @@ class NonFiniteGuard(TrainerCallback):
 
     def check_weights(self, model: nn.Module, step: int) -> None:
         """Raise if a weight is not finite, as a learning rate beyond reason can make it in one step."""
-        finite = torch.stack([torch.isfinite(p).all() for p in model.parameters()])
-        if not bool(finite.all()):
+        shards = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
+        finite = torch.stack([torch.isfinite(shard).all() for shard in shards]).all()
+        if any_process(not bool(finite)):
             raise TrainingDivergedError(
                 f"training diverged at step {step}: the weights are no longer finite and are not saved; the last "
                 "checkpoint is untouched. Go on from it with a much lower --learning_rate",

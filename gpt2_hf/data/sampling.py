@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-# Sorting by length goes over so many batches at a time: enough that a batch is of one length, few enough that
-# which samples meet in a batch stays random.
-_BATCHES_SORTED_TOGETHER = 64
+# Sorting by length goes over so many steps at a time: enough that a step is of one length, few enough that
+# which samples meet in a step stays random.
+_STEPS_SORTED_TOGETHER = 64
 
 FILLER = -1
 """The index of a sample without targets; it completes the last batch, and changes no loss and no gradient."""
@@ -29,6 +29,8 @@ class EpochSampler(Sampler[int]):
             every process gets its share and none is given a sample twice.
         lengths: length of each sample. Batches then hold samples of about one length, which saves padding.
         shuffle: without it, in the order of the data.
+        step_size: samples of an optimizer step, the unit in which samples of one length are put together, so that
+            steps are the same whatever their division into batches; `batch_size` when left out.
     """
 
     def __init__(
@@ -38,12 +40,14 @@ class EpochSampler(Sampler[int]):
         batch_size: int = 1,
         lengths: np.ndarray | None = None,
         shuffle: bool = True,
+        step_size: int | None = None,
     ):
         self.num_samples = num_samples
         self.seed = seed
         self.batch_size = batch_size
         self.lengths = lengths
         self.shuffle = shuffle
+        self.step_size = step_size or batch_size
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -70,10 +74,10 @@ class EpochSampler(Sampler[int]):
 
     def _bucketed(self, order: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         assert self.lengths is not None
-        together = _BATCHES_SORTED_TOGETHER * self.batch_size
+        together = _STEPS_SORTED_TOGETHER * self.step_size
         for start in range(0, len(order), together):
             part = order[start : start + together]
             order[start : start + together] = part[np.argsort(self.lengths[part], kind="stable")]
-        whole = len(order) // self.batch_size
-        batches = order[: whole * self.batch_size].reshape(whole, self.batch_size)
-        return np.concatenate([generator.permutation(batches).reshape(-1), order[whole * self.batch_size :]])
+        whole = len(order) // self.step_size
+        steps = order[: whole * self.step_size].reshape(whole, self.step_size)
+        return np.concatenate([generator.permutation(steps).reshape(-1), order[whole * self.step_size :]])

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -24,11 +25,13 @@ _PRELOADED = ["gpt2_hf.training", "gpt2_hf.__main__", "tests.faults.harness"]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
 
 
-def _run(argv: list[str], log: str, environment: dict[str, str]) -> None:
+def _run(argv: list[str], log: str, environment: dict[str, str], prepare: Callable[[], None] | None) -> None:
     """The body of a process: the command, its output in a file, its exit code the process's."""
     import torch
 
     os.environ.update(environment)
+    if prepare is not None:
+        prepare()
 
     from gpt2_hf.__main__ import main
 
@@ -49,24 +52,34 @@ def warm_up() -> ForkServerContext:
     return context
 
 
-def start(argv: list[str], log: Path, environment: dict[str, str] | None = None) -> BaseProcess:
-    """Start the command `argv` in a process of its own."""
+def start(
+    argv: list[str],
+    log: Path,
+    environment: dict[str, str] | None = None,
+    prepare: Callable[[], None] | None = None,
+) -> BaseProcess:
+    """Start the command `argv` in a process of its own, which calls `prepare` before."""
     context = warm_up()
-    process = context.Process(target=_run, args=(argv, str(log), environment or {}))
+    process = context.Process(target=_run, args=(argv, str(log), environment or {}, prepare))
     process.start()
     return process
 
 
-def start_ranks(argv: list[str], logs: list[Path]) -> list[BaseProcess]:
-    """Start the command as the processes of one run, in the environment that torchrun gives them; a log for each."""
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
-        port = listener.getsockname()[1]
-    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(len(logs))}
-    return [
-        start(argv, log, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(len(logs))})
-        for rank, log in enumerate(logs)
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def start_ranks(argv: list[str], logs: list[Path], prepare: Callable[[], None] | None = None) -> list[BaseProcess]:
+    """Start the command as the processes of one run, in the environment that torchrun gives them; a log for each."""
+    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(len(logs))}
+    own = [
+        {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(len(logs))} for rank in range(len(logs))
     ]
+    return [start(argv, log, {**shared, **mine}, prepare) for log, mine in zip(logs, own, strict=True)]
 
 
 def join(processes: list[BaseProcess], timeout: float = 120) -> list[int | None]:
