@@ -171,7 +171,9 @@ def multiply(entry: Entry, pipe: Connection) -> None:
     """The machine's own rate: the best of two shapes, in operations a second."""
     import torch
 
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision_of(entry.device)]
+    from gpt2_hf.precision import resolve_precision
+
+    dtype = resolve_precision("auto", entry.device).dtype
     rows = 8192 if entry.device == "cuda" else 2048
     shapes = [(rows, rows, rows), (rows, 768, 3072)]
     while (count := pipe.recv()) is not None:
@@ -353,6 +355,7 @@ def generate(entry: Entry, pipe: Connection) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM
+    from gpt2_hf.precision import resolve_precision
 
     transformers.utils.logging.set_verbosity_error()
     case = entry.case
@@ -361,7 +364,7 @@ def generate(entry: Entry, pipe: Connection) -> None:
     transformers.set_seed(42)
     prompts = torch.randint(0, 50257, (case.batch_size, 32), device=entry.device)
     if entry.who == "gpt2_hf":
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision_of(entry.device), torch.float32)
+        dtype = resolve_precision("auto", entry.device).dtype
         model: Any = GPT2HFForCausalLM(GPT2HFConfig(**shape)).to(entry.device, dtype).eval()
     else:
         model = GPT2LMHeadModel(GPT2Config(**shape)).to(entry.device).eval()

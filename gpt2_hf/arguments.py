@@ -375,6 +375,9 @@ class GenerationArguments:
     num_samples: int = option(1, "Texts to generate for each prompt.")
     seed: int = option(42, "Seed of the sampling; texts also depend on the order of the prompts and on batch_size.")
     stop: list[str] = option([], "End a text after any of these strings.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "auto", "Number format of the weights; auto: 16 bits where the device has them; fp32: exact greedy text."
+    )
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "num_samples"):

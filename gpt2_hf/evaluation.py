@@ -206,7 +206,7 @@ def _evaluate(
     if args.split not in data.samples:
         raise UserError(f"--split {args.split}: {_text_of(args.split, data_args)} has no such split; choose another")
     samples, collator = _protocol(data, args, max_length)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision.name)
+    dtype = None if precision.dtype == torch.float32 else precision.dtype
     result = evaluate_model(model, samples, collator, batch_size=args.batch_size, dtype=dtype, tokenizer=tokenizer)
     if not processes.is_main_process:
         return

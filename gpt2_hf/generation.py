@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from .arguments import GenerationArguments
 from .errors import UserError
 from .model_loading import load_trained
-from .precision import current_device_type
+from .precision import current_device_type, resolve_precision
 
 _DEFAULT_NEW_TOKENS = 128
 _POINTLESS_WHEN_GREEDY = ("top_k", "top_p", "seed", "num_samples")
@@ -173,7 +173,9 @@ def run_generation(args: GenerationArguments, given: dict[str, str]) -> int:
         raise UserError("--batch_size has no effect on a single text; leave it out")
     transformers_logging.disable_progress_bar()
     model, tokenizer, _ = load_trained(args.model_path)
-    model.to(current_device_type(use_cpu=False))
+    device = current_device_type(use_cpu=False)
+    # Generation reads every weight once a token, so half the bytes are nearly half the time.
+    model.to(device, dtype=resolve_precision(args.precision, device).dtype)
     session = _Session(args, model, tokenizer)
     if interactive:
         _converse(session)
