@@ -9,6 +9,7 @@ Contestants:
     tuned     the same with all that a careful user would switch on: bf16 where the device has it, sdpa, fused AdamW,
               lines grouped by length and padded to the longest of the batch, torch_compile on a GPU
     gpt2_hf   this package as `run_clm.py` runs it
+    compiled  the same with --torch_compile, on a GPU
     bare      gpt2_hf's model in a loop without any Trainer: the same batches, autocast, clipping, optimizer, schedule
 
 Each contestant is a process of its own that trains through its Trainer and stops before a step until it is its turn;
@@ -170,7 +171,9 @@ def multiply(entry: Entry, pipe: Connection) -> None:
     """The machine's own rate: the best of two shapes, in operations a second."""
     import torch
 
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision_of(entry.device)]
+    from gpt2_hf.precision import resolve_precision
+
+    dtype = resolve_precision("auto", entry.device).dtype
     rows = 8192 if entry.device == "cuda" else 2048
     shapes = [(rows, rows, rows), (rows, 768, 3072)]
     while (count := pipe.recv()) is not None:
@@ -279,9 +282,10 @@ def train(entry: Entry, turns: Turns) -> None:
         "seed": 42,
         "use_cpu": entry.device == "cpu",
     }
-    if entry.who in ("gpt2_hf", "bare"):
+    if entry.who in ("gpt2_hf", "compiled", "bare"):
         model: Any = GPT2HFForCausalLM(GPT2HFConfig(**shape, **dropouts))
-        args: Any = GPT2HFTrainingArguments(**common, max_training_hours=None)
+        compiled = entry.who == "compiled"
+        args: Any = GPT2HFTrainingArguments(**common, max_training_hours=None, torch_compile=compiled)
         if entry.who == "bare":
             bare_loop(model, args, samples, counting(collator, turns), turns)
         trainer: Any = GPT2HFTrainer(
@@ -351,6 +355,7 @@ def generate(entry: Entry, pipe: Connection) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM
+    from gpt2_hf.precision import resolve_precision
 
     transformers.utils.logging.set_verbosity_error()
     case = entry.case
@@ -359,7 +364,7 @@ def generate(entry: Entry, pipe: Connection) -> None:
     transformers.set_seed(42)
     prompts = torch.randint(0, 50257, (case.batch_size, 32), device=entry.device)
     if entry.who == "gpt2_hf":
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision_of(entry.device), torch.float32)
+        dtype = resolve_precision("auto", entry.device).dtype
         model: Any = GPT2HFForCausalLM(GPT2HFConfig(**shape)).to(entry.device, dtype).eval()
     else:
         model = GPT2LMHeadModel(GPT2Config(**shape)).to(entry.device).eval()
@@ -431,12 +436,11 @@ def run_case(case: Case, options: argparse.Namespace) -> dict[str, Any]:
         Entry(case, who, options.device, options.dataset_name, options.dataset_config_name)
         for who in (*case.contestants, *(["matrix"] if case.mode != "generation" else []))
     ]
-    processes: list[Process] = []
+    processes = [Process(entry) for entry in entries]
     failures: dict[str, str] = {}
     try:
-        for entry in entries:  # one after the other: their first steps allocate and compile
-            process = Process(entry)
-            processes.append(process)
+        for process in list(processes):  # one after the other: their first steps allocate and compile
+            entry = process.entry
             try:
                 first = process.turn(options.warmup_steps if entry.who != "matrix" else 1)
                 if "seconds" in first:
@@ -514,7 +518,7 @@ def print_case(result: dict[str, Any]) -> None:
 
 def make_cases(options: argparse.Namespace) -> list[Case]:
     """The comparisons of the README."""
-    training = ("stock", "tuned", "gpt2_hf")
+    training = ("stock", "tuned", "gpt2_hf", *(["compiled"] if options.device == "cuda" else []))
     if options.quick:
         return [
             Case("lines", training, "small", 8, mode="lines", length=256),

@@ -22,6 +22,7 @@ _MODULE_OF = {
     "evaluate_model": "evaluation",
     "export_to_gpt2": "export",
     "generate_text": "generation",
+    "generate_texts": "generation",
     "load_tokenizer": "tokenizer",
     "train": "training",
 }
@@ -39,6 +40,7 @@ __all__ = [
     "evaluate_model",
     "export_to_gpt2",
     "generate_text",
+    "generate_texts",
     "load_tokenizer",
     "train",
 ]
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
     from .configuration_gpt2_hf import GPT2HFConfig
     from .evaluation import evaluate_model
     from .export import export_to_gpt2
-    from .generation import generate_text
+    from .generation import generate_text, generate_texts
     from .metrics import Perplexity
     from .modeling_gpt2_hf import GPT2HFForCausalLM, GPT2HFModel
     from .tokenizer import load_tokenizer

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from .errors import EXIT_FAILURE, EXIT_USER_ERROR, SaveError, TrainingDivergedError, UserError
+from .errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USER_ERROR, SaveError, TrainingDivergedError, UserError
 
 if TYPE_CHECKING:
     from .parsing import Parsed
@@ -56,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Every process that cannot save has its own reason; wrong input is the same for all.
         _report(error, everywhere=isinstance(error, SaveError))
         return error.exit_code
+    except KeyboardInterrupt:  # while training, Ctrl-C saves a checkpoint first, see `stop_signals`
+        print(file=sys.stderr)
+        return EXIT_INTERRUPTED
     except RuntimeError as error:
         from .distributed import is_lost_connection
 
@@ -121,7 +124,9 @@ def _generate(argv: list[str]) -> int:
     from .arguments import GenerationArguments
     from .generation import run_generation
 
-    return run_generation(*_parse([GenerationArguments], argv, "generate").values)
+    parsed = _parse([GenerationArguments], argv, "generate")
+    (args,) = parsed.values
+    return run_generation(args, given=parsed.given)
 
 
 def _export(argv: list[str]) -> int:

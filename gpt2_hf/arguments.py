@@ -14,6 +14,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from . import distributed
 from .errors import UserError
+from .fallbacks import missing_for_compile
 from .precision import Precision, current_device_type, resolve_precision
 
 DEFAULT_HEAD_SIZE = 64
@@ -238,6 +239,8 @@ class GPT2HFTrainingArguments(TrainingArguments):
     resolved_precision: Precision | None = field(default=None, init=False)
     _share: int | None = field(default=None, init=False, repr=False)
 
+    notices: list[str] = field(default_factory=list, init=False)  # what was asked for and is left out, to be printed
+
     def __post_init__(self) -> None:
         self._check_ranges()
         for name, remedy in _WITHOUT_EFFECT.items():
@@ -245,6 +248,11 @@ class GPT2HFTrainingArguments(TrainingArguments):
                 raise UserError(f"--{name} has no effect: {remedy}")
         device_type = current_device_type(self.use_cpu)
         self.resolved_precision = resolve_precision(self._wanted_precision(), device_type)
+        # Before the base class, which hands it to accelerate.
+        missing = missing_for_compile(device_type) if self.torch_compile else None
+        if missing is not None:
+            self.torch_compile: bool = False
+            self.notices.append(f"--torch_compile is left out: {missing}; training goes on, slower")
         self.fp16 = self.resolved_precision.name == "fp16"
         self.bf16 = self.resolved_precision.name == "bf16"
         # Without an accelerator the Trainer refuses bf16 and pins memory unless it is told that it is on a CPU.
@@ -357,21 +365,36 @@ class GenerationArguments:
     _argument_group_name = "generation"
 
     model_path: str = option("checkpoints/best_model", "Model folder, checkpoint name or path, or hub id.")
-    prompt: str | None = option(None, "Text to continue; from standard input when left out.")
-    max_new_tokens: int = option(128, "Tokens to generate.")
+    prompt: str | None = option(
+        None, "Text to continue. Without prompt and prompt_file: standard input, or line by line at a terminal."
+    )
+    prompt_file: str | None = option(None, "File of prompts: one a line, or jsonl with the key prompt.")
+    output_file: str | None = option(None, "Write prompts and completions to this jsonl file instead of printing.")
+    batch_size: int = option(8, "Texts to generate at a time, if there are several.")
+    max_new_tokens: int | None = option(None, "Tokens to generate; 128, or what fits into the model, when left out.")
     temperature: float = option(0.8, "Softmax temperature; 0: always the likeliest token.")
     top_k: int = option(0, "Sample among the so many likeliest tokens; 0: no limit.")
     top_p: float = option(0.95, "Sample among the likeliest tokens of this total probability; 1: no limit.")
-    num_samples: int = option(1, "Texts to generate for the prompt.")
-    seed: int = option(42, "Seed of the sampling.")
+    num_samples: int = option(1, "Texts to generate for each prompt.")
+    seed: int = option(42, "Seed of the sampling; texts also depend on the order of the prompts and on batch_size.")
+    stop: list[str] = option([], "End a text after any of these strings.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "auto", "Number format of the weights; auto: 16 bits where the device has them; fp32: exact greedy text."
+    )
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "num_samples"):
+        for name in ("batch_size", "num_samples"):
             require_at_least(name, getattr(self, name), 1)
+        if self.max_new_tokens is not None:
+            require_at_least("max_new_tokens", self.max_new_tokens, 1)
         for name in ("temperature", "top_k", "seed"):
             require_at_least(name, getattr(self, name), 0)
         if not 0 < self.top_p <= 1:
             raise UserError(f"--top_p must be in (0, 1], got {self.top_p:g}")
+        if "" in self.stop:
+            raise UserError("--stop must not be empty; in most shells a line end is $'\\n'")
+        if self.prompt is not None and self.prompt_file is not None:
+            raise UserError("--prompt has no effect beside --prompt_file; leave one of them out")
 
 
 @dataclass
@@ -386,7 +409,7 @@ class EvaluationArguments:
         None, "Sliding windows of max_length tokens that move on by so many; the training protocol when left out."
     )
     max_length: int | None = option(None, "Context in tokens; what the model was trained with when left out.")
-    batch_size: int = option(8, "Samples in a batch.")
+    batch_size: int = option(8, "Samples in a batch; it does not change the result.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("fp32", "Number format of the products.")
     output_file: str | None = option(None, "Also write the result as JSON to this file.")
 

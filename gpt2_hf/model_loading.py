@@ -173,7 +173,8 @@ def _load_own_tokenizer(source: str, config: GPT2HFConfig, option: str) -> PreTr
         for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json")
     )
     if has_files:
-        return load_tokenizer(source)
+        # as an absolute path, because a folder may be called "gpt2" and hold another tokenizer
+        return load_tokenizer(os.path.abspath(source) if os.path.isdir(source) else source)
     gpt2 = load_tokenizer()
     if config.num_tokens == num_ids(gpt2):
         return gpt2  # the vocabulary is GPT-2's size, and stock folders often come without a tokenizer

@@ -21,6 +21,11 @@ class Precision:
     name: PrecisionName
     reason: str
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """torch's name of the format."""
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.name]
+
     def __str__(self) -> str:
         return f"precision: {self.name} ({self.reason})"
 

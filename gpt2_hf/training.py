@@ -19,6 +19,7 @@ from .callbacks import EvaluationInterruptedError
 from .checkpoints import RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME
 from .data import LoadedData, StreamingSamples, load_data
 from .errors import EXIT_OK, SaveError, UserError
+from .fallbacks import missing_for_attention
 from .generation import generate_text
 from .model_loading import build_model, load_model_tokenizer
 from .modeling_gpt2_hf import GPT2HFForCausalLM
@@ -176,6 +177,9 @@ def build(run: Run) -> tuple[PreTrainedTokenizerBase, LoadedData, GPT2HFForCausa
     if run.data_args.streaming and run.args.max_steps < 1:
         raise UserError("--streaming needs --max_steps: nobody knows how long a stream is before it has been read")
     set_seed(run.args.seed)
+    if (missing := missing_for_attention(run.model_args.attn_implementation)) is not None:
+        run.args.notices.append(f"--attn_implementation sdpa is used: {missing}; training goes on, slower")
+        run.model_args.attn_implementation = "sdpa"
     model = build_model(run.model_args, tokenizer)
     return tokenizer, data, model
 
@@ -192,6 +196,10 @@ def announce(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> None:
     how = "sharded over " if run.args.wants_fsdp else ""
     processes = f", {how}{run.args.world_size} processes" if run.args.world_size > 1 else ""
     run.say(f"device: {run.args.device}{processes}; {run.args.resolved_precision}")
+    for notice in run.args.notices:
+        run.say(notice)
+    if run.args.torch_compile:
+        run.say("the model is compiled during the first step, which takes a minute or more")
     if (devices := torch.cuda.device_count()) > 1 and run.args.device.type == "cuda" and run.args.world_size == 1:
         run.say(f"one of {devices} GPUs is used; all of them: torchrun --nproc_per_node {devices} run_clm.py ...")
     run.say(

@@ -2,19 +2,32 @@
 
 import json
 import math
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.functional import cross_entropy
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from gpt2_hf import load_tokenizer
 from gpt2_hf.__main__ import main
-from gpt2_hf.evaluation import SlidingWindows, _collate_windows, evaluate_model
-from gpt2_hf.model_loading import load_trained
+from gpt2_hf.chunked_loss import IGNORE_INDEX
+from gpt2_hf.evaluation import SlidingWindows
 
-from .conftest import read_json
+from .conftest import REPOSITORY, read_json
+from .tiny_models import make_stock
+
+
+def evaluate(capsys, *options):
+    """Run the command and return the JSON that it prints last."""
+    assert main(["evaluate", *options]) == 0
+    result: dict = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return result
 
 
 @given(num_tokens=st.integers(2, 60), max_length=st.integers(2, 20), data=st.data())
@@ -32,27 +45,124 @@ def test_sliding_windows_score_each_token_at_most_once(num_tokens, max_length, d
     assert sorted(scored) == expected
 
 
-def test_sliding_windows_are_those_of_the_perplexity_guide(finished_run):
-    """The loop of transformers' documentation, with stock label shifting, gives the same sum."""
-    model, tokenizer, _ = load_trained(str(finished_run / "best_model"))
-    ids = tokenizer("The statement is a simple statement. " * 12, return_tensors="pt").input_ids
-    max_length, stride = 16, 8
-    total, tokens, previous_end = 0.0, 0, 0
-    for begin in range(0, ids.shape[1], stride):
-        end = min(begin + max_length, ids.shape[1])
-        window, targets = ids[:, begin:end], ids[:, begin:end].clone()
-        targets[:, : -(end - previous_end)] = -100
+@pytest.fixture(scope="module")
+def stock_folder(tmp_path_factory, tokenizer_folder):
+    """A small random stock GPT-2 with a tokenizer, as `save_pretrained` leaves it."""
+    folder = tmp_path_factory.mktemp("stock")
+    make_stock(vocab_size=384, n_positions=32, bos_token_id=0, eos_token_id=0).save_pretrained(folder)
+    for path in tokenizer_folder.iterdir():
+        shutil.copy(path, folder)
+    return folder
+
+
+def perplexity_guide(model, ids, max_length, stride):
+    """The figures of the guide in transformers' documentation, whose windows these are.
+
+    Returns `(the guide's loss, the mean over the same targets with equal weights, number of targets)`. The guide
+    weighs the mean loss of a window by its targets less one. One target is lost to the shift of the labels, but only
+    where the window's first token is among them: in the first window, or in each if they do not overlap.
+    """
+    weighted, weights, total, targets, previous_end = 0.0, 0, 0.0, 0, 0
+    for begin in range(0, len(ids), stride):
+        end = min(begin + max_length, len(ids))
+        labels = ids[begin:end].clone()
+        labels[: -(end - previous_end)] = IGNORE_INDEX
         with torch.no_grad():
-            logits = model(window).logits
-        labels = targets[0, 1:]
-        total += cross_entropy(logits[0, :-1], labels, ignore_index=-100, reduction="sum").item()
-        tokens += int((labels != -100).sum())
+            mean = model(ids[None, begin:end], labels=labels[None]).loss.item()
+        predicted = int((labels[1:] != IGNORE_INDEX).sum())
+        total, targets = total + mean * predicted, targets + predicted
+        weight = int((labels != IGNORE_INDEX).sum()) - 1
+        weighted, weights = weighted + mean * weight, weights + weight
         previous_end = end
-        if end == ids.shape[1]:
+        if end == len(ids):
             break
-    result = evaluate_model(model, SlidingWindows(ids[0].numpy(), max_length, stride), _collate_windows, batch_size=3)
-    assert result["tokens"] == tokens
-    assert result["loss"] == pytest.approx(total / tokens, abs=1e-6)
+    return weighted / weights, total / targets, targets
+
+
+@pytest.mark.parametrize("stride", [32, 16])
+def test_stock_gpt2_is_scored_as_in_the_perplexity_guide(stock_folder, tmp_path, capsys, stride):
+    """Window and stride of the guide, on a stock folder: its figure without overlap, its exact mean with overlap."""
+    text = "The statement is\na simple statement.\n\n" * 40
+    (tmp_path / "text.txt").write_text(text)
+    options = ["--test_file", str(tmp_path / "text.txt"), "--document_unit", "file", "--stride", str(stride)]
+    printed = evaluate(capsys, "--model_path", str(stock_folder), *options)
+    ids = load_tokenizer(str(stock_folder))(text, return_tensors="pt").input_ids[0]
+    guide, exact, targets = perplexity_guide(GPT2LMHeadModel.from_pretrained(stock_folder).eval(), ids, 32, stride)
+    assert printed["tokens"] == targets
+    assert printed["loss"] == pytest.approx(exact, abs=1e-6)
+    assert printed["loss"] == pytest.approx(guide, abs=1e-6 if stride == 32 else 0.02)
+
+
+@pytest.mark.parametrize(
+    "mode", [["--truncate", "true"], ["--max_eval_samples", "7"], ["--sequence_mode", "blocks"], []]
+)
+def test_words_and_bytes_are_those_of_the_scored_text(stock_folder, corpus_folder, capsys, mode):
+    """Words, line ends and bytes of what was scored, and the figures that follow; checked against the text itself."""
+    test_file = corpus_folder / "test.txt"
+    printed = evaluate(capsys, "--model_path", str(stock_folder), "--test_file", str(test_file), *mode)
+    tokenizer = load_tokenizer(str(stock_folder))
+    words = line_ends = num_bytes = tokens = 0
+    left = 7 if "--max_eval_samples" in mode else math.inf  # samples of 32 targets
+    for line in test_file.read_text().splitlines(keepends=True):
+        ids = tokenizer(line).input_ids
+        first = 0 if "blocks" in mode else 1  # a separator is what the first token of a document is predicted from
+        last = 33 if "--truncate" in mode else min(1 + 32 * left, len(ids))
+        left -= -(-(min(last, len(ids)) - 1) // 32)
+        before, scored = tokenizer.decode(ids[:first]), tokenizer.decode(ids[first:last])
+        words += len((before + scored).split()) - len(before.split()) + scored.count("\n")
+        line_ends += scored.count("\n")
+        num_bytes += len(scored.encode())
+        tokens += len(ids[first:last])
+        if left <= 0:
+            break
+    separators = len(test_file.read_text().splitlines()) - 1 if "blocks" in mode else 0
+    assert printed["tokens"] == tokens + separators
+    assert (printed["words"], printed["line_ends"], printed["bytes"]) == (words, line_ends, num_bytes)
+    nll = printed["loss"] * printed["tokens"]
+    assert printed["word_perplexity"] == pytest.approx(math.exp(nll / words))
+    assert printed["bits_per_byte"] == pytest.approx(nll / math.log(2) / num_bytes)
+
+
+@pytest.mark.parametrize("options", [["--max_eval_samples", "9"], ["--stride", "20"]])
+def test_the_figure_can_be_reproduced_from_the_output(finished_run, tmp_path, capsys, options):
+    """The JSON says what was scored and how; its data options are a config that gives the same again."""
+    first = evaluate(capsys, "--model_path", str(finished_run / "best_model"), *options)
+    assert first["dataset"].endswith("test.txt") and len(first["fingerprint"]) == 32
+    assert set(first["definitions"]) >= {"tokens", "words", "bytes", "perplexity"} and first["versions"]["torch"]
+    config = {"model_path": first["model"], "max_length": first["context"], **first["data_options"]}
+    config |= {name: first[name] for name in ("split", "stride", "precision")}
+    (tmp_path / "again.json").write_text(json.dumps(config))
+    assert evaluate(capsys, "--config", str(tmp_path / "again.json")) == first
+
+
+def test_a_tokenizer_that_changes_the_text_gives_no_figures_per_word(tmp_path, corpus_folder, capsys):
+    """Words and bytes are left out with a line where the text cannot be had back from the tokens."""
+    backend = Tokenizer(models.WordLevel({"[UNK]": 0, "the": 1, "statement": 2}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]").save_pretrained(tmp_path)
+    make_stock(vocab_size=3, bos_token_id=0, eos_token_id=0).save_pretrained(tmp_path)
+    options = ["--model_path", str(tmp_path), "--test_file", str(corpus_folder / "test.txt")]
+    assert main(["evaluate", *options]) == 0
+    out = capsys.readouterr().out
+    assert "no figures per word and per byte" in out
+    printed = json.loads(out.splitlines()[-1])
+    assert printed["words"] is printed["bits_per_byte"] is printed["word_perplexity"] is None
+    assert printed["perplexity"] > 1
+
+
+def test_two_processes_score_the_same_as_one(finished_run, capsys):
+    """The samples are divided among the processes of torchrun; the sums are the same, and are printed once."""
+    options = ["--model_path", str(finished_run / "best_model"), "--max_eval_samples", "17", "--batch_size", "4"]
+    alone = evaluate(capsys, *options)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*torchrun, "-m", "gpt2_hf", "evaluate", *options]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    together = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    assert len(together) == 1
+    floats = {name for name, value in alone.items() if isinstance(value, float)}
+    for name, value in alone.items():
+        assert together[0][name] == (pytest.approx(value, abs=1e-6, rel=1e-6) if name in floats else value), name
 
 
 @pytest.mark.parametrize("batch_size", ["1", "3", "8"])
@@ -93,7 +203,12 @@ def test_command_finds_checkpoints_by_name(finished_run, capsys):
         (["--model_path", "./nowhere"], "--model_path: there is no checkpoint './nowhere'"),
         (["--stride", "0"], "--stride must be at least 1"),
         (["--stride", "64"], "--stride 64 exceeds --max_length 32"),
+        (["--stride", "1", "--max_length", "1"], "no token was scored"),
+        (["--output_file", "/proc/nowhere/x.json"], "--output_file: /proc/nowhere/x.json cannot be written"),
         (["--max_length", "64"], "--max_length 64 exceeds the model's 32 positions"),
+        (["--max_train_samples", "5"], "--max_train_samples has no effect with --split test"),
+        (["--split", "train", "--max_eval_samples", "5"], "--max_eval_samples has no effect with --split train"),
+        (["--stride", "8", "--truncate", "true"], "--truncate has no effect with --stride"),
         (["--spilt", "test"], "unknown option --spilt; did you mean split"),
     ],
 )

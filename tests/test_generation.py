@@ -1,12 +1,22 @@
 """Text: what `generate` gives equals stock GPT-2's, and our own function keeps its promises."""
 
 import contextlib
+import io
+import json
+import sys
 
 import pytest
 import torch
-from transformers import CompileConfig, GenerationConfig, StaticCache, pipeline
+from transformers import (
+    CompileConfig,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    StaticCache,
+    TextStreamer,
+    pipeline,
+)
 
-from gpt2_hf import generate_text, load_tokenizer
+from gpt2_hf import generate_text, generate_texts, load_tokenizer
 from gpt2_hf.__main__ import main
 from gpt2_hf.errors import UserError
 
@@ -261,14 +271,216 @@ def test_the_mode_is_kept(model, tokenizer, training):
     model.eval()
 
 
-def test_the_command(model, tokenizer, tmp_path, capsys):
+PROMPTS = ["The", "", "A statement is", "One two three four five six"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_greedy_text_does_not_depend_on_the_batches(model, tokenizer, batch_size):
+    """Prompts of different length in left-padded batches: each is continued as alone."""
+    alone = [generate_text(model, tokenizer, prompt, max_new_tokens=8, temperature=0) for prompt in PROMPTS]
+    together = generate_texts(model, tokenizer, PROMPTS, max_new_tokens=8, temperature=0, batch_size=batch_size)
+    assert [[prompt + text for text in texts] for prompt, texts in zip(PROMPTS, together, strict=True)] == alone
+
+
+def test_sampled_texts_come_again_from_seed_prompts_and_batch_size(model, tokenizer):
+    """The same call gives the same texts; all of them differ, also between batches and equal prompts."""
+    options = {"max_new_tokens": 8, "temperature": 1.0, "num_samples": 2, "batch_size": 3}
+    texts = list(generate_texts(model, tokenizer, ["The", "The", "A"], **options))
+    assert list(generate_texts(model, tokenizer, ["The", "The", "A"], **options)) == texts
+    assert len({text for pair in texts for text in pair}) == 6
+
+
+def test_left_out_the_length_is_what_fits(model, tokenizer):
+    """128 tokens, or the room after the longest prompt; a prompt that fills the model is refused."""
+    (text,) = generate_text(model, tokenizer, "The " * 20, temperature=0)
+    assert len(tokenizer(text).input_ids) <= 64
+    with pytest.raises(UserError, match="prompt 2 has 65 tokens, but the model has 64 positions; shorten it"):
+        generate_texts(model, tokenizer, ["The", "The" * 65])
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_stop_strings_end_each_text(model, tokenizer, batch_size):
+    """A text ends with the token that completes the string; the others of the batch go on."""
+    options = {"max_new_tokens": 8, "temperature": 0, "batch_size": batch_size}
+    free = [texts[0] for texts in generate_texts(model, tokenizer, PROMPTS, **options)]
+    stop = tokenizer.decode(tokenizer(free[0]).input_ids[2:4])
+    stopped = [texts[0] for texts in generate_texts(model, tokenizer, PROMPTS, stop=[stop], **options)]
+    for whole, part in zip(free, stopped, strict=True):
+        assert whole.startswith(part)
+        assert (stop in part) if stop in whole else (part == whole)
+    assert len(stopped[0]) < len(free[0])
+
+
+def test_a_tokenizer_without_an_end_takes_text_after_text(model, tokenizer):
+    """Where no token can stand for padding, the texts are generated one at a time, and are the same."""
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    assert bare.pad_token_id is bare.eos_token_id is None
+    options = {"max_new_tokens": 8, "temperature": 0}
+    prompts = [prompt for prompt in PROMPTS if prompt]
+    assert list(generate_texts(model, bare, prompts, **options)) == list(
+        generate_texts(model, tokenizer, prompts, **options)
+    )
+
+
+# --- the command ---
+
+
+@pytest.fixture(scope="module")
+def folder(model, tokenizer, tmp_path_factory):
+    """A saved model with its tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def use_stdin(monkeypatch, text, terminal):
+    """Let the command read its standard input from here."""
+    stdin = io.StringIO(text)
+    stdin.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stdin", stdin)
+
+
+def test_the_command(folder, capsys):
     """`generate` prints one text per sample; a prompt that is too long exits with 2 and one line."""
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    command = ["generate", "--model_path", str(tmp_path), "--max_new_tokens", "4"]
+    command = ["generate", "--model_path", folder, "--max_new_tokens", "4"]
     assert main([*command, "--prompt", "The", "--num_samples", "2"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("--- 1 of 2 ---\nThe") and "--- 2 of 2 ---\nThe" in printed
     assert main([*command, "--prompt", "The " * 70]) == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error and "64 positions" in error
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_single_text_is_streamed(folder, model, tokenizer, monkeypatch, capsys, seed):
+    """It is printed while it is made, piece by piece, and is the text that generate_text gives."""
+    pieces = []
+    put = TextStreamer.on_finalized_text
+    monkeypatch.setattr(
+        TextStreamer, "on_finalized_text", lambda self, text, **end: pieces.append(text) or put(self, text, **end)
+    )
+    command = ["generate", "--model_path", folder, "--prompt", "The", "--temperature", "1", "--seed", str(seed)]
+    assert main([*command, "--max_new_tokens", "24"]) == 0
+    (expected,) = generate_text(model, tokenizer, "The", temperature=1.0, seed=seed, max_new_tokens=24)
+    assert capsys.readouterr().out == expected + "\n"
+    assert len([piece for piece in pieces if piece]) > 3
+
+
+def test_a_pipe_is_the_prompt(folder, model, tokenizer, monkeypatch, capsys):
+    """Standard input that is no terminal is one prompt, line ends inside it kept."""
+    use_stdin(monkeypatch, "One\ntwo\n", terminal=False)
+    assert main(["generate", "--model_path", folder, "--temperature", "0", "--max_new_tokens", "4"]) == 0
+    (expected,) = generate_text(model, tokenizer, "One\ntwo", temperature=0, max_new_tokens=4)
+    assert capsys.readouterr().out == expected + "\n"
+
+
+def test_a_terminal_is_answered_line_by_line(folder, model, tokenizer, monkeypatch, capsys):
+    """Each line is a prompt with a seed of its own; one that is too long is an error and no end; Ctrl-D ends."""
+    use_stdin(monkeypatch, "\n".join(["The", "The", "The " * 70, "A"]) + "\n", terminal=True)
+    assert main(["generate", "--model_path", folder, "--temperature", "1", "--max_new_tokens", "6"]) == 0
+    out, err = capsys.readouterr()
+    texts = [
+        generate_text(model, tokenizer, prompt, temperature=1.0, max_new_tokens=6, seed=42 + turn)[0]
+        for turn, prompt in ((0, "The"), (1, "The"), (3, "A"))
+    ]
+    assert texts[0] != texts[1]
+    assert out.replace("> ", "") == "A prompt a line; Ctrl-D ends.\n" + "\n".join(texts) + "\n\n"
+    assert err.count("\n") == 1 and "64 positions" in err
+
+
+def test_ctrl_c_ends_cleanly(folder, monkeypatch, capsys):
+    """Exit code 130 and no traceback."""
+    use_stdin(monkeypatch, "", terminal=True)
+
+    def interrupt(prompt):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.input", interrupt)
+    assert main(["generate", "--model_path", folder]) == 130
+    assert capsys.readouterr().err == "\n"
+
+
+@pytest.mark.parametrize("form", ["txt", "jsonl"])
+def test_a_file_of_prompts(folder, model, tokenizer, tmp_path, capsys, form):
+    """Prompts of a file, texts to jsonl: what stands beside a prompt is kept, each sample is a line, in order."""
+    prompts = tmp_path / f"prompts.{form}"
+    records = [{"prompt": "The", "id": 7}, {"prompt": "A\u2028statement is", "id": 8}, {"prompt": "Ünder", "id": 9}]
+    if form == "txt":
+        records = [{"prompt": record["prompt"]} for record in records]
+        prompts.write_text("\n\n".join(record["prompt"] for record in records), encoding="utf-8")
+    else:
+        prompts.write_text("\n".join(json.dumps(record, ensure_ascii=False) for record in records), encoding="utf-8")
+    sampling = {"num_samples": 2, "max_new_tokens": 5, "batch_size": 4, "seed": 3}
+    options = [f"--{name}={value}" for name, value in sampling.items()]
+    output = tmp_path / "new" / "texts.jsonl"
+    command = ["generate", "--model_path", folder, "--prompt_file", str(prompts), *options]
+    assert main([*command, "--output_file", str(output)]) == 0
+    assert f"6 texts in {output}" in capsys.readouterr().out
+    lines = [json.loads(line) for line in output.read_text(encoding="utf-8").split("\n")[:-1]]
+    texts = generate_texts(model, tokenizer, [record["prompt"] for record in records], **sampling)
+    assert lines == [
+        {**record, "sample": sample, "completion": completion}
+        for record, completions in zip(records, texts, strict=True)
+        for sample, completion in enumerate(completions)
+    ]
+    assert main(command) == 0
+    assert f"--- 6 of 6 ---\nÜnder{lines[-1]['completion']}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--prompt_file", "EMPTY.txt"], "EMPTY.txt is empty; write one prompt a line"),
+        (["--prompt_file", "nowhere.txt"], "nowhere.txt cannot be read (No such file or directory)"),
+        (["--prompt_file", "bad.jsonl"], "bad.jsonl, line 2 is not JSON"),
+        (["--prompt_file", "other.jsonl"], 'line 1 must be an object like {"prompt": "..."}'),
+        (["--prompt_file", "latin.txt"], "latin.txt cannot be read (it is not UTF-8)"),
+        (["--prompt_file", "good.txt", "--prompt", "A"], "--prompt has no effect beside --prompt_file"),
+        (["--prompt_file", "good.txt", "--output_file", "good.txt/x"], "--output_file: good.txt/x cannot be written"),
+        (["--prompt", "A", "--batch_size", "2"], "--batch_size has no effect on a single text"),
+        (["--prompt", "A", "--temperature", "0", "--top_p", "0.9"], "--top_p has no effect with --temperature 0"),
+        (["--prompt", "A", "--temperature", "0", "--seed", "1"], "--seed has no effect with --temperature 0"),
+        (["--prompt", "A", "--temperature", "nan"], "--temperature must be at least 0"),
+        (["--prompt", "A", "--top_p", "1.5"], "--top_p must be in (0, 1], got 1.5"),
+        (["--prompt", "A", "--stop", ""], "--stop must not be empty"),
+        (["--prompt", "A", "--max_new_tokens", "0"], "--max_new_tokens must be at least 1"),
+        (["--prompt", "A", "--model_path", "./void"], "--model_path: void holds no model (config.json is missing)"),
+        (["--prompt", "A", "--model_path", "./no_words"], "no_words has no tokenizer and its 97 ids are not GPT-2's"),
+    ],
+)
+def test_bad_input_is_one_line(folder, tmp_path, monkeypatch, capsys, options, message):
+    """Exit code 2, and a line that names the option."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "void").mkdir()
+    make_stock().save_pretrained("no_words")
+    contents = {
+        "EMPTY.txt": "\n \n",
+        "good.txt": "The\nA\n",
+        "bad.jsonl": '{"prompt": "A"}\n{"prompt"\n',
+        "other.jsonl": '{"text": "A"}\n',
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content)
+    (tmp_path / "latin.txt").write_bytes("Über".encode("latin-1"))
+    capsys.readouterr()
+    assert main(["generate", "--model_path", folder, *options]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and message in err and err.count("\n") == 1
+
+
+def test_output_needs_prompts(folder, monkeypatch, capsys):
+    """At a terminal there is nothing to write to a file."""
+    use_stdin(monkeypatch, "", terminal=True)
+    assert main(["generate", "--model_path", folder, "--output_file", "x.jsonl"]) == 2
+    assert "--output_file has no effect at a terminal; add --prompt or --prompt_file" in capsys.readouterr().err
+
+
+def test_a_config_gives_way_to_the_command_line(folder, tmp_path, capsys):
+    """--temperature 0 on the command line overrules the sampling of a config file; in one layer it is an error."""
+    config = tmp_path / "sampling.json"
+    config.write_text(json.dumps({"model_path": folder, "prompt": "The", "top_p": 0.9, "max_new_tokens": 2}))
+    assert main(["generate", "--config", str(config), "--temperature", "0"]) == 0
+    config.write_text(json.dumps({"model_path": folder, "prompt": "The", "top_p": 0.9, "temperature": 0}))
+    assert main(["generate", "--config", str(config)]) == 2
+    assert "--top_p has no effect" in capsys.readouterr().err

@@ -1,9 +1,12 @@
 """Loss and perplexity are sums over tokens, also through the `evaluate` library."""
 
 import math
+from pathlib import Path
 
+import evaluate
 import pytest
 
+from gpt2_hf import metrics
 from gpt2_hf.metrics import Perplexity, perplexity
 
 
@@ -32,3 +35,17 @@ def test_perplexity_of_extremes():
     assert perplexity(0.0) == 1.0
     assert perplexity(1e6) == math.inf
     assert math.isnan(perplexity(math.nan))
+
+
+def test_others_load_the_metric_by_its_file(tmp_path):
+    """`evaluate.load` takes the file, copied or not: it needs nothing of this package, and no network."""
+    copy = tmp_path / "token_perplexity.py"
+    copy.write_text(Path(metrics.__file__).read_text(encoding="utf-8"), encoding="utf-8")
+    for path in (metrics.__file__, str(copy)):
+        metric = evaluate.load(path)
+        assert isinstance(metric, evaluate.Metric) and "nats" in metric.inputs_description
+        for nll, tokens in ((9.0, 9), (5.0, 1)):
+            metric.add(prediction=nll, reference=tokens)
+        assert metric.compute() == {"loss": 1.4, "perplexity": pytest.approx(math.exp(1.4)), "tokens": 10}
+    combined = evaluate.combine([evaluate.load(str(copy))])
+    assert combined.compute(predictions=[3.0], references=[2])["loss"] == 1.5

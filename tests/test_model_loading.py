@@ -225,6 +225,15 @@ def test_a_tokenizer_with_too_many_ids_is_refused(tmp_path, tokenizer):
     assert load_trained(str(tmp_path))[0].config.vocab_size == 50_300
 
 
+def test_a_folder_called_gpt2_has_its_own_tokenizer(tmp_path, monkeypatch, tokenizer_folder):
+    """The name of a folder that is there does not stand for GPT-2's tokenizer."""
+    monkeypatch.chdir(tmp_path)
+    make_stock(vocab_size=384).save_pretrained("gpt2")
+    shutil.copytree(tokenizer_folder, "gpt2", dirs_exist_ok=True)
+    for name in ("gpt2", "./gpt2"):
+        assert len(load_trained(name)[1]) == len(load_model_tokenizer(name)) == 384
+
+
 def test_a_folder_without_tokenizer(tmp_path, tokenizer):
     """GPT-2's tokenizer is used if the vocabulary is GPT-2's, padded or not; otherwise the lack is named."""
     model = make_model(vocab_size=len(tokenizer))

@@ -13,12 +13,13 @@ from .conftest import REPOSITORY
 # The design's row, left to right; modules of one rank may not import each other unless the rank is a package.
 RANKS = [
     ["errors", "distributed", "stopwatch", "state_files", "hub", "chunked_loss", "dropout", "schedule"],
-    ["chunked_attention", "stop_signals", "precision", "configuration_gpt2_hf", "metrics", "checkpoints", "run_lock"],
+    ["chunked_attention", "fallbacks", "stop_signals", "precision"],
+    ["configuration_gpt2_hf", "metrics", "checkpoints", "run_lock"],
     ["sharding"],
     ["arguments", "modeling_gpt2_hf"],
     ["parsing"],
     ["tokenizer"],
-    ["data"],
+    ["data", "text_units"],
     ["model_loading"],
     ["callbacks"],
     ["trainer"],

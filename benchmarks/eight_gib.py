@@ -1,0 +1,114 @@
+"""Does each training command of the user's guide train on a card of 8 GiB? And do the kernels that CPUs lack agree?
+
+    python benchmarks/eight_gib.py              # a few steps of each config, with torch's memory capped at 8 GiB
+    python benchmarks/eight_gib.py --kernels    # losses of every attention backend and of torch_compile against fp32
+
+Needs a CUDA device. The last line is one JSON document.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CONFIGS = {
+    "base": [],
+    "base, torch_compile": ["--torch_compile"],
+    "small": [],
+    "large": [],
+    "large, blocks": ["--sequence_mode", "blocks"],
+}
+CAPPED = """
+import sys, torch
+total = torch.cuda.get_device_properties(0).total_memory
+torch.cuda.set_per_process_memory_fraction(min(8 * 2**30 / total, 1.0))
+from gpt2_hf.__main__ import main
+code = main(sys.argv[1:])
+print("peak GiB", torch.cuda.max_memory_reserved() / 2**30)
+sys.exit(code)
+"""
+BACKENDS = {
+    "eager": ["--attn_implementation", "eager"],
+    "sdpa": [],
+    "flex_attention": ["--attn_implementation", "flex_attention"],
+    "flash_attention_2": ["--attn_implementation", "flash_attention_2"],
+    "sdpa, torch_compile": ["--torch_compile"],
+    "sdpa, fp32": ["--precision", "fp32"],
+    "sdpa, padded": ["--sequence_mode", "padded"],
+}
+
+
+def run(options: list[str], seconds: float) -> dict[str, object]:
+    """One capped run in a process of its own; what became of it."""
+    begin = time.monotonic()
+    try:
+        result = subprocess.run(
+            [sys.executable, "-c", CAPPED, "train", *options],
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            cwd=REPOSITORY,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        )
+    except subprocess.TimeoutExpired:
+        return {"trains": False, "problem": f"still running after {seconds:g} s"}
+    lines = (result.stdout + result.stderr).strip().splitlines()
+    peaks = [float(line.split()[-1]) for line in lines if line.startswith("peak GiB")]
+    losses = [line for line in lines if line.startswith("step ") and "loss" in line]
+    answer: dict[str, object] = {
+        "trains": result.returncode == 0,
+        "seconds": round(time.monotonic() - begin, 1),
+        "peak_gib": round(peaks[0], 2) if peaks else None,
+        "losses": losses[-3:],
+    }
+    if result.returncode:
+        answer["problem"] = lines[-1] if lines else f"exit code {result.returncode}"
+    return answer
+
+
+def main() -> None:
+    """Run all, print a line each and one JSON document."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kernels", action="store_true", help="compare backends instead of configs")
+    parser.add_argument("--dataset_name", default="python-docs", help="as in training")
+    parser.add_argument("--dataset_config_name", help="as in training")
+    parser.add_argument("--output_file", help="also write the JSON here")
+    parser.add_argument("--seconds", type=float, default=60, help="limit of each run")
+    options = parser.parse_args()
+    data = ["--dataset_name", options.dataset_name]
+    if options.dataset_config_name:
+        data += ["--dataset_config_name", options.dataset_config_name]
+    common = [
+        *data,
+        "--max_eval_samples",
+        "16",
+        "--logging_steps",
+        "1",
+        "--save_strategy",
+        "no",
+        "--report_to",
+        "none",
+    ]
+    results: dict[str, object] = {}
+    for name, further in (BACKENDS if options.kernels else CONFIGS).items():
+        with tempfile.TemporaryDirectory() as folder:
+            config = "small" if options.kernels else name.split(",")[0]
+            arguments = ["--config", f"training_args/{config}.json", *common, "--checkpoint_dir", folder, *further]
+            if options.kernels:
+                arguments += ["--dropout", "0", "--num_layers", "4", "--max_steps", "5", "--warmup_steps", "1"]
+            else:
+                arguments += ["--max_steps", "6"]
+            results[name] = run(arguments, options.seconds)
+        print(f"{name}: {results[name]}", flush=True)
+    if options.output_file:
+        Path(options.output_file).write_text(json.dumps(results, indent=2), encoding="utf-8")
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
