@@ -96,10 +96,12 @@ def test_a_preempted_job_is_requeued_and_goes_on(tiny_options, tmp_path, cluster
     assert (tmp_path / "scontrol.log").read_text() == "requeue 4711\n"
 
 
-def test_wrong_input_is_not_requeued(tiny_options, tmp_path, cluster):
-    """Exit code 2 ends the job."""
-    environment = {**cluster, "CHAIN": "1", "STAND_IN_TASKS": "1"}
-    job = submit([*tiny_options, "--num_heads", "5"], tmp_path / "log", environment)
-    assert job.wait(timeout=200) == 2
+@pytest.mark.parametrize("code", [0, 2, 3])
+def test_only_a_preempted_job_is_requeued(tmp_path, cluster, code):
+    """Finished, wrong input, diverged: the job ends with the code of its processes."""
+    (tmp_path / "python").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/arguments\nexit {code}\n')
+    job = submit(["--config", "a file.json"], tmp_path / "log", {**cluster, "CHAIN": "1", "STAND_IN_TASKS": "1"})
+    assert job.wait(timeout=200) == code
     assert not (tmp_path / "scontrol.log").exists()
-    assert (tmp_path / "log").read_text().count("does not divide") == 1
+    expected = "run_clm.py --config a file.json --resume_from latest --max_training_hours none\n"
+    assert (tmp_path / "arguments").read_text() == expected
