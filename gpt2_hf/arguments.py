@@ -213,6 +213,9 @@ class GPT2HFTrainingArguments(TrainingArguments):
         3, "Keep so many recent checkpoints, besides those of epochs, the best and the time limit; none: keep all."
     )
     dataloader_num_workers: int = option(0, "Processes that prepare batches.", "num_workers")
+    sample_tokens: int = option(
+        48, "Length in tokens of the text that is generated and shown at each evaluation; 0: none."
+    )
     report_to: list[str] = option(["tensorboard"], "Where to report to: tensorboard, wandb, ..., or none.")
     seed: int = option(42, "Seed of initialisation, dropout and data order.")
     data_seed: int | None = option(None, "Seed of the data order; seed when left out.")
@@ -273,7 +276,14 @@ class GPT2HFTrainingArguments(TrainingArguments):
         for name in ("max_training_hours", "eval_steps"):
             if getattr(self, name) is not None:
                 require_positive(name, getattr(self, name))
-        for name in ("weight_decay", "max_grad_norm", "warmup_steps", "dataloader_num_workers", "seed"):
+        for name in (
+            "weight_decay",
+            "max_grad_norm",
+            "warmup_steps",
+            "dataloader_num_workers",
+            "seed",
+            "sample_tokens",
+        ):
             require_at_least(name, getattr(self, name), 0)
         for name in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
             require_fraction(name, getattr(self, name))

@@ -12,7 +12,7 @@ from .conftest import REPOSITORY
 
 # The design's row, left to right; modules of one rank may not import each other unless the rank is a package.
 RANKS = [
-    ["errors", "distributed", "stopwatch", "state_files", "hub", "chunked_loss", "schedule"],
+    ["errors", "distributed", "stopwatch", "state_files", "hub", "chunked_loss", "schedule", "utilization"],
     ["precision", "configuration_gpt2_hf", "metrics", "checkpoints", "run_lock"],
     ["arguments", "modeling_gpt2_hf"],
     ["parsing"],
