@@ -276,15 +276,12 @@ class GPT2HFTrainingArguments(TrainingArguments):
         for name in ("max_training_hours", "eval_steps"):
             if getattr(self, name) is not None:
                 require_positive(name, getattr(self, name))
-        for name in (
-            "weight_decay",
-            "max_grad_norm",
-            "warmup_steps",
-            "dataloader_num_workers",
-            "seed",
-            "sample_tokens",
-        ):
+        for name in ("weight_decay", "max_grad_norm", "warmup_steps", "dataloader_num_workers", "seed"):
             require_at_least(name, getattr(self, name), 0)
+        require_at_least("sample_tokens", self.sample_tokens, 0)
+        default = type(self).__dataclass_fields__["sample_tokens"].default
+        if self.eval_strategy == IntervalStrategy.NO and self.sample_tokens != default:
+            raise UserError("--sample_tokens has no effect with --eval_strategy no; leave it out")
         for name in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
             require_fraction(name, getattr(self, name))
         self._check_best_metric()

@@ -22,7 +22,7 @@ from .errors import EXIT_OK, UserError
 from .generation import generate_text
 from .model_loading import build_model, load_model_tokenizer
 from .modeling_gpt2_hf import GPT2HFForCausalLM
-from .plan import describe, make_schedule, schedule_warning
+from .plan import make_plan, make_schedule, schedule_warning
 from .report import CURVES_NAME, write_report
 from .resolved_config import resolved_config
 from .resuming import check_resumable, find_checkpoint
@@ -133,12 +133,15 @@ def _train_locked(run: Run, lock: RunLock) -> int:
 
 
 def _plan(run: Run) -> int:
-    _, data, model = build(run)
-    announce(run, model, data)
     if run.data_args.streaming:
         raise UserError("a plan counts samples, which --streaming does not; leave it out for the plan")
-    scored = data.accounting["train"].scored_tokens
-    for line in describe(run.args, model, len(data.samples["train"]), scored):
+    tokenizer, data, model = build(run)
+    announce(run, model, data)
+    start = run.watch.elapsed
+    run.say("probing: some real steps, then an evaluation; nothing is written")
+    write_sample = sample_writer(run, tokenizer, data, run.args.sample_tokens)
+    plan = make_plan(run.args, model, data, start, _REPORT_SHARE_OF_START * start, write_sample)
+    for line in plan.lines():
         run.say(line)
     return EXIT_OK
 

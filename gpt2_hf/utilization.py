@@ -57,7 +57,7 @@ def flops_per_token(num_matmul_parameters: int, num_layers: int, width: int, mea
     """Arithmetic that one token needs, forward and backward: 6N + 12LHQT (Chowdhery et al. 2022, appendix B).
 
     Args:
-        num_matmul_parameters: N, the parameters that a token is multiplied with; the tied head counts, positions do not.
+        num_matmul_parameters: N, those that a token is multiplied with; the tied head counts, positions do not.
         num_layers: L.
         width: HQ, heads times head size, in channels.
         mean_context: T, tokens in the sequence of a token, on average; 0 leaves attention out.

@@ -151,7 +151,7 @@ def test_logged_loss_is_the_mean_over_tokens(tmp_path, load, tokenizer):
 
 
 def test_evaluating_changes_nothing(tmp_path, load, tokenizer):
-    """With dropout, a run that evaluates and writes a sample at each step ends in the weights of one that never does."""
+    """With dropout, evaluations and samples at each step leave the weights as they are without any."""
     data = load("padding_free")
     never = trajectory(make_trainer(tmp_path / "a", data, tokenizer, dropout=0.2))
     always = make_trainer(tmp_path / "b", data, tokenizer, dropout=0.2, eval_strategy="steps", eval_steps=1)
@@ -168,17 +168,17 @@ def test_evaluating_changes_nothing(tmp_path, load, tokenizer):
 
 
 def test_the_time_of_samples_counts_in_the_budget(tmp_path, load, tokenizer):
-    """An evaluation is reckoned with its sample: guessed before the first, then as measured; the speed is without it."""
+    """An evaluation is reckoned with its sample, guessed and then as measured; the speed is without it."""
     options = {"eval_strategy": "steps", "eval_steps": 2, "max_steps": 4}
     trainer = make_trainer(tmp_path, load("padding_free"), tokenizer, **options)
     alone = trainer._validation_seconds()
-    trainer.write_sample = lambda model: time.sleep(0.3) or "text"
+    trainer.write_sample = lambda model: time.sleep(0.6) or "text"
     assert trainer._validation_seconds() == alone + trainer.generation_seconds(trainer.args.sample_tokens) > alone
     trainer.train()
-    assert trainer._validation_seconds() >= 0.3 + trainer.evaluation_seconds(trainer.eval_dataset)
+    assert trainer._validation_seconds() >= 0.6 + trainer.evaluation_seconds(trainer.eval_dataset)
     speeds = [entry["tokens_per_second"] for entry in trainer.state.log_history if "tokens_per_second" in entry]
     tokens = trainer.train_dataset.lengths.mean() * 8
-    assert all(tokens / speed < 0.3 for speed in speeds)
+    assert all(tokens / speed < 0.6 for speed in speeds)
 
 
 def test_other_reporters_are_kept_and_see_every_log(tmp_path, load, tokenizer, monkeypatch):

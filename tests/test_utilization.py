@@ -29,7 +29,7 @@ def test_peaks_are_known_or_left_out(name, precision, peak):
 
 
 def test_arithmetic_of_gpt2_small():
-    """6N + 12LHQT: for GPT-2 124M at 1,024 positions 6 · 123,653,376 for the products and 113 million for attention."""
+    """6N + 12LHQT: 6 · 123,653,376 for the products, and 113 million for attention at 1,024 positions."""
     assert flops_per_token(123_653_376, 12, 768, 1024) == pytest.approx(741.9e6 + 113.2e6, rel=1e-3)
 
 
