@@ -1,4 +1,5 @@
-"""The command `python -m gpt2_hf`, also installed as `gpt2-hf`: train, evaluate, generate, export, plan, tokenizer.
+"""The command `python -m gpt2_hf`, also installed as `gpt2-hf`: train, plan, evaluate, generate, export, report,
+tokenizer.
 
 Only this module turns errors into exit codes.
 """
@@ -18,10 +19,11 @@ Train a GPT-2 in the Hugging Face world: exact, fast, and never lost.
 
 commands:
   train     train a model, evaluate it, and write a report
-  plan      say what a training run will be, without running it
+  plan      say what a training run will be, and measure how long it will take
   evaluate  loss and perplexity of a model on a text
   generate  continue a prompt
   export    write a model as transformers' GPT2LMHeadModel
+  report    draw a run again, or compare several in one picture
   tokenizer learn a tokenizer from your own text
 
 python -m gpt2_hf COMMAND --help lists the options of a command with their defaults.
@@ -105,6 +107,18 @@ def _export(argv: list[str]) -> int:
     return run_export(*_parse([ExportArguments], argv, "export").values)
 
 
+def _report(argv: list[str]) -> int:
+    from .arguments import ReportArguments
+    from .report import run_report
+
+    first_option = next((i for i, token in enumerate(argv) if token.startswith("-")), len(argv))
+    if first_option:
+        argv = ["--runs", *argv]
+    parsed = _parse([ReportArguments], argv, "report")
+    (args,) = parsed.values
+    return run_report(args, parsed.given)
+
+
 def _tokenizer(argv: list[str]) -> int:
     from .tokenizer_training import TokenizerTrainingArguments, run_tokenizer_training
 
@@ -117,6 +131,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": _evaluate,
     "generate": _generate,
     "export": _export,
+    "report": _report,
     "tokenizer": _tokenizer,
 }
 

@@ -156,7 +156,8 @@ _WITHOUT_EFFECT = {
     "greater_is_better": "a lower loss and a lower perplexity are better; leave it out",
     "auto_find_batch_size": "it would change which samples a step sees; choose --batch_size yourself",
     "save_only_model": "a run could not go on from such checkpoints; leave it out and take best_model",
-    "push_to_hub": "push best_model yourself: model.push_to_hub(...); leave it out",
+    "push_to_hub": "an upload of unknown length would break the time budget; leave it out and publish best_model, "
+    "which holds the model card, afterwards: hf upload USER/NAME CHECKPOINT_DIR/best_model",
     "ignore_data_skip": "a resumed run always goes on at its place in the data; leave it out",
 }
 
@@ -348,6 +349,20 @@ class ExportArguments:
 
     model_path: str = option("checkpoints/best_model", "Model folder, checkpoint name or path.")
     output_dir: str = option("exported", "New folder for transformers' GPT2LMHeadModel, with its tokenizer.")
+
+
+@dataclass
+class ReportArguments:
+    """Which runs are drawn."""
+
+    _argument_group_name = "report"
+
+    runs: list[str] = option(
+        ["checkpoints"],
+        "Folders of runs; also right after the command, without --runs. One: its card and curves are written again. "
+        "Several: one picture and a table compare them.",
+    )
+    output_file: str = option("comparison.png", "Picture that compares several runs: png, svg or pdf.")
 
 
 def names_of(dataclass_type: type) -> set[str]:

@@ -272,6 +272,9 @@ class GPT2HFTrainer(Trainer):
                 logs["loss_spike"] = jump
             if (scaler := getattr(self.accelerator, "scaler", None)) is not None:
                 self.non_finite_guard.check_scale(scaler.get_scale(), self.state.global_step)
+        if "loss" in logs or "eval_loss" in logs:  # where the second one falls, the run was resumed
+            logs["hours"] = self.time_budget.total_seconds / 3600
+            logs["session_hours"] = self.watch.elapsed / 3600
         super().log(logs, start_time)
 
     def _drain_speed(self) -> dict[str, float]:

@@ -23,7 +23,7 @@ from .conftest import REPOSITORY, read_json
 
 def untimed(entry):
     """A log entry or result without what depends on the clock and the machine."""
-    timed = ("runtime", "per_second", "preparation_time", "memory")
+    timed = ("runtime", "per_second", "preparation_time", "memory", "hours")
     return {key: value for key, value in entry.items() if not any(word in key for word in timed)}
 
 

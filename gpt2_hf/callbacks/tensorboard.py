@@ -26,9 +26,9 @@ _OWN_TAGS = {
     "memory_gib": "speed/memory_gib",
     "eval_runtime": "speed/evaluation_seconds",
 }
-# One number a run; the result files and the model card have them, and a curve of one point only takes room.
+# One number a run, the clock that TensorBoard has itself, and what never changes: no curves, only clutter.
 _NO_CURVES = ("train_", "total_flos")
-_NO_CURVE_ENDINGS = ("_tokens", "_per_second", "_runtime", "_preparation_time")
+_NO_CURVE_ENDINGS = ("hours", "_tokens", "_per_second", "_runtime", "_preparation_time")
 _DESCRIPTIONS = {
     "train/loss": "Nats per token, the mean over the steps since the last log, dropout on.",
     "train/perplexity": "exp(train/loss).",
