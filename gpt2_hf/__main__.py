@@ -55,18 +55,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
 
 
+# Each command reads its options before it imports what it runs, so that help and errors do not wait for that.
+
+
 def _train(argv: list[str], dry_run: bool = False) -> int:
     from .stopwatch import Stopwatch
 
     watch = Stopwatch()
-    import gpt2_hf
-
-    gpt2_hf.register_auto_classes()
     from .arguments import DataArguments, GPT2HFTrainingArguments, ModelArguments
-    from .training import train
 
     argv, dry_run = _take_flag(argv, "--dry_run", dry_run)
     parsed = _parse([ModelArguments, DataArguments, GPT2HFTrainingArguments], argv, "plan" if dry_run else "train")
+    from .training import train
+
+    _register()
     model_args, data_args, args = parsed.values
     return train(model_args, data_args, args, given=parsed.given, watch=watch, dry_run=dry_run)
 
@@ -76,45 +78,44 @@ def _plan(argv: list[str]) -> int:
 
 
 def _evaluate(argv: list[str]) -> int:
-    import gpt2_hf
-
-    gpt2_hf.register_auto_classes()
     from .arguments import DataArguments, EvaluationArguments
-    from .evaluation import run_evaluation
 
     parsed = _parse([EvaluationArguments, DataArguments], argv, "evaluate")
+    from .evaluation import run_evaluation
+
+    _register()
     args, data_args = parsed.values
     return run_evaluation(args, data_args, given=parsed.given)
 
 
 def _generate(argv: list[str]) -> int:
-    import gpt2_hf
-
-    gpt2_hf.register_auto_classes()
     from .arguments import GenerationArguments
+
+    parsed = _parse([GenerationArguments], argv, "generate")
     from .generation import run_generation
 
-    return run_generation(*_parse([GenerationArguments], argv, "generate").values)
+    _register()
+    return run_generation(*parsed.values)
 
 
 def _export(argv: list[str]) -> int:
-    import gpt2_hf
-
-    gpt2_hf.register_auto_classes()
     from .arguments import ExportArguments
+
+    parsed = _parse([ExportArguments], argv, "export")
     from .export import run_export
 
-    return run_export(*_parse([ExportArguments], argv, "export").values)
+    _register()
+    return run_export(*parsed.values)
 
 
 def _report(argv: list[str]) -> int:
     from .arguments import ReportArguments
-    from .report import run_report
 
-    first_option = next((i for i, token in enumerate(argv) if token.startswith("-")), len(argv))
-    if first_option:
+    if argv and not argv[0].startswith("-"):
         argv = ["--runs", *argv]
     parsed = _parse([ReportArguments], argv, "report")
+    from .report import run_report
+
     (args,) = parsed.values
     return run_report(args, parsed.given)
 
@@ -123,6 +124,12 @@ def _tokenizer(argv: list[str]) -> int:
     from .tokenizer_training import TokenizerTrainingArguments, run_tokenizer_training
 
     return run_tokenizer_training(*_parse([TokenizerTrainingArguments], argv, "tokenizer").values)
+
+
+def _register() -> None:
+    import gpt2_hf
+
+    gpt2_hf.register_auto_classes()
 
 
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {

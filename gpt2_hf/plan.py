@@ -306,15 +306,21 @@ def make_plan(
     with tempfile.TemporaryDirectory() as folder:
         trainer = probe.make_probe_trainer(args, model, data, folder)
         memory = device_memory(args.device)
-        activations = probe.activation_bytes(trainer, samples, batches)
+        measured, activations = None, 0
+        # What does not fit must not be tried: on a CPU the system would kill the process. Where there is ample room
+        # the activations are counted last, since memory that was used and freed before blurs the measured peak.
+        in_doubt = probe.generous_peak_bytes(args, model, batches) > memory
+        if in_doubt:
+            activations = probe.activation_bytes(trainer, samples, batches)
         peak = probe.least_peak_bytes(args, num_parameters, activations)
-        measured = None
         if peak <= memory:
             try:
                 measured = probe.measure(args, trainer, data, batches, write_sample)
                 peak = measured.peak_bytes
             except torch.OutOfMemoryError:
                 peak = max(peak, memory + 1)
+        if not in_doubt:
+            activations = probe.activation_bytes(trainer, samples, batches)
     place = _existing_parent(Path(str(args.output_dir)))
     return Plan(
         args=args,

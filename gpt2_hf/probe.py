@@ -7,11 +7,9 @@ Nothing is left behind: the trainer gets a temporary folder, and the file that t
 """
 
 import copy
-import ctypes
 import hashlib
 import os
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -122,7 +120,6 @@ def activation_bytes(trainer: GPT2HFTrainer, samples: Samples, batches: Batches)
     rows = batches.rows[batches.largest]
     longest = samples[int(rows[samples.lengths[rows].argmax()])]
     one, two = (_saved_bytes(trainer, [longest] * count) for count in (1, 2))
-    _give_back_freed_memory()
     per_position = (two - one) / (len(longest["input_ids"]) - 1)
     return round(one + per_position * (batches.positions[batches.largest] - (len(longest["input_ids"]) - 1)))
 
@@ -147,18 +144,21 @@ def _saved_bytes(trainer: GPT2HFTrainer, samples: list[dict[str, Any]]) -> int:
     return sum(saved.values())
 
 
-def _give_back_freed_memory() -> None:
-    """Let glibc return what was freed to the system; it would count in the peak of the steps that follow."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
-
-
 def least_peak_bytes(args: GPT2HFTrainingArguments, num_parameters: int, activations: int) -> int:
     """The least that training can need: what the process holds, optimizer, and activations or gradients."""
     weights = 4 * num_parameters
     held = used_memory(args.device)  # the weights among it
     gradients = weights if args.gradient_accumulation_steps > 1 else 0
     return held + 2 * weights + max(activations + gradients, weights)
+
+
+def generous_peak_bytes(args: GPT2HFTrainingArguments, model: GPT2HFForCausalLM, batches: Batches) -> int:
+    """More than training can need: plain fp32 attention with dropout, and half as much again of all else."""
+    config = model.config
+    numbers_per_layer = 50 * config.n_embd + 4 * config.n_head * config.n_positions
+    activations = 4 * int(batches.positions.max()) * config.n_layer * numbers_per_layer
+    head = 4 * config.vocab_size * (3 * config.n_embd + 3 * 4096)  # gradients, and three chunks of logits
+    return used_memory(args.device) + 5 * 4 * model.num_parameters() + activations + head + 2**30
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import pytest
 
 from gpt2_hf.__main__ import main
 
-COMMANDS = ["train", "plan", "evaluate", "generate", "export", "tokenizer"]
+COMMANDS = ["train", "plan", "evaluate", "generate", "export", "report", "tokenizer"]
 
 
 def test_help_is_immediate():
@@ -18,6 +18,22 @@ def test_help_is_immediate():
     assert result.returncode == 0 and all(f"\n  {command} " in result.stdout for command in COMMANDS)
     imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
     assert "gpt2_hf.errors" in imported and not imported & {"torch", "transformers", "datasets"}
+
+
+@pytest.mark.parametrize(("argv", "limit"), [(["--help"], 1.0), (["report", "--help"], 5.0)])
+def test_help_does_not_keep_one_waiting(argv, limit):
+    """In the best of three: under a second for the overview, under five for a command."""
+    resource = pytest.importorskip("resource", reason="the processor time of a child process is a POSIX matter")
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "gpt2_hf", *argv], stdout=subprocess.DEVNULL, check=True, timeout=60)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        # its own processor time: what other work on the machine adds is not the command's
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        if min(seconds) < limit:
+            return
+    pytest.fail(f"{argv} took {min(seconds):.1f} s of processor time")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
