@@ -277,3 +277,22 @@ def test_evaluations_have_no_clock_and_unknown_numbers_no_line(capsys):
 def test_tensorboard_tags(name, tag):
     """Groups that a person looks for; numbers that are the same at every point have no chart."""
     assert tag_of(name) == tag
+
+
+def test_a_terminal_gets_a_bar_with_the_latest_numbers(capsys, monkeypatch):
+    """On a terminal the numbers of the last log, speed, memory and budget stay in sight."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    watch = FixedWatch()
+    progress = ProgressCallback(watch, 2.0)
+    state, arguments = state_at(10, 0.1, max_steps=1000), TrainingArguments("unused", use_cpu=True, disable_tqdm=False)
+    progress.on_train_begin(arguments, state, TrainerControl())
+    watch.now, state.global_step = 3600.0, 20
+    logs = {"loss": 3.5, "perplexity": 33.1, "tokens_per_second": 12345.6, "memory_gib": 2.06, "learning_rate": 1e-3}
+    progress.on_log(arguments, state, TrainerControl(), logs=logs)
+    progress.on_step_end(arguments, state, TrainerControl())
+    assert progress.training_bar.n == 20
+    shown = str(progress.training_bar)
+    progress.on_train_end(arguments, state, TrainerControl())
+    for part in ("20/1000", "loss 3.5000, perplexity 33.10, 12,346 tokens/s, 2.1 GiB, budget 1:00:00 left"):
+        assert part in shown, part
+    assert "step 20/1,000: loss 3.5000" in capsys.readouterr().out

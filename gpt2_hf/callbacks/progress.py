@@ -59,8 +59,8 @@ class ProgressCallback(TransformersProgressCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.shows_bar and self.training_bar is not None:
-            self.training_bar.set_postfix_str(", ".join([*self._latest, *self._budget_left()]), refresh=False)
+        if self.shows_bar:
+            self._label_bar()
             super().on_step_end(args, state, control, **kwargs)
 
     def on_prediction_step(
@@ -73,6 +73,8 @@ class ProgressCallback(TransformersProgressCallback):
     ) -> None:
         if self.shows_bar:
             super().on_prediction_step(args, state, control, eval_dataloader=eval_dataloader, **kwargs)
+            if self.prediction_bar is not None:
+                self.prediction_bar.set_description("evaluating", refresh=False)
 
     def on_log(
         self,
@@ -88,7 +90,9 @@ class ProgressCallback(TransformersProgressCallback):
             return
         if "loss" in logs:
             self._latest = [_FORMATS[name].format(logs[name]) for name in _ON_BAR if name in logs]
-            if not self.shows_bar:  # the bar has the clock
+            if self.shows_bar:
+                self._label_bar()
+            else:  # the bar has the clock
                 parts += self._clock(state)
         self._write(f"step {state.global_step:,}/{state.max_steps:,}: " + ", ".join(parts))
 
@@ -110,6 +114,10 @@ class ProgressCallback(TransformersProgressCallback):
     ) -> None:
         if self.shows_bar:
             super().on_train_end(args, state, control, **kwargs)
+
+    def _label_bar(self) -> None:
+        if self.training_bar is not None:
+            self.training_bar.set_postfix_str(", ".join([*self._latest, *self._budget_left()]), refresh=False)
 
     def _clock(self, state: TrainerState) -> list[str]:
         """Time that has gone by, that the steps left will take at the speed so far, and that the budget has left."""
