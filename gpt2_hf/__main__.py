@@ -1,4 +1,5 @@
-"""The command `python -m gpt2_hf`, also installed as `gpt2-hf`: train, evaluate, generate, export, plan, tokenizer.
+"""The command `python -m gpt2_hf`, also installed as `gpt2-hf`: train, plan, evaluate, generate, export, report,
+tokenizer.
 
 Only this module turns errors into exit codes.
 """
@@ -22,10 +23,11 @@ Train a GPT-2 in the Hugging Face world: exact, fast, and never lost.
 
 commands:
   train     train a model, evaluate it, and write a report
-  plan      say what a training run will be, without running it
+  plan      say what a training run will be, and measure how long it will take
   evaluate  loss and perplexity of a model on a text
   generate  continue a prompt
   export    write a model as transformers' GPT2LMHeadModel
+  report    draw a run again, or compare several in one picture
   tokenizer learn a tokenizer from your own text
 
 python -m gpt2_hf COMMAND --help lists the options of a command with their defaults.
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _COMMANDS[command](rest)
     except (UserError, TrainingDivergedError, SaveError) as error:
         # Every process that cannot save has its own reason; wrong input is the same for all.
-        _report(error, everywhere=isinstance(error, SaveError))
+        _say_error(error, everywhere=isinstance(error, SaveError))
         return error.exit_code
     except KeyboardInterrupt:  # while training, Ctrl-C saves a checkpoint first, see `stop_signals`
         print(file=sys.stderr)
@@ -68,11 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = (
             "another process of the run is gone or cannot be reached; its own output says why. The checkpoints are "
         )
-        _report(f"{message}whole: go on with --resume_from latest ({reason[:200]})", everywhere=True)
+        _say_error(f"{message}whole: go on with --resume_from latest ({reason[:200]})", everywhere=True)
         return EXIT_FAILURE
 
 
-def _report(error: Exception | str, everywhere: bool) -> None:
+def _say_error(error: Exception | str, everywhere: bool) -> None:
     """Print an error as a line; of several processes only the first, unless it is about something everywhere."""
     rank = int(os.environ.get("RANK", 0))
     if rank and not everywhere:
@@ -82,20 +84,23 @@ def _report(error: Exception | str, everywhere: bool) -> None:
     print(f"error{process}: {error}", file=sys.stderr, flush=True)
 
 
+# Each command reads its options before it imports what it runs, so that help and errors do not wait for that.
+
+
 def _train(argv: list[str], dry_run: bool = False) -> int:
     from .stopwatch import Stopwatch
 
     watch = Stopwatch()
-    import gpt2_hf
-
-    gpt2_hf.register_auto_classes()
     from .arguments import ClusterArguments, DataArguments, GPT2HFTrainingArguments, ModelArguments
-    from .training import train
 
     argv, dry_run = _take_flag(argv, "--dry_run", dry_run)
-    command = "plan" if dry_run else "train"
     dataclass_types = [ModelArguments, DataArguments, GPT2HFTrainingArguments]
-    parsed = _parse([*dataclass_types, ClusterArguments] if dry_run else dataclass_types, argv, command)
+    if dry_run:
+        dataclass_types.append(ClusterArguments)
+    parsed = _parse(dataclass_types, argv, "plan" if dry_run else "train")
+    from .training import train
+
+    _register()
     model_args, data_args, args, *cluster = parsed.values
     plan_for = cluster[0] if dry_run else None
     return train(model_args, data_args, args, given=parsed.given, watch=watch, plan_for=plan_for)
@@ -106,37 +111,47 @@ def _plan(argv: list[str]) -> int:
 
 
 def _evaluate(argv: list[str]) -> int:
-    import gpt2_hf
-
-    gpt2_hf.register_auto_classes()
     from .arguments import DataArguments, EvaluationArguments
-    from .evaluation import run_evaluation
 
     parsed = _parse([EvaluationArguments, DataArguments], argv, "evaluate")
+    from .evaluation import run_evaluation
+
+    _register()
     args, data_args = parsed.values
     return run_evaluation(args, data_args, given=parsed.given)
 
 
 def _generate(argv: list[str]) -> int:
-    import gpt2_hf
-
-    gpt2_hf.register_auto_classes()
     from .arguments import GenerationArguments
-    from .generation import run_generation
 
     parsed = _parse([GenerationArguments], argv, "generate")
+    from .generation import run_generation
+
+    _register()
     (args,) = parsed.values
     return run_generation(args, given=parsed.given)
 
 
 def _export(argv: list[str]) -> int:
-    import gpt2_hf
-
-    gpt2_hf.register_auto_classes()
     from .arguments import ExportArguments
+
+    parsed = _parse([ExportArguments], argv, "export")
     from .export import run_export
 
-    return run_export(*_parse([ExportArguments], argv, "export").values)
+    _register()
+    return run_export(*parsed.values)
+
+
+def _report(argv: list[str]) -> int:
+    from .arguments import ReportArguments
+
+    if argv and not argv[0].startswith("-"):
+        argv = ["--runs", *argv]
+    parsed = _parse([ReportArguments], argv, "report")
+    from .report import run_report
+
+    (args,) = parsed.values
+    return run_report(args, parsed.given)
 
 
 def _tokenizer(argv: list[str]) -> int:
@@ -145,12 +160,19 @@ def _tokenizer(argv: list[str]) -> int:
     return run_tokenizer_training(*_parse([TokenizerTrainingArguments], argv, "tokenizer").values)
 
 
+def _register() -> None:
+    import gpt2_hf
+
+    gpt2_hf.register_auto_classes()
+
+
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "plan": _plan,
     "evaluate": _evaluate,
     "generate": _generate,
     "export": _export,
+    "report": _report,
     "tokenizer": _tokenizer,
 }
 

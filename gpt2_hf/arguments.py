@@ -159,7 +159,8 @@ _WITHOUT_EFFECT = {
     "greater_is_better": "a lower loss and a lower perplexity are better; leave it out",
     "auto_find_batch_size": "it would change which samples a step sees; choose --batch_size yourself",
     "save_only_model": "a run could not go on from such checkpoints; leave it out and take best_model",
-    "push_to_hub": "push best_model yourself: model.push_to_hub(...); leave it out",
+    "push_to_hub": "an upload of unknown length would break the time budget; leave it out and publish best_model, "
+    "which holds the model card, afterwards: hf upload USER/NAME CHECKPOINT_DIR/best_model",
     "ignore_data_skip": "a resumed run always goes on at its place in the data; leave it out",
 }
 
@@ -221,6 +222,9 @@ class GPT2HFTrainingArguments(TrainingArguments):
         3, "Keep so many recent checkpoints, besides those of epochs, the best and the time limit; none: keep all."
     )
     dataloader_num_workers: int = option(0, "Processes that prepare batches.", "num_workers")
+    sample_tokens: int = option(
+        48, "Length in tokens of the text that is generated and shown at each evaluation; 0: none."
+    )
     report_to: list[str] = option(["tensorboard"], "Where to report to: tensorboard, wandb, ..., or none.")
     seed: int = option(42, "Seed of initialisation, dropout and data order.")
     data_seed: int | None = option(None, "Seed of the data order; seed when left out.")
@@ -327,6 +331,10 @@ class GPT2HFTrainingArguments(TrainingArguments):
                 require_positive(name, getattr(self, name))
         for name in ("weight_decay", "max_grad_norm", "warmup_steps", "dataloader_num_workers", "seed"):
             require_at_least(name, getattr(self, name), 0)
+        require_at_least("sample_tokens", self.sample_tokens, 0)
+        default = type(self).__dataclass_fields__["sample_tokens"].default
+        if self.eval_strategy == IntervalStrategy.NO and self.sample_tokens != default:
+            raise UserError("--sample_tokens has no effect with --eval_strategy no; leave it out")
         for name in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
             require_fraction(name, getattr(self, name))
         if self.global_batch_size is not None:
@@ -428,6 +436,20 @@ class ExportArguments:
 
     model_path: str = option("checkpoints/best_model", "Model folder, checkpoint name or path.")
     output_dir: str = option("exported", "New folder for transformers' GPT2LMHeadModel, with its tokenizer.")
+
+
+@dataclass
+class ReportArguments:
+    """Which runs are drawn."""
+
+    _argument_group_name = "report"
+
+    runs: list[str] = option(
+        ["checkpoints"],
+        "Folders of runs; also right after the command, without --runs. One: its card and curves are written again. "
+        "Several: one picture and a table compare them.",
+    )
+    output_file: str = option("comparison.png", "Picture that compares several runs: png, svg or pdf.")
 
 
 def divide_batch(samples: int, devices: int, most: int) -> tuple[int, int]:

@@ -59,11 +59,25 @@ class Parser(HfArgumentParser):
     """transformers' dataclass parser that raises one-line errors and takes `none` for optional values."""
 
     def __init__(self, dataclass_types: Sequence[type], **kwargs: Any):
-        super().__init__(dataclass_types, allow_abbrev=False, exit_on_error=False, **kwargs)
+        kwargs = {"usage": "%(prog)s [--config FILE.json] [--option value ...]", **kwargs}
+        super().__init__(
+            dataclass_types, allow_abbrev=False, exit_on_error=False, formatter_class=_HelpFormatter, **kwargs
+        )
+        self._group_inherited(dataclass_types)
         self.optional = _optional_names(dataclass_types)
         for action in self._actions:
             if action.dest in self.optional and action.type is not None:
                 action.type = _or_none(action.type)
+
+    def _group_inherited(self, dataclass_types: Sequence[type]) -> None:
+        """Show what a class merely inherits, transformers' many options, after its own."""
+        for group, dataclass_type in zip(list(self._action_groups[2:]), dataclass_types, strict=True):
+            own = set(dataclass_type.__annotations__)
+            inherited = [action for action in group._group_actions if action.dest not in own]
+            if inherited:
+                group._group_actions = [action for action in group._group_actions if action.dest in own]
+                further = self.add_argument_group(f"{group.title}, of {dataclass_type.__mro__[1].__name__}")
+                further._group_actions = inherited
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
@@ -104,6 +118,26 @@ class Parser(HfArgumentParser):
     def action_of(self, key: str) -> argparse.Action | None:
         """The action behind an option name or one of its aliases."""
         return self._option_string_actions.get(f"--{key}")
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """One spelling of each name, and what kind of value it takes, once."""
+
+    _MOST_CHOICES = 12
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        names = [name for name in action.option_strings if "-" not in name.lstrip("-")]
+        return " ".join([", ".join(names), self._kind(action)]).rstrip()
+
+    def _kind(self, action: argparse.Action) -> str:
+        if action.nargs == 0:
+            return ""
+        if action.nargs == "?":
+            return "[true|false]"
+        if action.choices is not None and len(list(action.choices)) <= self._MOST_CHOICES:
+            return "{" + ",".join(map(str, action.choices)) + "}"
+        kind = {"int": "N", "float": "X"}.get(getattr(action.type, "__name__", ""), "TEXT")
+        return f"{kind} ..." if action.nargs == "+" else kind
 
 
 def parse(

@@ -57,6 +57,7 @@ from .sharding import check_engine, divided, load_whole_weights, plain_twin, who
 from .state_files import load_state, save_state
 from .stop_signals import IgnoringSignals, SignalWatch
 from .stopwatch import Stopwatch
+from .utilization import flops_per_token, peak_flops, used_memory
 
 _OPTIMIZER_FILE = "optimizer.safetensors"
 _SCHEDULER_FILE = "scheduler.safetensors"
@@ -73,6 +74,7 @@ class GPT2HFTrainer(Trainer):
         signals: signals on which to save and stop; without it they are left to the caller.
         run_files: small files (`name: path`) to be copied into every checkpoint.
         closing_seconds: estimated time of what the job still does after `train()`, for the time budget.
+        write_sample: makes a text with the model; it is shown after each evaluation during training.
     """
 
     args: GPT2HFTrainingArguments
@@ -91,11 +93,13 @@ class GPT2HFTrainer(Trainer):
         signals: SignalWatch | None = None,
         run_files: dict[str, Path] | None = None,
         closing_seconds: Callable[[], float] | None = None,
+        write_sample: Callable[[Any], str] | None = None,
         **kwargs: Any,
     ):
         self.watch = watch if watch is not None else Stopwatch()
         self.run_files = run_files or {}
         self.closing_seconds = closing_seconds or (lambda: 0.0)
+        self.write_sample = write_sample
         self.non_finite_guard = NonFiniteGuard()
         self.time_budget = TimeBudgetCallback(
             args.max_training_hours,
@@ -132,7 +136,7 @@ class GPT2HFTrainer(Trainer):
             self.remove_callback(callback)
         self.add_callback(TerminalCallback(self.watch, args.max_training_hours))
         if self.pop_callback(TensorBoardCallback) is not None:
-            tensorboard = ContinuousTensorBoardCallback()
+            tensorboard = ContinuousTensorBoardCallback(self.run_files)
             tensorboard.on_init_end(self.args, self.state, self.control)
             self.add_callback(tensorboard)
         # transformers' smoother would not shift the labels of a model class that it does not know.
@@ -144,6 +148,7 @@ class GPT2HFTrainer(Trainer):
         self.num_parameters = sum(p.numel() for p in self.model.parameters())
         count = getattr(self.model, "num_parameters", None)
         self._flops_per_token = 6 * count(exclude_embeddings=True) if count else 0
+        self._peak_tokens_per_second = self._find_peak_tokens_per_second()
         if args.process_index:
             set_seed(args.seed + args.process_index)  # or dropout would be the same in every process's samples
 
@@ -300,26 +305,69 @@ class GPT2HFTrainer(Trainer):
                 logs["loss_spike"] = jump
             if (scaler := getattr(self.accelerator, "scaler", None)) is not None:
                 self.non_finite_guard.check_scale(scaler.get_scale(), self.state.global_step)
+        if "loss" in logs or "eval_loss" in logs:  # where the second one falls, the run was resumed
+            logs["hours"] = self.time_budget.total_seconds / 3600
+            logs["session_hours"] = self.watch.elapsed / 3600
         super().log(logs, start_time)
 
     def _drain_speed(self) -> dict[str, float]:
         """Trained tokens per second since the last log, evaluations and checkpoints not counted."""
         now = time.monotonic()
-        aside = self.watch.total.get("evaluate", 0.0) + self.watch.total.get("save", 0.0)
+        aside = sum(self.watch.total.get(part, 0.0) for part in ("evaluate", "sample", "save"))
         tokens = float(self._trained_tokens)
         self._trained_tokens = 0.0
         previous, self._speed_mark = self._speed_mark, (now, aside)
-        if previous is None:
-            return {}
-        seconds = now - previous[0] - (aside - previous[1])
-        return {"tokens_per_second": tokens / seconds} if seconds > 0 else {}
+        numbers = {"memory_gib": used_memory(self.args.device) / 2**30}
+        seconds = now - previous[0] - (aside - previous[1]) if previous is not None else 0.0
+        if seconds > 0:
+            numbers["tokens_per_second"] = tokens / seconds
+            if self._peak_tokens_per_second is not None:
+                numbers["mfu"] = tokens / seconds / self._peak_tokens_per_second
+        return numbers
+
+    def _find_peak_tokens_per_second(self) -> float | None:
+        """What all devices together could train at their peak; `None` where that is not known."""
+        config = getattr(self.model, "config", None)
+        if self.args.device.type != "cuda" or config is None or self.args.resolved_precision is None:
+            return None
+        peak = peak_flops(torch.cuda.get_device_name(self.args.device), self.args.resolved_precision.name)
+        if peak is None:
+            return None
+        lengths = getattr(
+            self.train_dataset, "lengths", None
+        )  # those of a stream are not known: attention is left out
+        context = float((lengths.astype("float64") ** 2).sum() / lengths.sum()) if lengths is not None else 0.0
+        matmul_parameters = self.num_parameters - config.n_positions * config.n_embd
+        needed = flops_per_token(matmul_parameters, config.n_layer, config.n_embd, context)
+        return peak * self.args.world_size / needed
 
     # ---- exact evaluation ----
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate without touching the random numbers of training, so that its frequency changes nothing."""
-        with self.watch.measure("evaluate"), preserved_rng(self.args.device):
-            return super().evaluate(*args, **kwargs)
+        with preserved_rng(self.args.device):
+            with self.watch.measure("evaluate"):
+                metrics = super().evaluate(*args, **kwargs)
+            if self.write_sample is not None and self.is_in_train and not self.is_fsdp_enabled:
+                with self.watch.measure("sample"):
+                    self._show_sample(self.write_sample)
+        return metrics
+
+    def _show_sample(self, write_sample: Callable[[Any], str]) -> None:
+        """Generate a text with the weights as they are, for whoever shows texts; the first process alone does."""
+        if not self.is_world_process_zero():
+            return
+        text = write_sample(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TerminalCallback | ContinuousTensorBoardCallback):
+                callback.on_sample(self.state, text)
+
+    def generation_seconds(self, num_tokens: int) -> float:
+        """Upper estimate of the time to generate so many tokens.
+
+        Each token reads every weight once; 4 GB/s is what a slow machine's memory gives.
+        """
+        return num_tokens * (4 * self.num_parameters / 4e9 + 0.01)
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False) -> Any:
         try:
@@ -413,7 +461,10 @@ class GPT2HFTrainer(Trainer):
         """Upper estimate of the time of an evaluation; 0 where there is none."""
         if self.eval_dataset is None or self.args.eval_strategy == IntervalStrategy.NO:
             return 0.0
-        return self.evaluation_seconds(self.eval_dataset)
+        sample = 0.0
+        if self.write_sample is not None:
+            sample = self.watch.longest.get("sample", self.generation_seconds(self.args.sample_tokens))
+        return self.evaluation_seconds(self.eval_dataset) + sample
 
     def _save_seconds(self) -> float:
         """Upper estimate of the time of a checkpoint; before the first, a slow disk's 100 MB/s is reckoned with."""

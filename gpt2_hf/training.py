@@ -5,6 +5,7 @@
 Everything the user may have got wrong is found before the first file is written.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from .fallbacks import missing_for_attention
 from .generation import generate_text
 from .model_loading import build_model, load_model_tokenizer
 from .modeling_gpt2_hf import GPT2HFForCausalLM
-from .plan import describe, make_schedule, schedule_warning
+from .plan import make_plan, make_schedule, schedule_warning
 from .report import CURVES_NAME, write_report
 from .resolved_config import resolved_config
 from .resuming import check_resumable, find_checkpoint
@@ -142,15 +143,19 @@ def _train_locked(run: Run, lock: RunLock) -> int:
 
 
 def _plan(run: Run, cluster: ClusterArguments) -> int:
-    _, data, model = build(run)
-    announce(run, model, data)
     if run.data_args.streaming:
         raise UserError("a plan counts samples, which --streaming does not; leave it out for the plan")
-    scored = data.accounting["train"].scored_tokens
-    for line in describe(run.args, model, len(data.samples["train"]), scored):
+    tokenizer, data, model = build(run)
+    announce(run, model, data)
+    start = run.watch.elapsed
+    run.say("probing: some real steps, then an evaluation; nothing is written")
+    write_sample = sample_writer(run, tokenizer, data, run.args.sample_tokens)
+    plan = make_plan(run.args, model, data, start, _REPORT_SHARE_OF_START * start, write_sample)
+    for line in plan.lines():
         run.say(line)
     if cluster.nproc * cluster.nodes > 1:
-        for line in parallel_plan.describe(run.args, cluster, model):
+        per_sample = plan.measured.step_seconds / run.args.samples_per_step if plan.measured else None
+        for line in parallel_plan.describe(run.args, cluster, model, per_sample):
             run.say(line)
     return EXIT_OK
 
@@ -233,7 +238,7 @@ def make_trainer(
 
     def closing_seconds() -> float:
         test = trainer.evaluation_seconds(data.samples["test"]) if "test" in data.samples else 0.0
-        return report_seconds + test + _SAMPLE_TOKENS * _seconds_per_generated_token(trainer)
+        return report_seconds + test + trainer.generation_seconds(_SAMPLE_TOKENS)
 
     try:
         trainer = GPT2HFTrainer(
@@ -247,16 +252,12 @@ def make_trainer(
             signals=run.signals,
             run_files={RESOLVED_CONFIG_NAME: run.output_dir / RESOLVED_CONFIG_NAME},
             closing_seconds=closing_seconds,
+            write_sample=sample_writer(run, tokenizer, data, run.args.sample_tokens),
         )
     except (RuntimeError, ImportError, ValueError, OSError) as error:
         # What transformers refuses only now: a reporter that is not installed, a hub that does not answer.
         raise UserError(" ".join(str(error).split())) from error
     return trainer
-
-
-def _seconds_per_generated_token(trainer: GPT2HFTrainer) -> float:
-    # Generation reads every weight once a token; 4 GB/s is what a slow machine's memory gives.
-    return 4 * trainer.num_parameters / 4e9 + 0.01
 
 
 def _run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> dict[str, Any]:
@@ -299,7 +300,7 @@ def finish(
     if eval_metrics:
         trainer.save_metrics("eval", eval_metrics)
     test_metrics = _score_test(run, trainer, data)
-    sample = _sample(trainer, tokenizer, data) if run.args.process_index == 0 else ""
+    sample = _final_sample(run, trainer, tokenizer, data) if run.args.process_index == 0 else ""
     if run.args.process_index == 0:
         write_report(run.output_dir, sample)
     say_results(run, eval_metrics, test_metrics, sample)
@@ -341,22 +342,36 @@ def _score_test(run: Run, trainer: GPT2HFTrainer, data: LoadedData) -> dict[str,
     return metrics
 
 
-def _sample(trainer: GPT2HFTrainer, tokenizer: PreTrainedTokenizerBase, data: LoadedData) -> str:
-    """A continuation of the first words of the validation text."""
-    ids = data.samples["validation"][0]["input_ids"][:_PROMPT_TOKENS]
-    saved = saved_model(Path(str(trainer.args.output_dir)))
-    if trainer.is_fsdp_enabled and saved is not None:
+def sample_writer(
+    run: Run, tokenizer: PreTrainedTokenizerBase, data: LoadedData, num_tokens: int
+) -> Callable[[GPT2HFForCausalLM], str] | None:
+    """A function that lets a model continue the first words of the validation text; `None` for 0 tokens."""
+    if num_tokens == 0:
+        return None
+
+    def write(model: GPT2HFForCausalLM) -> str:
+        positions = model.config.n_positions
+        ids = data.samples["validation"][0]["input_ids"]
+        prompt = tokenizer.decode(ids[: min(_PROMPT_TOKENS, positions // 2)])
+        # cut within a character, a text can have more tokens than it was made of
+        room = positions - len(tokenizer(prompt, add_special_tokens=False).input_ids)
+        return generate_text(model, tokenizer, prompt, max_new_tokens=min(num_tokens, room), seed=run.args.seed)[0]
+
+    return write
+
+
+def _final_sample(run: Run, trainer: GPT2HFTrainer, tokenizer: PreTrainedTokenizerBase, data: LoadedData) -> str:
+    write = sample_writer(run, tokenizer, data, _SAMPLE_TOKENS)
+    assert write is not None
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.is_fsdp_enabled:
         # a sharded model runs on all processes at once, and only this one has something to say
+        saved = saved_model(run.output_dir)
+        if saved is None:
+            return ""
         model = GPT2HFForCausalLM.from_pretrained(saved).to(trainer.args.device)
-    elif trainer.is_fsdp_enabled:
-        return ""
-    else:
-        model = trainer.accelerator.unwrap_model(trainer.model)
-    room = model.config.n_positions - len(ids)
     with preserved_rng(trainer.args.device):
-        return generate_text(
-            model, tokenizer, tokenizer.decode(ids), max_new_tokens=min(_SAMPLE_TOKENS, room), seed=trainer.args.seed
-        )[0]
+        return write(model)
 
 
 def say_results(run: Run, eval_metrics: dict[str, Any], test_metrics: dict[str, float], sample: str) -> None:

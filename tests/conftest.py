@@ -98,16 +98,21 @@ def corpus_folder(tmp_path_factory: pytest.TempPathFactory, documents: list[str]
 
 @pytest.fixture(scope="session")
 def tiny_options(corpus_folder: Path, tokenizer_folder: Path) -> list[str]:
-    """Options of a run that takes a second: 25 steps an epoch on a model of 35,000 parameters."""
+    """Options of a run that takes a second: 25 steps an epoch on a model of 35,000 parameters.
+
+    What may become pointless beside a test's own options stands in a config file, where that is no error.
+    """
+    config = corpus_folder / "tiny.json"
+    cadence = {"warmup_steps": 5, "logging_steps": 5, "eval_every": 10, "save_every": 10}
+    config.write_text(json.dumps(cadence), encoding="utf-8")
     return [
         *TINY_MODEL,
         *("--train_file", str(corpus_folder / "train.txt")),
         *("--validation_file", str(corpus_folder / "validation.txt")),
         *("--test_file", str(corpus_folder / "test.txt")),
         *("--tokenizer_name", str(tokenizer_folder)),
-        *("--precision", "fp32", "--use_cpu", "--warmup_steps", "5", "--learning_rate", "3e-3"),
-        *("--logging_steps", "5", "--eval_every", "10", "--save_every", "10", "--max_epochs", "1"),
-        *("--max_train_samples", "200"),
+        *("--precision", "fp32", "--use_cpu", "--learning_rate", "3e-3", "--max_epochs", "1"),
+        *("--max_train_samples", "200", "--config", str(config)),
     ]
 
 

@@ -1,6 +1,7 @@
 """When a run evaluates, saves and stops: each callback on its own."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ from gpt2_hf.callbacks import (
     CadenceCallback,
     LossSpikes,
     NonFiniteGuard,
+    ProgressCallback,
     StopCallback,
     TimeBudgetCallback,
 )
 from gpt2_hf.callbacks.cadence import is_new_best
+from gpt2_hf.callbacks.tensorboard import tag_of
 from gpt2_hf.errors import TrainingDivergedError
 from gpt2_hf.schedule import cosine_by_time
 from gpt2_hf.stop_signals import SignalWatch
@@ -181,3 +184,75 @@ def test_schedule_by_time_follows_the_clock():
     assert factor(30) == pytest.approx(0.0)
     now = 0.6
     assert factor(1000) == pytest.approx(0.0)
+
+
+def progress_at(step, logs, capsys, max_hours=None):
+    """What the terminal shows for a log, an hour into a run that began at step 0 after 100 s."""
+    watch = FixedWatch()
+    watch.now = 100.0
+    progress = ProgressCallback(watch, max_hours)
+    state = state_at(0, 0.0, max_steps=1000)
+    arguments = TrainingArguments("unused", use_cpu=True, disable_tqdm=True)
+    progress.on_train_begin(arguments, state, TrainerControl())
+    state.global_step, watch.now = step, 3600.0
+    progress.on_log(arguments, state, TrainerControl(), logs=logs)
+    return capsys.readouterr().out
+
+
+def test_one_line_per_log_has_numbers_and_clock(capsys):
+    """Loss, speed, share of the peak, memory, elapsed, what the steps will still take, and the budget."""
+    logs = {"loss": 3.5, "perplexity": 33.1, "tokens_per_second": 12345.6, "mfu": 0.41, "memory_gib": 2.06}
+    line = progress_at(100, logs, capsys, max_hours=2.0)
+    assert line == (
+        "step 100/1,000: loss 3.5000, perplexity 33.10, 12,346 tokens/s, 41% of the device's peak, 2.1 GiB, "
+        "1:00:00 elapsed, 8:45:00 to go, budget 1:00:00 left\n"
+    )
+    assert "budget" not in progress_at(100, logs, capsys)
+
+
+def test_evaluations_have_no_clock_and_unknown_numbers_no_line(capsys):
+    """A validation line says loss and perplexity; the Trainer's closing summary is not repeated."""
+    line = progress_at(100, {"eval_loss": 3.0, "eval_perplexity": 20.09, "eval_tokens": 5000}, capsys, max_hours=2.0)
+    assert line == "step 100/1,000: validation loss 3.0000, validation perplexity 20.09, 5,000 tokens\n"
+    assert progress_at(100, {"train_runtime": 5.0}, capsys) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "tag"),
+    [
+        ("loss", "train/loss"),
+        ("eval_loss", "eval/loss"),
+        ("test_perplexity", "test/perplexity"),
+        ("tokens_per_second", "speed/tokens_per_second"),
+        ("eval_runtime", "speed/evaluation_seconds"),
+        ("my_metric", "train/my_metric"),
+        ("eval_my_metric", "eval/my_metric"),
+        ("train_runtime", None),
+        ("train_loss", None),
+        ("eval_tokens", None),
+        ("eval_samples_per_second", None),
+        ("eval_model_preparation_time", None),
+    ],
+)
+def test_tensorboard_tags(name, tag):
+    """Groups that a person looks for; numbers that are the same at every point have no chart."""
+    assert tag_of(name) == tag
+
+
+def test_a_terminal_gets_a_bar_with_the_latest_numbers(capsys, monkeypatch):
+    """On a terminal the numbers of the last log, speed, memory and budget stay in sight."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    watch = FixedWatch()
+    progress = ProgressCallback(watch, 2.0)
+    state, arguments = state_at(10, 0.1, max_steps=1000), TrainingArguments("unused", use_cpu=True, disable_tqdm=False)
+    progress.on_train_begin(arguments, state, TrainerControl())
+    watch.now, state.global_step = 3600.0, 20
+    logs = {"loss": 3.5, "perplexity": 33.1, "tokens_per_second": 12345.6, "memory_gib": 2.06, "learning_rate": 1e-3}
+    progress.on_log(arguments, state, TrainerControl(), logs=logs)
+    progress.on_step_end(arguments, state, TrainerControl())
+    assert progress.training_bar.n == 20
+    shown = str(progress.training_bar)
+    progress.on_train_end(arguments, state, TrainerControl())
+    for part in ("20/1000", "loss 3.5000, perplexity 33.10, 12,346 tokens/s, 2.1 GiB, budget 1:00:00 left"):
+        assert part in shown, part
+    assert "step 20/1,000: loss 3.5000" in capsys.readouterr().out

@@ -8,7 +8,7 @@ import sys
 import pytest
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
-from gpt2_hf import GPT2HFForCausalLM, report
+from gpt2_hf import GPT2HFForCausalLM
 
 from .conftest import REPOSITORY, read_json
 from .tiny_models import make_stock
@@ -68,7 +68,6 @@ def test_resume_after_kill(tmp_path, run_example):
     assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [5, 10, 15, 20]
 
 
-@pytest.mark.skipif(not hasattr(report, "compare_runs"), reason="there is no comparison of runs yet")
 def test_compare_runs(tmp_path, run_example):
     """Two runs end up in one picture."""
     run_example("compare_runs.py", "--output_dir", "runs", "--max_steps", "10")

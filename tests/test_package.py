@@ -12,7 +12,7 @@ from .conftest import REPOSITORY
 
 # The design's row, left to right; modules of one rank may not import each other unless the rank is a package.
 RANKS = [
-    ["errors", "distributed", "stopwatch", "state_files", "hub", "chunked_loss", "dropout", "schedule"],
+    ["errors", "distributed", "stopwatch", "state_files", "hub", "chunked_loss", "dropout", "schedule", "utilization"],
     ["chunked_attention", "fallbacks", "stop_signals", "precision"],
     ["configuration_gpt2_hf", "metrics", "checkpoints", "run_lock"],
     ["sharding"],
@@ -23,7 +23,8 @@ RANKS = [
     ["model_loading"],
     ["callbacks"],
     ["trainer"],
-    ["evaluation", "generation", "export", "report", "plan", "parallel_plan", "tokenizer_training"],
+    ["evaluation", "generation", "export", "report", "probe", "parallel_plan", "tokenizer_training"],
+    ["plan"],
     ["run"],
     ["resolved_config"],
     ["resuming"],

@@ -47,6 +47,7 @@ def test_every_option_that_the_readme_names_exists():
         arguments.GenerationArguments,
         arguments.EvaluationArguments,
         arguments.ExportArguments,
+        arguments.ReportArguments,
     ):
         known |= {f"--{name}" for name in arguments.names_of(dataclass_type)}
     commands = [
@@ -63,6 +64,30 @@ def test_every_option_that_the_readme_names_exists():
         for token in shlex.split(after, comments=True):
             if token.startswith("--") and token not in ("--config", "--dry_run"):
                 assert token in known, f"{token} in: {line}"
+
+
+def test_every_option_that_the_troubleshooting_names_exists():
+    """What the table says to type is an option of the main job."""
+    from gpt2_hf import arguments
+    from gpt2_hf.parsing import parse
+
+    section = README.split("## Troubleshooting")[1].split("\n## ")[0]
+    dataclass_types = [arguments.ModelArguments, arguments.DataArguments, arguments.GPT2HFTrainingArguments]
+    typed = [code for code in re.findall(r"`([^`]+)`", section) if code.startswith("--")]
+    assert len(typed) > 20
+    for code in typed:
+        options = shlex.split(code.replace("path/to/folder", "wikitext"))
+        if len(options) > 1:
+            parse(dataclass_types, [*options, "--use_cpu"])
+        else:  # named without a value
+            assert is_option(dataclass_types, options[0]), code
+
+
+def is_option(dataclass_types, flag):
+    """Whether the parser knows a flag."""
+    from gpt2_hf.parsing import Parser
+
+    return flag in Parser(dataclass_types)._option_string_actions
 
 
 def test_quickstart_starts_and_learns(tmp_path, capsys):

@@ -1,16 +1,20 @@
 """The Trainer's numerical promises, on a real tiny model and a real tiny corpus."""
 
 import math
+import time
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
+from transformers.integrations import TensorBoardCallback, integration_utils
 
 from gpt2_hf.arguments import DataArguments, GPT2HFTrainingArguments
+from gpt2_hf.callbacks import ContinuousTensorBoardCallback
 from gpt2_hf.chunked_loss import IGNORE_INDEX
 from gpt2_hf.configuration_gpt2_hf import GPT2HFConfig
 from gpt2_hf.data import load_data
+from gpt2_hf.generation import generate_text
 from gpt2_hf.modeling_gpt2_hf import GPT2HFForCausalLM
 from gpt2_hf.tokenizer import load_tokenizer
 from gpt2_hf.trainer import GPT2HFTrainer
@@ -147,11 +151,62 @@ def test_logged_loss_is_the_mean_over_tokens(tmp_path, load, tokenizer):
 
 
 def test_evaluating_changes_nothing(tmp_path, load, tokenizer):
-    """With dropout, a run that evaluates at each step ends in the very same weights as one that never does."""
+    """With dropout, evaluations and samples at each step leave the weights as they are without any."""
     data = load("padding_free")
     never = trajectory(make_trainer(tmp_path / "a", data, tokenizer, dropout=0.2))
     always = make_trainer(tmp_path / "b", data, tokenizer, dropout=0.2, eval_strategy="steps", eval_steps=1)
+    samples = []
+
+    def write_sample(model):
+        samples.append(generate_text(model, tokenizer, "The", max_new_tokens=5, seed=len(samples)))
+        torch.rand(3)
+        return samples[-1][0]
+
+    always.write_sample = write_sample
     assert torch.equal(never[2], trajectory(always)[2])
+    assert len(samples) == 6
+
+
+def test_the_time_of_samples_counts_in_the_budget(tmp_path, load, tokenizer):
+    """An evaluation is reckoned with its sample, guessed and then as measured; the speed is without it."""
+    options = {"eval_strategy": "steps", "eval_steps": 2, "max_steps": 4}
+    trainer = make_trainer(tmp_path, load("padding_free"), tokenizer, **options)
+    alone = trainer._validation_seconds()
+    trainer.write_sample = lambda model: time.sleep(0.6) or "text"
+    assert trainer._validation_seconds() == alone + trainer.generation_seconds(trainer.args.sample_tokens) > alone
+    trainer.train()
+    assert trainer._validation_seconds() >= 0.6 + trainer.evaluation_seconds(trainer.eval_dataset)
+    speeds = [entry["tokens_per_second"] for entry in trainer.state.log_history if "tokens_per_second" in entry]
+    tokens = trainer.train_dataset.lengths.mean() * 8
+    assert all(tokens / speed < 0.6 for speed in speeds)
+
+
+def test_other_reporters_are_kept_and_see_every_log(tmp_path, load, tokenizer, monkeypatch):
+    """--report_to with a name that transformers knows: its callback gets loss, perplexity and speed, as always."""
+    seen = []
+
+    class Reporter(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            seen.append(dict(logs))
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", Reporter)
+    options = {"eval_strategy": "steps", "eval_steps": 2, "max_steps": 4, "report_to": ["wandb", "tensorboard"]}
+    trainer = make_trainer(tmp_path, load("padding_free"), tokenizer, **options)
+    kinds = [type(callback) for callback in trainer.callback_handler.callbacks]
+    assert Reporter in kinds and ContinuousTensorBoardCallback in kinds and TensorBoardCallback not in kinds
+    trainer.train()
+    names = set().union(*seen)
+    assert {"loss", "perplexity", "learning_rate", "grad_norm", "tokens_per_second", "memory_gib"} <= names
+    assert {"eval_loss", "eval_perplexity"} <= names and "mfu" not in names
+
+
+def test_share_of_the_peak_where_the_device_is_known(tmp_path, load, tokenizer):
+    """On a device of a known peak, each log has the speed's share of it."""
+    trainer = make_trainer(tmp_path, load("padding_free"), tokenizer)
+    trainer._peak_tokens_per_second = 1e6
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "tokens_per_second" in entry]
+    assert logs and all(entry["mfu"] == pytest.approx(entry["tokens_per_second"] / 1e6) for entry in logs)
 
 
 def test_label_smoothing_trains_on_shifted_labels(tmp_path, load, tokenizer):

@@ -22,8 +22,8 @@ from .conftest import REPOSITORY, read_json
 
 
 def untimed(entry):
-    """A log entry or result without what depends on the clock."""
-    timed = ("runtime", "per_second", "preparation_time")
+    """A log entry or result without what depends on the clock and the machine."""
+    timed = ("runtime", "per_second", "preparation_time", "memory", "hours")
     return {key: value for key, value in entry.items() if not any(word in key for word in timed)}
 
 
@@ -94,8 +94,34 @@ def test_tensorboard_has_the_promised_tags(finished_run):
     steps = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     for tag in ("train/loss", "train/perplexity", "train/learning_rate"):
         assert steps[tag] == [5, 10, 15, 20, 25]
-    for tag in ("eval/loss", "eval/perplexity"):
+    for tag in ("eval/loss", "eval/perplexity", "speed/evaluation_seconds"):
         assert steps[tag] == [10, 20, 25]
+    assert steps["speed/memory_gib"] == [5, 10, 15, 20, 25] and steps["speed/tokens_per_second"] == [10, 15, 20, 25]
+    assert {tag.split("/")[0] for tag in steps} == {"train", "eval", "test", "speed"}
+    assert not any("train_" in tag or "_per_second" in tag.replace("tokens_per_second", "") for tag in steps)
+
+
+def test_tensorboard_has_samples_and_the_config(finished_run):
+    """A text at each evaluation, the resolved config, and training and validation in one chart."""
+    events = EventAccumulator(str(finished_run / "runs")).Reload()
+    texts = {
+        tag: [(event.step, event.tensor_proto.string_val[0].decode()) for event in events.Tensors(tag)]
+        for tag in events.Tags()["tensors"]
+    }
+    assert [step for step, _ in texts["sample/text_summary"]] == [10, 20, 25]
+    ((_, config),) = texts["resolved_config/text_summary"]
+    assert '"d_model": 32' in config and all(line.startswith("    ") for line in config.splitlines())
+    assert "custom_scalars__config__" in texts
+
+
+def test_samples_can_be_left_out(train_tiny, tmp_path, capsys):
+    """--sample_tokens 0 writes none; by default each evaluation shows one."""
+    assert train_tiny(tmp_path / "run", "--sample_tokens", "0", "--max_steps", "4") == 0
+    assert "\nsample: " not in capsys.readouterr().out
+    events = EventAccumulator(str(tmp_path / "run" / "runs")).Reload()
+    assert "sample/text_summary" not in events.Tags()["tensors"]
+    assert train_tiny(tmp_path / "other", "--max_steps", "4") == 0
+    assert capsys.readouterr().out.count("\nsample: ") == 1
 
 
 def test_nothing_is_evaluated_or_saved_twice(finished_run):

@@ -1,0 +1,72 @@
+"""How much of a device a run uses: its arithmetic against the peak, and its memory.
+
+In: a device and a number format. Out: FLOP/s and bytes. Used by: `trainer`, `probe`.
+"""
+
+import psutil
+import torch
+
+# Dense peak of the matrix units in bf16 and fp16 with fp32 accumulation, FLOP/s, by a part of the name that torch
+# gives the device; the first match counts. From NVIDIA's data sheets and architecture white papers (without sparsity).
+_PEAKS = [
+    ("B200", 2250e12),
+    ("H200 NVL", 835e12),
+    ("H200", 989e12),
+    ("GH200", 989e12),
+    ("H100 PCIe", 756e12),
+    ("H100 NVL", 835e12),
+    ("H100", 989e12),
+    ("A100", 312e12),
+    ("A40", 149.7e12),
+    ("A30", 165e12),
+    ("A10G", None),  # `None`: another chip than the name begins like, and not looked up
+    ("A10", 125e12),
+    ("RTX A6000", 154.8e12),
+    ("L40S", 362e12),
+    ("L4", 121e12),
+    ("RTX 4090 Laptop", None),
+    ("RTX 4090", 165.2e12),
+    ("RTX 3090 Ti", None),
+    ("RTX 3090", 71e12),
+    ("V100", 125e12),
+    ("T4", 65e12),
+]
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """Dense FLOP/s that a device's data sheet promises in bf16 or fp16.
+
+    Args:
+        device_name: as `torch.cuda.get_device_name` gives it.
+        precision: `fp32`, `bf16` or `fp16`. For fp32 there is no answer: whether TF32 is used decides it.
+
+    Returns:
+        `None` for a device that is not in the table: no share is shown then, rather than a guessed one.
+    """
+    if precision not in ("bf16", "fp16"):
+        return None
+    words = device_name.replace("-", " ").split()
+    for name, peak in _PEAKS:
+        wanted = name.split()
+        if any(words[i : i + len(wanted)] == wanted for i in range(len(words))):
+            return peak
+    return None
+
+
+def flops_per_token(num_matmul_parameters: int, num_layers: int, width: int, mean_context: float) -> float:
+    """Arithmetic that one token needs, forward and backward: 6N + 12LHQT (Chowdhery et al. 2022, appendix B).
+
+    Args:
+        num_matmul_parameters: N, those that a token is multiplied with; the tied head counts, positions do not.
+        num_layers: L.
+        width: HQ, heads times head size, in channels.
+        mean_context: T, tokens in the sequence of a token, on average; 0 leaves attention out.
+    """
+    return 6.0 * num_matmul_parameters + 12.0 * num_layers * width * mean_context
+
+
+def used_memory(device: torch.device) -> int:
+    """Bytes: on CUDA the most that tensors have taken so far; elsewhere what the process holds now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return int(psutil.Process().memory_info().rss)
