@@ -3,39 +3,29 @@
 In: a model, arguments, samples and a collator. Out: a trained model and checkpoints. Next stage: `evaluation`,
 `generation`, `export`, `report`.
 
-What differs from the base class, each with its reason at the method:
+What differs from the base class, beside checkpoints (see `checkpointing`), each with its reason at the method:
   - evaluation sums token losses instead of averaging batch means, and leaves the random numbers of training alone;
-  - a checkpoint is complete or absent, holds no pickle, and can be found by name;
-  - settings that were changed for a resumed run take effect;
   - a step whose gradient is not finite never reaches the weights;
   - speed is counted in trained tokens, without a host synchronisation per step.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import math
-import os
-import random
-import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, set_seed
+from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, SaveStrategy
-from transformers.utils import SAFE_WEIGHTS_NAME
 
-from . import checkpoints, distributed
+from . import distributed
 from .arguments import GPT2HFTrainingArguments
 from .callbacks import (
     CadenceCallback,
@@ -47,26 +37,20 @@ from .callbacks import (
     TimeBudgetCallback,
 )
 from .callbacks import ProgressCallback as TerminalCallback
-from .callbacks.cadence import ends_epoch
+from .checkpointing import CheckpointingTrainer
 from .chunked_loss import IGNORE_INDEX
 from .data import EpochSampler, Samples, StreamingLoader, StreamingSamples
-from .errors import SaveError, TrainingDivergedError
+from .errors import TrainingDivergedError
 from .metrics import perplexity
+from .random_state import preserved_rng
 from .schedule import cosine_by_time
-from .sharding import check_engine, divided, load_whole_weights, plain_twin, whole, whole_weights
-from .state_files import load_state, save_state
+from .sharding import check_engine
 from .stop_signals import IgnoringSignals, SignalWatch
 from .stopwatch import Stopwatch
 from .utilization import flops_per_token, peak_flops, used_memory
 
-_OPTIMIZER_FILE = "optimizer.safetensors"
-_SCHEDULER_FILE = "scheduler.safetensors"
-_SCALER_FILE = "scaler.safetensors"
-# Hyperparameters of a parameter group that a resumed run takes from its arguments, not from the checkpoint.
-_GROUP_SETTINGS = ("weight_decay", "betas", "eps")
 
-
-class GPT2HFTrainer(Trainer):
+class GPT2HFTrainer(CheckpointingTrainer):
     """Trains a causal language model exactly and safely.
 
     Args beyond those of `transformers.Trainer`:
@@ -76,9 +60,6 @@ class GPT2HFTrainer(Trainer):
         closing_seconds: estimated time of what the job still does after `train()`, for the time budget.
         write_sample: makes a text with the model; it is shown after each evaluation during training.
     """
-
-    args: GPT2HFTrainingArguments
-    lr_scheduler: Any
 
     def __init__(
         self,
@@ -121,7 +102,6 @@ class GPT2HFTrainer(Trainer):
         self._making_up = False
         self._stream: StreamingLoader | None = None
         self._train_sampler: EpochSampler | None = None
-        self._gathered: tuple[dict[str, Any], dict[str, Any]] | None = None  # while a sharded run is being saved
         super().__init__(
             model,
             args,
@@ -198,6 +178,10 @@ class GPT2HFTrainer(Trainer):
         except TrainingDivergedError as error:
             message = f"{error}{self._divergence_context(error.step)}"
             raise TrainingDivergedError(message, error.step) from error
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        self._speed_mark, self._trained_tokens = None, 0.0
+        return super()._init_training_state(*args, **kwargs)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         # With save_total_limit 1 the base class deletes all but the best checkpoint, the newest among them.
@@ -484,235 +468,29 @@ class GPT2HFTrainer(Trainer):
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return 0.5 * self.watch.longest.get("step", 0.0) * len(dataset) / batch
 
-    # ---- saving ----
+    # ---- what a checkpoint keeps ----
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # The base class writes into the final folder, file by file, so that a crash leaves half a checkpoint
-        # under a whole one's name. Here everything goes to a staging folder that is renamed at the end.
         self.non_finite_guard.check()
         self.non_finite_guard.check_weights(model, self.state.global_step)
-        if self.hp_search_backend is None and trial is None:
-            self.store_flos()
-        run_dir = Path(self._get_output_dir(trial=trial))
-        target = run_dir / checkpoints.checkpoint_folder(self.state.global_step)
-        problem: BaseException | None = None
-        with self.watch.measure("save"), self._gathered_shards():
-            for stage in (self._open_checkpoint, self._fill_checkpoint, self._commit_checkpoint):
-                try:
-                    stage(run_dir, target)
-                except (OSError, SafetensorError) as error:  # a full disk reaches us as either
-                    problem = error
-                # No process waits for one that has failed.
-                if distributed.any_process(problem is not None):
-                    break
-            else:
-                return
-        self._give_up_checkpoint(run_dir, target, problem)
+        super()._save_checkpoint(model, trial)
 
-    @contextlib.contextmanager
-    def _gathered_shards(self) -> Iterator[None]:
-        """Collect a sharded run on the first process before anything is written: a full disk must not part them."""
-        if self.is_fsdp_enabled:
-            optimizer = whole(self.optimizer.state_dict(), keep=self.args.should_save)
-            self._gathered = whole_weights(self.model), optimizer
-        try:
-            yield
-        finally:
-            self._gathered = None
+    def checkpoint_names(self) -> list[str]:
+        """With the name that the budget gives."""
+        return [*self.time_budget.checkpoint_names(), *super().checkpoint_names()]
 
-    def _open_checkpoint(self, run_dir: Path, target: Path) -> None:
-        if self.args.should_save:
-            checkpoints.open_staging(run_dir, target.name)
-
-    def _commit_checkpoint(self, run_dir: Path, target: Path) -> None:
-        if not self.args.should_save:
-            return
-        checkpoints.commit(checkpoints.staging_of(target), target)
-        self._publish_checkpoint(run_dir, target)
-        checkpoints.rotate(run_dir, self.args.save_total_limit, just_saved=target.name)
-
-    def _publish_checkpoint(self, run_dir: Path, folder: Path) -> None:
-        """What follows a checkpoint's commit: its names, and the best model if it is the best."""
-        checkpoints.add_names(run_dir, folder.name, self._names_of_checkpoint())
-        if self.state.best_global_step == self.state.global_step:
-            checkpoints.publish_best_model(folder, run_dir)
-
-    def _give_up_checkpoint(self, run_dir: Path, target: Path, problem: BaseException | None) -> None:
-        """Leave no half checkpoint, and go on or stop as `--on_save_error` says."""
-        if self.args.should_save:
-            shutil.rmtree(checkpoints.staging_of(target), ignore_errors=True)
-        newest, _ = checkpoints.newest_valid(run_dir)
-        what = f"checkpoint {target}" if newest != target else "the best model, or the names of checkpoints,"
-        message = (
-            f"{what} could not be saved ({problem or 'another process failed'}); "
-            f"{f'{newest} is whole' if newest else 'there is no earlier one'}"
-        )
-        if self.args.on_save_error == "stop":
-            raise SaveError(
-                f"{message}. Make room or mend the folder, then go on with --resume_from latest"
-            ) from problem
-        print(f"warning: {message}; training goes on (--on_save_error continue)", file=sys.stderr)
-
-    def _fill_checkpoint(self, run_dir: Path, target: Path) -> None:
-        """Write every file of a checkpoint but the manifest; the Trainer's state last, as the base class does."""
-        folder = checkpoints.staging_of(target)
-        self.save_model(str(folder), _internal_call=True)
-        if not self.args.save_only_model:
-            self._save_optimizer_and_scheduler(str(folder))
-            self._save_scaler(str(folder))
-            self._save_rng_state(str(folder))
-        if not self.args.should_save:
-            return
-        if self.state.best_global_step:
-            best = run_dir / checkpoints.checkpoint_folder(self.state.best_global_step)
-            if best == target or best.is_dir():
-                self.state.best_model_checkpoint = str(best)
-        for callback in [*self.callback_handler.callbacks, self.control]:
-            if isinstance(callback, ExportableState):
-                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
-        for name, source in self.run_files.items():
-            shutil.copyfile(source, folder / name)
-        self.state.save_to_json(str(folder / checkpoints.TRAINER_STATE_NAME))
-
-    def _names_of_checkpoint(self) -> list[str]:
-        names = self.time_budget.checkpoint_names()
-        if ends_epoch(self.state):
-            names.append(checkpoints.epoch_name(round(self.state.epoch)))
-        if self.state.best_global_step == self.state.global_step:
-            names.append(checkpoints.BEST_MODEL)
-        return names
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        # As the base class, without training_args.bin, which is a pickle.
-        output_dir = output_dir if output_dir is not None else self.args.output_dir
-        if not self.args.should_save:
-            return
-        unwrapped = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        if self.is_fsdp_enabled:
-            unwrapped = plain_twin(unwrapped)
-        unwrapped.save_pretrained(output_dir, state_dict=state_dict)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(output_dir)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the weights, from the first process; every process must ask."""
-        if not self.is_fsdp_enabled:
-            super().save_model(output_dir, _internal_call)
-            return
-        self._save(output_dir, self._gathered[0] if self._gathered else whole_weights(self.model))
-
-    def load_weights(self, folder: Path) -> None:
-        """Take the weights of a saved model; every process must ask."""
-        load_whole_weights(self.accelerator.unwrap_model(self.model), str(folder / SAFE_WEIGHTS_NAME))
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.args.should_save:
-            return
-        optimizer = self._gathered[1] if self._gathered else self.optimizer.state_dict()
-        save_state(optimizer, os.path.join(output_dir, _OPTIMIZER_FILE))
-        save_state(self.lr_scheduler.state_dict(), os.path.join(output_dir, _SCHEDULER_FILE))
-
-    def _save_scaler(self, output_dir: str) -> None:
-        scaler = getattr(self.accelerator, "scaler", None)
-        if scaler is not None and self.args.should_save:
-            save_state(scaler.state_dict(), os.path.join(output_dir, _SCALER_FILE))
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        # With the losses since the last log, which the base class forgets: a resumed run logs the same means.
-        state = {
-            "rng": _get_rng_state(self.args.device),
-            "loss_since_log": self._tr_loss,
-            "last_logged_step": self._globalstep_last_logged,
+    def process_state(self) -> dict[str, Any]:
+        """An evaluation that is owed, the watch for spikes, and the place in a stream."""
+        return {
             "owes_evaluation": self._owes_evaluation,
             "loss_spikes": vars(self._loss_spikes),
             "stream": self._stream.state_dict() if self._stream is not None else None,
         }
-        save_state(state, os.path.join(output_dir, self._process_state_file()))
 
-    def _process_state_file(self) -> str:
-        suffix = "" if self.args.world_size <= 1 else f"_{self.args.process_index}"
-        return f"process_state{suffix}.safetensors"
-
-    # ---- resuming ----
-
-    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        # The base class lets the cadence of the checkpoint win over the arguments.
-        result = super()._init_training_state(max_steps, *args, **kwargs)
-        self._complete_publication(args[2])
-        self.state.compute_steps(self.args, max_steps)
-        self._speed_mark, self._trained_tokens = None, 0.0
-        return result
-
-    def _complete_publication(self, checkpoint: str | None) -> None:
-        """Do again what follows a checkpoint's commit: the process may have been killed in between."""
-        if checkpoint is None or not self.args.should_save:
-            return
-        run_dir, folder = Path(str(self.args.output_dir)), Path(checkpoint)
-        if folder.parent.resolve() == run_dir.resolve():
-            self._publish_checkpoint(run_dir, folder)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if not self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        load_whole_weights(model or self.model, os.path.join(resume_from_checkpoint, SAFE_WEIGHTS_NAME))
-
-    def _load_best_model(self) -> None:
-        if self.is_fsdp_enabled and self.state.best_model_checkpoint is not None:
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
-        else:
-            super()._load_best_model()
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            return
-        wanted = [
-            {key: group[key] for key in _GROUP_SETTINGS if key in group} for group in self.optimizer.param_groups
-        ]
-        base_lrs = list(getattr(self.lr_scheduler, "base_lrs", []))
-        self.optimizer.load_state_dict(divided(load_state(os.path.join(checkpoint, _OPTIMIZER_FILE)), self.optimizer))
-        self.lr_scheduler.load_state_dict(load_state(os.path.join(checkpoint, _SCHEDULER_FILE)))
-        # Both restore the old hyperparameters too; the arguments of this run are what the user asked for now.
-        for group, settings in zip(self.optimizer.param_groups, wanted, strict=True):
-            group.update(settings)
-        self._apply_learning_rate(base_lrs)
-
-    def _apply_learning_rate(self, base_lrs: list[float]) -> None:
-        """Put the schedule of this run's arguments in force at the step that was reached."""
-        scheduler: Any = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
-        factors = getattr(scheduler, "lr_lambdas", None)
-        if not factors or not base_lrs:
-            return
-        scheduler.base_lrs = base_lrs
-        rates = [base * factor(scheduler.last_epoch) for base, factor in zip(base_lrs, factors, strict=True)]
-        for group, base, rate in zip(self.optimizer.param_groups, base_lrs, rates, strict=True):
-            group["initial_lr"], group["lr"] = base, rate
-        scheduler._last_lr = rates
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        path = os.path.join(checkpoint or "", _SCALER_FILE)
-        if checkpoint is not None and os.path.isfile(path):
-            self.accelerator.scaler.load_state_dict(load_state(path))
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        states = sorted(Path(checkpoint or "").glob("process_state*.safetensors")) if checkpoint is not None else []
-        if checkpoint is None or not states:
-            return
-        path = Path(checkpoint, self._process_state_file())
-        if path in states and len(states) == self.args.world_size:
-            state = load_state(path)
-            _set_rng_state(state["rng"], self.args.device)
-            if self._stream is not None:
-                self._stream.load_state_dict(state["stream"])
-        else:
-            # Written by another number of processes: what they share goes on, random numbers start anew.
-            state = load_state(states[0])
-            state["loss_since_log"] = torch.stack([load_state(path)["loss_since_log"] for path in states]).mean()
-            set_seed(self.args.seed + self.state.global_step * self.args.world_size + self.args.process_index)
-        self._tr_loss = state["loss_since_log"].to(self.args.device)
-        self._globalstep_last_logged = state["last_logged_step"]
-        # train_loss stays the mean over the steps of this invocation
-        self._total_loss_scalar = -self._tr_loss.item()
+    def load_process_state(self, state: dict[str, Any]) -> None:
+        """Go on, and make up for the evaluation that is owed."""
+        if self._stream is not None and state["stream"] is not None:
+            self._stream.load_state_dict(state["stream"])
         vars(self._loss_spikes).update(state["loss_spikes"])
         self._owes_evaluation = state["owes_evaluation"]
         self._make_up_evaluation()
@@ -723,29 +501,3 @@ def _shielded(loader: Any) -> Any:
     if not isinstance(loader.worker_init_fn, IgnoringSignals):
         loader.worker_init_fn = IgnoringSignals(loader.worker_init_fn)
     return loader
-
-
-def _get_rng_state(device: torch.device) -> dict[str, Any]:
-    """The state of every random number generator that training draws from."""
-    state = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
-    if device.type != "cpu":
-        state[device.type] = torch.get_device_module(device).get_rng_state()
-    return state
-
-
-def _set_rng_state(state: dict[str, Any], device: torch.device) -> None:
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["cpu"])
-    if device.type != "cpu" and device.type in state:
-        torch.get_device_module(device).set_rng_state(state[device.type])
-
-
-@contextlib.contextmanager
-def preserved_rng(device: torch.device) -> Iterator[None]:
-    """Run something that draws random numbers without moving those of training."""
-    state = _get_rng_state(device)
-    try:
-        yield
-    finally:
-        _set_rng_state(state, device)

@@ -25,6 +25,7 @@ from .generation import generate_text
 from .model_loading import build_model, load_model_tokenizer
 from .modeling_gpt2_hf import GPT2HFForCausalLM
 from .plan import make_plan, make_schedule, schedule_warning
+from .random_state import preserved_rng
 from .report import CURVES_NAME, write_report
 from .resolved_config import resolved_config
 from .resuming import check_resumable, find_checkpoint
@@ -33,7 +34,7 @@ from .run_lock import RunLock
 from .stop_signals import SignalWatch
 from .stopwatch import Stopwatch
 from .tokenizer import load_tokenizer
-from .trainer import GPT2HFTrainer, preserved_rng
+from .trainer import GPT2HFTrainer
 
 # What the job still does after training besides the test split, as a share of the time it took to start: both are
 # importing, reading and writing, and a machine that is slow at one is slow at the other.

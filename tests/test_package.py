@@ -12,7 +12,18 @@ from .conftest import REPOSITORY
 
 # The design's row, left to right; modules of one rank may not import each other unless the rank is a package.
 RANKS = [
-    ["errors", "distributed", "stopwatch", "state_files", "hub", "chunked_loss", "dropout", "schedule", "utilization"],
+    [
+        "errors",
+        "distributed",
+        "stopwatch",
+        "state_files",
+        "hub",
+        "chunked_loss",
+        "dropout",
+        "random_state",
+        "schedule",
+        "utilization",
+    ],
     ["chunked_attention", "fallbacks", "stop_signals", "precision"],
     ["configuration_gpt2_hf", "metrics", "checkpoints", "run_lock"],
     ["sharding"],
@@ -22,6 +33,7 @@ RANKS = [
     ["data", "text_units"],
     ["model_loading"],
     ["callbacks"],
+    ["checkpointing"],
     ["trainer"],
     ["evaluation", "generation", "export", "report", "probe", "parallel_plan", "tokenizer_training"],
     ["plan"],
