@@ -76,7 +76,9 @@ class CheckpointingTrainer(Trainer):
             for stage in (self._open_checkpoint, self._fill_checkpoint, self._commit_checkpoint):
                 try:
                     stage(run_dir, target)
-                except (OSError, SafetensorError) as error:  # a full disk reaches us as either
+                except Exception as error:
+                    if not _is_of_the_disk(error):
+                        raise
                     problem = error
                 # No process waits for one that has failed.
                 if distributed.any_process(problem is not None):
@@ -286,3 +288,8 @@ class CheckpointingTrainer(Trainer):
         # train_loss stays the mean over the steps of this invocation
         self._total_loss_scalar = -self._tr_loss.item()
         self.load_process_state(state)
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    """Whether a file could not be written: safetensors has an exception of its own for it, tokenizers the bare one."""
+    return isinstance(error, OSError | SafetensorError) or (type(error) is Exception and "os error" in str(error))

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -93,7 +94,12 @@ class RunLock:
     def _create(self) -> bool:
         """Create the file with this process as owner, unless there is one."""
         process = psutil.Process()
-        owner = {"pid": process.pid, "host": socket.gethostname(), "started": process.create_time()}
+        owner = {
+            "pid": process.pid,
+            "host": socket.gethostname(),
+            "processes": _process_table(),
+            "started": process.create_time(),
+        }
         self._record = owner
         temporary = self.path.with_name(f"tmp-{LOCK_NAME}-{owner['host']}-{process.pid}")
         temporary.write_text(json.dumps(owner), encoding="utf-8")
@@ -125,12 +131,10 @@ class RunLock:
         return owner if known else None
 
     def _is_alive(self, owner: dict[str, Any]) -> bool:
-        if owner["host"] == socket.gethostname() and _is_same_process(owner["pid"], owner["started"]):
-            return True
-        # Another host; or another container that only has this one's name, with process numbers of its own.
-        modified = self._modified()
-        is_recent = modified is not None and abs(time.time() - modified / 1e9) < _STALE_SECONDS
-        return (is_recent or owner["host"] != socket.gethostname()) and self._beats()
+        if owner["host"] == socket.gethostname() and owner.get("processes") == _process_table():
+            return _is_same_process(owner["pid"], owner["started"])
+        # Another host; or another container that may have this one's name, with process numbers of its own.
+        return self._beats()
 
     def _beats(self) -> bool:
         """Watch the file until it is touched or stale; the clocks of two hosts need not agree."""
@@ -154,6 +158,14 @@ class RunLock:
                 os.utime(self.path)
             except OSError:  # a full or vanished disk is reported by whoever writes to it
                 continue
+
+
+def _process_table() -> str:
+    """What process numbers are counted in: the same string for two processes that would see each other."""
+    if sys.platform != "linux":
+        return f"booted {psutil.boot_time():.0f}"
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
 
 
 def _is_same_process(pid: int, started: float) -> bool:

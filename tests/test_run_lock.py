@@ -2,7 +2,7 @@
 
 import json
 import os
-import socket
+import time
 
 import pytest
 
@@ -35,10 +35,15 @@ def test_a_living_owner_is_respected(tmp_path):
 @pytest.mark.parametrize("pid", [2**22 + 1, os.getpid()], ids=["gone", "another"])
 def test_a_dead_owner_of_this_host_is_replaced_at_once(tmp_path, pid):
     """A process that is gone, or whose number now belongs to another, does not hold the folder."""
-    owner = {"pid": pid, "host": socket.gethostname(), "started": 1.0}
-    (tmp_path / LOCK_NAME).write_text(json.dumps(owner))
+    held = RunLock(tmp_path)
+    held.acquire()
+    owner = json.loads((tmp_path / LOCK_NAME).read_text())
+    held.release()
+    (tmp_path / LOCK_NAME).write_text(json.dumps({**owner, "pid": pid, "started": 1.0}))
     lock = RunLock(tmp_path)
+    begin = time.monotonic()
     assert "it is taken over" in (lock.acquire() or "")
+    assert time.monotonic() - begin < 5
     lock.release()
 
 
