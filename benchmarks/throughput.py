@@ -5,9 +5,11 @@
 
 Contestants:
     stock     transformers' GPT2LMHeadModel under its Trainer as the official run_clm example sets them up: fp32,
-              no torch.compile; lines padded to the model's 1,024 positions
+              no torch.compile; lines padded to the model's 1,024 positions (on a CPU accumulated two by two, because
+              eight at once take more than 24 GiB)
     tuned     the same with all that a careful user would switch on: bf16 where the device has it, sdpa, fused AdamW,
-              lines grouped by length and padded to the longest of the batch, torch_compile on a GPU
+              lines grouped by length and padded to the longest of the batch, torch_compile on a GPU; the groups come
+              in random order, so that a few steps stand for all
     gpt2_hf   this package as `run_clm.py` runs it
     compiled  the same with --torch_compile, on a GPU
     bare      gpt2_hf's model in a loop without any Trainer: the same batches, autocast, clipping, optimizer, schedule
@@ -85,9 +87,10 @@ class StopBenchmarkError(Exception):
 class Turns:
     """Waits for the next turn, and times it."""
 
-    def __init__(self, pipe: Connection, device: str):
+    def __init__(self, pipe: Connection, device: str, batches_per_step: int = 1):
         self.pipe = pipe
         self.device = device
+        self.batches_per_step = batches_per_step
         self.left: int | None = None
         self.batch_tokens: list[int] = []  # of each batch that was made, in order
         self.steps = 0
@@ -101,7 +104,8 @@ class Turns:
                 return
             synchronize(self.device)
             seconds = time.perf_counter() - self.start
-            tokens = sum(self.batch_tokens[self.first : self.steps])
+            first, end = self.first * self.batches_per_step, self.steps * self.batches_per_step
+            tokens = sum(self.batch_tokens[first:end])
             self.pipe.send({"seconds": seconds, "tokens": tokens, "peak_bytes": peak_bytes(self.device)})
         order = self.pipe.recv()
         if order is None:
@@ -152,12 +156,19 @@ def contestant(entry: Entry, pipe: Connection) -> None:
         elif entry.case.mode == "generation":
             generate(entry, pipe)
         else:
-            train(entry, Turns(pipe, entry.device))
+            train(entry, Turns(pipe, entry.device, accumulation_of(entry)))
     except StopBenchmarkError:
         pipe.close()
     except BaseException:
         pipe.send({"error": traceback.format_exc()})
         raise
+
+
+def accumulation_of(entry: Entry) -> int:
+    """Batches of a step: those of stock lines do not fit into a desktop's memory at once."""
+    case = entry.case
+    whole_rows = entry.who == "stock" and case.mode == "lines" and entry.device == "cpu"
+    return max(case.batch_size * case.length // 2048, 1) if whole_rows else 1
 
 
 def precision_of(device: str) -> str:
@@ -211,16 +222,17 @@ def load_samples(entry: Entry, who: str) -> tuple[Any, Any]:
 
 
 class PaddedCollator:
-    """What the official example's users write: ids, mask and labels, padded."""
+    """What the official example's users write: ids, mask and labels, padded to the longest or to `pad_to`."""
 
-    def __init__(self, length: int | None):
-        self.length = length
+    def __init__(self, positions: int, pad_to: int | None = None):
+        self.positions = positions
+        self.pad_to = pad_to
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         import torch
 
-        rows = [torch.as_tensor(sample["input_ids"][:-1]) for sample in samples]
-        length = self.length or max(len(row) for row in rows)
+        rows = [torch.as_tensor(sample["input_ids"][: self.positions]) for sample in samples]
+        length = self.pad_to or max(len(row) for row in rows)
         batch = {
             "input_ids": torch.full((len(rows), length), 50256),
             "attention_mask": torch.zeros(len(rows), length, dtype=torch.long),
@@ -292,25 +304,26 @@ def train(entry: Entry, turns: Turns) -> None:
             model, args, data_collator=counting(collator, turns), train_dataset=samples, callbacks=[Gate()]
         )
         trainer.train()
-    # The same samples in the order in which gpt2_hf takes them.
-    order = EpochSampler(len(samples), 42, case.batch_size).order()
-    listed = [{"input_ids": samples[int(i)]["input_ids"], "length": len(samples[int(i)]["input_ids"])} for i in order]
     tuned = entry.who == "tuned"
     precision = precision_of(entry.device) if tuned else "fp32"
+    # The same samples in the order in which gpt2_hf takes them.
     grouped = tuned and case.mode == "lines"
+    sampler = EpochSampler(len(samples), 42, case.batch_size, lengths=samples.lengths if grouped else None)
+    listed = [{"input_ids": samples[int(i)]["input_ids"]} for i in sampler.order()]
+    common["per_device_train_batch_size"] = case.batch_size // turns.batches_per_step
     args = TrainingArguments(
         **common,
         bf16=precision == "bf16",
         fp16=precision == "fp16",
         optim="adamw_torch_fused",
         torch_compile=tuned and entry.device == "cuda",
-        train_sampling_strategy="group_by_length" if grouped else "sequential",
-        length_column_name="length",
+        train_sampling_strategy="sequential",
+        gradient_accumulation_steps=turns.batches_per_step,
         remove_unused_columns=False,
         disable_tqdm=True,
     )
     model = GPT2LMHeadModel._from_config(GPT2Config(**shape, **dropouts), attn_implementation="sdpa")
-    padded = PaddedCollator(None if tuned or case.mode == "blocks" else case.length)
+    padded = PaddedCollator(case.length, None if tuned or case.mode == "blocks" else case.length)
     collate = counting(padded, turns)
     trainer = Trainer(model, args, data_collator=collate, train_dataset=listed, callbacks=[Gate()])
     torch.manual_seed(42)

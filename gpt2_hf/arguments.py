@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from transformers import IntervalStrategy, SchedulerType, TrainingArguments
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import HubStrategy, SaveStrategy
 
 from . import distributed
 from .errors import UserError
@@ -159,8 +159,6 @@ _WITHOUT_EFFECT = {
     "greater_is_better": "a lower loss and a lower perplexity are better; leave it out",
     "auto_find_batch_size": "it would change which samples a step sees; choose --batch_size yourself",
     "save_only_model": "a run could not go on from such checkpoints; leave it out and take best_model",
-    "push_to_hub": "an upload of unknown length would break the time budget; leave it out and publish best_model, "
-    "which holds the model card, afterwards: hf upload USER/NAME CHECKPOINT_DIR/best_model",
     "ignore_data_skip": "a resumed run always goes on at its place in the data; leave it out",
 }
 
@@ -224,6 +222,9 @@ class GPT2HFTrainingArguments(TrainingArguments):
     dataloader_num_workers: int = option(0, "Processes that prepare batches.", "num_workers")
     sample_tokens: int = option(
         48, "Length in tokens of the text that is generated and shown at each evaluation; 0: none."
+    )
+    push_to_hub: bool = option(
+        False, "When the run is over, upload best_model with its card to hub_model_id; not within max_training_hours."
     )
     report_to: list[str] = option(["tensorboard"], "Where to report to: tensorboard, wandb, ..., or none.")
     seed: int = option(42, "Seed of initialisation, dropout and data order.")
@@ -339,6 +340,8 @@ class GPT2HFTrainingArguments(TrainingArguments):
             require_fraction(name, getattr(self, name))
         if self.global_batch_size is not None:
             require_at_least("global_batch_size", self.global_batch_size, 1)
+        if self.hub_strategy not in (HubStrategy.EVERY_SAVE, HubStrategy.END):  # the default, and what is done
+            raise UserError("--hub_strategy has no effect: best_model is uploaded when the run is over; leave it out")
         self._check_best_metric()
         if self.schedule_by_time and (self.max_training_hours is None or self.lr_scheduler_type != "cosine"):
             raise UserError("--schedule_by_time needs --max_training_hours and --lr_scheduler_type cosine")

@@ -173,6 +173,10 @@ class CheckpointingTrainer(Trainer):
         if self.processing_class is not None:
             self.processing_class.save_pretrained(output_dir)
 
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # The base class uploads while it trains, in the run's own time; here the job does so once, at its end.
+        return
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the weights, from the first process; every process must ask."""
         if not self.is_fsdp_enabled:

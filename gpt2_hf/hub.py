@@ -4,8 +4,11 @@ import functools
 import os
 import urllib.error
 import urllib.request
+from pathlib import Path
 
-from huggingface_hub import constants
+from huggingface_hub import constants, upload_folder
+
+from .errors import SaveError
 
 _PROBE_SECONDS = 10
 
@@ -18,6 +21,31 @@ def is_hub_id(name: str) -> bool:
 def is_local_path(name: str) -> bool:
     """Whether `name` is written as a path, whether or not it exists."""
     return name.startswith((".", "~")) or os.path.isabs(name)
+
+
+def upload_model(folder: Path, repo_id: str, token: str | None = None, revision: str | None = None) -> str:
+    """Upload a model's folder, its card with it, to a repository of the hub that exists.
+
+    Returns:
+        The address of what was uploaded.
+
+    Raises:
+        SaveError: if the hub cannot be reached or refuses; with the command that tries again.
+    """
+    try:
+        commit = upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            token=token,
+            revision=revision,
+            commit_message="Trained with gpt2_hf",
+        )
+    except Exception as error:  # of whichever HTTP library the hub's client is built on
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise SaveError(
+            f"the run is over and saved, but not uploaded ({reason}); try again with: hf upload {repo_id} {folder}"
+        ) from error
+    return str(commit.commit_url)
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from .data import LoadedData, StreamingSamples, load_data
 from .errors import EXIT_OK, SaveError, UserError
 from .fallbacks import missing_for_attention
 from .generation import generate_text
+from .hub import ensure_hub_or_offline, upload_model
 from .model_loading import build_model, load_model_tokenizer
 from .modeling_gpt2_hf import GPT2HFForCausalLM
 from .plan import make_plan, make_schedule, schedule_warning
@@ -241,6 +242,11 @@ def make_trainer(
         test = trainer.evaluation_seconds(data.samples["test"]) if "test" in data.samples else 0.0
         return report_seconds + test + trainer.generation_seconds(_SAMPLE_TOKENS)
 
+    if run.args.push_to_hub and not ensure_hub_or_offline():
+        raise UserError(
+            "--push_to_hub: the hub cannot be reached; leave it out and publish afterwards: hf upload USER/NAME "
+            f"{run.output_dir / checkpoints.BEST_MODEL}"
+        )
     try:
         trainer = GPT2HFTrainer(
             model,
@@ -305,6 +311,10 @@ def finish(
     if run.args.process_index == 0:
         write_report(run.output_dir, sample)
     say_results(run, eval_metrics, test_metrics, sample)
+    if run.args.push_to_hub and run.args.process_index == 0 and saved is not None:
+        run.say(f"uploading {saved} to {trainer.hub_model_id}")
+        token, revision = run.args.hub_token, run.args.hub_revision
+        run.say(f"uploaded: {upload_model(saved, str(trainer.hub_model_id), token, revision)}")
 
 
 def saved_model(output_dir: Path) -> Path | None:

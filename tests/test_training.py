@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -591,7 +593,7 @@ def test_options_stated_only_once_are_noticed_on_resume(train_tiny, finished_run
     [
         (("--metric_for_best_model", "bleu"), "--metric_for_best_model must be one of loss, perplexity"),
         (("--greater_is_better",), "--greater_is_better has no effect"),
-        (("--push_to_hub",), "--push_to_hub has no effect"),
+        (("--hub_strategy", "checkpoint"), "--hub_strategy has no effect"),
         (("--save_only_model",), "--save_only_model has no effect"),
     ],
 )
@@ -600,6 +602,50 @@ def test_options_that_would_break_a_promise_are_refused(train_tiny, tmp_path, ca
     assert train_tiny(tmp_path / "run", *options) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+class Hub:
+    """What the job asks of the hub, and one that refuses the upload."""
+
+    def __init__(self, monkeypatch, refusal=None):
+        self.uploads = []
+        self.refusal = refusal
+        monkeypatch.setattr("gpt2_hf.training.ensure_hub_or_offline", lambda: True)
+        monkeypatch.setattr("transformers.trainer.hf_api", lambda: self)
+        monkeypatch.setattr("gpt2_hf.hub.upload_folder", self.upload_folder)
+
+    def create_repo(self, name, **options):
+        return SimpleNamespace(repo_id=f"someone/{name}")
+
+    def upload_folder(self, repo_id, folder_path, **options):
+        if self.refusal is not None:
+            raise self.refusal
+        self.uploads.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
+        return SimpleNamespace(commit_url="https://hub/commit")
+
+
+def test_the_best_model_is_uploaded_once_with_its_card(train_tiny, tmp_path, capsys, monkeypatch):
+    """--push_to_hub: nothing while it trains; weights, tokenizer and card when the run is over."""
+    hub = Hub(monkeypatch)
+    assert train_tiny(tmp_path / "run", "--push_to_hub", "--hub_model_id", "tiny") == 0
+    ((repo_id, names),) = hub.uploads
+    assert repo_id == "someone/tiny" and {"README.md", "model.safetensors", "tokenizer.json"} <= set(names)
+    assert "uploaded: https://hub/commit" in capsys.readouterr().out
+
+
+def test_a_refused_upload_loses_nothing(train_tiny, tmp_path, capsys, monkeypatch):
+    """The run is whole, and one line says how to try again."""
+    Hub(monkeypatch, refusal=OSError("403 Forbidden"))
+    assert train_tiny(tmp_path / "run", "--push_to_hub", "--hub_model_id", "tiny") == 2
+    assert "not uploaded (403 Forbidden); try again with: hf upload someone/tiny" in capsys.readouterr().err
+    assert (tmp_path / "run" / "best_model" / "README.md").is_file()
+
+
+def test_no_hub_is_said_before_training(train_tiny, tmp_path, capsys, monkeypatch):
+    """--push_to_hub without a network is one line, with the command for later."""
+    monkeypatch.setattr("gpt2_hf.training.ensure_hub_or_offline", lambda: False)
+    assert train_tiny(tmp_path / "run", "--push_to_hub") == 2
+    assert "--push_to_hub: the hub cannot be reached" in capsys.readouterr().err
 
 
 def test_a_file_as_output_folder_is_one_line(train_tiny, tmp_path, capsys):
