@@ -264,9 +264,9 @@ def train(entry: Entry, turns: Turns) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
     from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM
-    from gpt2_hf.arguments import GPT2HFTrainingArguments
     from gpt2_hf.data import EpochSampler
     from gpt2_hf.trainer import GPT2HFTrainer
+    from gpt2_hf.training_arguments import GPT2HFTrainingArguments
 
     transformers.utils.logging.set_verbosity_error()
     case = entry.case

@@ -15,7 +15,7 @@ _MODULE_OF = {
     "GPT2HFForCausalLM": "modeling_gpt2_hf",
     "GPT2HFModel": "modeling_gpt2_hf",
     "GPT2HFTrainer": "trainer",
-    "GPT2HFTrainingArguments": "arguments",
+    "GPT2HFTrainingArguments": "training_arguments",
     "DataArguments": "arguments",
     "ModelArguments": "arguments",
     "Perplexity": "metrics",
@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .arguments import DataArguments, GPT2HFTrainingArguments, ModelArguments
+    from .arguments import DataArguments, ModelArguments
     from .configuration_gpt2_hf import GPT2HFConfig
     from .evaluation import evaluate_model
     from .export import export_to_gpt2
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from .tokenizer import load_tokenizer
     from .trainer import GPT2HFTrainer
     from .training import train
+    from .training_arguments import GPT2HFTrainingArguments
 
 
 def __getattr__(name: str) -> Any:

@@ -91,7 +91,8 @@ def _train(argv: list[str], dry_run: bool = False) -> int:
     from .stopwatch import Stopwatch
 
     watch = Stopwatch()
-    from .arguments import ClusterArguments, DataArguments, GPT2HFTrainingArguments, ModelArguments
+    from .arguments import ClusterArguments, DataArguments, ModelArguments
+    from .training_arguments import GPT2HFTrainingArguments
 
     argv, dry_run = _take_flag(argv, "--dry_run", dry_run)
     dataclass_types = [ModelArguments, DataArguments, GPT2HFTrainingArguments]

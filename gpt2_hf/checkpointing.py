@@ -26,13 +26,13 @@ from transformers.trainer_callback import ExportableState
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from . import checkpoints, distributed
-from .arguments import GPT2HFTrainingArguments
 from .callbacks.cadence import ends_epoch
 from .errors import SaveError
 from .random_state import get_rng_state, set_rng_state
 from .sharding import divided, load_whole_weights, plain_twin, whole, whole_weights
 from .state_files import load_state, save_state
 from .stopwatch import Stopwatch
+from .training_arguments import GPT2HFTrainingArguments
 
 _OPTIMIZER_FILE = "optimizer.safetensors"
 _SCHEDULER_FILE = "scheduler.safetensors"

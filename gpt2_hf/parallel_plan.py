@@ -10,8 +10,9 @@ ring); Li et al. 2020, "PyTorch Distributed" (DDP: buckets, overlap with the bac
 
 from dataclasses import dataclass
 
-from .arguments import ClusterArguments, GPT2HFTrainingArguments, divide_batch
+from .arguments import ClusterArguments
 from .modeling_gpt2_hf import GPT2HFForCausalLM
+from .training_arguments import GPT2HFTrainingArguments, divide_batch
 
 _FP32 = 4
 # AdamW's two moments, fp32.

@@ -16,10 +16,10 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from . import probe
-from .arguments import GPT2HFTrainingArguments
 from .callbacks.progress import duration
 from .data import LoadedData, PaddingCollator
 from .modeling_gpt2_hf import GPT2HFForCausalLM
+from .training_arguments import GPT2HFTrainingArguments
 from .utilization import used_memory
 
 # A share of all evaluations above which they are worth a line.

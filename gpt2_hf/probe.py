@@ -25,12 +25,12 @@ import torch
 from torch.utils.data import Subset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .arguments import GPT2HFTrainingArguments
 from .callbacks import ProgressCallback
 from .data import EpochSampler, LoadedData, PaddingCollator, Samples
 from .errors import UserError
 from .modeling_gpt2_hf import GPT2HFForCausalLM
 from .trainer import GPT2HFTrainer
+from .training_arguments import GPT2HFTrainingArguments
 from .utilization import used_memory
 
 # The first steps create the optimizer's state and fill caches. Then as many as fit into the seconds.

@@ -14,11 +14,12 @@ import torch
 import transformers
 
 from . import __version__
-from .arguments import GPT2HFTrainingArguments, own_names
+from .arguments import own_names
 from .data import LoadedData
 from .modeling_gpt2_hf import GPT2HFForCausalLM
 from .parsing import OVERRULES, PROVENANCE_KEY
 from .run import Run
+from .training_arguments import GPT2HFTrainingArguments
 
 
 def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from .arguments import DataArguments, GPT2HFTrainingArguments, ModelArguments
+from .arguments import DataArguments, ModelArguments
 from .stop_signals import SignalWatch
 from .stopwatch import Stopwatch
+from .training_arguments import GPT2HFTrainingArguments
 
 
 @dataclass

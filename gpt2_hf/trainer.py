@@ -26,7 +26,6 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, SaveStrategy
 
 from . import distributed
-from .arguments import GPT2HFTrainingArguments
 from .callbacks import (
     CadenceCallback,
     ContinuousTensorBoardCallback,
@@ -47,6 +46,7 @@ from .schedule import cosine_by_time
 from .sharding import check_engine
 from .stop_signals import IgnoringSignals, SignalWatch
 from .stopwatch import Stopwatch
+from .training_arguments import GPT2HFTrainingArguments
 from .utilization import flops_per_token, peak_flops, used_memory
 
 

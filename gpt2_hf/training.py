@@ -15,7 +15,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.utils import logging as transformers_logging
 
 from . import checkpoints, distributed, parallel_plan
-from .arguments import ClusterArguments, DataArguments, GPT2HFTrainingArguments, ModelArguments
+from .arguments import ClusterArguments, DataArguments, ModelArguments
 from .callbacks import EvaluationInterruptedError
 from .checkpoints import RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME
 from .data import LoadedData, StreamingSamples, load_data
@@ -36,6 +36,7 @@ from .stop_signals import SignalWatch
 from .stopwatch import Stopwatch
 from .tokenizer import load_tokenizer
 from .trainer import GPT2HFTrainer
+from .training_arguments import GPT2HFTrainingArguments
 
 # What the job still does after training besides the test split, as a share of the time it took to start: both are
 # importing, reading and writing, and a machine that is slow at one is slow at the other.

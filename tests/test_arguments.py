@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from gpt2_hf.arguments import DataArguments, GPT2HFTrainingArguments, ModelArguments, own_names
+from gpt2_hf.arguments import DataArguments, ModelArguments, own_names
 from gpt2_hf.parsing import parse
+from gpt2_hf.training_arguments import GPT2HFTrainingArguments
 
 from .conftest import REPOSITORY
 

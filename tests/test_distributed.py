@@ -16,10 +16,10 @@ from transformers import TrainingArguments
 
 from gpt2_hf import checkpoints
 from gpt2_hf.__main__ import main
-from gpt2_hf.arguments import GPT2HFTrainingArguments
 from gpt2_hf.errors import UserError
 from gpt2_hf.sharding import check_engine
 from gpt2_hf.state_files import load_state
+from gpt2_hf.training_arguments import GPT2HFTrainingArguments
 
 from . import ranks
 from .conftest import REPOSITORY, read_json

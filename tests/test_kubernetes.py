@@ -2,9 +2,10 @@
 
 import yaml
 
-from gpt2_hf.arguments import DataArguments, GPT2HFTrainingArguments, ModelArguments
+from gpt2_hf.arguments import DataArguments, ModelArguments
 from gpt2_hf.errors import EXIT_DIVERGED, EXIT_PREEMPTED, EXIT_USER_ERROR
 from gpt2_hf.parsing import Parser
+from gpt2_hf.training_arguments import GPT2HFTrainingArguments
 
 from .conftest import REPOSITORY
 

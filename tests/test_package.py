@@ -27,6 +27,7 @@ RANKS = [
     ["configuration_gpt2_hf", "metrics", "checkpoints", "run_lock"],
     ["sharding"],
     ["arguments", "modeling_gpt2_hf"],
+    ["training_arguments"],
     ["parsing"],
     ["tokenizer"],
     ["data", "text_units"],

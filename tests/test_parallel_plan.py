@@ -8,7 +8,6 @@ import torch
 
 from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM
 from gpt2_hf.__main__ import main
-from gpt2_hf.arguments import divide_batch
 from gpt2_hf.errors import UserError
 from gpt2_hf.parallel_plan import (
     ModelSize,
@@ -19,6 +18,7 @@ from gpt2_hf.parallel_plan import (
     model_size,
     step_seconds,
 )
+from gpt2_hf.training_arguments import divide_batch
 
 from . import ranks
 from .faults import harness

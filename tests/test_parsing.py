@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from gpt2_hf.arguments import DataArguments, GPT2HFTrainingArguments, ModelArguments
+from gpt2_hf.arguments import DataArguments, ModelArguments
 from gpt2_hf.errors import UserError
 from gpt2_hf.parsing import parse
+from gpt2_hf.training_arguments import GPT2HFTrainingArguments
 
 TYPES = [ModelArguments, DataArguments, GPT2HFTrainingArguments]
 

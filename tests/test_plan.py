@@ -11,10 +11,10 @@ from dataclasses import replace
 import pytest
 
 from gpt2_hf.__main__ import main
-from gpt2_hf.arguments import GPT2HFTrainingArguments
 from gpt2_hf.checkpoints import list_checkpoints, read_names, step_of
 from gpt2_hf.plan import Plan, list_events, make_schedule, schedule_warning
 from gpt2_hf.probe import Measurement, checkpoint_bytes
+from gpt2_hf.training_arguments import GPT2HFTrainingArguments
 
 from .conftest import REPOSITORY, read_json
 
@@ -260,7 +260,13 @@ LARGE_STEP += ["--sequence_mode", "blocks", "--logging_steps", "1"]
 
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="needs the peak memory of a child process")
 @pytest.mark.parametrize(
-    "more", [(), ("--gradient_accumulation_steps", "2", "--dropout", "0.0")], ids=["", "accumulated"]
+    "more",
+    [
+        pytest.param((), id="one batch"),
+        pytest.param(
+            ("--gradient_accumulation_steps", "2", "--dropout", "0.0"), id="accumulated", marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_planned_memory_is_that_of_a_real_run(tiny_options, tmp_path, more):
     """Two processes side by side: the plan's peak is within 15 % of the most that the run takes."""

@@ -37,10 +37,9 @@ def test_every_option_that_the_readme_names_exists():
     """Flags in the README's commands are known to the parsers."""
     from gpt2_hf import arguments
     from gpt2_hf.parsing import Parser
+    from gpt2_hf.training_arguments import GPT2HFTrainingArguments
 
-    parser = Parser(
-        [arguments.ModelArguments, arguments.DataArguments, arguments.GPT2HFTrainingArguments], add_help=False
-    )
+    parser = Parser([arguments.ModelArguments, arguments.DataArguments, GPT2HFTrainingArguments], add_help=False)
     known = set(parser._option_string_actions)
     for dataclass_type in (
         arguments.ClusterArguments,
@@ -70,9 +69,10 @@ def test_every_option_that_the_troubleshooting_names_exists():
     """What the table says to type is an option of the main job."""
     from gpt2_hf import arguments
     from gpt2_hf.parsing import parse
+    from gpt2_hf.training_arguments import GPT2HFTrainingArguments
 
     section = README.split("## Troubleshooting")[1].split("\n## ")[0]
-    dataclass_types = [arguments.ModelArguments, arguments.DataArguments, arguments.GPT2HFTrainingArguments]
+    dataclass_types = [arguments.ModelArguments, arguments.DataArguments, GPT2HFTrainingArguments]
     typed = [code for code in re.findall(r"`([^`]+)`", section) if code.startswith("--")]
     assert len(typed) > 20
     for code in typed:

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, set_seed
 from transformers.integrations import TensorBoardCallback, integration_utils
 
-from gpt2_hf.arguments import DataArguments, GPT2HFTrainingArguments
+from gpt2_hf.arguments import DataArguments
 from gpt2_hf.callbacks import ContinuousTensorBoardCallback
 from gpt2_hf.chunked_loss import IGNORE_INDEX
 from gpt2_hf.configuration_gpt2_hf import GPT2HFConfig
@@ -18,6 +18,7 @@ from gpt2_hf.generation import generate_text
 from gpt2_hf.modeling_gpt2_hf import GPT2HFForCausalLM
 from gpt2_hf.tokenizer import load_tokenizer
 from gpt2_hf.trainer import GPT2HFTrainer
+from gpt2_hf.training_arguments import GPT2HFTrainingArguments
 
 MAX_LENGTH = 32
 

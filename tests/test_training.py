@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gpt2_hf import checkpoints
 from gpt2_hf.__main__ import main
-from gpt2_hf.arguments import DataArguments, GPT2HFTrainingArguments, ModelArguments
+from gpt2_hf.arguments import DataArguments, ModelArguments
 from gpt2_hf.parsing import parse
+from gpt2_hf.training_arguments import GPT2HFTrainingArguments
 
 from .conftest import REPOSITORY, read_json
 
