@@ -6,7 +6,7 @@
 #
 # Writes gpu.json (throughput, 8 GiB question, kernels that CPUs lack) and logs to $OUT, or to gpu-results/.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 out=${OUT:-gpu-results}
 mkdir -p "$out"
 begin=$SECONDS
