@@ -38,7 +38,7 @@ _OPTIMIZER_FILE = "optimizer.safetensors"
 _SCHEDULER_FILE = "scheduler.safetensors"
 _SCALER_FILE = "scaler.safetensors"
 # Hyperparameters of a parameter group that a resumed run takes from its arguments, not from the checkpoint.
-_GROUP_SETTINGS = ("weight_decay", "betas", "eps")
+_GROUP_SETTINGS = ("weight_decay", "betas", "eps", "momentum")
 
 
 class CheckpointingTrainer(Trainer):
@@ -50,6 +50,7 @@ class CheckpointingTrainer(Trainer):
     """
 
     args: GPT2HFTrainingArguments
+    optimizer: Any
     lr_scheduler: Any
     watch: Stopwatch
     run_files: dict[str, Path]

@@ -39,6 +39,8 @@ _ACTS_WITH = {
     "logging_steps": ("logging_strategy", ("steps",)),
     "on_save_error": ("save_strategy", ("steps", "epoch", "best")),
     "metric_for_best_model": ("eval_strategy", ("steps", "epoch")),
+    "muon_learning_rate": ("optim", ("muon",)),
+    "muon_momentum": ("optim", ("muon",)),
 }
 
 

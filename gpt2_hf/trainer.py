@@ -41,6 +41,7 @@ from .chunked_loss import IGNORE_INDEX
 from .data import EpochSampler, Samples, StreamingLoader, StreamingSamples
 from .errors import TrainingDivergedError
 from .metrics import perplexity
+from .optimizer import MuonWithAdamW, hidden_matrices
 from .random_state import preserved_rng
 from .schedule import cosine_by_time
 from .sharding import check_engine
@@ -162,6 +163,29 @@ class GPT2HFTrainer(CheckpointingTrainer):
         """One forward and backward pass; its loss is kept, on the device, for the message of a divergence."""
         self._step_loss = super().training_step(model, inputs, num_items_in_batch)
         return self._step_loss
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The base class's choice, or Muon."""
+        if self.optimizer is None and self.args.uses_muon:
+            model = model if model is not None else self.model
+            matrices = hidden_matrices(model)
+            decay = self.args.weight_decay
+            decayed = set(self.get_decay_parameter_names(model))
+            others = {name: p for name, p in model.named_parameters() if p.requires_grad and name not in matrices}
+            self.optimizer = MuonWithAdamW(
+                matrices.values(),
+                [
+                    {"params": [p for name, p in others.items() if name in decayed], "weight_decay": decay},
+                    {"params": [p for name, p in others.items() if name not in decayed], "weight_decay": 0.0},
+                ],
+                learning_rate=self.args.learning_rate,
+                matrix_learning_rate=self.args.muon_learning_rate or self.args.learning_rate,
+                momentum=self.args.muon_momentum,
+                weight_decay=decay,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+            )
+        return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """The base class's schedules, and the one that follows the time budget."""

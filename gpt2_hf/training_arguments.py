@@ -16,6 +16,8 @@ from .errors import UserError
 from .fallbacks import missing_for_compile
 from .precision import Precision, current_device_type, resolve_precision
 
+MUON = "muon"
+
 # Fields of TrainingArguments that this package's trainer does not act on, and what to do instead.
 _WITHOUT_EFFECT = {
     "do_train": "a run always trains; leave it out",
@@ -65,6 +67,14 @@ class GPT2HFTrainingArguments(TrainingArguments):
     )
     learning_rate: float = option(3e-4, "Peak learning rate.")
     weight_decay: float = option(0.01, "Decoupled weight decay; not on biases and LayerNorms.")
+    optim: str = option(
+        "adamw_torch_fused",
+        "Optimizer: one of transformers' names, or muon: Muon for the matrices of the blocks, AdamW for the rest.",
+    )
+    muon_learning_rate: float | None = option(
+        None, "optim muon: peak learning rate of the matrices; learning_rate when left out."
+    )
+    muon_momentum: float = option(0.95, "optim muon: momentum of the matrices.")
     adam_beta1: float = option(0.9, "AdamW's first beta.")
     adam_beta2: float = option(0.95, "AdamW's second beta.")
     adam_epsilon: float = option(1e-8, "AdamW's epsilon.")
@@ -140,13 +150,21 @@ class GPT2HFTrainingArguments(TrainingArguments):
         if "ACCELERATE_MIXED_PRECISION" in os.environ:  # accelerate's config file; the line printed is about ours
             name = self.resolved_precision.name
             os.environ["ACCELERATE_MIXED_PRECISION"] = "no" if name == "fp32" else name
+        uses_muon, self.optim = self.uses_muon, "adamw_torch_fused" if self.uses_muon else self.optim
         super().__post_init__()
+        if uses_muon:
+            self.optim = MUON  # which the base class does not know
         # Both of transformers' names: older releases read the second, newer ones the first.
         self.activation_checkpointing = self.gradient_checkpointing = recompute
         # Two devices in one process would need torch's DataParallel, which cannot divide a row without padding.
         self._n_gpu = min(self.n_gpu, 1)
         self._divide_global_batch()
         distributed.set_timeout(self.ddp_timeout)
+
+    @property
+    def uses_muon(self) -> bool:
+        """Whether matrices are trained by Muon."""
+        return self.optim == MUON
 
     @property
     def train_batch_size(self) -> int:
@@ -176,6 +194,10 @@ class GPT2HFTrainingArguments(TrainingArguments):
                 "--deepspeed is not supported: its checkpoints are pickles, which this package never reads; "
                 "examples/accelerate/fsdp2.yaml shards weights, gradients and optimizer as ZeRO-3 does"
             )
+        if self.uses_muon and self.wants_fsdp:
+            raise UserError(
+                f"--optim {MUON} needs whole matrices, which FSDP divides; use --optim adamw_torch_fused with FSDP"
+            )
 
     def _check_best_metric(self) -> None:
         names = ("loss", "perplexity", "eval_loss", "eval_perplexity")
@@ -204,7 +226,9 @@ class GPT2HFTrainingArguments(TrainingArguments):
         default = type(self).__dataclass_fields__["sample_tokens"].default
         if self.eval_strategy == IntervalStrategy.NO and self.sample_tokens != default:
             raise UserError("--sample_tokens has no effect with --eval_strategy no; leave it out")
-        for name in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
+        if self.muon_learning_rate is not None:
+            require_positive("muon_learning_rate", self.muon_learning_rate)
+        for name in ("adam_beta1", "adam_beta2", "muon_momentum", "label_smoothing_factor"):
             require_fraction(name, getattr(self, name))
         if self.global_batch_size is not None:
             require_at_least("global_batch_size", self.global_batch_size, 1)

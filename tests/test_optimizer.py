@@ -1,0 +1,148 @@
+"""Muon with AdamW: which parameters go where, the same numbers as torch's two optimizers, saved and resumed."""
+
+import pytest
+import torch
+from torch.optim import AdamW, Muon
+
+from gpt2_hf.arguments import DataArguments, ModelArguments
+from gpt2_hf.errors import UserError
+from gpt2_hf.optimizer import MuonWithAdamW, hidden_matrices
+from gpt2_hf.parsing import parse
+from gpt2_hf.state_files import load_state, save_state
+from gpt2_hf.training_arguments import GPT2HFTrainingArguments
+
+from .conftest import read_json
+from .test_training import assert_same_state, final_state, history
+from .tiny_models import make_model, random_ids
+
+SETTINGS = {"learning_rate": 3e-3, "matrix_learning_rate": 1e-2, "momentum": 0.9, "weight_decay": 0.1}
+MUON = ("--optim", "muon", "--muon_learning_rate", "0.01")
+
+
+def split(model):
+    """Matrices, and one group of all other parameters."""
+    matrices = hidden_matrices(model)
+    others = [p for name, p in model.named_parameters() if name not in matrices]
+    return list(matrices.values()), [{"params": others, "weight_decay": 0.1}]
+
+
+def make_optimizer(model):
+    """Both in one."""
+    return MuonWithAdamW(*split(model), **SETTINGS)
+
+
+def train_steps(model, optimizers, seeds):
+    """One step on a random batch for each seed."""
+    for seed in seeds:
+        ids = random_ids(2, 8, seed=seed)
+        model(input_ids=ids, labels=ids).loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_matrices_are_those_of_the_blocks():
+    """Four in each block; neither embeddings nor the head, tied or not."""
+    for tied in (True, False):
+        model = make_model(tie_word_embeddings=tied)
+        names = hidden_matrices(model)
+        assert len(names) == 4 * model.config.n_layer
+        assert all(".h." in name and name.endswith("weight") for name in names)
+
+
+def test_frozen_parameters_are_left_out():
+    """As with every other optimizer."""
+    model = make_model()
+    frozen = next(iter(hidden_matrices(model).values()))
+    frozen.requires_grad_(False)
+    assert all(parameter is not frozen for parameter in hidden_matrices(model).values())
+
+
+def test_steps_are_those_of_both_optimizers():
+    """Bit for bit, also with a learning rate that a schedule moves."""
+    ours, theirs = make_model(), make_model()
+    matrices, groups = split(theirs)
+    muon = Muon(matrices, lr=1e-2, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    separate = [muon, AdamW(groups, lr=3e-3, betas=(0.9, 0.95), eps=1e-8, fused=True)]
+    joint = [make_optimizer(ours)]
+    for seed, factor in ((1, 1.0), (2, 0.5), (3, 0.25)):
+        for optimizers in (joint, separate):
+            for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
+                group.setdefault("peak", group["lr"])
+                group["lr"] = factor * group["peak"]
+        train_steps(ours, joint, [seed])
+        train_steps(theirs, separate, [seed])
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_update_has_the_stated_size():
+    """Singular values near 0.2 * sqrt(the larger side) * learning rate, the same for a matrix and its transpose."""
+    torch.manual_seed(0)
+    tall = torch.nn.Parameter(torch.zeros(64, 16))
+    wide = torch.nn.Parameter(torch.zeros(16, 64))
+    other = torch.nn.Parameter(torch.zeros(3))
+    gradient = torch.randn(64, 16)
+    tall.grad, wide.grad, other.grad = gradient, gradient.T.clone(), torch.ones(3)
+    MuonWithAdamW([tall, wide], [{"params": [other]}], learning_rate=1e-3, matrix_learning_rate=0.1).step()
+    values = torch.linalg.svdvals(tall.detach()) / (0.1 * 0.2 * 64**0.5)
+    assert values.min() > 0.6 and values.max() < 1.3
+    assert torch.allclose(tall, wide.T, atol=1e-4)
+
+
+def test_state_survives_a_file(tmp_path):
+    """Saved and loaded, the next steps are the same bit for bit; the momentum is loaded, not begun anew."""
+    whole, first = make_model(), make_model()
+    train_steps(whole, [make_optimizer(whole)], range(1, 5))
+    optimizer = make_optimizer(first)
+    train_steps(first, [optimizer], (1, 2))
+    save_state(optimizer.state_dict(), tmp_path / "optimizer.safetensors")
+    resumed = make_model()
+    resumed.load_state_dict(first.state_dict())
+    optimizer = make_optimizer(resumed)
+    optimizer.load_state_dict(load_state(tmp_path / "optimizer.safetensors"))
+    train_steps(resumed, [optimizer], (3, 4))
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_run_with_muon_resumes_bit_for_bit(train_tiny, tmp_path):
+    """Through the main job: interrupted and resumed = uninterrupted."""
+    straight, parted = tmp_path / "straight", tmp_path / "parted"
+    options = (*MUON, "--save_every", "10", "--lr_scheduler_type", "constant")
+    assert train_tiny(straight, *options, "--max_steps", "20") == 0
+    assert train_tiny(parted, *options, "--max_steps", "10") == 0
+    assert train_tiny(parted, *options, "--max_steps", "20", "--resume_from", "latest") == 0
+    assert_same_state(final_state(straight, 20), final_state(parted, 20))
+    assert history(straight / "checkpoint-20") == history(parted / "checkpoint-20")
+    assert read_json(straight / "resolved_config.json")["optim"] == "muon"
+    losses = [entry["loss"] for entry in history(straight / "checkpoint-20") if "loss" in entry]
+    assert losses[-1] < losses[0]
+
+
+def test_a_new_momentum_takes_effect_on_resume(train_tiny, tmp_path):
+    """As every other setting of a resumed run."""
+    run = tmp_path / "run"
+    assert train_tiny(run, *MUON, "--max_steps", "2", "--save_every", "2") == 0
+    options = ("--max_steps", "4", "--save_every", "2", "--muon_momentum", "0.5", "--resume_from", "latest")
+    assert train_tiny(run, *MUON, *options) == 0
+    groups = load_state(run / "checkpoint-4" / "optimizer.safetensors")["param_groups"]
+    assert [group.get("momentum") for group in groups] == [0.5, None, None]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--muon_learning_rate", "0.1"), "--muon_learning_rate has no effect with --optim adamw_torch_fused"),
+        (("--muon_momentum", "0.9"), "--muon_momentum has no effect with --optim adamw_torch_fused"),
+        (("--optim", "muon", "--muon_momentum", "1"), "--muon_momentum must be in"),
+        (("--optim", "muon", "--muon_learning_rate", "0"), "--muon_learning_rate must be above 0"),
+        (("--optim", "muon", "--fsdp", "full_shard"), "--optim muon needs whole matrices"),
+        (("--optim", "moun"), "moun"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    """In one line."""
+    with pytest.raises(UserError, match=message) as raised:
+        parse((ModelArguments, DataArguments, GPT2HFTrainingArguments), ["--use_cpu", *options])
+    assert "\n" not in str(raised.value)
