@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = {
     "base": [],
@@ -22,6 +24,7 @@ CONFIGS = {
     "small": [],
     "large": [],
     "large, blocks": ["--sequence_mode", "blocks"],
+    "wikitext2_best": [],
 }
 CAPPED = """
 import sys, torch
@@ -80,6 +83,8 @@ def main() -> None:
     parser.add_argument("--output_file", help="also write the JSON here")
     parser.add_argument("--seconds", type=float, default=60, help="limit of each run")
     options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("torch finds no CUDA device here")
     data = ["--dataset_name", options.dataset_name]
     if options.dataset_config_name:
         data += ["--dataset_config_name", options.dataset_config_name]
@@ -105,8 +110,8 @@ def main() -> None:
                 arguments += ["--max_steps", "6"]
             results[name] = run(arguments, options.seconds)
         print(f"{name}: {results[name]}", flush=True)
-    if options.output_file:
-        Path(options.output_file).write_text(json.dumps(results, indent=2), encoding="utf-8")
+        if options.output_file:  # after each, for a run that is cut off
+            Path(options.output_file).write_text(json.dumps(results, indent=2), encoding="utf-8")
     print(json.dumps(results))
 
 

@@ -32,5 +32,5 @@ whole = {name: json.loads(path.read_text()) if path.is_file() else None for name
 (out / "gpu.json").write_text(json.dumps(whole, indent=1))
 PY
 grep -v '^{' "$out/throughput.log" | tail -60
-tail -20 "$out/eight_gib.log" "$out/kernels.log"
+tail -n 20 "$out/eight_gib.log" "$out/kernels.log"
 echo "$((SECONDS - begin)) s"

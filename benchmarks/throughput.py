@@ -567,15 +567,14 @@ def main() -> None:
     import transformers
 
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch finds no CUDA device here; use --device cpu")
     options.warmup_steps = 10 if options.device == "cuda" else 1
     options.rounds = options.rounds or (2 if options.quick else 3)
     options.seconds = options.seconds or (2.0 if options.quick else 5.0)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     cases = [c for c in make_cases(options) if not options.cases or c.name.startswith(tuple(options.cases))]
-    results = []
-    for case in cases:
-        results.append(run_case(case, options))
-        print_case(results[-1])
+    results: list[dict[str, Any]] = []
     document = {
         "results": results,
         "device": torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or "cpu",
@@ -586,8 +585,11 @@ def main() -> None:
         "dataset": options.dataset_name,
         "rounds": options.rounds,
     }
-    if options.output_file:
-        Path(options.output_file).write_text(json.dumps(document, indent=2), encoding="utf-8")
+    for case in cases:
+        results.append(run_case(case, options))
+        print_case(results[-1])
+        if options.output_file:  # after each, for a run that is cut off
+            Path(options.output_file).write_text(json.dumps(document, indent=2), encoding="utf-8")
     print(json.dumps(document))
 
 

@@ -96,6 +96,10 @@ class DataArguments:
         "padded: a document a row; padding_free: the same batches in one row, without padding; "
         "blocks: one stream cut into rows of max_length.",
     )
+    join_documents: bool = option(
+        False,
+        "blocks: no <|endoftext|> between documents, where they are lines of a whole, as in WikiText.",
+    )
     truncate: bool = option(False, "Cut documents at max_length instead of continuing them in further samples.")
     pad_to_max_length: bool = option(False, "padded: pad every row to max_length, not to the longest of the batch.")
     max_train_samples: int | None = option(None, "Use only so many training samples.")
@@ -127,6 +131,12 @@ class DataArguments:
             raise UserError("there is no data: give --dataset_name or --train_file")
         if self.truncate and self.sequence_mode == "blocks":
             raise UserError("--truncate has no effect with --sequence_mode blocks, which drops nothing; leave it out")
+        if self.join_documents and self.sequence_mode != "blocks":
+            raise UserError(
+                f"--join_documents has no effect with --sequence_mode {self.sequence_mode}; add --sequence_mode blocks"
+            )
+        if self.join_documents and self.streaming:
+            raise UserError("--join_documents has no meaning with --streaming, which shuffles them; leave it out")
         if self.pad_to_max_length and self.sequence_mode != "padded":
             raise UserError(
                 f"--pad_to_max_length has no effect with --sequence_mode {self.sequence_mode}; "

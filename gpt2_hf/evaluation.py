@@ -36,7 +36,14 @@ from .modeling_gpt2_hf import GPT2HFForCausalLM
 from .precision import current_device_type, resolve_precision
 from .text_units import TextCounts, TextUnits
 
-_POINTLESS_WITH_STRIDE = ("sequence_mode", "truncate", "pad_to_max_length", "max_train_samples", "max_eval_samples")
+_POINTLESS_WITH_STRIDE = (
+    "sequence_mode",
+    "join_documents",
+    "truncate",
+    "pad_to_max_length",
+    "max_train_samples",
+    "max_eval_samples",
+)
 
 # Stands in the output, so that a figure says what it is.
 DEFINITIONS = {

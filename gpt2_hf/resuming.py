@@ -22,6 +22,7 @@ from .run import Run
 _FIXED_ON_RESUME = (
     "sequence_mode",
     "max_length",
+    "join_documents",
     "truncate",
     "max_train_samples",
     "seed",

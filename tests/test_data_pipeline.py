@@ -336,6 +336,8 @@ def test_bad_input_through_the_command(tmp_path, capsys, monkeypatch, cache_fold
     [
         ({"document_unit": "file", "sequence_mode": "blocks", "truncate": True}, "--truncate has no effect"),
         ({"pad_to_max_length": True}, "--pad_to_max_length has no effect"),
+        ({"join_documents": True}, "--join_documents has no effect"),
+        ({"join_documents": True, "sequence_mode": "blocks", "streaming": True}, "--join_documents has no meaning"),
         ({"shuffle_buffer_size": 5}, "--shuffle_buffer_size has no effect"),
         ({"streaming": True, "max_train_samples": 5}, "--max_train_samples has no effect"),
         ({"validation_split_percentage": 0}, "--validation_split_percentage"),

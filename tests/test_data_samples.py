@@ -59,11 +59,25 @@ def test_blocks_hold_the_whole_stream(corpus, max_length):
 
 
 @modest
-@given(corpus=corpora, data=st.data())
-def test_any_span_of_the_block_stream(corpus, data):
+@given(corpus=corpora, max_length=lengths)
+def test_joined_blocks_have_no_separators_between_documents(corpus, max_length):
+    """One separator, as the first token's context; then the text, every token a target once."""
+    text = [token for ids in corpus for token in ids]
+    stream = [SEPARATOR, *text] if text else []
+    blocks = BlockSamples(documents_of(corpus), max_length, SEPARATOR, joined=True)
+    assert samples_of(blocks) == [stream[i : i + max_length + 1] for i in range(0, len(stream) - 1, max_length)]
+    assert blocks.accounting.scored_tokens == blocks.accounting.text_tokens == len(text)
+    assert blocks.accounting.separator_tokens == bool(text)
+
+
+@modest
+@given(corpus=corpora, joined=st.booleans(), data=st.data())
+def test_any_span_of_the_block_stream(corpus, joined, data):
     """Any span of the stream with separators reads as the same span of a list."""
-    blocks = BlockSamples(documents_of(corpus), 4, SEPARATOR)
-    stream = [token for ids in corpus if ids for token in (SEPARATOR, *ids)]
+    blocks = BlockSamples(documents_of(corpus), 4, SEPARATOR, joined)
+    separated = [token for ids in corpus if ids for token in (SEPARATOR, *ids)]
+    text = [token for ids in corpus for token in ids]
+    stream = ([SEPARATOR, *text] if text else []) if joined else separated
     start = data.draw(st.integers(0, len(stream)))
     stop = data.draw(st.integers(start, len(stream)))
     assert blocks.read(start, stop).tolist() == stream[start:stop]

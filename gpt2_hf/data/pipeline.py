@@ -172,7 +172,7 @@ def make_samples(
 ) -> Samples:
     """Cut documents into samples as `--sequence_mode` says."""
     if SequenceMode(args.sequence_mode) is SequenceMode.BLOCKS:
-        return BlockSamples(documents, max_length, separator_id(tokenizer))
+        return BlockSamples(documents, max_length, separator_id(tokenizer), args.join_documents)
     return DocumentSamples(documents, max_length, args.truncate)
 
 

@@ -160,16 +160,17 @@ class DocumentSamples(Samples):
 class BlockSamples(Samples):
     """One stream, a separator before each document, cut into blocks of `max_length` positions.
 
-    The separator before the first document is its context, so that every text token is a target. The last
-    block is shorter; nothing is dropped.
+    The separator before the first document is its context, so that every text token is a target. With `joined` it is
+    the only one. The last block is shorter; nothing is dropped.
     """
 
-    def __init__(self, documents: TokenizedDocuments, max_length: int, separator_id: int):
+    def __init__(self, documents: TokenizedDocuments, max_length: int, separator_id: int, joined: bool = False):
         self.documents = documents
         self.max_length = max_length
         self.separator_id = separator_id
-        # Place of each document's separator in the stream with separators, and the stream's end.
-        self._separators = documents.starts + np.arange(len(documents) + 1)
+        # Place of each separator in the stream with separators, and the stream's end.
+        first_tokens = documents.starts[[0, -1]] if joined and len(documents) else documents.starts
+        self._separators = first_tokens + np.arange(len(first_tokens))
         scored = max(int(self._separators[-1]) - 1, 0)
         num_samples = -(-scored // max_length)
         self.lengths = np.full(num_samples, max_length, dtype=np.int32)
@@ -182,7 +183,7 @@ class BlockSamples(Samples):
             continued_rows=int((documents.lengths > max_length).sum()),
             samples=num_samples,
             text_tokens=documents.num_tokens,
-            separator_tokens=len(documents),
+            separator_tokens=len(self._separators) - 1,
             dropped_tokens=0,
             scored_tokens=scored,
         )
