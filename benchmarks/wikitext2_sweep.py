@@ -171,7 +171,8 @@ class Sweep:
         """The best model on a split, in windows that overlap."""
         report = output / f"{split}.json"
         command = ["-m", "gpt2_hf", "evaluate", "--model_path", str(output / "best_model"), "--split", split]
-        command += ["--stride", str(self.arguments.stride), "--output_file", str(report), "--precision", "auto"]
+        command += ["--stride", str(self.arguments.stride), "--output_file", str(report)]
+        command += ["--precision", "fp32" if self.arguments.final else "auto"]
         problem = self.call(command)
         if problem is not None:
             return None, problem

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from . import checkpoints
 from .arguments import ExportArguments
@@ -34,6 +35,7 @@ _VOCABULARY_WEIGHTS = ("transformer.wte.weight", "lm_head.weight")
 
 def run_export(args: ExportArguments) -> int:
     """The command `export`."""
+    transformers_logging.disable_progress_bar()
     target = Path(args.output_dir).expanduser()
     if target.is_file() or (target.exists() and any(target.iterdir())):
         raise UserError(f"--output_dir: {target} exists and is not empty; give a new folder")

@@ -37,7 +37,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("slow") and not asked_for_slow:
             item.add_marker(pytest.mark.skip(reason="takes minutes; run with -m slow"))
         if item.get_closest_marker("wikitext") and not wikitext_folder().is_dir():
-            item.add_marker(pytest.mark.skip(reason=f"no WikiText-2 in {wikitext_folder()}"))
+            reason = f"no WikiText-2 in {wikitext_folder()} (GPT2_HF_WIKITEXT names another place)"
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session", autouse=True)

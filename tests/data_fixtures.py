@@ -1,6 +1,5 @@
 """What the tests of the data stage share: where WikiText-2 is, caches of their own, documents without a tokenizer."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,15 +14,12 @@ from gpt2_hf.arguments import DataArguments
 from gpt2_hf.data.tokenization import TokenizedDocuments
 from gpt2_hf.tokenizer import gpt2_tokenizer
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-WIKITEXT = Path(os.environ.get("GPT2_HF_WIKITEXT", REPOSITORY.parent / "shared" / "data" / "wikitext"))
+from .conftest import wikitext_folder
+
+WIKITEXT = wikitext_folder()
 
 # For properties whose examples cost milliseconds; a busy machine must not fail them for time.
 modest = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-needs_wikitext = pytest.mark.skipif(
-    not WIKITEXT.is_dir(), reason=f"no local copy of WikiText-2 in {WIKITEXT} (GPT2_HF_WIKITEXT names another place)"
-)
 
 
 @pytest.fixture(autouse=True)

@@ -23,14 +23,13 @@ from gpt2_hf.data.samples import padded_share
 from gpt2_hf.data.sampling import EpochSampler
 from gpt2_hf.errors import UserError
 
+from .conftest import REPOSITORY
 from .data_fixtures import (  # noqa: F401
-    REPOSITORY,
     WIKITEXT,
     cache_folder,
     file_arguments,
     gpt2,
     modest,
-    needs_wikitext,
     shared_wikitext_cache,
     wikitext_cache,
 )
@@ -43,7 +42,7 @@ WIKITEXT_COUNTS = {
     "test": (4_358, 2_891, 292_943),
 }
 
-wikitext = [needs_wikitext, pytest.mark.wikitext, pytest.mark.usefixtures("shared_wikitext_cache")]
+wikitext = [pytest.mark.wikitext, pytest.mark.usefixtures("shared_wikitext_cache")]
 
 
 def wikitext_arguments(**options) -> DataArguments:

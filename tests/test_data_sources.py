@@ -20,7 +20,7 @@ from gpt2_hf.data import readers
 from gpt2_hf.data.sources import Cursor, load_sources, split_document
 from gpt2_hf.errors import UserError
 
-from .data_fixtures import WIKITEXT, cache_folder, file_arguments, modest, needs_wikitext  # noqa: F401
+from .data_fixtures import WIKITEXT, cache_folder, file_arguments, modest  # noqa: F401
 
 TEXTS = ["First document.\n", "", "Zweites Dokument, größer.\n", "三つ目の文書。\n", "Last one"]
 
@@ -198,7 +198,6 @@ def test_reading_goes_on_anywhere(tmp_path, ending, unit):
         assert list(source.documents(cursor)) == documents[i:]
 
 
-@needs_wikitext
 @pytest.mark.wikitext
 def test_reading_wikitext_goes_on_anywhere():
     """The same in a Parquet file of several row groups."""
@@ -248,7 +247,6 @@ def test_folder_of_another_format(tmp_path, streaming):
     assert len(keys) == 2
 
 
-@needs_wikitext
 @pytest.mark.wikitext
 def test_wikitext_in_the_layout_of_the_hub():
     """The splits, rows and blank rows of WikiText-2 are those the hub serves."""
@@ -260,7 +258,6 @@ def test_wikitext_in_the_layout_of_the_hub():
     assert counts == {"train": (36718, 23767), "validation": (3760, 2461), "test": (4358, 2891)}
 
 
-@needs_wikitext
 @pytest.mark.wikitext
 def test_config_names():
     """A wrong config is refused with the right ones; one that was meant for another dataset is passed over."""
