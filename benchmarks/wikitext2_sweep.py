@@ -59,7 +59,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "label smoothing 0.1": {"label_smoothing_factor": 0.1},
     "5 epochs": {"max_epochs": 5},
     # how the text is seen
-    "lines": {"sequence_mode": "padding_free"},
+    "lines": {"sequence_mode": "padding_free", "join_documents": False},
+    "lines apart in blocks": {"join_documents": False},
     "context 256": {"max_length": 256, "global_batch_size": Times(2)},
     "context 1024": {"max_length": 1024, "global_batch_size": Times(0.5)},
     "batch / 2": {"global_batch_size": Times(0.5)},

@@ -27,7 +27,7 @@ from . import __version__
 from .arguments import DataArguments, EvaluationArguments
 from .checkpoints import RESOLVED_CONFIG_NAME, write_json
 from .chunked_loss import IGNORE_INDEX
-from .data import LoadedData, load_data
+from .data import BlockSamples, LoadedData, load_data
 from .distributed import is_distributed
 from .errors import UserError
 from .metrics import perplexity
@@ -36,14 +36,7 @@ from .modeling_gpt2_hf import GPT2HFForCausalLM
 from .precision import current_device_type, resolve_precision
 from .text_units import TextCounts, TextUnits
 
-_POINTLESS_WITH_STRIDE = (
-    "sequence_mode",
-    "join_documents",
-    "truncate",
-    "pad_to_max_length",
-    "max_train_samples",
-    "max_eval_samples",
-)
+_POINTLESS_WITH_STRIDE = ("truncate", "pad_to_max_length", "max_train_samples", "max_eval_samples")
 
 # Stands in the output, so that a figure says what it is.
 DEFINITIONS = {
@@ -266,8 +259,12 @@ def _protocol(data: LoadedData, args: EvaluationArguments, max_length: int) -> t
     """The samples that are scored, and their collator."""
     if args.stride is None:
         return data.samples[args.split], data.collator
-    documents = data.documents[args.split]
-    stream = documents.read(0, documents.num_tokens)
+    samples, documents = data.samples[args.split], data.documents[args.split]
+    # Of blocks the stream that they are cut from, with <|endoftext|> where the model was taught to expect it.
+    if isinstance(samples, BlockSamples):
+        stream = samples.read(0, samples.accounting.scored_tokens + 1)
+    else:
+        stream = documents.read(0, documents.num_tokens)
     return SlidingWindows(stream, max_length, args.stride), collate_windows
 
 

@@ -190,6 +190,21 @@ def test_command_scores_another_text_with_sliding_windows(finished_run, tmp_path
     assert (printed["protocol"], printed["context"], printed["stride"]) == ("sliding windows", 32, 16)
 
 
+@pytest.mark.parametrize("joined", ["true", "false"])
+def test_windows_over_blocks_score_the_tokens_of_the_blocks(finished_run, capsys, joined):
+    """The stream of the training protocol, separators included: tokens, words and bytes as without a stride."""
+    protocol = ("--sequence_mode", "blocks", "--join_documents", joined)
+    options = ("--model_path", str(finished_run / "best_model"), *protocol)
+    blocks = evaluate(capsys, *options)
+    windows = evaluate(capsys, *options, "--stride", "8")
+    plain = evaluate(capsys, "--model_path", str(finished_run / "best_model"), "--stride", "8")
+    for name in ("tokens", "words", "line_ends", "bytes"):
+        assert windows[name] == blocks[name]
+    assert windows["loss"] != blocks["loss"]
+    documents = plain["line_ends"]  # the tiny corpus has a document a line
+    assert windows["tokens"] - plain["tokens"] == (1 if joined == "true" else documents)
+
+
 def test_command_finds_checkpoints_by_name(finished_run, capsys):
     """A checkpoint's name behind the run's path is a model path too."""
     assert main(["evaluate", "--model_path", str(finished_run / "checkpoint_epoch_1"), "--split", "validation"]) == 0
