@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from .arguments import GenerationArguments
 from .errors import UserError
 from .model_loading import load_trained
+from .packed_weights import packed_weights
 from .precision import current_device_type, resolve_precision
 
 _DEFAULT_NEW_TOKENS = 128
@@ -177,12 +178,13 @@ def run_generation(args: GenerationArguments, given: dict[str, str]) -> int:
     # Generation reads every weight once a token, so half the bytes are nearly half the time.
     model.to(device, dtype=resolve_precision(args.precision, device).dtype)
     session = _Session(args, model, tokenizer)
-    if interactive:
-        _converse(session)
-    elif args.output_file is not None:
-        session.write(records, Path(args.output_file))
-    else:
-        session.show([record["prompt"] for record in records])
+    with packed_weights(model):
+        if interactive:
+            _converse(session)
+        elif args.output_file is not None:
+            session.write(records, Path(args.output_file))
+        else:
+            session.show([record["prompt"] for record in records])
     return 0
 
 
