@@ -77,6 +77,12 @@ class MuonWithAdamW(Optimizer):
         return loss
 
 
+def state_bytes(model: PreTrainedModel, uses_muon: bool) -> int:
+    """What the optimizer keeps in fp32: AdamW two numbers for each parameter, Muon one for each of its own."""
+    of_muon = sum(p.numel() for p in hidden_matrices(model).values()) if uses_muon else 0
+    return 4 * (2 * sum(p.numel() for p in model.parameters()) - of_muon)
+
+
 def hidden_matrices(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """The trainable two-dimensional parameters that neither embed tokens or positions nor make logits, by name."""
     outside = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}

@@ -19,6 +19,7 @@ from . import probe
 from .callbacks.progress import duration
 from .data import LoadedData, PaddingCollator
 from .modeling_gpt2_hf import GPT2HFForCausalLM
+from .optimizer import state_bytes
 from .training_arguments import GPT2HFTrainingArguments
 from .utilization import used_memory
 
@@ -113,6 +114,7 @@ class Plan:
     Attributes:
         schedule, events: steps, evaluations, checkpoints.
         num_parameters: of the model, the tied head counted once.
+        optimizer_bytes: the optimizer's state.
         num_samples, num_tokens: of the training text; tokens that are scored.
         flops_per_token: arithmetic of a training step, without attention.
         activation_bytes: kept by the forward pass on the largest batch.
@@ -129,6 +131,7 @@ class Plan:
     schedule: Schedule
     events: Events
     num_parameters: int
+    optimizer_bytes: int
     num_samples: int
     num_tokens: int
     flops_per_token: float
@@ -144,7 +147,7 @@ class Plan:
     @property
     def checkpoint_bytes(self) -> int:
         """Size of one checkpoint."""
-        return probe.checkpoint_bytes(self.num_parameters)
+        return probe.checkpoint_bytes(self.num_parameters, self.optimizer_bytes)
 
     @property
     def num_kept(self) -> int:
@@ -203,11 +206,12 @@ class Plan:
 
     def _memory_line(self) -> str:
         weights = 4 * self.num_parameters
-        rest = max(self.peak_bytes - 4 * weights - self.activation_bytes, 0)
+        rest = max(self.peak_bytes - 2 * weights - self.optimizer_bytes - self.activation_bytes, 0)
         how = "measured on the largest batch" if self.measured is not None else "or more"
         return (
             f"memory: {_size(self.peak_bytes)} at the peak, {how}: weights {_size(weights)}, "
-            f"gradients {_size(weights)}, optimizer {_size(2 * weights)}, activations {_size(self.activation_bytes)}, "
+            f"gradients {_size(weights)}, optimizer {_size(self.optimizer_bytes)}, "
+            f"activations {_size(self.activation_bytes)}, "
             f"libraries, data and work space {_size(rest)}; the device has {_size(self.memory_bytes)} free"
         )
 
@@ -258,7 +262,7 @@ class Plan:
 
     def _memory_advice(self) -> str:
         args = self.args
-        if 4 * 4 * self.num_parameters > self.memory_bytes:
+        if 2 * 4 * self.num_parameters + self.optimizer_bytes > self.memory_bytes:
             return "weights, gradients and optimizer alone do not fit; use a smaller --d_model or --num_layers"
         if args.per_device_train_batch_size > 1:
             half = args.per_device_train_batch_size // 2
@@ -301,6 +305,7 @@ def make_plan(
     samples = data.samples["train"]
     schedule = make_schedule(args, len(samples))
     num_parameters = sum(p.numel() for p in model.parameters())
+    optimizer_bytes = state_bytes(model, args.uses_muon)
     collator = data.collator if isinstance(data.collator, PaddingCollator) else None
     batches = probe.first_epoch(args, samples, collator)
     with tempfile.TemporaryDirectory() as folder:
@@ -312,7 +317,7 @@ def make_plan(
         in_doubt = probe.generous_peak_bytes(args, model, batches) > memory
         if in_doubt:
             activations = probe.activation_bytes(trainer, samples, batches)
-        peak = probe.least_peak_bytes(args, num_parameters, activations)
+        peak = probe.least_peak_bytes(args, num_parameters, optimizer_bytes, activations)
         if peak <= memory:
             try:
                 measured = probe.measure(args, trainer, data, batches, write_sample)
@@ -327,6 +332,7 @@ def make_plan(
         schedule=schedule,
         events=list_events(args, schedule),
         num_parameters=num_parameters,
+        optimizer_bytes=optimizer_bytes,
         num_samples=len(samples),
         num_tokens=int(samples.lengths.sum(dtype="int64")),
         flops_per_token=6.0 * (model.num_parameters(exclude_embeddings=True) + model.lm_head.weight.numel()),
@@ -335,7 +341,7 @@ def make_plan(
         memory_bytes=memory,
         measured=measured,
         start_seconds=start_seconds,
-        save_seconds=probe.save_seconds(place, probe.checkpoint_bytes(num_parameters)),
+        save_seconds=probe.save_seconds(place, probe.checkpoint_bytes(num_parameters, optimizer_bytes)),
         report_seconds=report_seconds,
         free_disk_bytes=shutil.disk_usage(place).free,
     )

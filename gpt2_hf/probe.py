@@ -144,12 +144,14 @@ def _saved_bytes(trainer: GPT2HFTrainer, samples: list[dict[str, Any]]) -> int:
     return sum(saved.values())
 
 
-def least_peak_bytes(args: GPT2HFTrainingArguments, num_parameters: int, activations: int) -> int:
+def least_peak_bytes(
+    args: GPT2HFTrainingArguments, num_parameters: int, optimizer_bytes: int, activations: int
+) -> int:
     """The least that training can need: what the process holds, optimizer, and activations or gradients."""
     weights = 4 * num_parameters
     held = used_memory(args.device)  # the weights among it
     gradients = weights if args.gradient_accumulation_steps > 1 else 0
-    return held + 2 * weights + max(activations + gradients, weights)
+    return held + optimizer_bytes + max(activations + gradients, weights)
 
 
 def generous_peak_bytes(args: GPT2HFTrainingArguments, model: GPT2HFForCausalLM, batches: Batches) -> int:
@@ -321,9 +323,9 @@ def _evaluation_seconds(trainer: GPT2HFTrainer, samples: Samples, times: _StepTi
 # ---- the disk ----
 
 
-def checkpoint_bytes(num_parameters: int) -> int:
-    """Size of a checkpoint: fp32 weights and AdamW's two moments, and some small files."""
-    return 3 * 4 * num_parameters + _SMALL_FILES_BYTES
+def checkpoint_bytes(num_parameters: int, optimizer_bytes: int) -> int:
+    """Size of a checkpoint: fp32 weights and the optimizer's state, and some small files."""
+    return 4 * num_parameters + optimizer_bytes + _SMALL_FILES_BYTES
 
 
 def save_seconds(folder: Path, num_bytes: int) -> float:

@@ -6,7 +6,7 @@ from torch.optim import AdamW, Muon
 
 from gpt2_hf.arguments import DataArguments, ModelArguments
 from gpt2_hf.errors import UserError
-from gpt2_hf.optimizer import MuonWithAdamW, hidden_matrices
+from gpt2_hf.optimizer import MuonWithAdamW, hidden_matrices, state_bytes
 from gpt2_hf.parsing import parse
 from gpt2_hf.state_files import load_state, save_state
 from gpt2_hf.training_arguments import GPT2HFTrainingArguments
@@ -88,6 +88,16 @@ def test_an_update_has_the_stated_size():
     values = torch.linalg.svdvals(tall.detach()) / (0.1 * 0.2 * 64**0.5)
     assert values.min() > 0.6 and values.max() < 1.3
     assert torch.allclose(tall, wide.T, atol=1e-4)
+
+
+@pytest.mark.parametrize("uses_muon", [True, False])
+def test_planned_state_is_what_is_kept(uses_muon):
+    """One number for each weight of a matrix instead of two."""
+    model = make_model()
+    optimizer = make_optimizer(model) if uses_muon else AdamW(model.parameters())
+    train_steps(model, [optimizer], [1])
+    kept = [value for state in optimizer.state.values() for value in state.values() if value.ndim]
+    assert sum(value.nbytes for value in kept) == state_bytes(model, uses_muon)
 
 
 def test_state_survives_a_file(tmp_path):
