@@ -58,7 +58,8 @@ class MuonWithAdamW(Optimizer):
             adjust_lr_fn=_UPDATE_SCALE,
         )
         self._adamw = AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=True)
-        super().__init__([*self._muon.param_groups, *self._adamw.param_groups], defaults={})
+        # AdamW's come first: the learning rate that is logged is that of the first group.
+        super().__init__([*self._adamw.param_groups, *self._muon.param_groups], defaults={})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -69,8 +70,8 @@ class MuonWithAdamW(Optimizer):
                 loss = closure()
         # Groups and state belong to this object, so that schedules and checkpoints see one optimizer. Loading a
         # state exchanges both, so the two are told anew.
-        count = len(self._muon.param_groups)
-        self._muon.param_groups, self._adamw.param_groups = self.param_groups[:count], self.param_groups[count:]
+        count = len(self._adamw.param_groups)
+        self._adamw.param_groups, self._muon.param_groups = self.param_groups[:count], self.param_groups[count:]
         for part in (self._muon, self._adamw):
             part.state = self.state
             part.step()
