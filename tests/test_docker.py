@@ -75,6 +75,15 @@ def _can_be_first() -> bool:
     return shutil.which("unshare") is not None and subprocess.run(command, capture_output=True).returncode == 0
 
 
+@pytest.mark.skipif(not _can_be_first(), reason="process namespaces are not allowed here")
+def test_age_of_the_first_process():
+    """The time budget counts from the start of this process, not from that of the machine's first."""
+    code = "from gpt2_hf.stopwatch import process_age; print(process_age())"
+    command = ["unshare", "--pid", "--fork", sys.executable, "-c", code]
+    age = float(subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout)
+    assert 0 < age < 60
+
+
 @pytest.mark.distributed
 @pytest.mark.skipif(not _can_be_first(), reason="process namespaces are not allowed here")
 def test_sigterm_reaches_the_trainer_as_first_process(tiny_options, tmp_path):

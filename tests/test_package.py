@@ -19,6 +19,8 @@ RANKS = [
         "state_files",
         "chunked_loss",
         "dropout",
+        "optimizer",
+        "packed_weights",
         "random_state",
         "schedule",
         "utilization",
