@@ -267,6 +267,16 @@ def test_config_names():
     assert set(load_sources(arguments)) == {"train", "validation", "test"}
 
 
+def test_a_config_meant_for_another_dataset_is_not_recorded(corpus_folder):
+    """A local folder without the default's config: what a run records of it can be loaded again as it stands."""
+    arguments = DataArguments(dataset_name=str(corpus_folder))  # the config name is still WikiText-2's
+    assert "available: default" in error_of(arguments)
+    arguments.dataset_config_is_inherited = True
+    assert "test" in load_sources(arguments)
+    recorded = DataArguments(dataset_name=arguments.dataset_name, dataset_config_name=arguments.dataset_config_name)
+    assert "test" in load_sources(recorded)
+
+
 def test_python_docs():
     """The embedded corpus has half a megabyte of text."""
     texts = read(DataArguments(dataset_name="python-docs"))

@@ -286,7 +286,10 @@ def _sources_of_folder(name: str, config_name: str | None, args: DataArguments) 
 
 
 def _choose_config(name: str, args: DataArguments) -> str | None:
-    """The wanted config of a dataset, or its default if the wanted one came along from a config file for another."""
+    """The wanted config of a dataset, or its default if the wanted one came along from a config file for another.
+
+    Then the arguments forget it, so that the record of the run does not ask this dataset for it.
+    """
     wanted = args.dataset_config_name
     if wanted is None:
         return None
@@ -294,6 +297,7 @@ def _choose_config(name: str, args: DataArguments) -> str | None:
     if wanted in available:
         return wanted
     if args.dataset_config_is_inherited:
+        args.dataset_config_name = None
         return None
     raise UserError(f"--dataset_config_name: {name} has no config {wanted!r}; available: {', '.join(available)}")
 
