@@ -220,11 +220,11 @@ class CheckpointingTrainer(Trainer):
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         # The base class lets the cadence of the checkpoint win over the arguments.
         result = super()._init_training_state(max_steps, *args, **kwargs)
-        self._complete_publication(args[2])
+        self.complete_publication(args[2])
         self.state.compute_steps(self.args, max_steps)
         return result
 
-    def _complete_publication(self, checkpoint: str | None) -> None:
+    def complete_publication(self, checkpoint: str | None) -> None:
         """Do again what follows a checkpoint's commit: the process may have been killed in between."""
         if checkpoint is None or not self.args.should_save:
             return

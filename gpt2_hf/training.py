@@ -274,6 +274,7 @@ def _run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> 
     if checkpoint is not None and checkpoints.step_of(checkpoint) >= schedule.total_steps:
         run.say(f"{checkpoint} is already at step {schedule.total_steps:,}, the last one; nothing is left to train")
         trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        trainer.complete_publication(str(checkpoint))
         return {}
     output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     if trainer.time_budget.expired:

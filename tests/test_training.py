@@ -581,6 +581,22 @@ def test_an_interrupted_publication_is_made_up_for(train_tiny, finished_run, tmp
     assert all(torch.equal(weights[name], published[name]) for name in weights)
 
 
+def test_the_last_publication_is_made_up_for(train_tiny, finished_run, tmp_path, capsys):
+    """Killed after the last checkpoint, which is the best, and before it was published: there is nothing to train."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    last = checkpoints.checkpoint_folder(25)
+    assert read_json(run / "trainer_state.json")["best_global_step"] == 25
+    shutil.rmtree(run / "best_model")
+    shutil.copytree(run / checkpoints.checkpoint_folder(20), run / "best_model")
+    (run / "checkpoint_names.json").unlink()
+    assert train_tiny(run, "--resume_from", "latest") == 0
+    assert "nothing is left to train" in capsys.readouterr().out
+    assert checkpoints.read_names(run)["best_model"] == last
+    weights, published = (load_file(run / name / "model.safetensors") for name in (last, "best_model"))
+    assert all(torch.equal(weights[name], published[name]) for name in weights)
+
+
 def test_options_stated_only_once_are_noticed_on_resume(train_tiny, finished_run, tmp_path, capsys):
     """An optimizer that only the resumed command names cannot take over the other one's state."""
     run = tmp_path / "run"
