@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch.utils.data import Subset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -29,6 +28,7 @@ from .callbacks import ProgressCallback
 from .data import EpochSampler, LoadedData, PaddingCollator, Samples
 from .errors import UserError
 from .modeling_gpt2_hf import GPT2HFForCausalLM
+from .own_process import own_process
 from .trainer import GPT2HFTrainer
 from .training_arguments import GPT2HFTrainingArguments
 from .utilization import used_memory
@@ -173,7 +173,7 @@ def _peak_memory(device: torch.device) -> Iterator[list[int]]:
         peak[0] = torch.cuda.max_memory_allocated(device)
         return
     done = threading.Event()
-    process = psutil.Process()
+    process = own_process()
 
     def watch() -> None:
         while not done.wait(0.002):

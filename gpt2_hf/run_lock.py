@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from .errors import UserError
+from .own_process import own_process
 
 LOCK_NAME = "run.lock"
 _HEARTBEAT_SECONDS = 5.0
@@ -93,7 +94,7 @@ class RunLock:
 
     def _create(self) -> bool:
         """Create the file with this process as owner, unless there is one."""
-        process = psutil.Process()
+        process = own_process()
         owner = {
             "pid": process.pid,
             "host": socket.gethostname(),

@@ -1,22 +1,16 @@
 """How long the parts of a run take, measured as it runs."""
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import psutil
+from .own_process import own_process
 
 
 def process_age() -> float:
     """Seconds since this process began, imports included."""
-    try:
-        # In a namespace of processes that still sees its parent's /proc, os.getpid() is the number of another process.
-        number = int(os.readlink("/proc/self"))
-    except OSError:
-        number = os.getpid()
-    return max(time.time() - psutil.Process(number).create_time(), 0.0)
+    return max(time.time() - own_process().create_time(), 0.0)
 
 
 @dataclass

@@ -3,8 +3,9 @@
 In: a device and a number format. Out: FLOP/s and bytes. Used by: `trainer`, `probe`.
 """
 
-import psutil
 import torch
+
+from .own_process import own_process
 
 # Dense peak of the matrix units in bf16 and fp16 with fp32 accumulation, FLOP/s, by a part of the name that torch
 # gives the device; the first match counts. From NVIDIA's data sheets and architecture white papers (without sparsity).
@@ -69,4 +70,4 @@ def used_memory(device: torch.device) -> int:
     """Bytes: on CUDA the most that tensors have taken so far; elsewhere what the process holds now."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return int(psutil.Process().memory_info().rss)
+    return int(own_process().memory_info().rss)

@@ -75,7 +75,10 @@ def _can_be_first() -> bool:
     return shutil.which("unshare") is not None and subprocess.run(command, capture_output=True).returncode == 0
 
 
-@pytest.mark.skipif(not _can_be_first(), reason="process namespaces are not allowed here")
+needs_namespaces = pytest.mark.skipif(not _can_be_first(), reason="process namespaces are not allowed here")
+
+
+@needs_namespaces
 def test_age_of_the_first_process():
     """The time budget counts from the start of this process, not from that of the machine's first."""
     code = "from gpt2_hf.stopwatch import process_age; print(process_age())"
@@ -85,7 +88,7 @@ def test_age_of_the_first_process():
 
 
 @pytest.mark.distributed
-@pytest.mark.skipif(not _can_be_first(), reason="process namespaces are not allowed here")
+@needs_namespaces
 def test_sigterm_reaches_the_trainer_as_first_process(tiny_options, tmp_path):
     """PID 1 of a container ignores what it has no handler for; the entry point saves and exits with 75."""
     (entry_point,) = instructions("ENTRYPOINT")

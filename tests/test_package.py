@@ -12,6 +12,7 @@ from .conftest import REPOSITORY
 
 # The design's row, left to right; modules of one rank may not import each other unless the rank is a package.
 RANKS = [
+    ["own_process"],
     [
         "errors",
         "distributed",
