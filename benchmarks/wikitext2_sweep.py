@@ -103,7 +103,7 @@ class Sweep:
         """Until the call must be over."""
         return self.deadline - time.monotonic()
 
-    def run(self, name: str, options: dict[str, Any], seed: int, test: bool) -> dict[str, Any] | None:
+    def run(self, options: dict[str, Any], seed: int) -> dict[str, Any] | None:
         """Train once and score; `None` if there was no time to."""
         if self.seconds_left() < self.longest:
             return None
@@ -113,13 +113,15 @@ class Sweep:
             result: dict[str, Any] = {"options": options, "seed": seed, "date": datetime.now(UTC).date().isoformat()}
             words = [*command_line({**options, "seed": seed, "checkpoint_dir": output}), *self.arguments.options]
             command = ["run_clm.py", "--config", self.arguments.config, *self.data_options(), *words]
-            if not test:
+            if not self.arguments.final:
                 command += ["--save_strategy", "best", "--save_total_limit", "1"]
             problem = self.call(command)
             if problem is None:
                 result |= self.training_figures(output)
-                for split in ("validation", "test") if test else ("validation",):
+                for split in ("validation", "test") if self.arguments.final else ("validation",):
                     result[split], problem = self.score(output, split)
+                    if problem is not None:
+                        break
             if problem is not None:
                 result["problem"] = problem
             result["seconds"] = round(time.monotonic() - begin, 1)
@@ -257,8 +259,8 @@ def main() -> None:
         for name, variant in VARIANTS.items():
             print(f"{name:28} {' '.join(command_line(options_of(config, variant)))}")
         return
+    sweep = Sweep(arguments)  # its clock runs
     install_wheels()
-    sweep = Sweep(arguments)
     if arguments.final:
         wanted = {f"final, seed {seed}": ({}, seed) for seed in arguments.seeds}
     else:
@@ -266,10 +268,7 @@ def main() -> None:
         wanted = {name: (options_of(config, VARIANTS[name]), arguments.seeds[0]) for name in chosen}
     missing = {name: run for name, run in wanted.items() if "problem" in sweep.results.get(name, {"problem": ""})}
     with ThreadPoolExecutor(arguments.parallel) as pool:
-        futures = {
-            pool.submit(sweep.run, name, options, seed, arguments.final): name
-            for name, (options, seed) in missing.items()
-        }
+        futures = {pool.submit(sweep.run, options, seed): name for name, (options, seed) in missing.items()}
         for future in as_completed(futures):
             result = future.result()
             if result is not None:
