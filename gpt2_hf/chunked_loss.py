@@ -34,6 +34,7 @@ def chunked_cross_entropy(
     label_smoothing: float = 0.0,
     ignore_index: int = IGNORE_INDEX,
     num_padding_rows: int = 0,
+    copies_of_last_row: int = 1,
     rows_per_chunk: int | None = None,
 ) -> Tensor:
     """Sum of the token losses of `softmax(hidden_states @ weight.T)` against `labels`.
@@ -49,6 +50,7 @@ def chunked_cross_entropy(
         label_smoothing: mass in [0, 1) spread evenly over the vocabulary.
         ignore_index: label of positions that are not scored.
         num_padding_rows: so many last rows of `weight` are no tokens and get no probability.
+        copies_of_last_row: the last row before those stands for so many tokens. No label may be one of them.
         rows_per_chunk: positions whose logits are held at once; chosen by device when left out.
 
     Returns:
@@ -57,7 +59,8 @@ def chunked_cross_entropy(
     hidden_states = hidden_states.reshape(-1, hidden_states.shape[-1]).to(weight.device)
     labels = labels.reshape(-1).to(weight.device)
     device_type = weight.device.type
-    if device_type == "cpu" and not torch.compiler.is_compiling():
+    all_scored = device_type == "cpu" and not torch.compiler.is_compiling()
+    if all_scored:
         # Positions that are not scored need no logits at all. On an accelerator the number of kept
         # rows would have to be read back by the host, which costs more than it saves.
         scored = labels != ignore_index
@@ -69,16 +72,27 @@ def chunked_cross_entropy(
     rows = rows_per_chunk or _ROWS_PER_CHUNK.get(device_type, 1024)
     if rows_per_chunk is None and device_type == "cpu" and dtype.itemsize == 2:
         rows *= 2
-    targets = _Targets(weight.shape[0] - num_padding_rows, label_smoothing, ignore_index)
+    targets = _Targets(
+        num_rows=weight.shape[0] - num_padding_rows,
+        copies_of_last_row=copies_of_last_row,
+        label_smoothing=label_smoothing,
+        ignore_index=None if all_scored else ignore_index,
+    )
     return _ChunkedCrossEntropy.apply(hidden_states, weight, labels, targets, rows, dtype, torch.is_grad_enabled())
 
 
 class _Targets(NamedTuple):
     """What the labels mean."""
 
-    num_tokens: int  # ids from here on only pad the vocabulary
+    num_rows: int  # ids from here on only pad the vocabulary
+    copies_of_last_row: int
     label_smoothing: float
-    ignore_index: int
+    ignore_index: int | None  # `None`: every position is scored
+
+    @property
+    def num_tokens(self) -> int:
+        """The size of the vocabulary that the softmax is over."""
+        return self.num_rows - 1 + self.copies_of_last_row
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -182,32 +196,52 @@ def _chunk_loss(
 
 def _softmax_loss(logits: Tensor, labels: Tensor, targets: _Targets, need_grad: bool) -> tuple[Tensor, Tensor]:
     """Loss sum of some rows and its gradient, which is written over the logits."""
-    smoothing = targets.label_smoothing
-    tokens = slice(targets.num_tokens)
-    scored = labels != targets.ignore_index
-    ids = torch.where(scored, labels, 0).unsqueeze(1)  # [R, 1]
-    logits[:, targets.num_tokens :] = -math.inf
+    smoothing, copies = targets.label_smoothing, targets.copies_of_last_row
+    last = targets.num_rows - 1
+    scored = labels != targets.ignore_index if targets.ignore_index is not None else None
+    ids = (labels if scored is None else torch.where(scored, labels, 0)).unsqueeze(1)  # [R, 1]
+    logits[:, targets.num_rows :] = -math.inf
     target_logits = logits.gather(1, ids).squeeze(1)
-    mean_logits = logits[:, tokens].mean(dim=1) if smoothing else None
-    # Softmax by hand, in place and with a single exponential: these passes over [R, V] are what a small model's
-    # head spends its time on.
-    largest = logits.amax(dim=1)
-    exponentials = logits.sub_(largest.unsqueeze(1)).exp_()
-    normalizer = exponentials.sum(dim=1)
-    log_normalizer = normalizer.log() + largest
+    mean_logits = None
+    if smoothing:
+        mean_logits = (logits[:, :last].sum(dim=1) + copies * logits[:, last]) / targets.num_tokens
+    if copies > 1:
+        logits[:, last] += math.log(copies)
+    log_normalizer = _softmax_(logits, need_grad)
     nll = log_normalizer - target_logits
     if mean_logits is not None:
         nll = (1.0 - smoothing) * nll + smoothing * (log_normalizer - mean_logits)
-    loss = torch.where(scored, nll, 0.0).sum()
+    loss = (nll if scored is None else torch.where(scored, nll, 0.0)).sum()
     if not need_grad:
         return loss, logits
     # d loss / d logits = softmax - target distribution; rows that are not scored get zero.
-    grad = exponentials.div_(normalizer.unsqueeze(1))
+    grad = logits
     if smoothing:
-        grad[:, tokens] -= smoothing / targets.num_tokens
+        grad[:, :last] -= smoothing / targets.num_tokens
+        grad[:, last] -= smoothing * copies / targets.num_tokens
     grad.scatter_add_(1, ids, torch.full_like(ids, smoothing - 1.0, dtype=grad.dtype))
-    grad *= scored.unsqueeze(1)
+    if scored is not None:
+        grad *= scored.unsqueeze(1)
     return loss, grad
+
+
+def _softmax_(logits: Tensor, need_softmax: bool) -> Tensor:
+    """Write the softmax of each row over `logits` `[R, V]`; the logarithm of its denominator `[R]`.
+
+    These passes over [R, V] are what a small model's head spends its time on.
+    """
+    largest = logits.amax(dim=1)
+    if logits.device.type == "cpu" and not torch.compiler.is_compiling():
+        # torch's kernel has a faster exponential, and reads a row twice before it writes over it. What it makes of
+        # the largest logit is 1 / the denominator.
+        torch.softmax(logits, dim=1, out=logits)
+        return largest - logits.amax(dim=1).log()
+    # In place and with a single exponential: another [R, V] in fp32 would be the largest tensor of a step.
+    exponentials = logits.sub_(largest.unsqueeze(1)).exp_()
+    normalizer = exponentials.sum(dim=1)
+    if need_softmax:
+        exponentials.div_(normalizer.unsqueeze(1))
+    return normalizer.log() + largest
 
 
 __all__ = ["IGNORE_INDEX", "chunked_cross_entropy"]

@@ -55,6 +55,24 @@ def test_equals_plain_cross_entropy(rows, rows_per_chunk, ignored, label_smoothi
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("padding", [0, 5])
+def test_a_row_that_stands_for_several_counts_for_all_of_them(label_smoothing, padding):
+    """The last row counted 7 times is the plain loss of 7 such rows; its gradient is the sum of theirs."""
+    hidden, weight, labels = make_inputs(30, ignored=0.2, padding=padding + 1)
+    last = weight.shape[0] - padding - 1
+    options = {"label_smoothing": label_smoothing}
+    ours = loss_and_gradients(
+        chunked_cross_entropy, hidden, weight, labels, num_padding_rows=padding, copies_of_last_row=7, **options
+    )
+    repeated = torch.cat([weight[:last], weight[last : last + 1].expand(7, -1)])
+    plain = loss_and_gradients(plain_loss, hidden, repeated, labels, **options)
+    torch.testing.assert_close(ours[0], plain[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours[1], plain[1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours[2][:last], plain[2][:last], atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours[2][last], plain[2][last:].sum(dim=0), atol=1e-5, rtol=0)
+
+
 def test_float64_stays_float64():
     """In double precision nothing is rounded to single: the loss agrees to 1e-12."""
     inputs = make_inputs(21, dtype=torch.float64)
