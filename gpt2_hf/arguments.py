@@ -45,8 +45,16 @@ class ModelArguments:
     attn_implementation: str | None = option(
         None, "Attention backend: eager, sdpa, flex_attention, flash_attention_2, ...; sdpa when left out."
     )
+    tie_unused_tokens: bool = option(
+        False,
+        "One common embedding for all tokens that the training text does not use: the same loss for less work.",
+    )
 
     def __post_init__(self) -> None:
+        if self.tie_unused_tokens and self.model_name_or_path is not None:
+            raise UserError(
+                "--tie_unused_tokens is for new models: the embeddings of --model_name_or_path differ; leave it out"
+            )
         for name in ("d_model", "num_layers", "max_length"):
             require_at_least(name, getattr(self, name), 1)
         for name in ("num_heads", "d_ff"):

@@ -40,6 +40,7 @@ from .chunked_attention import chunked_causal_attention
 from .chunked_loss import IGNORE_INDEX, chunked_cross_entropy
 from .configuration_gpt2_hf import GPT2HFConfig
 from .dropout import Dropout
+from .unused_tokens import UnusedTokens
 
 
 @dataclass(frozen=True)
@@ -476,7 +477,34 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.transformer = GPT2HFModel(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.unused_tokens: UnusedTokens | None = None
         self.post_init()
+
+    def tie_unused_tokens(self, used_ids: Tensor) -> int:
+        """Give all tokens that a training text does not use one common embedding, and train the head faster for it.
+
+        Training mode's loss and gradients stay those of the whole vocabulary, as long as nothing but training on that
+        text changes the embedding: see `unused_tokens`. For new models; a trained one's rows are not alike.
+
+        Args:
+            used_ids: int64, the ids that are inputs or targets; no other may become one.
+
+        Returns:
+            The number of tokens that are tied; 0, with nothing done, if the text uses all of them.
+
+        Raises:
+            ValueError: if an id is not in the vocabulary.
+        """
+        num_unused = self.config.num_tokens - len(used_ids.unique())
+        if num_unused:
+            self.unused_tokens = UnusedTokens(used_ids.to(self.lm_head.weight.device), self.config.num_tokens)
+            self.unused_tokens.tie(self.lm_head.weight)
+        return num_unused
+
+    @property
+    def num_head_rows(self) -> int:
+        """Rows of the head that a training step multiplies with."""
+        return self.config.vocab_size if self.unused_tokens is None else len(self.unused_tokens.rows)
 
     @can_return_tuple
     def forward(
@@ -560,6 +588,14 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         """The sum of the token losses, by chunks if the head is the plain product with its weight."""
         head = self.lm_head
         if type(head) is nn.Linear and head.bias is None and not head.weight.is_meta:
+            if self.training and self.unused_tokens is not None:
+                return chunked_cross_entropy(
+                    hidden_states,
+                    self.unused_tokens.compact_head(head.weight),
+                    self.unused_tokens.compact_labels(shift_labels),
+                    label_smoothing=label_smoothing,
+                    copies_of_last_row=len(self.unused_tokens.unused),
+                )
             return chunked_cross_entropy(
                 hidden_states,
                 head.weight,

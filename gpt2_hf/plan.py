@@ -327,6 +327,7 @@ def make_plan(
         if not in_doubt:
             activations = probe.activation_bytes(trainer, samples, batches)
     place = _existing_parent(Path(str(args.output_dir)))
+    head_parameters = model.num_head_rows * model.config.n_embd
     return Plan(
         args=args,
         schedule=schedule,
@@ -335,7 +336,7 @@ def make_plan(
         optimizer_bytes=optimizer_bytes,
         num_samples=len(samples),
         num_tokens=int(samples.lengths.sum(dtype="int64")),
-        flops_per_token=6.0 * (model.num_parameters(exclude_embeddings=True) + model.lm_head.weight.numel()),
+        flops_per_token=6.0 * (model.num_parameters(exclude_embeddings=True) + head_parameters),
         activation_bytes=activations,
         peak_bytes=peak,
         memory_bytes=memory,

@@ -18,11 +18,12 @@ from .parsing import PROVENANCE_KEY
 from .resolved_config import plain_value, resolved_config
 from .run import Run
 
-# A resumed run must go on with these as they were: they decide which samples a step sees.
+# A resumed run must go on with these as they were: they decide which samples a step sees, and what it does with them.
 _FIXED_ON_RESUME = (
     "sequence_mode",
     "max_length",
     "join_documents",
+    "tie_unused_tokens",
     "truncate",
     "max_train_samples",
     "seed",

@@ -345,7 +345,8 @@ class GPT2HFTrainer(CheckpointingTrainer):
             self.train_dataset, "lengths", None
         )  # those of a stream are not known: attention is left out
         context = float((lengths.astype("float64") ** 2).sum() / lengths.sum()) if lengths is not None else 0.0
-        matmul_parameters = self.num_parameters - config.n_positions * config.n_embd
+        idle_head_rows = config.vocab_size - getattr(self.model, "num_head_rows", config.vocab_size)
+        matmul_parameters = self.num_parameters - (config.n_positions + idle_head_rows) * config.n_embd
         needed = flops_per_token(matmul_parameters, config.n_layer, config.n_embd, context)
         return peak * self.args.world_size / needed
 

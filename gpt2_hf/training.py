@@ -184,11 +184,21 @@ def build(run: Run) -> tuple[PreTrainedTokenizerBase, LoadedData, GPT2HFForCausa
         raise UserError("there is no validation text: give --validation_file")
     if run.data_args.streaming and run.args.max_steps < 1:
         raise UserError("--streaming needs --max_steps: nobody knows how long a stream is before it has been read")
+    if run.data_args.streaming and run.model_args.tie_unused_tokens:
+        raise UserError("--tie_unused_tokens needs to know all the text beforehand; leave it out with --streaming")
     set_seed(run.args.seed)
     if (missing := missing_for_attention(run.model_args.attn_implementation)) is not None:
         run.args.notices.append(f"--attn_implementation sdpa is used: {missing}; training goes on, slower")
         run.model_args.attn_implementation = "sdpa"
     model = build_model(run.model_args, tokenizer)
+    if run.model_args.tie_unused_tokens:
+        used = data.documents["train"].used_ids(model.config.num_tokens)
+        num_tied = model.tie_unused_tokens(torch.tensor([*used, *tokenizer.all_special_ids]))
+        run.args.notices.append(
+            f"{num_tied:,} of {model.config.num_tokens:,} tokens are not in the training text and share one embedding"
+            if num_tied
+            else "--tie_unused_tokens: the training text uses every token, so none is tied"
+        )
     return tokenizer, data, model
 
 

@@ -115,6 +115,15 @@ def test_a_sharded_model_trains_the_same_thing(one_process, sharded):
     assert "sharded over 2 processes" in text and text.count("--- a sample of the model ---") == 1
 
 
+def test_tied_unused_tokens_train_the_same_thing(tiny_options, tmp_path):
+    """The compact head on two shards: the run of one process."""
+    folders = tmp_path / "one", tmp_path / "sharded"
+    for processes, folder in enumerate(folders, start=1):
+        options = [*tiny_options, *_SAME_RUN, "--tie_unused_tokens", *(["--fsdp"] if processes == 2 else [])]
+        ranks.run(processes, ["train", *options, "--checkpoint_dir", str(folder)], tmp_path / "log", fsdp=True)
+    assert_same_run(*folders)
+
+
 def test_a_sharded_checkpoint_is_that_of_one_process(one_process, sharded):
     """The same files with the same names and shapes, no pickle among them."""
     one, other = (checkpoints.resolve(_LAST, folder) for folder in (one_process("padding_free"), sharded))

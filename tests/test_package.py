@@ -26,7 +26,7 @@ RANKS = [
         "schedule",
         "utilization",
     ],
-    ["chunked_attention", "hub", "fallbacks", "stop_signals", "precision"],
+    ["chunked_attention", "hub", "fallbacks", "stop_signals", "precision", "unused_tokens"],
     ["configuration_gpt2_hf", "metrics", "checkpoints", "run_lock"],
     ["sharding"],
     ["arguments", "modeling_gpt2_hf"],
@@ -80,7 +80,8 @@ def test_modules_import_only_from_their_left(path):
 
 
 @pytest.mark.parametrize(
-    "name", ["configuration_gpt2_hf", "modeling_gpt2_hf", "chunked_loss", "chunked_attention", "dropout"]
+    "name",
+    ["configuration_gpt2_hf", "modeling_gpt2_hf", "chunked_loss", "chunked_attention", "dropout", "unused_tokens"],
 )
 def test_files_that_travel_with_a_model_import_relatively(name):
     """trust_remote_code copies these files; an absolute import of the package would break them."""

@@ -81,6 +81,13 @@ class TokenizedDocuments:
             chunk += 1
         return out
 
+    def used_ids(self, num_ids: int) -> np.ndarray:
+        """int64, ascending: which of the ids below `num_ids` occur."""
+        occurs = np.zeros(num_ids, dtype=bool)
+        for chunk in self._chunks:
+            occurs[chunk] = True
+        return np.flatnonzero(occurs)
+
     def fingerprint(self) -> str:
         """A hash of every token and every document boundary."""
         if self._fingerprint is None:
