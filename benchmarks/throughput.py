@@ -12,6 +12,7 @@ Contestants:
               in random order, so that a few steps stand for all
     gpt2_hf   this package as `run_clm.py` runs it
     compiled  the same with --torch_compile, on a GPU
+    tied      the same with --tie_unused_tokens
     bare      gpt2_hf's model in a loop without any Trainer: the same batches, autocast, clipping, optimizer, schedule
 
 Each contestant is a process of its own that trains through its Trainer and stops before a step until it is its turn;
@@ -295,8 +296,11 @@ def train(entry: Entry, turns: Turns) -> None:
         "seed": 42,
         "use_cpu": entry.device == "cpu",
     }
-    if entry.who in ("gpt2_hf", "compiled", "bare"):
+    if entry.who in ("gpt2_hf", "compiled", "tied", "bare"):
         model: Any = GPT2HFForCausalLM(GPT2HFConfig(**shape, **dropouts))
+        if entry.who == "tied":
+            used = samples.documents.used_ids(model.config.num_tokens)
+            model.tie_unused_tokens(torch.tensor([*used, model.config.eos_token_id]))
         compiled = entry.who == "compiled"
         args: Any = GPT2HFTrainingArguments(**common, max_training_hours=None, torch_compile=compiled)
         if entry.who == "bare":
@@ -549,6 +553,8 @@ def make_cases(options: argparse.Namespace) -> list[Case]:
         Case("blocks, no dropout", training, "124M", rows, dropout=0.0),
         Case("small blocks, dropout 0.1", training, "small", 8),
         Case("trainer overhead", ("bare", "gpt2_hf"), "10M", 8, length=256),
+        Case("tied tokens, 10M", (*training, "tied"), "10M", 8, dropout=0.0, length=256),
+        Case("tied tokens, 124M", ("gpt2_hf", "tied"), "124M", rows, dropout=0.0),
         Case("generation, batch 1", ("stock", "gpt2_hf"), "124M", 1, mode="generation"),
         Case("generation, batch 8", ("stock", "gpt2_hf"), "124M", 8, mode="generation"),
     ]

@@ -113,8 +113,8 @@ class Sweep:
             result: dict[str, Any] = {"options": options, "seed": seed, "date": datetime.now(UTC).date().isoformat()}
             words = [*command_line({**options, "seed": seed, "checkpoint_dir": output}), *self.arguments.options]
             command = ["run_clm.py", "--config", self.arguments.config, *self.data_options(), *words]
-            if not self.arguments.final:
-                command += ["--save_strategy", "best", "--save_total_limit", "1"]
+            if not self.arguments.final:  # choices are made on validation
+                command += ["--save_strategy", "best", "--save_total_limit", "1", "--do_predict", "false"]
             problem = self.call(command)
             if problem is None:
                 result |= self.training_figures(output)

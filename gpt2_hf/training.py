@@ -177,13 +177,16 @@ def build(run: Run) -> tuple[PreTrainedTokenizerBase, LoadedData, GPT2HFForCausa
     with run.args.main_process_first(local=True, desc="tokenising"):
         batch_size = run.args.train_batch_size
         seed = run.args.seed if run.args.data_seed is None else run.args.data_seed
-        data = load_data(run.data_args, tokenizer, run.model_args.max_length, batch_size=batch_size, seed=seed)
+        splits = ("train", "validation", *(["test"] if run.args.do_predict else []))
+        data = load_data(run.data_args, tokenizer, run.model_args.max_length, splits, batch_size=batch_size, seed=seed)
     if "train" not in data.samples:
         raise UserError("there is no training text: give --train_file, or a --dataset_name with a train split")
     if "validation" not in data.samples:
         raise UserError("there is no validation text: give --validation_file")
     if run.data_args.streaming and run.args.max_steps < 1:
         raise UserError("--streaming needs --max_steps: nobody knows how long a stream is before it has been read")
+    if run.data_args.test_file is not None and not run.args.do_predict:
+        raise UserError("--test_file has no effect with --do_predict false; leave one of them out")
     if run.data_args.streaming and run.model_args.tie_unused_tokens:
         raise UserError("--tie_unused_tokens needs to know all the text beforehand; leave it out with --streaming")
     set_seed(run.args.seed)

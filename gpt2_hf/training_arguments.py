@@ -22,7 +22,6 @@ MUON = "muon"
 _WITHOUT_EFFECT = {
     "do_train": "a run always trains; leave it out",
     "do_eval": "evaluation is on unless --eval_strategy no; leave it out",
-    "do_predict": "the test split is scored at the end whenever there is one; leave it out",
     "use_liger_kernel": "there are no Liger kernels for this model, which has a chunked loss of its own; leave it out",
     "enable_jit_checkpoint": "a checkpoint is always saved on SIGTERM, SIGINT and SIGUSR1; leave it out",
     "restore_callback_states_from_checkpoint": "callbacks of this package always restore their state; leave it out",
@@ -90,6 +89,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
     logging_steps: float = option(100, "Log every so many steps; below 1, a share of all steps.")
     eval_strategy: IntervalStrategy | str = option("steps", "steps: every eval_steps and after each epoch; epoch; no.")
     eval_steps: float | None = option(500, "Evaluate every so many steps.", "eval_every")
+    do_predict: bool = option(True, "Score the test split when the run is over, if there is one.")
     save_strategy: SaveStrategy | str = option(
         "steps", "steps: every save_steps, after each epoch, at each best; epoch: after each, at each best; best; no."
     )

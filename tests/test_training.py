@@ -127,6 +127,19 @@ def test_samples_can_be_left_out(train_tiny, tmp_path, capsys):
     assert capsys.readouterr().out.count("\nsample: ") == 1
 
 
+def test_the_test_split_can_be_left_alone(train_tiny, tiny_options, tmp_path, capsys):
+    """--do_predict false neither reads nor scores it, for a search that chooses on the validation split."""
+    options = ("--do_predict", "false", "--max_steps", "4")
+    assert train_tiny(tmp_path / "run", *options) == 2
+    assert "--test_file has no effect with --do_predict false" in capsys.readouterr().err
+    words = tiny_options.copy()
+    del words[words.index("--test_file") : words.index("--test_file") + 2]
+    assert main(["train", *words, *options, "--checkpoint_dir", str(tmp_path / "run")]) == 0
+    assert "\ntest: " not in capsys.readouterr().out
+    assert not (tmp_path / "run" / "test_results.json").exists()
+    assert "eval_loss" in read_json(tmp_path / "run" / "all_results.json")
+
+
 def test_nothing_is_evaluated_or_saved_twice(finished_run):
     """Every ten steps and at the end of the epoch, each once."""
     evaluated = [entry["step"] for entry in history(finished_run) if "eval_loss" in entry]
