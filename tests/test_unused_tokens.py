@@ -141,3 +141,12 @@ def test_where_it_cannot_work_it_is_refused(options, message, tmp_path, tiny_opt
     assert main(["train", *words, "--tie_unused_tokens", "--checkpoint_dir", str(tmp_path / "run"), *options]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_compiled_step_is_the_same():
+    """As one graph, without a break: the same loss and gradients."""
+    whole, tied = pair()
+    for model, forward in ((whole, whole), (tied, torch.compile(tied, backend="aot_eager", fullgraph=True))):
+        forward(**batch(0), num_items_in_batch=64).loss.backward()
+        assert model.lm_head.weight.grad is not None
+    torch.testing.assert_close(tied.lm_head.weight.grad, whole.lm_head.weight.grad, atol=1e-5, rtol=0)
