@@ -293,6 +293,7 @@ class GPT2HFPreTrainedModel(PreTrainedModel):
         num_tokens = self.config.num_tokens if new_num_tokens is None else new_num_tokens
         embeddings = super().resize_token_embeddings(num_tokens, pad_to_multiple_of, mean_resizing)
         self.config.n_vocab_padding = self.config.vocab_size - num_tokens
+        self.unused_tokens = None  # new tokens are there to be used
         return embeddings
 
 

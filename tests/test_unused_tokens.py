@@ -101,6 +101,15 @@ def test_impossible_ids_are_refused_and_nothing_to_tie_is_nothing_done():
     assert model.unused_tokens is None and torch.equal(model.lm_head.weight, before)
 
 
+def test_a_resized_vocabulary_is_trained_whole_again():
+    """New tokens are there to be used: none of them is taken for unused."""
+    _, tied = pair()
+    tied.resize_token_embeddings(VOCAB_SIZE + 3)
+    assert tied.num_head_rows == VOCAB_SIZE + 3
+    new = torch.full((1, 4), VOCAB_SIZE + 1)
+    assert torch.isfinite(tied(new, labels=new).loss)
+
+
 def test_the_job_ties_and_saves_an_ordinary_model(train_tiny, tmp_path, capsys):
     """A line says how many; the saved model holds all rows, alike where unused; resumed, it goes on bit for bit."""
     options = ("--tie_unused_tokens", "--optim", "muon")
