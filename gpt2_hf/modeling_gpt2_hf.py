@@ -244,6 +244,7 @@ class GPT2HFPreTrainedModel(PreTrainedModel):
     """What every GPT-2 model of this package shares: capabilities and initialisation."""
 
     config: GPT2HFConfig
+    unused_tokens: UnusedTokens | None
     config_class = GPT2HFConfig
     base_model_prefix = "transformer"
     supports_gradient_checkpointing = True
@@ -478,7 +479,7 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.transformer = GPT2HFModel(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.unused_tokens: UnusedTokens | None = None
+        self.unused_tokens = None
         self.post_init()
 
     def tie_unused_tokens(self, used_ids: Tensor) -> int:
