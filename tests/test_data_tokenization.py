@@ -103,6 +103,12 @@ def test_fingerprint_follows_tokens_and_borders(corpus):
         assert documents_of(joined).fingerprint() != documents_of(filled).fingerprint()
 
 
+def test_which_ids_are_used():
+    """Each once and in order, whatever the chunks; those of blank documents are none."""
+    documents = documents_of([[5, 3, 3], [], [9], [3, 0]], 2)
+    assert documents.used_ids(10).tolist() == [0, 3, 5, 9]
+
+
 def test_workers_map_the_cache_again(corpus, gpt2):  # noqa: F811
     """What a worker process gets is the name of the cache file, not its content."""
     documents = tokenize(source_of(corpus), gpt2)
