@@ -12,7 +12,7 @@ Contestants:
               in random order, so that a few steps stand for all
     gpt2_hf   this package as `run_clm.py` runs it
     compiled  the same with --torch_compile, on a GPU
-    tied      the same with --tie_unused_tokens
+    tied      gpt2_hf with --tie_unused_tokens; its share counts the whole head all the same
     bare      gpt2_hf's model in a loop without any Trainer: the same batches, autocast, clipping, optimizer, schedule
 
 Each contestant is a process of its own that trains through its Trainer and stops before a step until it is its turn;
