@@ -497,11 +497,11 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: if an id is not in the vocabulary.
         """
-        num_unused = self.config.num_tokens - len(used_ids.unique())
-        if num_unused:
-            self.unused_tokens = UnusedTokens(used_ids.to(self.lm_head.weight.device), self.config.num_tokens)
-            self.unused_tokens.tie(self.lm_head.weight)
-        return num_unused
+        tokens = UnusedTokens(used_ids.to(self.lm_head.weight.device), self.config.num_tokens)
+        if len(tokens.unused):
+            tokens.tie(self.lm_head.weight)
+            self.unused_tokens = tokens
+        return len(tokens.unused)
 
     @property
     def num_head_rows(self) -> int:

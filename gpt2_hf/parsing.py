@@ -26,7 +26,7 @@ _DATA_FILES = ("train_file", "validation_file", "test_file")
 # Options that choose between two ways; naming the left one overrules the right ones of a lower layer, and beside
 # the right ones in the same layer it is a contradiction.
 OVERRULES = {
-    "model_name_or_path": ("d_model", "num_layers", "num_heads", "d_ff"),
+    "model_name_or_path": ("d_model", "num_layers", "num_heads", "d_ff", "tie_unused_tokens"),
     **dict.fromkeys(_DATA_FILES, ("dataset_name", "dataset_config_name")),
     "global_batch_size": ("gradient_accumulation_steps",),
 }

@@ -29,7 +29,7 @@ class UnusedTokens(nn.Module):
         num_tokens: V, without rows that only pad the vocabulary.
 
     Raises:
-        ValueError: if an id is not below V, or every token is used.
+        ValueError: if an id is not below V.
     """
 
     rows: Tensor  # [U + 1], the used tokens and one unused
@@ -41,8 +41,6 @@ class UnusedTokens(nn.Module):
         used = used.unique()
         if len(used) and not 0 <= int(used[0]) <= int(used[-1]) < num_tokens:
             raise ValueError(f"used ids must be in [0, {num_tokens}), got {int(used[0])} to {int(used[-1])}")
-        if len(used) == num_tokens:
-            raise ValueError(f"all {num_tokens:,} tokens are used: there is nothing to tie")
         is_unused = torch.ones(num_tokens, dtype=torch.bool, device=used.device)
         is_unused[used] = False
         # An unused token has no row in the compact head: as a target it is out of range, an error.

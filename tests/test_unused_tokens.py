@@ -5,7 +5,10 @@ import torch
 
 from gpt2_hf import GPT2HFForCausalLM
 from gpt2_hf.__main__ import main
+from gpt2_hf.arguments import ModelArguments
 from gpt2_hf.chunked_loss import IGNORE_INDEX
+from gpt2_hf.errors import UserError
+from gpt2_hf.parsing import parse
 from gpt2_hf.unused_tokens import UnusedTokens
 
 from .conftest import read_json
@@ -136,20 +139,26 @@ def test_a_run_keeps_the_option_when_resumed(train_tiny, tmp_path, capsys):
     assert "--tie_unused_tokens was False and cannot become True" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--model_name_or_path", "gpt2"), "is for new models"),
-        (("--streaming", "--max_steps", "5"), "needs to know all the text beforehand"),
-    ],
-)
-def test_where_it_cannot_work_it_is_refused(options, message, tmp_path, tiny_options, capsys):
-    """Trained weights have rows of their own; a stream is not known beforehand."""
-    kept = tiny_options[6 if "--model_name_or_path" in options else 0 :]
-    words = [word for word in kept if word not in ("--max_train_samples", "200")]
-    assert main(["train", *words, "--tie_unused_tokens", "--checkpoint_dir", str(tmp_path / "run"), *options]) == 2
-    assert message in capsys.readouterr().err
+def test_a_stream_is_refused(tmp_path, tiny_options, capsys):
+    """It is not known beforehand."""
+    words = [word for word in tiny_options if word not in ("--max_train_samples", "200")]
+    options = ("--tie_unused_tokens", "--streaming", "--max_steps", "5", "--checkpoint_dir", str(tmp_path / "run"))
+    assert main(["train", *words, *options]) == 2
+    assert "needs to know all the text beforehand" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_trained_weights_are_refused(tmp_path):
+    """They have rows of their own. What a config file says of new models is overruled, as their size is."""
+    with pytest.raises(UserError, match="is for new models"):
+        ModelArguments(model_name_or_path="gpt2", tie_unused_tokens=True)
+    weights = ["--model_name_or_path", "gpt2"]
+    with pytest.raises(UserError, match="--tie_unused_tokens has no effect beside --model_name_or_path"):
+        parse([ModelArguments], [*weights, "--tie_unused_tokens"])
+    config = tmp_path / "config.json"
+    config.write_text('{"d_model": 64, "tie_unused_tokens": true}')
+    (model_args,) = parse([ModelArguments], weights, str(config)).values
+    assert not model_args.tie_unused_tokens
 
 
 def test_a_compiled_step_is_the_same():
