@@ -69,16 +69,41 @@ def launch(node, log, *options):
         return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
 
 
+def texts(logs):
+    return "\n".join(log.read_text() for log in logs)
+
+
+def exit_codes(running, logs):
+    """Wait for both machines; one that does not end is stopped, and what both have said is shown."""
+    try:
+        return [process.wait(timeout=200) for process in running]
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"a machine did not end within 200 s\n{texts(logs)}")
+    finally:
+        for process in running:
+            process.kill()
+
+
+def wait_for_link(nodes):
+    """A cable that was plugged in again carries nothing for a moment."""
+    deadline = time.monotonic() + 30
+    for name, device in nodes:
+        while "state UP" not in subprocess.check_output(["ip", "-n", name, "link", "show", device], text=True):
+            assert time.monotonic() < deadline, f"{device} has no carrier"
+            time.sleep(0.1)
+
+
 def test_a_run_over_two_machines_survives_a_cut_link(tiny_options, tmp_path):
     """Both train; the link is cut: both end by themselves within the timeout, and the run goes on afterwards."""
     run = tmp_path / "run"
     options = [*tiny_options, "--checkpoint_dir", str(run), "--max_epochs", "100000", "--eval_every", "100000"]
-    options += ["--save_every", "20", "--ddp_timeout", "10"]
+    options += ["--save_every", "20"]
     logs = [tmp_path / "a.log", tmp_path / "b.log"]
     with two_nodes() as nodes:
         joined = list(zip(nodes, range(2), _ADDRESSES, strict=True))
         running = [
-            launch(node, log, *options, "--max_steps", "1000000") for node, log in zip(joined, logs, strict=True)
+            launch(node, log, *options, "--max_steps", "1000000", "--ddp_timeout", "10")
+            for node, log in zip(joined, logs, strict=True)
         ]
         try:
             deadline = time.monotonic() + 240
@@ -88,7 +113,7 @@ def test_a_run_over_two_machines_survives_a_cut_link(tiny_options, tmp_path):
             name, device = nodes[1]
             _ip("-n", name, "link", "set", device, "down")
             cut = time.monotonic()
-            codes = [process.wait(timeout=200) for process in running]
+            codes = exit_codes(running, logs)
             print(f"ended {time.monotonic() - cut:.1f} s after the cut")
         finally:
             for process in running:
@@ -96,17 +121,14 @@ def test_a_run_over_two_machines_survives_a_cut_link(tiny_options, tmp_path):
         assert codes == [1, 1], texts(logs)
         assert "error: another process of the run is gone or cannot be reached" in logs[0].read_text(), texts(logs)
         _ip("-n", name, "link", "set", device, "up")
+        wait_for_link(nodes)
 
         newest, passed_over = checkpoints.newest_valid(run)
         assert newest is not None and not passed_over
         end = checkpoints.step_of(newest) + 10
         options += ["--resume_from", "latest", "--max_steps", str(end)]
         running = [launch(node, log, *options) for node, log in zip(joined, logs, strict=True)]
-        assert [process.wait(timeout=200) for process in running] == [0, 0], texts(logs)
+        assert exit_codes(running, logs) == [0, 0], texts(logs)
     text = logs[0].read_text()
     assert f"resuming from {newest}" in text and "2 processes" in text and f"step {end:,}/{end:,}:" in text
     assert not re.search("^step", logs[1].read_text(), flags=re.MULTILINE)  # one set of log lines
-
-
-def texts(logs):
-    return "\n".join(log.read_text() for log in logs)
