@@ -1,7 +1,7 @@
 """transformers' Trainer with checkpoints that are complete or absent, and from which a run goes on exactly.
 
 In: a Trainer's state at a step. Out: a checkpoint folder (see `checkpoints`), and the same state again.
-Next stage: `trainer`.
+Next stage: `exact_evaluation`, `trainer`.
 
 What differs from the base class, each with its reason at the method:
   - everything is written to a staging folder that is renamed when it is whole; nothing in it is a pickle;

@@ -79,3 +79,10 @@ class IgnoringSignals:
             signal.signal(number, signal.SIG_IGN)
         if self.then is not None:
             self.then(worker)
+
+
+def shield_workers(loader: Any) -> Any:
+    """A torch `DataLoader` whose processes are deaf to signals that are meant for this one."""
+    if not isinstance(loader.worker_init_fn, IgnoringSignals):
+        loader.worker_init_fn = IgnoringSignals(loader.worker_init_fn)
+    return loader

@@ -3,8 +3,8 @@
 In: a model, arguments, samples and a collator. Out: a trained model and checkpoints. Next stage: `evaluation`,
 `generation`, `export`, `report`.
 
-What differs from the base class, beside checkpoints (see `checkpointing`), each with its reason at the method:
-  - evaluation sums token losses instead of averaging batch means, and leaves the random numbers of training alone;
+What differs from the base class, beside checkpoints (see `checkpointing`) and evaluation (see `exact_evaluation`),
+each with its reason at the method:
   - a step whose gradient is not finite never reaches the weights;
   - speed is counted in trained tokens, without a host synchronisation per step.
 """
@@ -23,35 +23,32 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, SaveStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from . import distributed
 from .callbacks import (
     CadenceCallback,
     ContinuousTensorBoardCallback,
-    EvaluationInterruptedError,
     LossSpikes,
     NonFiniteGuard,
     StopCallback,
     TimeBudgetCallback,
 )
 from .callbacks import ProgressCallback as TerminalCallback
-from .checkpointing import CheckpointingTrainer
-from .chunked_loss import IGNORE_INDEX
 from .data import EpochSampler, Samples, StreamingLoader, StreamingSamples
 from .errors import TrainingDivergedError
+from .exact_evaluation import ExactEvaluationTrainer
 from .metrics import perplexity
 from .optimizer import MuonWithAdamW, hidden_matrices
 from .random_state import preserved_rng
 from .schedule import cosine_by_time
 from .sharding import check_engine
-from .stop_signals import IgnoringSignals, SignalWatch
+from .stop_signals import SignalWatch, shield_workers
 from .stopwatch import Stopwatch
 from .training_arguments import GPT2HFTrainingArguments
 from .utilization import flops_per_token, peak_flops, used_memory
 
 
-class GPT2HFTrainer(CheckpointingTrainer):
+class GPT2HFTrainer(ExactEvaluationTrainer):
     """Trains a causal language model exactly and safely.
 
     Args beyond those of `transformers.Trainer`:
@@ -92,15 +89,10 @@ class GPT2HFTrainer(CheckpointingTrainer):
         )
         stop = StopCallback(self.time_budget, signals if signals is not None else SignalWatch())
         own_callbacks = [CadenceCallback(), self.time_budget, stop, self.non_finite_guard, *(callbacks or [])]
-        # With the evaluation's running sums: token losses in nats, and scored tokens.
-        self._nll_sum: torch.Tensor | None = None
-        self._scored_tokens: torch.Tensor | None = None
         self._trained_tokens: torch.Tensor | float = 0.0  # since the last log
         self._speed_mark: tuple[float, float] | None = None
         self._step_loss: torch.Tensor | None = None
         self._loss_spikes = LossSpikes()
-        self._owes_evaluation = False
-        self._making_up = False
         self._stream: StreamingLoader | None = None
         self._train_sampler: EpochSampler | None = None
         super().__init__(
@@ -272,13 +264,6 @@ class GPT2HFTrainer(CheckpointingTrainer):
         )
         return self._train_sampler
 
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        """In the order of the data; filler gives every process as many batches as the others."""
-        if self.args.world_size <= 1 or not isinstance(eval_dataset, Samples):
-            return super()._get_eval_sampler(eval_dataset)
-        # A sharded model runs on all processes at once or hangs.
-        return EpochSampler(len(eval_dataset), 0, self.args.eval_batch_size * self.args.world_size, shuffle=False)
-
     def _run_epoch(self, model: nn.Module, epoch: int, **kwargs: Any) -> Any:
         # With several processes accelerate's set_epoch does not reach the sampler of a loader that skips batches.
         if self._train_sampler is not None:
@@ -288,7 +273,7 @@ class GPT2HFTrainer(CheckpointingTrainer):
     def get_train_dataloader(self) -> Any:
         """The base class's loader, or for text that is not stored one that knows exactly where it is."""
         if not isinstance(self.train_dataset, StreamingSamples):
-            return _shielded(super().get_train_dataloader())
+            return shield_workers(super().get_train_dataloader())
         shard = dataclasses.replace(self.train_dataset, rank=self.args.process_index, world_size=self.args.world_size)
         self._stream = StreamingLoader(
             shard,
@@ -350,16 +335,14 @@ class GPT2HFTrainer(CheckpointingTrainer):
         needed = flops_per_token(matmul_parameters, config.n_layer, config.n_embd, context)
         return peak * self.args.world_size / needed
 
-    # ---- exact evaluation ----
+    # ---- a text at each evaluation ----
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate without touching the random numbers of training, so that its frequency changes nothing."""
-        with preserved_rng(self.args.device):
-            with self.watch.measure("evaluate"):
-                metrics = super().evaluate(*args, **kwargs)
-            if self.write_sample is not None and self.is_in_train and not self.is_fsdp_enabled:
-                with self.watch.measure("sample"):
-                    self._show_sample(self.write_sample)
+        """Evaluate exactly, and during training show a text that the model writes."""
+        metrics = super().evaluate(*args, **kwargs)
+        if self.write_sample is not None and self.is_in_train and not self.is_fsdp_enabled:
+            with preserved_rng(self.args.device), self.watch.measure("sample"):
+                self._show_sample(self.write_sample)
         return metrics
 
     def _show_sample(self, write_sample: Callable[[Any], str]) -> None:
@@ -371,100 +354,14 @@ class GPT2HFTrainer(CheckpointingTrainer):
             if isinstance(callback, TerminalCallback | ContinuousTensorBoardCallback):
                 callback.on_sample(self.state, text)
 
+    # ---- the time budget ----
+
     def generation_seconds(self, num_tokens: int) -> float:
         """Upper estimate of the time to generate so many tokens.
 
         Each token reads every weight once; 4 GB/s is what a slow machine's memory gives.
         """
         return num_tokens * (4 * self.num_parameters / 4e9 + 0.01)
-
-    def _evaluate(self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False) -> Any:
-        try:
-            return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
-        except EvaluationInterruptedError:
-            if self._making_up:
-                raise  # the checkpoint that the run came from still remembers
-            # The checkpoint remembers that this evaluation is owed, so that the history of a resumed run is whole.
-            self._owes_evaluation = True
-            self.control.should_evaluate = False
-            self.control.should_save = self.control.should_training_stop = True
-            return None
-
-    def _determine_best_metric(self, metrics: dict[str, float] | None, trial: Any) -> bool:
-        # save_strategy "best" takes the answer for whether to save, also where a stop has asked for a checkpoint.
-        is_best = metrics is not None and super()._determine_best_metric(metrics, trial)
-        return is_best or self.control.should_save
-
-    def _make_up_evaluation(self) -> None:
-        """Run the evaluation that a signal interrupted, in the very state in which it was due."""
-        if self._owes_evaluation:
-            self._owes_evaluation = False
-            self._making_up = True
-            self.control.should_evaluate = True
-            try:
-                self._maybe_log_save_evaluate(
-                    self._tr_loss, None, self.model_wrapped, None, self.state.epoch, None, time.time()
-                )
-            finally:
-                self._making_up = False  # a later evaluation that is interrupted saves what was trained since
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Every sample on exactly one process: none is repeated to make the shares even."""
-        even_batches = self.accelerator.even_batches
-        self.accelerator.even_batches = False
-        try:
-            return _shielded(super().get_eval_dataloader(eval_dataset))
-        finally:
-            self.accelerator.even_batches = even_batches
-
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """The base class's loop, with the loss of the split made from sums over its tokens."""
-        if not prediction_loss_only:
-            return super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-            )
-        # float64 where the device has it: the sum over a large split must not depend on its order
-        dtype = torch.float32 if self.args.device.type == "mps" else torch.float64
-        self._nll_sum = torch.zeros((), dtype=dtype, device=self.args.device)
-        self._scored_tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
-        output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
-        if distributed.is_distributed():
-            torch.distributed.all_reduce(self._nll_sum)
-            torch.distributed.all_reduce(self._scored_tokens)
-        tokens = int(self._scored_tokens.item())
-        loss = self._nll_sum.item() / tokens if tokens else float("nan")
-        output.metrics[f"{metric_key_prefix}_loss"] = loss
-        output.metrics[f"{metric_key_prefix}_perplexity"] = perplexity(loss)
-        output.metrics[f"{metric_key_prefix}_tokens"] = tokens
-        self._nll_sum = self._scored_tokens = None
-        return output
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Any, Any, Any]:
-        """Add a batch to the running sums; nothing is gathered, so memory does not grow with the split."""
-        if self._nll_sum is None or self._scored_tokens is None:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        inputs = self._prepare_inputs(inputs)
-        targets = inputs["shift_labels"] if "shift_labels" in inputs else inputs["labels"][..., 1:]
-        with torch.no_grad(), self.compute_loss_context_manager():
-            nll = model(**inputs, num_items_in_batch=1, return_logits=False).loss
-        self._nll_sum += nll
-        self._scored_tokens += (targets != IGNORE_INDEX).sum()
-        return None, None, None
-
-    # ---- the time budget ----
 
     def _validation_seconds(self) -> float:
         """Upper estimate of the time of an evaluation; 0 where there is none."""
@@ -505,24 +402,16 @@ class GPT2HFTrainer(CheckpointingTrainer):
         return [*self.time_budget.checkpoint_names(), *super().checkpoint_names()]
 
     def process_state(self) -> dict[str, Any]:
-        """An evaluation that is owed, the watch for spikes, and the place in a stream."""
+        """With the watch for spikes, and the place in a stream."""
         return {
-            "owes_evaluation": self._owes_evaluation,
+            **super().process_state(),
             "loss_spikes": vars(self._loss_spikes),
             "stream": self._stream.state_dict() if self._stream is not None else None,
         }
 
     def load_process_state(self, state: dict[str, Any]) -> None:
-        """Go on, and make up for the evaluation that is owed."""
+        """With the same; what is owed is made up for last."""
         if self._stream is not None and state["stream"] is not None:
             self._stream.load_state_dict(state["stream"])
         vars(self._loss_spikes).update(state["loss_spikes"])
-        self._owes_evaluation = state["owes_evaluation"]
-        self._make_up_evaluation()
-
-
-def _shielded(loader: Any) -> Any:
-    """The loader, its processes deaf to signals that are meant for this one."""
-    if not isinstance(loader.worker_init_fn, IgnoringSignals):
-        loader.worker_init_fn = IgnoringSignals(loader.worker_init_fn)
-    return loader
+        super().load_process_state(state)

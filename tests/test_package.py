@@ -37,6 +37,7 @@ RANKS = [
     ["model_loading"],
     ["callbacks"],
     ["checkpointing"],
+    ["exact_evaluation"],
     ["trainer"],
     ["evaluation", "generation", "export", "report", "probe", "parallel_plan", "tokenizer_training"],
     ["plan"],
