@@ -4,8 +4,10 @@ Nothing here needs a network. The datasets cache is a folder of the test session
 leave anything on the machine.
 """
 
+import atexit
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +21,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from gpt2_hf.__main__ import main
+
+atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
