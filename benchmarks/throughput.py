@@ -13,7 +13,8 @@ Contestants:
     gpt2_hf   this package as `run_clm.py` runs it
     compiled  the same with --torch_compile, on a GPU
     tied      gpt2_hf with --tie_unused_tokens; its share counts the whole head all the same
-    bare      gpt2_hf's model in a loop without any Trainer: the same batches, autocast, clipping, optimizer, schedule
+    bare      gpt2_hf's model in a loop without any Trainer: the same batches, autocast, clipping, optimizer, schedule,
+              and allocator on a CPU
 
 Each contestant is a process of its own that trains through its Trainer and stops before a step until it is its turn;
 all others sleep meanwhile. A turn is timed from there to the beginning of the step after its last one, so loading,
@@ -340,9 +341,12 @@ def bare_loop(model: Any, args: Any, samples: Any, collate: Any, turns: Turns) -
     import torch
     from torch.utils.data import DataLoader
 
+    from gpt2_hf.cpu_memory import keep_freed_memory
     from gpt2_hf.data import EpochSampler
 
     device = str(args.device)
+    if device == "cpu":
+        keep_freed_memory()
     model.to(device).train()
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]

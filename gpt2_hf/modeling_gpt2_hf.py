@@ -485,11 +485,11 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
     def tie_unused_tokens(self, used_ids: Tensor) -> int:
         """Give all tokens that a training text does not use one common embedding, and train the head faster for it.
 
-        Training mode's loss and gradients stay those of the whole vocabulary, as long as nothing but training on that
-        text changes the embedding: see `unused_tokens`. For new models; a trained one's rows are not alike.
+        Loss and gradients stay those of the whole vocabulary, as long as nothing but training on that text changes
+        the embedding: see `unused_tokens`. For new models; a trained one's rows are not alike.
 
         Args:
-            used_ids: int64, the ids that are inputs or targets; no other may become one.
+            used_ids: int64, the ids that are inputs or targets in training mode; no other may become one there.
 
         Returns:
             The number of tokens that are tied; 0, with nothing done, if the text uses all of them.
@@ -590,11 +590,11 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         """The sum of the token losses, by chunks if the head is the plain product with its weight."""
         head = self.lm_head
         if type(head) is nn.Linear and head.bias is None and not head.weight.is_meta:
-            if self.training and self.unused_tokens is not None:
+            if self.unused_tokens is not None and (self.training or not torch.is_grad_enabled()):
                 return chunked_cross_entropy(
                     hidden_states,
                     self.unused_tokens.compact_head(head.weight),
-                    self.unused_tokens.compact_labels(shift_labels),
+                    self.unused_tokens.compact_labels(shift_labels, any_token=not self.training),
                     label_smoothing=label_smoothing,
                     copies_of_last_row=len(self.unused_tokens.unused),
                 )

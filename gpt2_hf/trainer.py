@@ -34,6 +34,7 @@ from .callbacks import (
     TimeBudgetCallback,
 )
 from .callbacks import ProgressCallback as TerminalCallback
+from .cpu_memory import keep_freed_memory
 from .data import EpochSampler, Samples, StreamingLoader, StreamingSamples
 from .errors import TrainingDivergedError
 from .exact_evaluation import ExactEvaluationTrainer
@@ -122,6 +123,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         count = getattr(self.model, "num_parameters", None)
         self._flops_per_token = 6 * count(exclude_embeddings=True) if count else 0
         self._peak_tokens_per_second = self._find_peak_tokens_per_second()
+        if self.args.device.type == "cpu":
+            keep_freed_memory()
         if args.process_index:
             set_seed(args.seed + args.process_index)  # or dropout would be the same in every process's samples
 

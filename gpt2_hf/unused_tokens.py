@@ -61,9 +61,17 @@ class UnusedTokens(nn.Module):
         head: Tensor = _CompactHead.apply(weight, self.rows, self.unused)
         return head
 
-    def compact_labels(self, labels: Tensor) -> Tensor:
-        """The rows of the compact head for target ids; positions that are not scored stay −100."""
-        return torch.where(labels == IGNORE_INDEX, labels, self.compact_ids[labels.clamp(min=0)])
+    def compact_labels(self, labels: Tensor, any_token: bool = False) -> Tensor:
+        """The rows of the compact head for target ids; positions that are not scored stay −100.
+
+        Args:
+            labels: int64, ids or −100.
+            any_token: allow unused tokens, for a loss without gradients: each has the probability of the last row.
+        """
+        compact = self.compact_ids[labels.clamp(min=0)]
+        if any_token:
+            compact = compact.clamp(max=len(self.rows) - 1)
+        return torch.where(labels == IGNORE_INDEX, labels, compact)
 
 
 class _CompactHead(torch.autograd.Function):

@@ -55,6 +55,26 @@ def test_equals_plain_cross_entropy(rows, rows_per_chunk, ignored, label_smoothi
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
 
 
+def test_a_wide_head_in_fp32_is_multiplied_in_parts():
+    """On a CPU, no product makes more than 512 columns of logits; the result is the plain loss."""
+
+    class WidestProduct(torch.utils._python_dispatch.TorchDispatchMode):
+        columns = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            if function is torch.ops.aten.mm.out and out.shape[0] == 20:
+                self.columns = max(self.columns, out.shape[1])
+            return out
+
+    inputs = make_inputs(20, vocab=1200)
+    with WidestProduct() as widest:
+        ours = loss_and_gradients(chunked_cross_entropy, *inputs)
+    assert widest.columns == 512
+    for mine, theirs in zip(ours, loss_and_gradients(plain_loss, *inputs), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("padding", [0, 5])
 def test_a_row_that_stands_for_several_counts_for_all_of_them(label_smoothing, padding):

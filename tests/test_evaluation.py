@@ -18,6 +18,7 @@ from gpt2_hf import load_tokenizer
 from gpt2_hf.__main__ import main
 from gpt2_hf.chunked_loss import IGNORE_INDEX
 from gpt2_hf.evaluation import SlidingWindows
+from gpt2_hf.precision import current_device_type
 
 from .conftest import REPOSITORY, read_json
 from .tiny_models import make_stock
@@ -205,11 +206,14 @@ def test_windows_over_blocks_score_the_tokens_of_the_blocks(finished_run, capsys
     assert windows["tokens"] - plain["tokens"] == (1 if joined == "true" else documents)
 
 
-def test_command_finds_checkpoints_by_name(finished_run, capsys):
-    """A checkpoint's name behind the run's path is a model path too."""
+def test_command_finds_checkpoints_by_name(finished_run, capsys, monkeypatch):
+    """A checkpoint's name behind the run's path is a model path too; on a CPU, freed memory is kept."""
+    asked = []
+    monkeypatch.setattr("gpt2_hf.evaluation.keep_freed_memory", lambda: asked.append(True))
     assert main(["evaluate", "--model_path", str(finished_run / "checkpoint_epoch_1"), "--split", "validation"]) == 0
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert printed["loss"] == pytest.approx(read_json(finished_run / "eval_results.json")["eval_loss"], abs=1e-6)
+    assert bool(asked) == (current_device_type(use_cpu=False) == "cpu")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ RANKS = [
         "stopwatch",
         "state_files",
         "chunked_loss",
+        "cpu_memory",
         "dropout",
         "optimizer",
         "packed_weights",

@@ -113,6 +113,14 @@ def test_eval_loss_is_exact_whatever_the_batch_size(tmp_path, load, tokenizer, m
         assert metrics["eval_tokens"] == tokens == data.accounting["validation"].scored_tokens
 
 
+def test_a_trainer_on_a_cpu_keeps_freed_memory(tmp_path, load, tokenizer, monkeypatch):
+    """It asks for it once, when it is made."""
+    asked = []
+    monkeypatch.setattr("gpt2_hf.trainer.keep_freed_memory", lambda: asked.append(True))
+    make_trainer(tmp_path, load("padded"), tokenizer)
+    assert asked == [True]
+
+
 def test_padding_free_has_the_trajectory_of_padded(tmp_path, load, tokenizer):
     """The same batches without padding: losses, gradients and weights agree to 1e-5."""
     padded = trajectory(make_trainer(tmp_path, load("padded"), tokenizer))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from gpt2_hf import GPT2HFForCausalLM
 from gpt2_hf.__main__ import main
@@ -77,12 +78,26 @@ def test_training_goes_the_same_way():
 
 
 def test_evaluation_and_logits_are_of_the_whole_vocabulary():
-    """In evaluation mode any token may be a target, and every token has a logit."""
+    """In evaluation mode any token may be a target, with gradients and without, and every token has a logit."""
     whole, tied = (model.eval() for model in pair())
     ids = torch.randint(0, VOCAB_SIZE, (2, 9), generator=torch.Generator().manual_seed(0))
-    one, other = (model(ids, labels=ids) for model in (whole, tied))
-    assert other.logits.shape == (2, 9, VOCAB_SIZE)
-    assert torch.equal(one.loss, other.loss) and torch.equal(one.logits, other.logits)
+    assert torch.isin(ids, tied.unused_tokens.unused).any()
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            one, other = (model(ids, labels=ids) for model in (whole, tied))
+        assert other.logits.shape == (2, 9, VOCAB_SIZE)
+        torch.testing.assert_close(one.loss, other.loss, atol=1e-5, rtol=0)
+        assert torch.equal(one.logits, other.logits)
+
+
+def test_evaluation_multiplies_with_the_compact_head():
+    """Without gradients, scoring costs what the tied head costs."""
+    _, tied = pair()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        tied.eval()(**batch(0), return_logits=False)
+    with torch.no_grad(), FlopCounterMode(display=False) as trained:
+        tied.train()(**batch(0))
+    assert counter.get_total_flops() == trained.get_total_flops()
 
 
 def test_an_unused_token_as_a_target_is_an_error():
