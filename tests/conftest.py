@@ -21,10 +21,13 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from gpt2_hf.__main__ import main
+from gpt2_hf.precision import resolve_precision
 
 atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+needs_bf16 = pytest.mark.skipif(resolve_precision("auto", "cpu").name != "bf16", reason="this CPU has no bf16")
 
 TINY_MODEL = ["--d_model", "32", "--num_layers", "2", "--num_heads", "2", "--max_length", "32"]
 

@@ -22,7 +22,7 @@ from gpt2_hf.state_files import load_state
 from gpt2_hf.training_arguments import GPT2HFTrainingArguments
 
 from . import ranks
-from .conftest import REPOSITORY, read_json
+from .conftest import REPOSITORY, needs_bf16, read_json
 from .test_training import history
 
 pytestmark = [
@@ -171,6 +171,7 @@ def test_a_sharded_run_exports_to_one_file(sharded, tmp_path):
     assert [path.name for path in out.glob("*.safetensors")] == ["model.safetensors"]
 
 
+@needs_bf16
 def test_a_sharded_run_in_bf16_sums_and_reports_in_fp32(tiny_options, tmp_path):
     """bf16 for the products only: losses keep their digits, and gradients of two shards those of one process."""
     losses = []

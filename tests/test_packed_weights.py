@@ -5,11 +5,9 @@ import torch
 from torch import nn
 
 from gpt2_hf.packed_weights import packed_weights
-from gpt2_hf.precision import resolve_precision
 
+from .conftest import needs_bf16
 from .tiny_models import make_model, random_ids
-
-has_bf16 = pytest.mark.skipif(resolve_precision("auto", "cpu").name != "bf16", reason="this CPU has no bf16")
 
 
 def in_bf16(**options):
@@ -17,7 +15,7 @@ def in_bf16(**options):
     return make_model(**options).to(torch.bfloat16)
 
 
-@has_bf16
+@needs_bf16
 @pytest.mark.parametrize("tied", [True, False])
 @torch.no_grad()
 def test_logits_are_those_of_plain_weights(tied):
@@ -31,7 +29,7 @@ def test_logits_are_those_of_plain_weights(tied):
             assert torch.allclose(model(ids).logits, plain, atol=0.03, rtol=0.03)
 
 
-@has_bf16
+@needs_bf16
 @torch.no_grad()
 def test_greedy_text_is_the_same():
     """Token by token with the cache."""
@@ -42,7 +40,7 @@ def test_greedy_text_is_the_same():
         assert torch.equal(model.generate(random_ids(2, 5), **options), plain)
 
 
-@has_bf16
+@needs_bf16
 def test_nothing_is_left_behind():
     """Afterwards the model learns and computes as before, also after an error."""
     model = in_bf16()
