@@ -13,16 +13,14 @@ _M_MMAP_MAX = -4
 
 
 def keep_freed_memory() -> bool:
-    """Let this process reuse what it frees, as mallopt(3) describes; its peak memory is what it was.
+    """Let this process reuse what it frees, as mallopt(3) describes; its peak memory hardly changes.
 
     Returns:
         Whether it does. Not with another C library than glibc, and not where the user has tuned it by environment
         variables (mallopt(3), or `GLIBC_TUNABLES`).
     """
     tuned = any(name.startswith("MALLOC_") for name in os.environ)
-    if tuned or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
-        return False
-    if os.name != "posix":
+    if tuned or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or os.name != "posix":
         return False
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):

@@ -27,6 +27,7 @@ atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=Tr
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+# Where the package refuses or avoids bf16, there is nothing of it to test.
 needs_bf16 = pytest.mark.skipif(resolve_precision("auto", "cpu").name != "bf16", reason="this CPU has no bf16")
 
 TINY_MODEL = ["--d_model", "32", "--num_layers", "2", "--num_heads", "2", "--max_length", "32"]

@@ -19,6 +19,7 @@ for _ in range(5):
 print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
+# The package asks glibc alone; elsewhere the function only says that it did nothing.
 glibc_only = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 
 
