@@ -1,11 +1,15 @@
 """How long the parts of a run take, measured as it runs."""
 
 import contextlib
+import statistics
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from .own_process import own_process
+
+_RECENT = 100  # times of each part that are remembered
 
 
 def process_age() -> float:
@@ -19,12 +23,12 @@ class Stopwatch:
 
     Attributes:
         age_at_start: how old the process was when this watch was made.
-        longest: the longest single time of each part.
+        recent: the last hundred times of each part.
         total: the summed time of each part.
     """
 
     age_at_start: float = field(default_factory=process_age)
-    longest: dict[str, float] = field(default_factory=dict)
+    recent: dict[str, deque[float]] = field(default_factory=dict)
     total: dict[str, float] = field(default_factory=dict)
     _started: float = field(default_factory=time.monotonic)
 
@@ -44,5 +48,19 @@ class Stopwatch:
 
     def add(self, part: str, seconds: float) -> None:
         """Record one execution of a part."""
-        self.longest[part] = max(self.longest.get(part, 0.0), seconds)
+        self.recent.setdefault(part, deque(maxlen=_RECENT)).append(seconds)
         self.total[part] = self.total.get(part, 0.0) + seconds
+
+    def longest(self, part: str) -> float | None:
+        """The longest recent time of a part; `None` before the first.
+
+        Of three and more the second longest: a single exception, such as a compilation or a process that was
+        suspended, says nothing of the next time.
+        """
+        times = sorted(self.recent.get(part, ()))
+        return times[-2 if len(times) >= 3 else -1] if times else None
+
+    def median(self, part: str) -> float | None:
+        """The median of the recent times of a part; `None` before there are three, which may all be exceptions."""
+        times = self.recent.get(part, ())
+        return statistics.median(times) if len(times) >= 3 else None

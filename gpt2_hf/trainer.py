@@ -57,6 +57,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         signals: signals on which to save and stop; without it they are left to the caller.
         run_files: small files (`name: path`) to be copied into every checkpoint.
         closing_seconds: estimated time of what the job still does after `train()`, for the time budget.
+        test_dataset: what the job scores then, if there is time for it.
         write_sample: makes a text with the model; it is shown after each evaluation during training.
     """
 
@@ -73,18 +74,21 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         signals: SignalWatch | None = None,
         run_files: dict[str, Path] | None = None,
         closing_seconds: Callable[[], float] | None = None,
+        test_dataset: Any = None,
         write_sample: Callable[[Any], str] | None = None,
         **kwargs: Any,
     ):
         self.watch = watch if watch is not None else Stopwatch()
         self.run_files = run_files or {}
         self.closing_seconds = closing_seconds or (lambda: 0.0)
+        self.test_dataset = test_dataset
         self.write_sample = write_sample
         self.non_finite_guard = NonFiniteGuard()
         self.time_budget = TimeBudgetCallback(
             args.max_training_hours,
             self.watch,
             closing_seconds=self.closing_seconds,
+            test_seconds=lambda: self.evaluation_seconds(self.test_dataset),
             evaluation_seconds=self._validation_seconds,
             save_seconds=self._save_seconds,
         )
@@ -367,12 +371,12 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         return num_tokens * (4 * self.num_parameters / 4e9 + 0.01)
 
     def _validation_seconds(self) -> float:
-        """Upper estimate of the time of an evaluation; 0 where there is none."""
+        """Upper estimate of the time of an evaluation; 0 where there is none, infinite while it is not known."""
         if self.eval_dataset is None or self.args.eval_strategy == IntervalStrategy.NO:
             return 0.0
         sample = 0.0
         if self.write_sample is not None:
-            sample = self.watch.longest.get("sample", self.generation_seconds(self.args.sample_tokens))
+            sample = self.watch.longest("sample") or self.generation_seconds(self.args.sample_tokens)
         return self.evaluation_seconds(self.eval_dataset) + sample
 
     def _save_seconds(self) -> float:
@@ -380,18 +384,21 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         if self.args.save_strategy == SaveStrategy.NO:
             return 0.0
         weights_and_moments = 12 * self.num_parameters  # bytes, fp32
-        return self.watch.longest.get("save", 1.0 + weights_and_moments / 100e6)
+        return self.watch.longest("save") or 1.0 + weights_and_moments / 100e6
 
     def evaluation_seconds(self, dataset: Any) -> float:
         """Time to evaluate a dataset: as measured on the validation split, before that guessed from the steps.
 
-        A sample costs a third of its training step's arithmetic; a half is reckoned with.
+        A sample costs a third of its training step's arithmetic; a half is reckoned with. Before the third step
+        nothing is known, and the time is infinite: a first step may compile kernels for minutes. 0 for no dataset.
         """
-        measured = self.watch.longest.get("evaluate")
+        if dataset is None:
+            return 0.0
+        measured = self.watch.longest("evaluate")
         if measured is not None and self.eval_dataset is not None:
             return measured * len(dataset) / max(len(self.eval_dataset), 1)
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return 0.5 * self.watch.longest.get("step", 0.0) * len(dataset) / batch
+        step = self.watch.median("step")
+        return 0.5 * step * len(dataset) / self.args.samples_per_step if step is not None else math.inf
 
     # ---- what a checkpoint keeps ----
 

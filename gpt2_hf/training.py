@@ -5,6 +5,7 @@
 Everything the user may have got wrong is found before the first file is written.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -253,8 +254,7 @@ def make_trainer(
     report_seconds = _REPORT_SHARE_OF_START * run.watch.elapsed
 
     def closing_seconds() -> float:
-        test = trainer.evaluation_seconds(data.samples["test"]) if "test" in data.samples else 0.0
-        return report_seconds + test + trainer.generation_seconds(_SAMPLE_TOKENS)
+        return report_seconds + trainer.generation_seconds(_SAMPLE_TOKENS)
 
     if run.args.push_to_hub and not ensure_hub_or_offline():
         raise UserError(
@@ -273,6 +273,7 @@ def make_trainer(
             signals=run.signals,
             run_files={RESOLVED_CONFIG_NAME: run.output_dir / RESOLVED_CONFIG_NAME},
             closing_seconds=closing_seconds,
+            test_dataset=data.samples.get("test"),
             write_sample=sample_writer(run, tokenizer, data, run.args.sample_tokens),
         )
     except (RuntimeError, ImportError, ValueError, OSError) as error:
@@ -356,12 +357,13 @@ def _score_test(run: Run, trainer: GPT2HFTrainer, data: LoadedData) -> dict[str,
         return {}
     hours = run.args.max_training_hours
     if hours is not None:
-        needed = trainer.closing_seconds()
+        needed = trainer.evaluation_seconds(trainer.test_dataset) + trainer.closing_seconds()
+        if math.isinf(needed) and not trainer.time_budget.expired:
+            needed = 0.0  # a run of a step or two that never evaluated
         if distributed.any_process(run.watch.elapsed + needed > hours * 3600):
-            run.say(
-                "no time is left for the test split; score it with: python -m gpt2_hf evaluate --model_path "
-                f"{run.output_dir / checkpoints.BEST_MODEL}"
-            )
+            model = saved_model(run.output_dir)
+            hint = f"; score it with: python -m gpt2_hf evaluate --model_path {model}" if model is not None else ""
+            run.say(f"no time is left for the test split{hint}")
             return {}
     metrics = trainer.evaluate(data.samples["test"], metric_key_prefix="test")
     trainer.save_metrics("test", metrics)

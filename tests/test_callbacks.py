@@ -73,23 +73,53 @@ class FixedWatch(Stopwatch):
         return self.now
 
 
-def test_budget_stops_while_the_rest_still_fits(args):
-    """The last step is the one after which another step and the closing work would not fit any more."""
+def run_out_of_budget(args, step_seconds, **estimates):
+    """Steps of 5 s, or as told by their number, in a budget of 100 s; the budget and the control at its end."""
     watch = FixedWatch()
-    budget = TimeBudgetCallback(100 / 3600, watch, lambda: 12.0, lambda: 5.0, lambda: 3.0)
+    estimates = {name: lambda seconds=seconds: seconds for name, seconds in estimates.items()}
+    budget = TimeBudgetCallback(100 / 3600, watch, **estimates)
     stop = StopCallback(budget, SignalWatch())
     state, control = state_at(0, 0.0), TrainerControl()
     budget.on_train_begin(args, state, control)
     while not control.should_training_stop:
         budget.on_step_begin(args, state, control)
-        watch.now += 5.0
         state.global_step += 1
+        watch.now += step_seconds.get(state.global_step, 5.0)
         budget.on_step_end(args, state, control)
         control = stop.on_step_end(args, state, control)
-    # 100 s − 1.15 × (12 + 5 + 3) s to close, evaluate and save − 3 s leaving − 5 s for the next step
-    assert 65 <= watch.now <= 70
-    assert control.should_save and control.should_evaluate and control.should_log
+    assert control.should_save and control.should_log
     assert budget.expired and budget.checkpoint_names() == ["checkpoint_time_limit"]
+    return budget, control
+
+
+CLOSING = {"closing_seconds": 6.0, "save_seconds": 3.0}
+
+
+@pytest.mark.parametrize("step_seconds", [{}, {1: 30.0}, {5: 30.0}])
+def test_budget_stops_while_the_rest_still_fits(args, step_seconds):
+    """The last step is the one after which another step and the closing work would not fit any more.
+
+    Also where one step took much longer than all others.
+    """
+    budget, control = run_out_of_budget(args, step_seconds, **CLOSING, evaluation_seconds=5.0, test_seconds=6.0)
+    # 100 s − 1.15 × (6 + 6 + 5 + 3) s to close, test, evaluate and save − 3 s leaving − 5 s for the next step
+    assert 65 <= budget.watch.now <= 70
+    assert control.should_evaluate and not budget.skipped_evaluation
+
+
+@pytest.mark.parametrize(
+    ("optional", "earliest", "evaluates"),
+    [
+        ({"evaluation_seconds": 5.0, "test_seconds": 90.0}, 75, True),  # 100 − 1.15 × 14 − 3 − 5
+        ({"evaluation_seconds": 90.0, "test_seconds": 1.0}, 80, False),  # 100 − 1.15 × 9 − 3 − 5
+        ({"evaluation_seconds": math.inf, "test_seconds": math.inf}, 80, False),
+    ],
+)
+def test_budget_is_for_training_where_an_evaluation_takes_longer(args, optional, earliest, evaluates):
+    """What did not fit when its time became known keeps no time from the steps."""
+    budget, control = run_out_of_budget(args, {}, **CLOSING, **optional)
+    assert earliest - 5 < budget.watch.now <= earliest + 5
+    assert control.should_evaluate == evaluates == (not budget.skipped_evaluation)
 
 
 def test_budget_counts_earlier_invocations(args):
@@ -112,7 +142,21 @@ def test_stopwatch_includes_the_start_of_the_process():
         pass
     with watch.measure("part"):
         pass
-    assert watch.total["part"] >= watch.longest["part"] > 0
+    assert watch.total["part"] >= watch.longest("part") > 0
+    assert watch.longest("other") is None and watch.median("part") is None
+
+
+def test_a_single_exception_says_nothing_of_the_next_time():
+    """A compilation, or a process that was suspended; two of them are no exception any more."""
+    watch = Stopwatch()
+    for seconds in (60.0, 1.0, 2.0, 1.5):
+        watch.add("step", seconds)
+    assert (watch.longest("step"), watch.median("step")) == (2.0, 1.75)
+    watch.add("step", 50.0)
+    assert watch.longest("step") == 50.0
+    for _ in range(100):
+        watch.add("step", 3.0)
+    assert watch.longest("step") == 3.0
 
 
 def make_optimizer():

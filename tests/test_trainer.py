@@ -180,7 +180,11 @@ def test_the_time_of_samples_counts_in_the_budget(tmp_path, load, tokenizer):
     """An evaluation is reckoned with its sample, guessed and then as measured; the speed is without it."""
     options = {"eval_strategy": "steps", "eval_steps": 2, "max_steps": 4}
     trainer = make_trainer(tmp_path, load("padding_free"), tokenizer, **options)
+    assert trainer._validation_seconds() == math.inf  # before the third step
+    for seconds in (60.0, 0.5, 0.4):  # the first one compiles
+        trainer.watch.add("step", seconds)
     alone = trainer._validation_seconds()
+    assert alone == 0.5 * 0.5 * len(trainer.eval_dataset) / 8
     trainer.write_sample = lambda model: time.sleep(0.6) or "text"
     assert trainer._validation_seconds() == alone + trainer.generation_seconds(trainer.args.sample_tokens) > alone
     trainer.train()

@@ -1,5 +1,7 @@
 """A run that is given H hours ends within H hours, with a checkpoint and an evaluation."""
 
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,11 +20,17 @@ _LEAVING_SECONDS = 3.0
 class TimeBudgetCallback(TrainerCallback, ExportableState):
     """Says when to stop so that everything still to come fits into the budget; `StopCallback` asks and stops.
 
+    Room is kept for the last checkpoint and the job's closing work in any case; for the last evaluation, and then for
+    the score of the test split, if there was room for them when their time became known. Where even an evaluation
+    takes longer than the whole budget, the budget is for training.
+
     Args:
         max_hours: the budget of this invocation, start-up included; `None` for no limit.
         watch: the invocation's stopwatch.
-        closing_seconds: estimates the time of the job's work after the last evaluation and checkpoint.
-        evaluation_seconds: estimates the time of an evaluation; 0 if the run never evaluates.
+        closing_seconds: estimates the time of the job's work after the last evaluation and checkpoint, without:
+        test_seconds: estimates the time to score the test split; 0 if there is none, infinite while it is not known.
+        evaluation_seconds: estimates the time of an evaluation; 0 if the run never evaluates, infinite while it is
+            not known.
         save_seconds: estimates the time of a checkpoint; 0 if the run never saves.
     """
 
@@ -31,12 +39,14 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
         max_hours: float | None = None,
         watch: Stopwatch | None = None,
         closing_seconds: Callable[[], float] = lambda: 0.0,
+        test_seconds: Callable[[], float] = lambda: 0.0,
         evaluation_seconds: Callable[[], float] = lambda: 0.0,
         save_seconds: Callable[[], float] = lambda: 0.0,
     ):
         self.max_hours = max_hours
         self.watch = watch if watch is not None else Stopwatch()
         self.closing_seconds = closing_seconds
+        self.test_seconds = test_seconds
         self.evaluation_seconds = evaluation_seconds
         self.save_seconds = save_seconds
         self.expired = False
@@ -44,6 +54,7 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
         self.earlier_seconds = 0.0  # of all invocations before this one
         self._last_step_end: float | None = None
         self._training_began: float | None = None
+        self._room_for = 0  # parts of the optional work
 
     @property
     def total_seconds(self) -> float:
@@ -82,27 +93,34 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
         """Whether another step, and whatever is due now, leaves too little room for the end on this process."""
         if self.max_hours is None:
             return False
-        needed = self.watch.longest.get("step", 0.0) + self._seconds_to_end()
-        if control.should_evaluate:
-            needed += self.evaluation_seconds()
+        due = self.watch.longest("step") or 0.0
+        if control.should_evaluate and math.isfinite(seconds := self.evaluation_seconds()):
+            due += seconds
         if control.should_evaluate or control.should_save:  # a new best is saved too
-            needed += self.save_seconds()
-        return self.watch.elapsed + needed > self.max_hours * 3600
+            due += self.save_seconds()
+        left = self.max_hours * 3600 - self.watch.elapsed - due
+        fitting = [parts for parts, seconds in enumerate(self._seconds_to_end()) if seconds <= left]
+        if not fitting or fitting[-1] < self._room_for:
+            return True
+        self._room_for = fitting[-1]
+        return False
 
     def stop(self, state: TrainerState, control: TrainerControl) -> None:
         """End training here, with an evaluation if there is time for one; on all processes or on none."""
         assert self.max_hours is not None
         self.expired = state.global_step < state.max_steps
-        end = self.watch.elapsed + self._seconds_to_end() - _MARGIN * self.closing_seconds()
+        work = self.evaluation_seconds() + self.save_seconds()
+        end = self.watch.elapsed + _MARGIN * work + _LEAVING_SECONDS
         self.skipped_evaluation = any_process(end >= self.max_hours * 3600)
         control.should_evaluate = self.evaluation_seconds() > 0 and not self.skipped_evaluation
         control.should_log = control.should_training_stop = True
         control.should_save = self.save_seconds() > 0
 
-    def _seconds_to_end(self) -> float:
-        """From stopping to the end of the process: evaluation, checkpoint and what the job does after them."""
-        work = self.evaluation_seconds() + self.save_seconds() + self.closing_seconds()
-        return _MARGIN * work + _LEAVING_SECONDS
+    def _seconds_to_end(self) -> list[float]:
+        """From stopping to the end of the process: without optional work, with an evaluation, with the test too."""
+        needed = self.save_seconds() + self.closing_seconds()
+        optional = (0.0, self.evaluation_seconds(), self.test_seconds())
+        return [_MARGIN * (needed + seconds) + _LEAVING_SECONDS for seconds in itertools.accumulate(optional)]
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -116,7 +134,7 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
         """How much of the time between the first step and the closing work has gone by, from 0 to 1."""
         if self.max_hours is None:
             return 0.0
-        end = self.max_hours * 3600 - self._seconds_to_end()
+        end = self.max_hours * 3600 - self._seconds_to_end()[self._room_for]
         if self._training_began is None:
             self._training_began = self.watch.elapsed
         share = (self.watch.elapsed - self._training_began) / max(end - self._training_began, 1e-9)
