@@ -1,13 +1,16 @@
 """Muon with AdamW: which parameters go where, the same numbers as torch's two optimizers, saved and resumed."""
 
+import math
+
 import pytest
 import torch
 from torch.optim import AdamW, Muon
 
 from gpt2_hf.arguments import DataArguments, ModelArguments
 from gpt2_hf.errors import UserError
-from gpt2_hf.optimizer import MuonWithAdamW, hidden_matrices, state_bytes
+from gpt2_hf.optimizer import MuonWithAdamW, hidden_matrices, orthogonalized, state_bytes
 from gpt2_hf.parsing import parse
+from gpt2_hf.precision import resolve_precision
 from gpt2_hf.state_files import load_state, save_state
 from gpt2_hf.training_arguments import GPT2HFTrainingArguments
 
@@ -58,22 +61,97 @@ def test_frozen_parameters_are_left_out():
     assert all(parameter is not frozen for parameter in hidden_matrices(model).values())
 
 
-def test_steps_are_those_of_both_optimizers():
-    """Bit for bit, also with a learning rate that a schedule moves."""
-    ours, theirs = make_model(), make_model()
+def set_gradients(model, seed, factor=1.0):
+    """Random ones, the same for every model of the same shapes."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = factor * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize("elements_at_once", [1, 1 << 24])
+def test_steps_are_those_of_torch(monkeypatch, elements_at_once):
+    """AdamW's bit for bit, Muon's to the rounding of its products; also with a rate that a schedule moves."""
+    monkeypatch.setattr("gpt2_hf.optimizer._ELEMENTS_AT_ONCE", elements_at_once)
+    begin, ours, theirs = make_model(), make_model(), make_model()
     matrices, groups = split(theirs)
     muon = Muon(matrices, lr=1e-2, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     separate = [muon, AdamW(groups, lr=3e-3, betas=(0.9, 0.95), eps=1e-8, fused=True)]
     joint = [make_optimizer(ours)]
     for seed, factor in ((1, 1.0), (2, 0.5), (3, 0.25)):
-        for optimizers in (joint, separate):
-            for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
-                group.setdefault("peak", group["lr"])
-                group["lr"] = factor * group["peak"]
-        train_steps(ours, joint, [seed])
-        train_steps(theirs, separate, [seed])
-    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        for model, optimizers in ((ours, joint), (theirs, separate)):
+            set_gradients(model, seed)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group.setdefault("peak", group["lr"])
+                    group["lr"] = factor * group["peak"]
+                optimizer.step()
+    names = hidden_matrices(begin)
+    for (name, a), b, start in zip(ours.named_parameters(), theirs.parameters(), begin.parameters(), strict=True):
+        if name in names:
+            assert (a - b).norm() < 0.02 * (b - start).norm()
+        else:
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_matrices_are_orthogonalised(dtype):
+    """Singular values near 1 and the singular vectors kept, in the formats of every device, large and small."""
+    torch.manual_seed(0)
+    matrices = torch.randn(3, 24, 40) * torch.tensor([1e-6, 1.0, 1e4]).view(3, 1, 1)
+    result = orthogonalized(matrices, dtype)
+    assert result.dtype == dtype
+    u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
+    values = u.mT @ result.float() @ vh.mT
+    diagonal = values.diagonal(dim1=1, dim2=2)
+    assert diagonal.min() > 0.6 and diagonal.max() < 1.3
+    assert (values - torch.diag_embed(diagonal)).abs().max() < (1e-3 if dtype == torch.float32 else 0.1)
+
+
+def test_products_run_in_a_format_that_the_device_has():
+    """In bf16 without instructions for it a step would take thirty times as long."""
+    matrix, other = torch.nn.Parameter(torch.zeros(16, 24)), torch.nn.Parameter(torch.zeros(3))
+    torch.manual_seed(0)
+    matrix.grad = torch.randn(16, 24)
+    MuonWithAdamW([matrix], [{"params": [other]}], learning_rate=1e-3, matrix_learning_rate=1.0).step()
+    update = -matrix.detach() / (0.2 * 24**0.5)
+    error = (update - orthogonalized(matrix.grad[None].double(), torch.float64)[0]).abs().max()
+    assert error < 1e-4 if resolve_precision("auto", "cpu").name == "fp32" else 1e-4 < error < 0.1
+
+
+def test_a_step_can_be_left_out_on_the_device():
+    """With `found_inf` nothing changes, whatever the gradients; where it is 0 the step is the usual one."""
+    plain, watched = make_model(), make_model()
+    of_plain, of_watched = make_optimizer(plain), make_optimizer(watched)
+    for seed in (1, 2):
+        set_gradients(plain, seed)
+        of_plain.step()
+        for found_inf, factor in ((1.0, math.nan), (0.0, 1.0)):
+            of_watched.found_inf = torch.tensor(found_inf)
+            set_gradients(watched, seed, factor)
+            of_watched.step()
+    for a, b in zip(plain.parameters(), watched.parameters(), strict=True):
         assert torch.equal(a, b)
+        for name, value in of_plain.state[a].items():
+            assert torch.equal(value, of_watched.state[b][name])
+
+
+def test_scaled_gradients_are_divided():
+    """As by a loss scaler that leaves it to the optimizer."""
+    plain, scaled = make_model(), make_model()
+    for model, scale in ((plain, None), (scaled, torch.tensor(64.0))):
+        optimizer = make_optimizer(model)
+        set_gradients(model, 1, 64.0 if scale is not None else 1.0)
+        optimizer.grad_scale = scale
+        optimizer.step()
+    for a, b in zip(plain.parameters(), scaled.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-6)
+
+
+def test_only_matrices_are_taken():
+    """Anything else is refused with its shape."""
+    vector, other = torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2))
+    with pytest.raises(ValueError, match=r"\(3,\)"):
+        MuonWithAdamW([vector], [{"params": [other]}], learning_rate=1e-3, matrix_learning_rate=1e-3)
 
 
 def test_an_update_has_the_stated_size():

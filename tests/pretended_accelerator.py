@@ -1,0 +1,118 @@
+"""Training steps on an accelerator that is only pretended: `python -m tests.pretended_accelerator`.
+
+torch's fake tensors know shape, type and device, and hold no numbers. A step that mixes devices, or for which the host
+must wait to read a number, ends in an error here, as it would cost an error or time on a GPU. Not in this process's
+neighbours: torch can be given such a device only once, and everything would then see an accelerator.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
+
+from gpt2_hf import GPT2HFForCausalLM
+from gpt2_hf.callbacks import NonFiniteGuard
+from gpt2_hf.data.collators import FlatteningCollator, PaddingCollator
+from gpt2_hf.optimizer import MuonWithAdamW, hidden_matrices
+
+from .tiny_models import make_model
+
+DEVICE = "pretended"
+SAMPLES = [{"input_ids": np.arange(length)} for length in (5, 20, 3, 12)]
+
+
+class PretendedBackend(_DummyBackendModule):
+    """With the formats of its autocast, which torch asks for."""
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16]
+
+
+def on_device(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch as the Trainer hands it over."""
+    return {name: like(value) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+
+
+def like(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same shape and type on the device."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=DEVICE)
+
+
+def make_models() -> dict[str, GPT2HFForCausalLM]:
+    """In training mode, not yet on the device."""
+    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.1)
+    plain, tied, recomputing = (make_model(**dropout).train() for _ in range(3))
+    assert tied.tie_unused_tokens(torch.arange(50)) > 0
+    recomputing.gradient_checkpointing_enable()
+    return {"plain": plain, "tied unused tokens": tied, "activation checkpointing": recomputing}
+
+
+def move(model: GPT2HFForCausalLM) -> None:
+    """To the device; `Module.to` cannot."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, torch.nn.Parameter(like(parameter)))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, like(buffer))
+    model.tie_weights()
+
+
+def make_optimizers(model: GPT2HFForCausalLM) -> Iterator[tuple[str, torch.optim.Optimizer]]:
+    """Both that the recipes use."""
+    yield "AdamW", torch.optim.AdamW(model.parameters(), fused=True)
+    matrices = hidden_matrices(model)
+    others = [parameter for name, parameter in model.named_parameters() if name not in matrices]
+    groups = [{"params": others}]
+    yield "Muon", MuonWithAdamW(matrices.values(), groups, learning_rate=1e-3, matrix_learning_rate=1e-3)
+
+
+def train_step(model: GPT2HFForCausalLM, optimizer: torch.optim.Optimizer, batch: dict[str, Any]) -> None:
+    """As the Trainer takes it, with and without smoothed labels."""
+    guard = NonFiniteGuard()
+    for smoothing in (0.0, 0.1):
+        model(**on_device(batch), label_smoothing=smoothing).loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        guard.observe(norm, optimizer, step=1, uses_scaler=False)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@torch.no_grad()
+def evaluate(model: GPT2HFForCausalLM, batch: dict[str, Any]) -> torch.Tensor:
+    """The loss of a batch."""
+    loss = model.eval()(**on_device(batch), return_logits=False).loss
+    model.train()
+    return loss
+
+
+def expect(error: type[Exception], action: Callable[[], Any]) -> None:
+    """What this module is to find must not go unnoticed."""
+    try:
+        action()
+    except error:
+        return
+    raise AssertionError(f"no {error.__name__}")
+
+
+def main() -> None:
+    """Take the steps; a line for each."""
+    _setup_privateuseone_for_python_backend(DEVICE, backend_module=PretendedBackend())
+    batches = {"padded": PaddingCollator(0)(SAMPLES), "flattened": FlatteningCollator()(SAMPLES)}
+    models = make_models()
+    with FakeTensorMode():
+        for kind, model in models.items():
+            move(model)
+            for layout, batch in batches.items():
+                for name, optimizer in make_optimizers(model):
+                    train_step(model, optimizer, batch)
+                    print(f"{kind}, {layout}, {name}")
+                loss = evaluate(model, batch)
+                expect(DataDependentOutputException, loss.item)
+                expect(RuntimeError, lambda loss=loss: loss.view(1) + torch.ones(1))
+
+
+if __name__ == "__main__":
+    main()
