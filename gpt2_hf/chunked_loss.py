@@ -24,8 +24,8 @@ IGNORE_INDEX = -100
 _ROWS_PER_CHUNK = {"cpu": 512, "cuda": 4096}
 # 16 rows in fp32 are 3.2 MB.
 _CPU_ROWS_PER_SOFTMAX = 16
-# In fp32, MKL multiplies with all of a wide matrix at two thirds of the rate that it has for some columns at a time.
-_CPU_COLUMNS_PER_PRODUCT = 512
+# In fp32, MKL multiplies with all of a wide matrix at two thirds of the rate that it has for some tokens at a time.
+_CPU_TOKENS_PER_PRODUCT = 512
 
 
 def chunked_cross_entropy(
@@ -115,22 +115,20 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden_states, dtype=dtype) if need_hidden else None
         grad_weight = None
         total = hidden_states.new_zeros((), dtype=loss_dtype)
-        product = _Product()
-        fp32_on_cpu = hidden_states.device.type == "cpu" and dtype == torch.float32
-        columns_per_product = _CPU_COLUMNS_PER_PRODUCT if fp32_on_cpu else None
         with torch.autocast(hidden_states.device.type, enabled=False):
             head = weight.to(dtype)
+            products = _HeadProducts(head)
             # Counted in chunks, not in rows, so that a compiled step is guarded by their number alone.
             for i in range((hidden_states.shape[0] + rows_per_chunk - 1) // rows_per_chunk):
                 rows = slice(i * rows_per_chunk, (i + 1) * rows_per_chunk)
                 chunk = hidden_states[rows].to(dtype)
-                logits = product("logits", chunk, head.t(), columns_per_product)
+                logits = products.logits(chunk)
                 loss, grad_logits = _chunk_loss(logits, labels[rows], targets, loss_dtype, need_hidden or need_weight)
                 total += loss
                 if grad_hidden is not None:
                     grad_hidden[rows] = grad_logits @ head
                 if need_weight:
-                    grad_weight = _add(grad_weight, product("grad_weight", grad_logits.t(), chunk), loss_dtype)
+                    grad_weight = products.add_grad_weight(grad_weight, grad_logits, chunk, loss_dtype)
         if need_weight and grad_weight is None:
             grad_weight = torch.zeros_like(weight, dtype=loss_dtype)
         ctx.grad_dtypes = hidden_states.dtype, weight.dtype
@@ -151,23 +149,43 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return grad_hidden, grad_weight, None, None, None, None, None
 
 
-class _Product:
-    """Matrix products that reuse the memory of their predecessors: fresh pages cost as much as a pass over them."""
+class _HeadProducts:
+    """The products with all tokens. On a CPU they reuse memory: fresh pages cost as much as a pass over them."""
 
-    def __init__(self) -> None:
+    def __init__(self, head: Tensor):
+        self._head = head
         self._buffers: dict[str, Tensor] = {}
+        fp32_on_cpu = head.device.type == "cpu" and head.dtype == torch.float32
+        self._tokens_at_once = _CPU_TOKENS_PER_PRODUCT if fp32_on_cpu else head.shape[0]
 
-    def __call__(self, name: str, a: Tensor, b: Tensor, columns_per_product: int | None = None) -> Tensor:
-        """`a @ b`, on request some columns at a time; the first product of a name is the one with the most rows."""
+    def logits(self, chunk: Tensor) -> Tensor:
+        """`chunk @ head.T`, `[R, C]` to `[R, V]`; the first chunk is the one with the most rows."""
         if torch.compiler.is_compiling():
-            return a @ b  # the compiler plans memory itself
-        if name not in self._buffers:
-            self._buffers[name] = a.new_empty(a.shape[0], b.shape[1])
-        out = self._buffers[name][: a.shape[0]]
-        columns = columns_per_product or b.shape[1]
-        for part, out_part in zip(b.split(columns, dim=1), out.split(columns, dim=1), strict=True):
-            torch.mm(a, part, out=out_part)
+            return chunk @ self._head.t()  # the compiler plans memory itself
+        out = self._buffer("logits", chunk.shape[0], self._head.shape[0])
+        parts = self._head.split(self._tokens_at_once), out.split(self._tokens_at_once, dim=1)
+        for head_part, out_part in zip(*parts, strict=True):
+            torch.mm(chunk, head_part.t(), out=out_part)
         return out
+
+    def add_grad_weight(self, total: Tensor | None, grad_logits: Tensor, chunk: Tensor, dtype: torch.dtype) -> Tensor:
+        """`total + grad_logits.T @ chunk`, `[V, C]` in a dtype that may be wider, in the memory of `total`."""
+        if torch.compiler.is_compiling():
+            return _add(total, grad_logits.t() @ chunk, dtype)
+        if dtype != chunk.dtype:
+            term = torch.mm(grad_logits.t(), chunk, out=self._buffer("grad_weight", *self._head.shape))
+            return _add(total, term, dtype)
+        if total is None:
+            total = torch.zeros_like(self._head)
+        parts = total.split(self._tokens_at_once), grad_logits.split(self._tokens_at_once, dim=1)
+        for total_part, grad_part in zip(*parts, strict=True):
+            total_part.addmm_(grad_part.t(), chunk)
+        return total
+
+    def _buffer(self, name: str, num_rows: int, num_columns: int) -> Tensor:
+        if name not in self._buffers:
+            self._buffers[name] = self._head.new_empty(num_rows, num_columns)
+        return self._buffers[name][:num_rows]
 
 
 def _add(total: Tensor | None, term: Tensor, dtype: torch.dtype) -> Tensor:
