@@ -50,9 +50,7 @@ class MuonWithAdamW(Optimizer):
     in bf16 also where that is slow, and knows no `found_inf`.
     """
 
-    grad_scale: Tensor | None = None
-    found_inf: Tensor | None = None
-    _step_supports_amp_scaling = True  # who sets these two asks for it
+    _step_supports_amp_scaling = True  # who sets these two attributes asks for it
 
     def __init__(
         self,
@@ -85,30 +83,34 @@ class MuonWithAdamW(Optimizer):
         # Groups and state belong to this object, so that schedules and checkpoints see one optimizer. Loading a
         # state exchanges both, so AdamW is told anew.
         self._adamw.param_groups, self._adamw.state = self.param_groups[:-1], self.state
-        self._adamw.grad_scale, self._adamw.found_inf = self.grad_scale, self.found_inf
+        found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        self._adamw.found_inf, self._adamw.grad_scale = found_inf, grad_scale
         self._adamw.step()
         muon = self.param_groups[-1]
         for matrices in _alike(p for p in muon["params"] if p.grad is not None):
-            self._step_matrices(matrices, muon["lr"], muon["momentum"], muon["weight_decay"])
+            self._step_matrices(matrices, muon, found_inf, grad_scale)
         return loss
 
-    def _step_matrices(self, matrices: list[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
+    def _step_matrices(
+        self, matrices: list[nn.Parameter], group: dict[str, Any], found_inf: Tensor | None, grad_scale: Tensor | None
+    ) -> None:
         """Muon's step for matrices of one shape, or that of the transpose."""
+        lr, momentum = group["lr"], group["momentum"]
         for matrix in matrices:
             if "momentum_buffer" not in self.state[matrix]:
                 self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
         means = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
         gradients = [matrix.grad for matrix in matrices]
-        skip = self.found_inf > 0 if self.found_inf is not None else None
-        if self.grad_scale is not None:
-            gradients = [gradient / self.grad_scale for gradient in gradients]
+        skip = found_inf > 0 if found_inf is not None else None
+        if grad_scale is not None:
+            gradients = [gradient / grad_scale for gradient in gradients]
         if skip is not None:  # the mean stays what it is, and no NaN goes further
             gradients = [torch.where(skip, *pair) for pair in zip(means, gradients, strict=True)]
         torch._foreach_lerp_(means, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, means, momentum)
         dtype = resolve_precision("auto", matrices[0].device.type).dtype
         updates = orthogonalized(torch.stack([_wide(update) for update in ahead]), dtype)
-        keep: float | Tensor = 1 - lr * weight_decay
+        keep: float | Tensor = 1 - lr * group["weight_decay"]
         if skip is not None:
             updates, keep = torch.where(skip, 0.0, updates), torch.where(skip, 1.0, keep)
         torch._foreach_mul_(matrices, keep)

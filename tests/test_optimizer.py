@@ -135,14 +135,22 @@ def test_a_step_can_be_left_out_on_the_device():
             assert torch.equal(value, of_watched.state[b][name])
 
 
-def test_scaled_gradients_are_divided():
-    """As by a loss scaler that leaves it to the optimizer."""
+@pytest.mark.parametrize("unscaled_before", [True, False])
+def test_a_loss_scaler_leaves_scaling_and_skipping_to_it(unscaled_before):
+    """torch's, for fp16: the same steps as without, and none for a gradient that is not finite."""
     plain, scaled = make_model(), make_model()
-    for model, scale in ((plain, None), (scaled, torch.tensor(64.0))):
-        optimizer = make_optimizer(model)
-        set_gradients(model, 1, 64.0 if scale is not None else 1.0)
-        optimizer.grad_scale = scale
-        optimizer.step()
+    of_plain, of_scaled = make_optimizer(plain), make_optimizer(scaled)
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    for seed, factor in ((1, 1.0), (2, math.inf), (3, 1.0)):
+        set_gradients(scaled, seed, factor * float(scaler.scale(torch.ones(()))))
+        if unscaled_before:
+            scaler.unscale_(of_scaled)
+        scaler.step(of_scaled)
+        scaler.update()
+        if math.isfinite(factor):
+            set_gradients(plain, seed)
+            of_plain.step()
+    assert scaler.get_scale() == 32.0
     for a, b in zip(plain.parameters(), scaled.parameters(), strict=True):
         assert torch.allclose(a, b, rtol=0, atol=1e-6)
 
