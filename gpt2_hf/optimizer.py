@@ -4,6 +4,7 @@ In: a model. Out: what the Trainer, its schedule and its checkpoints take for an
 Used by: `trainer`, for `--optim muon`.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -108,8 +109,8 @@ class MuonWithAdamW(Optimizer):
             gradients = [torch.where(skip, *pair) for pair in zip(means, gradients, strict=True)]
         torch._foreach_lerp_(means, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, means, momentum)
-        dtype = resolve_precision("auto", matrices[0].device.type).dtype
-        updates = orthogonalized(torch.stack([_wide(update) for update in ahead]), dtype)
+        stacked = torch.stack([_wide(update) for update in ahead])
+        updates = orthogonalized(stacked, _product_dtype(stacked.device.type))
         keep: float | Tensor = 1 - lr * group["weight_decay"]
         if skip is not None:
             updates, keep = torch.where(skip, 0.0, updates), torch.where(skip, 1.0, keep)
@@ -143,6 +144,12 @@ def _newton_schulz(result: Tensor, add_product: Callable[..., Tensor]) -> Tensor
         polynomial = add_product(gram, gram, gram, beta=b, alpha=c)
         result = add_product(result, polynomial, result, beta=a)
     return result
+
+
+@functools.cache
+def _product_dtype(device_type: str) -> torch.dtype:
+    """The format for products that `--precision auto` takes there; asked for in every step."""
+    return resolve_precision("auto", device_type).dtype
 
 
 def _alike(matrices: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

@@ -322,7 +322,7 @@ def finish(
     eval_metrics = best_eval_metrics(trainer.state)
     if eval_metrics:
         trainer.save_metrics("eval", eval_metrics)
-    test_metrics = _score_test(run, trainer, data)
+    test_metrics = _score_test(run, trainer)
     sample = _final_sample(run, trainer, tokenizer, data) if run.args.process_index == 0 else ""
     if run.args.process_index == 0:
         write_report(run.output_dir, sample)
@@ -352,8 +352,8 @@ def best_eval_metrics(state: TrainerState) -> dict[str, Any]:
     }
 
 
-def _score_test(run: Run, trainer: GPT2HFTrainer, data: LoadedData) -> dict[str, float]:
-    if "test" not in data.samples:
+def _score_test(run: Run, trainer: GPT2HFTrainer) -> dict[str, float]:
+    if trainer.test_dataset is None:
         return {}
     hours = run.args.max_training_hours
     if hours is not None:
@@ -365,7 +365,7 @@ def _score_test(run: Run, trainer: GPT2HFTrainer, data: LoadedData) -> dict[str,
             hint = f"; score it with: python -m gpt2_hf evaluate --model_path {model}" if model is not None else ""
             run.say(f"no time is left for the test split{hint}")
             return {}
-    metrics = trainer.evaluate(data.samples["test"], metric_key_prefix="test")
+    metrics = trainer.evaluate(trainer.test_dataset, metric_key_prefix="test")
     trainer.save_metrics("test", metrics)
     return metrics
 

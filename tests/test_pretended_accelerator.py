@@ -9,6 +9,7 @@ from torch.utils import backend_registration
 from .conftest import REPOSITORY
 
 
+# What makes a device out of Python alone is private to torch, and there are releases without it.
 @pytest.mark.skipif(
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"), reason="an older torch"
 )

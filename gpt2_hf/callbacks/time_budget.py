@@ -27,7 +27,7 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
     Args:
         max_hours: the budget of this invocation, start-up included; `None` for no limit.
         watch: the invocation's stopwatch.
-        closing_seconds: estimates the time of the job's work after the last evaluation and checkpoint, without:
+        closing_seconds: estimates the time of the job's work after the last evaluation and checkpoint, but the test.
         test_seconds: estimates the time to score the test split; 0 if there is none, infinite while it is not known.
         evaluation_seconds: estimates the time of an evaluation; 0 if the run never evaluates, infinite while it is
             not known.
@@ -54,7 +54,7 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
         self.earlier_seconds = 0.0  # of all invocations before this one
         self._last_step_end: float | None = None
         self._training_began: float | None = None
-        self._room_for = 0  # parts of the optional work
+        self._room_for = 0  # how many parts of the optional work, see `_seconds_to_end`
 
     @property
     def total_seconds(self) -> float:
@@ -109,10 +109,10 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
         """End training here, with an evaluation if there is time for one; on all processes or on none."""
         assert self.max_hours is not None
         self.expired = state.global_step < state.max_steps
-        work = self.evaluation_seconds() + self.save_seconds()
-        end = self.watch.elapsed + _MARGIN * work + _LEAVING_SECONDS
+        evaluation = self.evaluation_seconds()
+        end = self.watch.elapsed + _with_margin(evaluation + self.save_seconds())
         self.skipped_evaluation = any_process(end >= self.max_hours * 3600)
-        control.should_evaluate = self.evaluation_seconds() > 0 and not self.skipped_evaluation
+        control.should_evaluate = evaluation > 0 and not self.skipped_evaluation
         control.should_log = control.should_training_stop = True
         control.should_save = self.save_seconds() > 0
 
@@ -120,7 +120,7 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
         """From stopping to the end of the process: without optional work, with an evaluation, with the test too."""
         needed = self.save_seconds() + self.closing_seconds()
         optional = (0.0, self.evaluation_seconds(), self.test_seconds())
-        return [_MARGIN * (needed + seconds) + _LEAVING_SECONDS for seconds in itertools.accumulate(optional)]
+        return [_with_margin(needed + seconds) for seconds in itertools.accumulate(optional)]
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -144,3 +144,7 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
     def checkpoint_names(self) -> list[str]:
         """The name of the checkpoint that is being saved, if the budget made it."""
         return [TIME_LIMIT] if self.expired else []
+
+
+def _with_margin(seconds: float) -> float:
+    return _MARGIN * seconds + _LEAVING_SECONDS
