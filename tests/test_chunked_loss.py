@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpt2_hf import chunked_loss
 from gpt2_hf.chunked_loss import IGNORE_INDEX, chunked_cross_entropy
 
 
@@ -90,6 +91,35 @@ def test_a_row_that_stands_for_several_counts_for_all_of_them(label_smoothing, p
     torch.testing.assert_close(ours[1], plain[1], atol=1e-5, rtol=0)
     torch.testing.assert_close(ours[2][:last], plain[2][:last], atol=1e-5, rtol=0)
     torch.testing.assert_close(ours[2][last], plain[2][last:].sum(dim=0), atol=1e-5, rtol=0)
+
+
+def test_rows_that_align_the_head_change_nothing(monkeypatch):
+    """What a GPU's matrix products want, tried on a CPU: the same loss and gradients to the last bit."""
+    inputs = make_inputs(20, ignored=0.2, padding=3, dtype=torch.bfloat16)
+    plain = loss_and_gradients(chunked_cross_entropy, *inputs, num_padding_rows=3)
+    shapes = []
+    mm = torch.mm
+    monkeypatch.setattr(chunked_loss, "_HEAD_ROWS_MULTIPLE_OF", {"cpu": 64})
+    monkeypatch.setattr(torch, "mm", lambda *args, **out: shapes.append(out["out"].shape) or mm(*args, **out))
+    aligned = loss_and_gradients(chunked_cross_entropy, *inputs, num_padding_rows=3)
+    assert (64, 16) in shapes and all(map(torch.equal, plain, aligned))
+
+
+@pytest.mark.parametrize("copies", [1, 7])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_accelerators_softmax_of_16_bits_is_that_in_fp32(dtype, copies):
+    """Called directly, for a CPU takes another way: the same loss, the same gradient to a rounding."""
+    torch.manual_seed(0)
+    logits = (4 * torch.randn(30, 50)).to(dtype)
+    labels = torch.randint(0, 44, (30,))
+    labels[::4] = IGNORE_INDEX
+    targets = chunked_loss._Targets(45, copies, 0.0, IGNORE_INDEX)
+    expected, grad = chunked_loss._softmax_loss(logits.float(), labels, targets, need_grad=True)
+    for need_grad in (False, True):
+        loss, got = chunked_loss._mixed_softmax_loss(logits.clone(), labels, targets, torch.float32, need_grad)
+        torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(got, grad.to(dtype))
+    assert not got[::4].any() and not got[:, 45:].any()
 
 
 def test_float64_stays_float64():
