@@ -93,8 +93,8 @@ class GPT2HFConfig(PreTrainedConfig):
             raise ValueError(
                 "add_cross_attention=True is not supported: gpt2_hf has no cross-attention; set it to false"
             )
+        super().__post_init__(**kwargs)  # which takes the general names, such as hidden_size
         self.check_sizes()
-        super().__post_init__(**kwargs)
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:

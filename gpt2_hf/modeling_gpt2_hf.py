@@ -91,12 +91,12 @@ class PackedDocuments:
     def to_rows(self, flat: Tensor) -> Tensor:
         """`[1, T, X]` to right-padded `[S, L, X]`."""
         rows = flat.new_zeros(self.num_documents * self.max_length, flat.shape[-1])
-        rows = rows.index_copy(0, self.slots, flat[0])
+        rows = rows.index_copy_(0, self.slots.to(flat.device), flat[0])
         return rows.view(self.num_documents, self.max_length, flat.shape[-1])
 
     def to_flat(self, rows: Tensor) -> Tensor:
         """`[S, L, X]` back to `[1, T, X]`."""
-        return rows.flatten(0, 1).index_select(0, self.slots).unsqueeze(0)
+        return rows.flatten(0, 1).index_select(0, self.slots.to(rows.device)).unsqueeze(0)
 
 
 def eager_attention_forward(
@@ -139,6 +139,7 @@ class GPT2HFAttention(nn.Module):
         self.c_attn = Conv1D(3 * config.n_embd, config.n_embd)
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
         self.c_proj.ends_residual_branch = True
+        self.attn_dropout = nn.Dropout(config.attn_pdrop)  # only its rate is read, by the attention backends
         self.resid_dropout = Dropout(config.resid_pdrop)
 
     def forward(
@@ -150,7 +151,7 @@ class GPT2HFAttention(nn.Module):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         qkv = self.c_attn(hidden_states)  # [B, T, 3C]
-        dropout = self.config.attn_pdrop if self.training else 0.0
+        dropout = self.attn_dropout.p if self.training else 0.0
         if (dropout or documents is not None) and self._trains_in_chunks(qkv, attention_mask, past_key_values):
             output = chunked_causal_attention(
                 *self._split_heads(qkv),
@@ -178,7 +179,9 @@ class GPT2HFAttention(nn.Module):
 
     def _split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`[B, T, 3C]` to query, key and value, each `[B, H, T, D]`."""
-        query, key, value = qkv.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        query, key, value = (
+            part.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for part in qkv.chunk(3, dim=-1)
+        )
         return query, key, value
 
     def _trains_in_chunks(self, qkv: Tensor, attention_mask: Tensor | None, past_key_values: Cache | None) -> bool:
@@ -376,10 +379,11 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
             )
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
 
-        documents = None
-        if packed and not paged and "flash" not in self.config._attn_implementation:
-            documents = PackedDocuments.from_cu_seq_lens(cu_seq_lens_q, max_length_q, inputs_embeds)
-        elif packed:
+        rows = None
+        if packed and not paged:
+            rows = PackedDocuments.from_cu_seq_lens(cu_seq_lens_q, max_length_q, inputs_embeds)
+        documents = None if "flash" in self.config._attn_implementation else rows
+        if packed and documents is None:  # the backend takes the lengths themselves
             kwargs |= {
                 "cu_seq_lens_q": cu_seq_lens_q,
                 "cu_seq_lens_k": cu_seq_lens_q if cu_seq_lens_k is None else cu_seq_lens_k,
@@ -388,8 +392,9 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
             }
         if packed:
             self.check_length(max_length_q or 0)
-        elif not (restarts or paged):
-            # A compileable cache counts on the device; reading it here would stall decoding.
+        elif not (restarts or paged or (position_ids is not None and torch.compiler.is_compiling())):
+            # A row whose positions restart may be longer, but a compiler cannot look at them. A compileable cache
+            # counts on the device; reading it here would stall decoding.
             self.check_length(num_tokens + (past_length if isinstance(past_length, int) else 0))
         if position_ids is not None and position_ids.device.type == "cpu" and not torch.compiler.is_compiling():
             self.check_length(int(position_ids.max()) + 1)
@@ -398,11 +403,11 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
         # at the price of a full T x T mask.
         user_position_ids = position_ids
         if position_ids is None:
-            if documents is not None:
-                position_ids = (documents.slots % documents.max_length).unsqueeze(0)
+            if rows is not None:
+                position_ids = (rows.slots % rows.max_length).unsqueeze(0)
             else:
                 position_ids = (torch.arange(num_tokens, device=inputs_embeds.device) + past_length).unsqueeze(0)
-        hidden_states = inputs_embeds + self.wpe(position_ids)
+        hidden_states = inputs_embeds + self.wpe(position_ids).to(inputs_embeds.device)
         if token_type_ids is not None:
             hidden_states = hidden_states + self.wte(token_type_ids)
         hidden_states = self.drop(hidden_states)
@@ -529,7 +534,8 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         """Compute next-token logits, and the loss when labels are given.
 
         Args (beyond those of [`GPT2HFModel.forward`]):
-            labels: int64 `[B, T]`, the input ids themselves; shifted here, within each document. −100 is not scored.
+            labels: int64 `[B, T]`, the input ids themselves; shifted here, with `cu_seq_lens_q` within each document.
+                −100 is not scored.
             shift_labels: int64 `[B, T]`, already shifted: the target of each position. Used instead of `labels`.
             logits_to_keep: compute logits for the last so many positions only (0: all), for these indices
                 (`[T']`, or `[B, T']` for each row), or where this mask `[B, T]` is true.

@@ -64,6 +64,8 @@ def test_defaults_are_those_of_gpt2():
         ({"vocab_size": 10, "n_vocab_padding": 10}, "n_vocab_padding"),
         ({"add_cross_attention": True}, "add_cross_attention"),
         ({"activation_function": "gelu_newer"}, "gelu_newer"),
+        ({"hidden_size": 100}, "n_embd"),
+        ({"num_attention_heads": 0}, "n_head"),
     ],
 )
 def test_impossible_values_are_refused_by_name(changes, named):

@@ -1,10 +1,14 @@
 """Several documents in one row are what they would be alone, and nothing that would mix them is accepted."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DataCollatorWithFlattening
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .tiny_models import N_POSITIONS, SIZES, make_model, random_ids
 
@@ -53,6 +57,29 @@ def test_packed_flex_equals_separate_documents(style):
     """flex_attention keeps documents apart as well; unfused, since compiling its kernel takes half a minute."""
     with torch.compiler.set_stance("force_eager"):
         assert packing_error(MODELS["flex_attention"], make_documents([5, 1, N_POSITIONS, 9]), style) <= TOLERANCE
+
+
+@pytest.mark.parametrize("lengths", [[5, 1, 9], [N_POSITIONS, 9]])
+@torch.no_grad()
+def test_a_backend_that_takes_lengths_gets_positions_that_restart(monkeypatch, lengths):
+    """A stand-in for the flash kernels, which keep documents apart by their lengths alone."""
+
+    def by_lengths(module, query, key, value, attention_mask, cu_seq_lens_q, max_length_q, **kwargs):
+        assert attention_mask is None and max_length_q == max(lengths)
+        parts = [
+            torch.nn.functional.scaled_dot_product_attention(
+                *(x[:, :, begin:end] for x in (query, key, value)), is_causal=True
+            )
+            for begin, end in itertools.pairwise(cu_seq_lens_q.tolist())
+        ]
+        return torch.cat(parts, dim=2).transpose(1, 2), None
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flash_stand_in", by_lengths)
+    monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS, "flash_stand_in", lambda *args, **kwargs: None)
+    model, documents = make_model(), make_documents(lengths)
+    alone = torch.cat([model(document).logits for document in documents], dim=1)
+    model.config._attn_implementation = "flash_stand_in"
+    assert (model(**pack(documents)).logits - alone).abs().max() <= TOLERANCE
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -129,10 +156,11 @@ def test_what_would_leak_is_refused(style, leak):
 
 
 @torch.no_grad()
-def test_compiled_positions_that_restart_still_isolate():
-    """Compiled, where positions cannot be looked at, the documents are kept apart all the same."""
+@pytest.mark.parametrize("lengths", [[5, 7], [N_POSITIONS - 2, 9]])
+def test_compiled_positions_that_restart_still_isolate(lengths):
+    """Compiled, where positions cannot be looked at, the documents are kept apart; the row may be long."""
     torch._dynamo.reset()
-    model, documents = MODELS["sdpa"], make_documents([5, 7])
+    model, documents = MODELS["sdpa"], make_documents(lengths)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     packed = compiled(**pack(documents, "positions")).logits
     alone = torch.cat([model(document).logits for document in documents], dim=1)
