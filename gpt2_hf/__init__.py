@@ -92,5 +92,5 @@ def register_auto_classes() -> None:
 
 # While `python -m gpt2_hf` looks for the module to run, sys.argv[0] is "-m" (documented in the sys module).
 # Only then is registration left to the command, which does it once it knows that it needs a model.
-if sys.argv[:1] != ["-m"]:
+if not (sys.argv[:1] == ["-m"] and __name__ in sys.orig_argv):
     register_auto_classes()

@@ -1,6 +1,7 @@
 """The package's structure: modules import only what stands to their left, and importing is all they do."""
 
 import ast
+import os
 import subprocess
 import sys
 
@@ -27,7 +28,7 @@ RANKS = [
         "utilization",
     ],
     ["chunked_attention", "hub", "fallbacks", "stop_signals", "precision", "unused_tokens"],
-    ["configuration_gpt2_hf", "metrics", "checkpoints", "optimizer", "run_lock"],
+    ["configuration_gpt2_hf", "metrics", "checkpoints", "optimizer", "run_lock", "device_settings"],
     ["sharding"],
     ["arguments", "modeling_gpt2_hf"],
     ["training_arguments"],
@@ -102,4 +103,16 @@ def test_importing_registers_the_auto_classes():
     """`import gpt2_hf` alone makes AutoConfig know the model type."""
     code = "import gpt2_hf; from transformers import AutoConfig; print(AutoConfig.for_model('gpt2_hf').n_embd)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.stdout.strip() == "768", result.stderr
+
+
+def test_importing_registers_under_a_module_of_the_users_own(tmp_path):
+    """`python -m mine.main`, whose package imports this one, is no `python -m gpt2_hf`."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text("import gpt2_hf\n")
+    code = "from transformers import AutoConfig; print(AutoConfig.for_model('gpt2_hf').n_embd)\n"
+    (tmp_path / "mine" / "main.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)])}
+    command = [sys.executable, "-m", "mine.main"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, env=environment)
     assert result.stdout.strip() == "768", result.stderr
