@@ -129,7 +129,9 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
 
 def _fitting_new_tokens(rows: list[torch.Tensor], wanted: int | None, positions: int) -> int:
     """How many tokens to generate; an error if they do not fit after each prompt."""
-    new_tokens = wanted or max(min(_DEFAULT_NEW_TOKENS, positions - max(map(len, rows), default=0)), 1)
+    new_tokens = wanted
+    if new_tokens is None:
+        new_tokens = max(min(_DEFAULT_NEW_TOKENS, positions - max(map(len, rows), default=0)), 1)
     for number, row in enumerate(rows, 1):
         if len(row) + new_tokens > positions:
             which = f"prompt {number}" if len(rows) > 1 else "the prompt"
@@ -170,7 +172,8 @@ def run_generation(args: GenerationArguments, given: dict[str, str]) -> int:
     interactive = args.prompt is None and args.prompt_file is None and sys.stdin.isatty()
     _check_pointless(args, given, interactive)
     records = [] if interactive else _read_prompts(args)
-    if "batch_size" in given and len(records) * args.num_samples < 2:
+    num_prompts = 1 if interactive else len(records)
+    if "batch_size" in given and num_prompts * args.num_samples < 2:
         raise UserError("--batch_size has no effect on a single text; leave it out")
     transformers_logging.disable_progress_bar()
     model, tokenizer, _ = load_trained(args.model_path)

@@ -389,6 +389,16 @@ def test_a_terminal_is_answered_line_by_line(folder, model, tokenizer, monkeypat
     assert err.count("\n") == 1 and "64 positions" in err
 
 
+def test_a_terminal_can_have_several_texts_in_batches(folder, monkeypatch, capsys):
+    """Four texts for each prompt, two at a time; a single one has no batches."""
+    command = ["generate", "--model_path", folder, "--max_new_tokens", "3", "--batch_size", "2"]
+    use_stdin(monkeypatch, "The\n", terminal=True)
+    assert main([*command, "--num_samples", "4"]) == 0
+    assert "--- 4 of 4 ---" in capsys.readouterr().out
+    assert main(command) == 2
+    assert "--batch_size has no effect on a single text" in capsys.readouterr().err
+
+
 def test_ctrl_c_ends_cleanly(folder, monkeypatch, capsys):
     """Exit code 130 and no traceback."""
     use_stdin(monkeypatch, "", terminal=True)
