@@ -1,5 +1,7 @@
 """Signals that announce the end, and the exit codes that say "run me again"."""
 
+import atexit
+import multiprocessing.util  # its exit handler is to be registered before ours, and runs after it
 import os
 import signal
 import threading
@@ -79,6 +81,16 @@ class IgnoringSignals:
             signal.signal(number, signal.SIG_IGN)
         if self.then is not None:
             self.then(worker)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End what is still there of them: they are deaf to the signal that multiprocessing sends before it waits."""
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    if workers and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take it for a failure
+    for worker in workers:
+        worker.kill()
 
 
 def shield_workers(loader: Any) -> Any:

@@ -63,3 +63,22 @@ def test_workers_leave_signals_to_the_process_that_trains():
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), signal.SIG_DFL)
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX signals")
+@pytest.mark.parametrize(
+    ("end", "code"), [("raise RuntimeError('an error')", 1), ("cycle = [batches]; cycle += [cycle]", 0)]
+)
+def test_a_process_with_living_workers_can_end(end, code):
+    """By an error, or with batches that only the garbage collector would free: it does not wait for deaf workers."""
+    script = f"""
+import torch
+from torch.utils.data import DataLoader
+from gpt2_hf.stop_signals import shield_workers
+loader = DataLoader(torch.arange(1000), num_workers=1, multiprocessing_context="fork")
+batches = iter(shield_workers(loader))
+next(batches)
+{end}
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=90)
+    assert result.returncode == code, result.stderr
