@@ -30,6 +30,9 @@ _STAGING_PREFIX = "tmp-"
 _OLD_SUFFIX = ".replaced"
 _ABANDONED_PREFIX = "abandoned-"
 _FOLDER = re.compile(r"^checkpoint-(\d+)$")
+# What has a temporary name while it is written.
+_OWN_FOLDER = re.compile(rf"^(checkpoint-\d+|{BEST_MODEL})$")
+_OWN_FILE = re.compile(rf"^({re.escape(NAMES_FILE)}|{re.escape(RESOLVED_CONFIG_NAME)}|run\.lock-.+)$")
 _STEP_NAME = re.compile(r"^checkpoint_step_(\d+)$")
 # Files that run code when they are read; none is ever written here.
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -121,17 +124,23 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def repair(output_dir: str | Path) -> None:
-    """Clear what an interrupted save left: staging folders, and a replaced folder whose successor never came."""
+    """Clear what an interrupted save left: staging folders, and a replaced folder whose successor never came.
+
+    Only what has a name that is given here: the user may keep other things in the folder.
+    """
     for path in sorted(Path(output_dir).glob(f"*{_OLD_SUFFIX}")):
         successor = path.with_name(path.name.removesuffix(_OLD_SUFFIX))
+        if not _OWN_FOLDER.match(successor.name):
+            continue
         if successor.exists():
             shutil.rmtree(path, ignore_errors=True)
         else:
             os.replace(path, successor)
     for path in Path(output_dir).glob(f"{_STAGING_PREFIX}*"):
-        if path.is_dir():
+        name = path.name.removeprefix(_STAGING_PREFIX)
+        if _OWN_FOLDER.match(name):
             shutil.rmtree(path, ignore_errors=True)
-        else:
+        elif _OWN_FILE.match(name):
             path.unlink(missing_ok=True)
 
 

@@ -80,6 +80,18 @@ def test_repair_restores_what_a_crash_left(tmp_path):
     assert checkpoints.damage(tmp_path / "checkpoint-10") is None
 
 
+def test_repair_leaves_other_things_alone(tmp_path):
+    """Whatever the user keeps in the folder, also under names that look temporary."""
+    names = ["tmp-mine", "tmp-notes.txt", "config.json.replaced", "checkpoint.replaced"]
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    for name in ("tmp-checkpoint_names.json", "tmp-resolved_config.json", "tmp-run.lock-host-7"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / "tmp-best_model").mkdir()
+    checkpoints.repair(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
 def test_names_resolve_bare_and_as_paths(tmp_path):
     """latest, epoch, step and folder names are found bare and behind the run's path."""
     folder = make_checkpoint(tmp_path, 10)
