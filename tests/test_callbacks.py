@@ -46,6 +46,14 @@ def test_cadence_adds_epoch_ends_and_the_last_step(args, step, epoch, evaluates)
     assert control.should_evaluate == control.should_save == evaluates
 
 
+@pytest.mark.parametrize(("step", "epoch", "acts"), [(10, 0.5, False), (20, 1.0, True), (100, 4.7, True)])
+def test_cadence_by_epochs_ends_with_the_run(args, step, epoch, acts):
+    """A run that ends in the middle of an epoch is evaluated and saved there, as by the Trainer."""
+    args.eval_strategy = args.save_strategy = "epoch"
+    control = CadenceCallback().on_step_end(args, state_at(step, epoch), TrainerControl())
+    assert control.should_evaluate == control.should_save == acts
+
+
 def test_cadence_respects_other_strategies(args):
     """With eval_strategy or save_strategy "no", nothing is added."""
     args.eval_strategy, args.save_strategy = "no", "no"

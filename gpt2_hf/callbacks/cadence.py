@@ -1,6 +1,6 @@
 """When a run logs, evaluates and saves, beyond the Trainer's every-so-many-steps.
 
-The Trainer knows either steps or epochs. This adds, to the step strategy, the end of each epoch, each new
+The Trainer knows either steps or epochs. This adds, to the step strategy, the end of each epoch, and to both each new
 best model and the very end, without doing anything twice. All of it is decided at the end of a step, so that an
 evaluation always comes before the checkpoint that is to remember it.
 """
@@ -25,11 +25,9 @@ class CadenceCallback(TrainerCallback):
         if args.eval_strategy == IntervalStrategy.STEPS:
             control.should_evaluate |= (is_last or at_epoch) and state.global_step >= args.eval_delay
         elif args.eval_strategy == IntervalStrategy.EPOCH:
-            control.should_evaluate |= at_epoch and state.epoch >= args.eval_delay
-        if args.save_strategy == SaveStrategy.STEPS:
+            control.should_evaluate |= (is_last or at_epoch) and state.epoch >= args.eval_delay
+        if args.save_strategy in (SaveStrategy.STEPS, SaveStrategy.EPOCH):
             control.should_save |= is_last or at_epoch
-        elif args.save_strategy == SaveStrategy.EPOCH:
-            control.should_save |= at_epoch
         control.should_log |= is_last or (at_epoch and args.logging_strategy == IntervalStrategy.EPOCH)
         return control
 

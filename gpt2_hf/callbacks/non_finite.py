@@ -22,9 +22,9 @@ class NonFiniteGuard(TrainerCallback):
     """Watches the gradient norm of every step.
 
     On a CPU the norm is read at once. On an accelerator reading it would stall the step, so the optimizer is
-    told on the device to skip the update (`found_inf`, which torch's fused optimizers take), and the host reads
-    the verdict every 50 steps and before anything is saved. With fp16, overflows are ordinary and the loss scaler
-    deals with them; there a run has diverged when the scale has shrunk to nothing.
+    told on the device to skip the update (`found_inf`, which torch's fused optimizers take, but on a Mac pass over),
+    and the host reads the verdict every 50 steps and before anything is saved. With fp16, overflows are ordinary and
+    the loss scaler deals with them; there a run has diverged when the scale has shrunk to nothing.
 
     Raises:
         TrainingDivergedError: when a norm was not finite.
@@ -41,7 +41,7 @@ class NonFiniteGuard(TrainerCallback):
         norm = torch.as_tensor(grad_norm)
         inner = getattr(optimizer, "optimizer", optimizer)
         can_defer = bool(getattr(inner, "_step_supports_amp_scaling", False))
-        deferred = self.deferred if self.deferred is not None else norm.device.type != "cpu"
+        deferred = self.deferred if self.deferred is not None else norm.device.type not in ("cpu", "mps")
         if not (deferred and can_defer):
             if not math.isfinite(norm.item()):
                 raise diverged(step, norm.item())

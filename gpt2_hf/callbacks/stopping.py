@@ -4,7 +4,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..distributed import any_process_of_each, is_distributed
+from ..data import Samples
+from ..distributed import any_process, any_process_of_each, is_distributed
 from ..stop_signals import SignalWatch
 from .time_budget import TimeBudgetCallback
 
@@ -30,9 +31,13 @@ class StopCallback(TrainerCallback):
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # Several processes hold unequal numbers of batches, so they can only agree after the evaluation. The one
-        # after the last step is finished too: there is no training left that could make up for it.
-        if self.signals.received is not None and state.global_step < state.max_steps and not is_distributed():
+        # The one after the last step is finished: there is no training left that could make up for it.
+        if state.global_step >= state.max_steps:
+            return
+        # Processes can only agree where all have as many batches, which the trainer sees to for `Samples`.
+        if is_distributed() and not isinstance(getattr(kwargs.get("eval_dataloader"), "dataset", None), Samples):
+            return
+        if any_process(self.signals.received is not None):
             raise EvaluationInterruptedError
 
     def on_step_end(

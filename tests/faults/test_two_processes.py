@@ -9,6 +9,7 @@ import time
 import pytest
 
 from gpt2_hf import checkpoints
+from gpt2_hf.callbacks import StopCallback
 
 from ..conftest import REPOSITORY, read_json
 from ..test_training import assert_same_state, final_state, history
@@ -45,6 +46,33 @@ def test_a_signal_to_one_process_stops_both_and_nothing_is_lost(command, tmp_pat
     assert harness.join(processes) == [75, 75], logs[0].read_text()
     newest, passed_over = checkpoints.newest_valid(parts)
     assert newest is not None and not passed_over and checkpoints.step_of(newest) < 25
+    assert harness.join(harness.start_ranks(command(parts, "--resume_from", "latest"), logs)) == [0, 0]
+    assert_same_state(final_state(parts, 25), final_state(whole, 25))
+    assert history(parts) == history(whole)
+
+
+def slow_evaluations():
+    """Half a second for each batch."""
+    heed = StopCallback.on_prediction_step
+
+    def slowly(self, *args, **kwargs):
+        time.sleep(0.5)
+        heed(self, *args, **kwargs)
+
+    StopCallback.on_prediction_step = slowly
+
+
+def test_a_signal_to_one_process_breaks_off_an_evaluation_of_both(command, tmp_path, logs):
+    """At the same batch: a checkpoint that owes the evaluation, and an end as if left alone."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert harness.join(harness.start_ranks(command(whole), logs)) == [0, 0], logs[0].read_text()
+    logs = [tmp_path / "log2", tmp_path / "log3"]
+    processes = harness.start_ranks(command(parts, "--eval_batch_size", "1"), logs, slow_evaluations)
+    harness.wait_for(logs[0], "step 5/25")
+    os.kill(processes[1].pid, signal.SIGTERM)
+    assert harness.join(processes) == [75, 75], logs[0].read_text()
+    newest, _ = checkpoints.newest_valid(parts)
+    assert newest.name == "checkpoint-5" and not any("eval_loss" in entry for entry in history(newest))
     assert harness.join(harness.start_ranks(command(parts, "--resume_from", "latest"), logs)) == [0, 0]
     assert_same_state(final_state(parts, 25), final_state(whole, 25))
     assert history(parts) == history(whole)
