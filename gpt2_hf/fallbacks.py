@@ -6,16 +6,19 @@ In: what was asked for, and the device. Out: what is missing, in words, or `None
 import importlib.util
 import os
 import shutil
+import sys
 
+import torch
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
+_C_COMPILERS = ("cc", "gcc", "clang")
 _CPU_COMPILERS = ("g++", "clang++", "c++", "cl")
 
 
 def missing_for_compile(device_type: str) -> str | None:
     """What `torch.compile` needs on the device and does not find: Triton on CUDA, a C++ compiler on a CPU."""
     if device_type == "cuda":
-        return None if importlib.util.find_spec("triton") is not None else "Triton is not installed"
+        return _missing_for_triton()
     wanted = os.environ.get("CXX")
     compilers = (wanted,) if wanted else _CPU_COMPILERS
     if any(shutil.which(name) for name in compilers):
@@ -23,10 +26,37 @@ def missing_for_compile(device_type: str) -> str | None:
     return f"there is no C++ compiler ({' or '.join(compilers)})"
 
 
-def missing_for_attention(attn_implementation: str | None) -> str | None:
-    """The library of a flash-attention backend, if it is not there."""
+def _missing_for_triton() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if torch.cuda.get_device_capability() < (7, 0):
+        return "the card is too old for Triton, which needs compute capability 7.0"
+    wanted = os.environ.get("CC")
+    compilers = (wanted,) if wanted else _C_COMPILERS
+    # Triton for Windows brings its own
+    if sys.platform != "linux" or any(shutil.which(name) for name in compilers):
+        return None
+    return f"there is no C compiler ({' or '.join(compilers)}), which Triton needs"
+
+
+def missing_for_attention(attn_implementation: str | None, precision: str, dropout: float) -> str | None:
+    """What a flash-attention backend needs and does not find: its package, 16 bits, a card, no dropout.
+
+    Args:
+        attn_implementation: the backend; any but a flash one needs nothing.
+        precision: of the training: fp32, bf16 or fp16.
+        dropout: rate on the attention.
+    """
     available = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_3": is_flash_attn_3_available}
     check = available.get(attn_implementation or "")
-    if check is None or check():
+    if check is None:
         return None
-    return f"{attn_implementation} needs a CUDA device and its package, which is not there"
+    if not check():
+        return f"{attn_implementation} needs a CUDA device and its package, which is not there"
+    if precision == "fp32":
+        return f"{attn_implementation} computes in 16 bits, and the precision is fp32"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return f"the card is too old for {attn_implementation}, which needs compute capability 8.0"
+    if attn_implementation == "flash_attention_3" and dropout > 0:
+        return f"{attn_implementation} knows no dropout; --dropout 0 would do"
+    return None

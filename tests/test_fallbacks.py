@@ -12,7 +12,8 @@ def test_what_is_there_is_not_missed(monkeypatch):
     """A compiler on the path is found; so is the one that CXX names; backends of torch need no package."""
     monkeypatch.setattr(fallbacks.shutil, "which", lambda name: f"/usr/bin/{name}")
     assert missing_for_compile("cpu") is None
-    assert missing_for_attention("sdpa") is None and missing_for_attention(None) is None
+    for backend in ("sdpa", None):
+        assert missing_for_attention(backend, "fp32", 0.1) is None
 
 
 def test_what_is_missing_is_named(monkeypatch):
@@ -25,8 +26,35 @@ def test_what_is_missing_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("capability", "precision", "missing"),
+    [((6, 1), "fp16", "the card is too old"), ((7, 5), "fp16", "no C compiler"), ((8, 0), "bf16", "no C compiler")],
+)
+def test_a_card_and_its_compiler(monkeypatch, capability, precision, missing):
+    """Triton needs Volta and a C compiler, flash attention needs Ampere and 16 bits, its third version no dropout."""
+    monkeypatch.setattr(fallbacks.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(fallbacks.torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(fallbacks.sys, "platform", "linux")
+    monkeypatch.setattr(fallbacks.shutil, "which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
+    assert missing in missing_for_compile("cuda")
+    for version in (2, 3):
+        monkeypatch.setattr(fallbacks, f"is_flash_attn_{version}_available", lambda: True)
+        backend = f"flash_attention_{version}"
+        assert "16 bits" in missing_for_attention(backend, "fp32", 0.1)
+        if capability < (8, 0):
+            assert "the card is too old" in missing_for_attention(backend, precision, 0.1)
+        else:
+            assert missing_for_attention(backend, precision, 0.0) is None
+            assert (missing_for_attention(backend, precision, 0.1) is None) == (version == 2)
+
+
+@pytest.mark.parametrize(
     ("options", "line"),
     [
+        (
+            ("--torch_compile", "--torch_compile_backend", "inductor"),
+            "--torch_compile is left out: there is no C++ compiler (no-such-compiler)",
+        ),
         (("--torch_compile",), "--torch_compile is left out: there is no C++ compiler (no-such-compiler)"),
         (
             ("--attn_implementation", "flash_attention_2"),
