@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from .arguments import ClusterArguments
 from .modeling_gpt2_hf import GPT2HFForCausalLM
+from .optimizer import state_bytes
 from .training_arguments import GPT2HFTrainingArguments, divide_batch
 
 _FP32 = 4
@@ -126,14 +127,14 @@ def describe(
     link = cluster.link_gb_per_second
     if cluster.nodes > 1:  # a ring is as fast as its slowest link
         link = min(link, cluster.network_gb_per_second)
-    ways = {
-        "DDP": (ddp_memory_bytes(size), ddp_traffic_bytes(size, devices), _BACKWARD),
-        "FSDP2": (
+    of_muon = _MOMENTS * size.total - state_bytes(model, args.uses_muon)  # bytes that it does not need
+    ways = {"DDP": (ddp_memory_bytes(size) - of_muon, ddp_traffic_bytes(size, devices), _BACKWARD)}
+    if not args.uses_muon:  # which needs whole matrices
+        ways["FSDP2"] = (
             fsdp_memory_bytes(size, devices, weight_bytes),
             fsdp_traffic_bytes(size, devices, accumulated, weight_bytes),
             1.0,
-        ),
-    }
+        )
     lines = [
         f"{cluster.nodes} nodes × {cluster.nproc} devices: {devices * share * accumulated:,} samples a step = "
         f"{devices} devices × {share} samples × {accumulated} accumulated"

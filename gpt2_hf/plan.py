@@ -20,7 +20,7 @@ from .callbacks.progress import duration
 from .data import LoadedData, PaddingCollator
 from .modeling_gpt2_hf import GPT2HFForCausalLM
 from .optimizer import state_bytes
-from .training_arguments import GPT2HFTrainingArguments
+from .training_arguments import GPT2HFTrainingArguments, divide_batch
 from .utilization import used_memory
 
 # A share of all evaluations above which they are worth a line.
@@ -55,8 +55,7 @@ def make_schedule(args: GPT2HFTrainingArguments, num_samples: int | None) -> Sch
     if num_samples is None:
         return Schedule(args.max_steps, args.max_steps, args.get_warmup_steps(args.max_steps))
     rows = args.train_batch_size * args.world_size
-    batches = num_samples // rows if args.dataloader_drop_last else math.ceil(num_samples / rows)
-    steps_per_epoch = max(math.ceil(batches / args.gradient_accumulation_steps), 1)
+    steps_per_epoch = math.ceil(math.ceil(num_samples / rows) / args.gradient_accumulation_steps)
     total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
     return Schedule(steps_per_epoch, total, args.get_warmup_steps(total))
 
@@ -93,12 +92,12 @@ def list_events(args: GPT2HFTrainingArguments, schedule: Schedule) -> Events:
     if args.eval_strategy == IntervalStrategy.STEPS:
         evaluations = {*range(state.eval_steps, total + 1, state.eval_steps), *epoch_ends, total}
     elif args.eval_strategy == IntervalStrategy.EPOCH:
-        evaluations = epoch_ends
+        evaluations = {*epoch_ends, total}
     saves: set[int] = set()
     if args.save_strategy == SaveStrategy.STEPS:
         saves = {*range(state.save_steps, total + 1, state.save_steps), *epoch_ends, total}
     elif args.save_strategy == SaveStrategy.EPOCH:
-        saves = set(epoch_ends)
+        saves = {*epoch_ends, total}
     if args.save_strategy != SaveStrategy.NO and args.metric_for_best_model is not None:
         saves |= evaluations
     kept = set(saves)
@@ -244,19 +243,18 @@ class Plan:
             lines.append(warning)
         if not self.fits_memory:
             lines.append(self._memory_advice())
-        if not self.fits_budget:
+        if not self.fits_budget and not self.args.schedule_by_time:  # which ends at learning rate 0 all the same
             lines.append(self._budget_advice())
         parts = self.seconds
         if parts and parts["evaluations"] > _MUCH_EVALUATION * self.total_seconds:
             share = parts["evaluations"] / self.total_seconds
-            lines.append(
-                f"evaluations take {share:.0%} of the time; use a larger --eval_every, or fewer --max_eval_samples"
-            )
+            rarer = "a larger --eval_every, or " if self.args.eval_strategy == IntervalStrategy.STEPS else ""
+            lines.append(f"evaluations take {share:.0%} of the time; use {rarer}fewer --max_eval_samples")
         needed = self.num_kept * self.checkpoint_bytes
         if needed > self.free_disk_bytes:
             lines.append(
-                f"the disk has no room for {self.num_kept} checkpoints; use --save_total_limit 1, "
-                "--save_strategy best, or a --checkpoint_dir on a larger disk"
+                f"the disk has no room for {self.num_kept} checkpoints; use --save_total_limit 1, fewer --max_epochs "
+                "(the checkpoint of each is kept), or a --checkpoint_dir on a larger disk"
             )
         return lines
 
@@ -264,13 +262,12 @@ class Plan:
         args = self.args
         if 2 * 4 * self.num_parameters + self.optimizer_bytes > self.memory_bytes:
             return "weights, gradients and optimizer alone do not fit; use a smaller --d_model or --num_layers"
-        if args.per_device_train_batch_size > 1:
-            half = args.per_device_train_batch_size // 2
-            steps = args.gradient_accumulation_steps * math.ceil(args.per_device_train_batch_size / half)
-            return (
-                f"the largest batch does not fit; use --batch_size {half} --gradient_accumulation_steps {steps}, "
-                "the same step in more parts"
-            )
+        if args.train_batch_size > 1:
+            share, parts = divide_batch(args.train_batch_size, devices=1, most=args.train_batch_size // 2)
+            flags = f"--batch_size {share}"
+            if args.global_batch_size is None:
+                flags += f" --gradient_accumulation_steps {args.gradient_accumulation_steps * parts}"
+            return f"the largest batch does not fit; use {flags}, the same step in more parts"
         if not args.gradient_checkpointing:
             return "a single sample does not fit; use --activation_checkpointing, or a smaller --max_length"
         return "a single sample does not fit; use a smaller --max_length, --d_model or --num_layers"
@@ -282,7 +279,7 @@ class Plan:
         room = max(args.max_training_hours * 3600 - parts["start"] - parts["end"], 0.0)
         step = int(self.schedule.total_steps * room / training)
         needed = math.ceil(1.1 * self.total_seconds / 36) / 100
-        by_time = "" if args.schedule_by_time or args.lr_scheduler_type != "cosine" else ", or --schedule_by_time"
+        by_time = ", or --schedule_by_time" if args.lr_scheduler_type == "cosine" else ""
         return (
             f"the budget ends at about step {step:,} of {self.schedule.total_steps:,}, with the learning rate still "
             f"high; use --max_training_hours {needed:g}, --max_steps {max(step, 1)}{by_time}"
@@ -310,14 +307,17 @@ def make_plan(
     batches = probe.first_epoch(args, samples, collator)
     with tempfile.TemporaryDirectory() as folder:
         trainer = probe.make_probe_trainer(args, model, data, folder)
-        memory = device_memory(args.device)
+        memory, held = device_memory(args.device), used_memory(args.device)
         measured, activations = None, 0
         # What does not fit must not be tried: on a CPU the system would kill the process. Where there is ample room
         # the activations are counted last, since memory that was used and freed before blurs the measured peak.
         in_doubt = probe.generous_peak_bytes(args, model, batches) > memory
         if in_doubt:
-            activations = probe.activation_bytes(trainer, samples, batches)
-        peak = probe.least_peak_bytes(args, num_parameters, optimizer_bytes, activations)
+            try:
+                activations = probe.activation_bytes(trainer, samples, batches)
+            except torch.OutOfMemoryError:
+                activations = memory
+        peak = probe.least_peak_bytes(args, held, num_parameters, optimizer_bytes, activations)
         if peak <= memory:
             try:
                 measured = probe.measure(args, trainer, data, batches, write_sample)

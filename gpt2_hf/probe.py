@@ -145,11 +145,18 @@ def _saved_bytes(trainer: GPT2HFTrainer, samples: list[dict[str, Any]]) -> int:
 
 
 def least_peak_bytes(
-    args: GPT2HFTrainingArguments, num_parameters: int, optimizer_bytes: int, activations: int
+    args: GPT2HFTrainingArguments, held: int, num_parameters: int, optimizer_bytes: int, activations: int
 ) -> int:
-    """The least that training can need: what the process holds, optimizer, and activations or gradients."""
+    """The least that training can need: what the process holds, optimizer, and activations or gradients.
+
+    Args:
+        args: of the run.
+        held: bytes that the process held before anything was tried, the weights among them.
+        num_parameters: of the model.
+        optimizer_bytes: the optimizer's state.
+        activations: bytes that a forward pass keeps.
+    """
     weights = 4 * num_parameters
-    held = used_memory(args.device)  # the weights among it
     gradients = weights if args.gradient_accumulation_steps > 1 else 0
     return held + optimizer_bytes + max(activations + gradients, weights)
 

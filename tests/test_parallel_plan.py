@@ -1,6 +1,7 @@
 """The formulas of a plan for several devices, beside what two real processes send and hold."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -141,6 +142,18 @@ def test_plan_prints_the_lines(tiny_options, tmp_path, capsys):
     assert "\nDDP: " in out and "\nFSDP2: " in out and "at 12.5 GB/s" in out
     assert main(options) == 0
     assert "FSDP2" not in capsys.readouterr().out
+
+
+def test_muon_is_planned_without_the_way_it_is_refused_for(tiny_options, tmp_path, capsys):
+    """It needs whole matrices, so no FSDP2; and less memory than AdamW."""
+    options = ["plan", *tiny_options, "--checkpoint_dir", str(tmp_path / "run"), "--nproc", "2", "--d_model", "256"]
+    memory = []
+    for optim in ("adamw_torch_fused", "muon"):
+        assert main([*options, "--optim", optim]) == 0
+        out = capsys.readouterr().out
+        assert ("\nFSDP2: " in out) == (optim != "muon")
+        memory.append(float(re.search(r"\nDDP: ([\d.]+) GiB", out).group(1)))
+    assert memory[1] < memory[0]
 
 
 def test_options_of_a_plan_are_not_those_of_a_run(train_tiny, tmp_path, capsys):

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from transformers import IntervalStrategy
 
 from gpt2_hf.__main__ import main
 from gpt2_hf.checkpoints import list_checkpoints, read_names, step_of
@@ -146,10 +147,18 @@ def test_a_run_longer_than_its_budget_is_told_so(plan):
     assert plan.num_kept == 10 + 1 + 1 + 1 + 1  # epochs, step 9,500, the best, the one being written, the time limit
 
 
+def test_a_schedule_that_follows_the_budget_may_end_early(plan):
+    """Its learning rate has come down by then, so there is nothing to change."""
+    plan.args.max_training_hours, plan.args.schedule_by_time = 4.4, True
+    assert plan.advice() == [] and not plan.fits_budget
+
+
 @pytest.mark.parametrize(
     ("options", "flags"),
     [
-        ({}, "--batch_size 4 --gradient_accumulation_steps 2"),
+        ({}, "--batch_size 4 --gradient_accumulation_steps 2,"),
+        ({"per_device_train_batch_size": 7}, "--batch_size 1 --gradient_accumulation_steps 7,"),
+        ({"global_batch_size": 8}, "--batch_size 4, the same step"),
         ({"per_device_train_batch_size": 1}, "--activation_checkpointing"),
         ({"per_device_train_batch_size": 1, "gradient_checkpointing": True}, "--max_length"),
     ],
@@ -170,8 +179,11 @@ def test_a_full_disk_and_long_evaluations_are_told(plan):
     """Advice for both, with the flags."""
     slow = replace(plan.measured, evaluation_seconds=1000.0)
     lines = "\n".join(replace(plan, measured=slow, free_disk_bytes=GIB).advice())
-    for flag in ("--eval_every", "--max_eval_samples", "--save_total_limit 1", "--save_strategy best"):
+    for flag in ("--eval_every", "--max_eval_samples", "--save_total_limit 1", "--max_epochs"):
         assert flag in lines, flag
+    plan.args.eval_strategy = IntervalStrategy.EPOCH  # beside which --eval_every would be refused
+    (line,) = (line for line in replace(plan, measured=slow).advice() if line.startswith("evaluations take"))
+    assert "--max_eval_samples" in line and "--eval_every" not in line
 
 
 # ---- against a real run ----
