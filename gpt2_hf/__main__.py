@@ -35,8 +35,15 @@ Options stand in a flat JSON file, on the command line, or both; the command lin
 """
 
 
+_OUT_OF_MEMORY = (
+    "the device's memory is too small: half the --batch_size needs less, in training with twice the "
+    "--gradient_accumulation_steps for the same step, then --activation_checkpointing; a run goes on from its last "
+    "checkpoint with --resume_from latest"
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code (0, 2, 3, 75 or 130; see the README)."""
+    """Run a command and return its exit code (0, 1, 2, 3, 75 or 130; see the README)."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that lacks a character must not end a run
             stream.reconfigure(errors="replace")
@@ -62,8 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(file=sys.stderr)
         return EXIT_INTERRUPTED
     except RuntimeError as error:
+        from torch import OutOfMemoryError
+
         from .distributed import is_lost_connection
 
+        if isinstance(error, OutOfMemoryError):
+            _say_error(_OUT_OF_MEMORY, everywhere=True)
+            return EXIT_USER_ERROR
         if not is_lost_connection(error):
             raise
         reason = " ".join(str(error).split())

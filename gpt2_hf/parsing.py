@@ -176,9 +176,10 @@ def parse(
 def read_config(parser: Parser, path: str) -> dict[str, Any]:
     """Read and check a flat JSON file of options."""
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--config: {path} cannot be read ({error.strerror}); give the path of a JSON file") from error
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise UserError(f"--config: {path} cannot be read ({reason}); give the path of a JSON file") from error
     try:
         content = json.loads(text, object_pairs_hook=_refuse_duplicates)
     except json.JSONDecodeError as error:
@@ -201,6 +202,8 @@ def read_config(parser: Parser, path: str) -> dict[str, Any]:
             if action.dest not in parser.optional:
                 raise UserError(f"--config: {path}: {key} cannot be null; leave it out for its default")
             layer[action.dest] = None
+        elif value == [] and action.nargs == "+":  # as `report_to` is written down where nothing is reported to
+            layer[action.dest] = []
     return layer
 
 
@@ -213,7 +216,7 @@ def _tokens(action: argparse.Action, key: str, value: Any) -> list[str]:
     if isinstance(value, list):
         if action.nargs != "+":
             raise UserError(f"--{key}: a list is not expected")
-        return [f"--{key}", *map(str, value)]
+        return [f"--{key}", *map(str, value)] if value else []
     if isinstance(value, dict):
         return [f"--{key}={json.dumps(value)}"]
     if isinstance(value, bool):

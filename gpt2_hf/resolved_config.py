@@ -34,6 +34,10 @@ def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dic
             options = {name: value for name, value in options.items() if name not in others}
     for name in ("overwrite_output_dir", "resume_from_checkpoint"):  # of this start, not of the run
         options.pop(name, None)
+    # Not a wish where it was not stated, but what follows from this machine and this seed.
+    for name in ("use_cpu", "data_seed"):
+        if name not in run.given:
+            options.pop(name)
     args = run.args
     provenance = {
         "gpt2_hf": __version__,

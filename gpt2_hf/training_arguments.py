@@ -18,6 +18,9 @@ from .precision import Precision, current_device_type, resolve_precision
 
 MUON = "muon"
 
+# NumPy takes 32 bits, and each process adds its number.
+_SEEDS = 2**31
+
 # Fields of TrainingArguments that this package's trainer does not act on, and what to do instead.
 _WITHOUT_EFFECT = {
     "do_train": "a run always trains; leave it out",
@@ -28,6 +31,7 @@ _WITHOUT_EFFECT = {
     "greater_is_better": "a lower loss and a lower perplexity are better; leave it out",
     "auto_find_batch_size": "it would change which samples a step sees; choose --batch_size yourself",
     "save_only_model": "a run could not go on from such checkpoints; leave it out and take best_model",
+    "dataloader_drop_last": "the last batch of an epoch is completed with samples that have no targets; leave it out",
     "ignore_data_skip": "a resumed run always goes on at its place in the data; leave it out",
 }
 
@@ -116,6 +120,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = option(False, "Drop columns the model does not take; samples here have none.")
 
     use_cpu: bool = option(False, "Do not use an accelerator.")
+    fsdp: bool = option(False, "Shard weights, gradients and optimizer over the processes (FSDP2).")
 
     greater_is_better: bool = option(False, "Whether a higher metric is better; never so here.")
 
@@ -132,9 +137,11 @@ class GPT2HFTrainingArguments(TrainingArguments):
         device_type = current_device_type(self.use_cpu)
         self.resolved_precision = resolve_precision(self._wanted_precision(), device_type)
         # Before the base class, which hands it to accelerate.
-        missing = missing_for_compile(device_type) if self.torch_compile else None
+        wants_compile = self.torch_compile or self.torch_compile_backend or self.torch_compile_mode
+        missing = missing_for_compile(device_type) if wants_compile else None
         if missing is not None:
             self.torch_compile: bool = False
+            self.torch_compile_backend = self.torch_compile_mode = None
             self.notices.append(f"--torch_compile is left out: {missing}; training goes on, slower")
         self.fp16 = self.resolved_precision.name == "fp16"
         self.bf16 = self.resolved_precision.name == "bf16"
@@ -186,7 +193,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
     @property
     def wants_fsdp(self) -> bool:
         """Whether FSDP was asked for, by option or by accelerate's config file."""
-        return bool(self.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+        return self.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
     def _check_engine(self) -> None:
         if self.deepspeed is not None or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
@@ -222,6 +229,9 @@ class GPT2HFTrainingArguments(TrainingArguments):
                 require_positive(name, getattr(self, name))
         for name in ("weight_decay", "max_grad_norm", "warmup_steps", "dataloader_num_workers", "seed"):
             require_at_least(name, getattr(self, name), 0)
+        for name in ("seed", "data_seed"):
+            if (getattr(self, name) or 0) >= _SEEDS:
+                raise UserError(f"--{name} must be below {_SEEDS:,}, got {getattr(self, name):,}")
         require_at_least("sample_tokens", self.sample_tokens, 0)
         default = type(self).__dataclass_fields__["sample_tokens"].default
         if self.eval_strategy == IntervalStrategy.NO and self.sample_tokens != default:

@@ -5,8 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from gpt2_hf.__main__ import main
+from gpt2_hf.__main__ import _COMMANDS, main
 
 COMMANDS = ["train", "plan", "evaluate", "generate", "export", "report", "tokenizer"]
 
@@ -85,6 +86,18 @@ def test_bad_commands_are_one_line(argv, message, capsys):
     assert main(argv) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
+
+
+def test_too_little_memory_on_the_device_is_one_line(monkeypatch, capsys):
+    """The likeliest failure on a small card names its remedies."""
+
+    def run_out(argv):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setitem(_COMMANDS, "train", run_out)
+    assert main(["train"]) == 2
+    err = capsys.readouterr().err
+    assert "--batch_size" in err and "--resume_from latest" in err and err.count("\n") == 1
 
 
 def test_version(capsys):

@@ -78,6 +78,8 @@ def test_both_spellings_work_in_both_places(config, alias, name, value):
         (["--warmup_steps", "5", "--lr_scheduler_type", "constant"], "--warmup_steps has no effect"),
         (["--dataset_name", "x", "--validation_file", "y"], "--dataset_name has no effect beside --validation_file"),
         (["--do_train"], "--do_train has no effect"),
+        (["--dataloader_drop_last"], "--dataloader_drop_last has no effect"),
+        (["--seed", "5000000000"], "--seed must be below 2,147,483,648"),
         (["--use_liger_kernel"], "--use_liger_kernel has no effect"),
         (["--model_name_or_path", "gpt2", "--d_model", "64"], "--d_model has no effect beside --model_name_or_path"),
         (["--fp16", "--use_cpu"], "--precision fp16 needs a CUDA device"),
@@ -101,6 +103,7 @@ def test_bad_command_lines_get_one_clear_line(argv, message):
         ({"batch_size": "eight"}, "--batch_size: invalid int value: 'eight'"),
         ({"d_model": True}, "true and false are not expected"),
         ({"d_model": [64]}, "a list is not expected"),
+        ({"d_model": []}, "a list is not expected"),
         ({"d_model": None}, "d_model cannot be null"),
         ({"batch_size": 8, "per_device_train_batch_size": 4}, "both set per_device_train_batch_size"),
         ('{"d_model": 64, "d_model": 32}', "stands twice"),
@@ -113,6 +116,15 @@ def test_bad_files_get_one_clear_line(config, content, message):
     with pytest.raises(UserError, match=message) as caught:
         parse(TYPES, [], config(content))
     assert "\n" not in str(caught.value) and "--config" in str(caught.value)
+
+
+def test_files_of_other_editors(config, tmp_path):
+    """A byte-order mark is passed over; what is not UTF-8, as an old PowerShell writes, is said to be."""
+    (tmp_path / "marked.json").write_text('{"d_model": 64}', encoding="utf-8-sig")
+    assert parse(TYPES, [], str(tmp_path / "marked.json")).values[0].d_model == 64
+    (tmp_path / "wide.json").write_text('{"d_model": 64}', encoding="utf-16")
+    with pytest.raises(UserError, match=r"wide\.json cannot be read \(it is not UTF-8\)"):
+        parse(TYPES, [], str(tmp_path / "wide.json"))
 
 
 def test_missing_file_is_named():
@@ -128,6 +140,14 @@ def test_optional_values_can_be_taken_away(config):
     assert args.max_training_hours is None and args.save_total_limit is None
     _, _, args = parse(TYPES, [], config({"max_training_hours": None, "save_total_limit": None})).values
     assert args.max_training_hours is None and args.save_total_limit is None
+
+
+def test_what_a_run_writes_down_can_be_read(config):
+    """Nothing to report to is an empty list there, and FSDP is a truth value."""
+    assert parse(TYPES, ["--report_to", "none"]).values[2].report_to == []
+    _, _, args = parse(TYPES, [], config({"report_to": [], "fsdp": False})).values
+    assert args.report_to == [] and not args.wants_fsdp
+    assert parse(TYPES, ["--use_cpu"], config({"fsdp": True})).values[2].wants_fsdp
 
 
 def test_choosing_weights_on_the_command_line_overrules_sizes_in_the_file(config):
