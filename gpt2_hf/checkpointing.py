@@ -40,6 +40,9 @@ _SCALER_FILE = "scaler.safetensors"
 # Hyperparameters of a parameter group that a resumed run takes from its arguments, not from the checkpoint.
 _GROUP_SETTINGS = ("weight_decay", "betas", "eps", "momentum")
 
+_Best = tuple[float | None, int | None, str | None]  # of the Trainer's state: metric, step, folder
+_NO_BEST: _Best = (None, None, None)
+
 
 class CheckpointingTrainer(Trainer):
     """Saves and resumes safely and exactly.
@@ -54,7 +57,9 @@ class CheckpointingTrainer(Trainer):
     lr_scheduler: Any
     watch: Stopwatch
     run_files: dict[str, Path]
+    forget_best = False  # of the run that is gone on with: its evaluations cannot be compared with those to come
     _gathered: tuple[dict[str, Any], dict[str, Any]] | None = None  # while a sharded run is being saved
+    _best_before: _Best = _NO_BEST  # before the last evaluation
 
     def process_state(self) -> dict[str, Any]:
         """What else a process needs to go on exactly; plain data and tensors."""
@@ -126,11 +131,23 @@ class CheckpointingTrainer(Trainer):
             f"{what} could not be saved ({problem or 'another process failed'}); "
             f"{f'{newest} is whole' if newest else 'there is no earlier one'}"
         )
+        if self.state.best_global_step == self.state.global_step:
+            self._set_best(self._best_before)  # that which is in best_model
         if self.args.on_save_error == "stop":
             raise SaveError(
                 f"{message}. Make room or mend the folder, then go on with --resume_from latest"
             ) from problem
         print(f"warning: {message}; training goes on (--on_save_error continue)", file=sys.stderr)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        self._best_before = self._best()
+        return super()._determine_best_metric(metrics, trial)
+
+    def _best(self) -> _Best:
+        return self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint
+
+    def _set_best(self, best: _Best) -> None:
+        self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint = best
 
     def _fill_checkpoint(self, run_dir: Path, target: Path) -> None:
         """Write every file of a checkpoint but the manifest; the Trainer's state last, as the base class does."""
@@ -225,12 +242,27 @@ class CheckpointingTrainer(Trainer):
         return result
 
     def complete_publication(self, checkpoint: str | None) -> None:
-        """Do again what follows a checkpoint's commit: the process may have been killed in between."""
-        if checkpoint is None or not self.args.should_save:
+        """Do again what follows a checkpoint's commit: the process may have been killed in between.
+
+        And let `best_model` be the best one again where a later one was published, if a run goes back to an earlier
+        checkpoint; a best one that is gone, or that is not to be compared with, is forgotten.
+        """
+        if checkpoint is None:
             return
         run_dir, folder = Path(str(self.args.output_dir)), Path(checkpoint)
-        if folder.parent.resolve() == run_dir.resolve():
-            self._publish_checkpoint(run_dir, folder)
+        within = folder.parent.resolve() == run_dir.resolve()
+        best = run_dir / checkpoints.checkpoint_folder(self.state.best_global_step or 0)
+        published = within and checkpoints.read_names(run_dir).get(checkpoints.BEST_MODEL) == best.name
+        restorable = within and (best == folder or (best.is_dir() and checkpoints.damage(best) is None))
+        distributed.barrier()  # before the first process changes what the others have looked at
+        if self.forget_best or not (published or restorable):
+            self._set_best(_NO_BEST)
+        if not (within and self.args.should_save):
+            return
+        self._publish_checkpoint(run_dir, folder)
+        if self.state.best_global_step and not published and best != folder:
+            checkpoints.add_names(run_dir, best.name, [checkpoints.BEST_MODEL])
+            checkpoints.publish_best_model(best, run_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if not self.is_fsdp_enabled:
@@ -272,8 +304,9 @@ class CheckpointingTrainer(Trainer):
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         path = os.path.join(checkpoint or "", _SCALER_FILE)
-        if checkpoint is not None and os.path.isfile(path):
-            self.accelerator.scaler.load_state_dict(load_state(path))
+        scaler = getattr(self.accelerator, "scaler", None)  # none where the precision has changed
+        if checkpoint is not None and scaler is not None and os.path.isfile(path):
+            scaler.load_state_dict(load_state(path))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         states = sorted(Path(checkpoint or "").glob("process_state*.safetensors")) if checkpoint is not None else []

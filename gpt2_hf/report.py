@@ -87,6 +87,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def forget_end(output_dir: str | Path) -> None:
+    """Delete what a run wrote when it ended, because it goes on; its checkpoints tell how far it is."""
+    folder = Path(output_dir)
+    for path in (folder / TRAINER_STATE_NAME, *folder.glob("*_results.json")):
+        path.unlink(missing_ok=True)
+
+
 def write_report(output_dir: str | Path, sample: str | None = None) -> None:
     """Write the card and the picture of the run in `output_dir` from the files that it left there."""
     run = read_run(output_dir)

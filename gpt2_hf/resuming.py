@@ -29,7 +29,6 @@ _FIXED_ON_RESUME = (
     "seed",
     "data_seed",
     "train_sampling_strategy",
-    "dataloader_drop_last",
     "optim",
     "streaming",
     "shuffle_buffer_size",
@@ -80,8 +79,17 @@ def find_checkpoint(run: Run) -> Path | None:
     return folder
 
 
-def check_resumable(run: Run, checkpoint: Path, model: GPT2HFForCausalLM, data: LoadedData) -> None:
+# With another value of these, or another validation text, evaluations cannot be compared with earlier ones.
+_DECIDE_WHICH_IS_BEST = ("metric_for_best_model", "max_eval_samples")
+# Schedules whose learning rate is their own state, made by the evaluations so far.
+_SCHEDULES_BY_METRIC = ("reduce_lr_on_plateau", "greedy")
+
+
+def check_resumable(run: Run, checkpoint: Path, model: GPT2HFForCausalLM, data: LoadedData) -> bool:
     """Refuse what a checkpoint cannot be continued with, and say which settings have changed.
+
+    Returns:
+        Whether evaluations can be compared with those before the checkpoint, so that its best model may remain so.
 
     Raises:
         UserError: if the checkpoint lacks its optimizer, or model, data or batch size are not the same.
@@ -100,7 +108,7 @@ def check_resumable(run: Run, checkpoint: Path, model: GPT2HFForCausalLM, data: 
             )
     config_file = checkpoint / RESOLVED_CONFIG_NAME
     if not config_file.is_file():
-        return
+        return True
     saved = json.loads(config_file.read_text(encoding="utf-8"))
     current = resolved_config(run, model, data)
     saved_data, current_data = (config[PROVENANCE_KEY]["data"]["train"] for config in (saved, current))
@@ -120,6 +128,12 @@ def check_resumable(run: Run, checkpoint: Path, model: GPT2HFForCausalLM, data: 
         if name in changed:
             was, becomes = changed[name]
             raise UserError(f"--resume_from: --{name} was {was} and cannot become {becomes} in the middle of a run")
+    schedules = {plain_value(config.get("lr_scheduler_type", "cosine")) for config in (saved, current)}
+    if schedules & set(_SCHEDULES_BY_METRIC) and changed.keys() & {"learning_rate", "lr_scheduler_type"}:
+        raise UserError(
+            "--resume_from: with a schedule that follows the evaluations, --learning_rate and --lr_scheduler_type "
+            f"cannot change in the middle of a run; start a new one with --model_name_or_path {checkpoint}"
+        )
     if changed:
         lines = [f"{name} {was} → {becomes}" for name, (was, becomes) in changed.items()]
         run.say("changed since the checkpoint: " + ", ".join(lines))
@@ -131,6 +145,11 @@ def check_resumable(run: Run, checkpoint: Path, model: GPT2HFForCausalLM, data: 
         )
     if was != becomes:
         run.say(f"changed since the checkpoint: processes {was} → {becomes}; random numbers start anew")
+    validation = {config[PROVENANCE_KEY]["data"].get("validation") for config in (saved, current)}
+    comparable = len(validation) == 1 and not changed.keys() & set(_DECIDE_WHICH_IS_BEST)
+    if not comparable:
+        run.say("the best model is looked for anew: evaluations cannot be compared with those before the checkpoint")
+    return comparable
 
 
 def changed_options(run: Run, saved: dict[str, Any], current: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -141,6 +160,8 @@ def changed_options(run: Run, saved: dict[str, Any], current: dict[str, Any]) ->
         for field in fields(owner)
         if field.default is not MISSING
     }
+    # what is not stated follows the seed
+    saved, current = ({"data_seed": config.get("seed"), **config} for config in (saved, current))
     changed = {}
     for name in dict.fromkeys([*saved, *current]):
         if name in (PROVENANCE_KEY, "output_dir"):

@@ -34,8 +34,8 @@ from .callbacks import (
     TimeBudgetCallback,
 )
 from .callbacks import ProgressCallback as TerminalCallback
-from .cpu_memory import keep_freed_memory
 from .data import EpochSampler, Samples, StreamingLoader, StreamingSamples
+from .device_settings import suit_changing_shapes
 from .errors import TrainingDivergedError
 from .exact_evaluation import ExactEvaluationTrainer
 from .metrics import perplexity
@@ -127,8 +127,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         count = getattr(self.model, "num_parameters", None)
         self._flops_per_token = 6 * count(exclude_embeddings=True) if count else 0
         self._peak_tokens_per_second = self._find_peak_tokens_per_second()
-        if self.args.device.type == "cpu":
-            keep_freed_memory()
+        suit_changing_shapes(self.args.device.type)
         if args.process_index:
             set_seed(args.seed + args.process_index)  # or dropout would be the same in every process's samples
 
@@ -141,6 +140,9 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
                 "sync_each_batch": True,
                 **(config.gradient_accumulation_kwargs or {}),
             }
+        if self.args.device.type == "cuda" and self.args.dataloader_pin_memory:
+            # or the host would wait for the device with each tensor of a batch
+            self.args.accelerator_config.non_blocking = True
         super().create_accelerator_and_postprocess()
         check_engine(self.accelerator, self.args.wants_fsdp)
 

@@ -28,7 +28,7 @@ from .model_loading import build_model, load_model_tokenizer
 from .modeling_gpt2_hf import GPT2HFForCausalLM
 from .plan import make_plan, make_schedule, schedule_warning
 from .random_state import preserved_rng
-from .report import CURVES_NAME, write_report
+from .report import CURVES_NAME, forget_end, write_report
 from .resolved_config import resolved_config
 from .resuming import check_resumable, find_checkpoint
 from .run import Run
@@ -39,8 +39,8 @@ from .tokenizer import load_tokenizer
 from .trainer import GPT2HFTrainer
 from .training_arguments import GPT2HFTrainingArguments
 
-# What the job still does after training besides the test split, as a share of the time it took to start: both are
-# importing, reading and writing, and a machine that is slow at one is slow at the other.
+# What the job still does after training besides the test split, as a share of the time it took to start, reading the
+# text not counted: both are importing, reading and writing, and a machine that is slow at one is slow at the other.
 _REPORT_SHARE_OF_START = 0.75
 _SAMPLE_TOKENS = 120
 _PROMPT_TOKENS = 12
@@ -120,11 +120,11 @@ def _lock(run: Run, lock: RunLock) -> None:
 def _train_locked(run: Run, lock: RunLock) -> int:
     checkpoint = find_checkpoint(run)
     tokenizer, data, model = build(run)
-    if checkpoint is not None:
-        check_resumable(run, checkpoint, model, data)
+    comparable = checkpoint is None or check_resumable(run, checkpoint, model, data)
     announce(run, model, data)
     _lock(run, lock)
     trainer = make_trainer(run, tokenizer, data, model)
+    trainer.forget_best = not comparable
     if run.args.process_index == 0:
         if checkpoint is None and run.args.overwrite_output_dir:
             checkpoints.delete_run(run.output_dir)
@@ -154,7 +154,7 @@ def _plan(run: Run, cluster: ClusterArguments) -> int:
     start = run.watch.elapsed
     run.say("probing: some real steps, then an evaluation; nothing is written")
     write_sample = sample_writer(run, tokenizer, data, run.args.sample_tokens)
-    plan = make_plan(run.args, model, data, start, _REPORT_SHARE_OF_START * start, write_sample)
+    plan = make_plan(run.args, model, data, start, report_seconds(run), write_sample)
     for line in plan.lines():
         run.say(line)
     if cluster.nproc * cluster.nodes > 1:
@@ -174,8 +174,9 @@ def build(run: Run) -> tuple[PreTrainedTokenizerBase, LoadedData, GPT2HFForCausa
         tokenizer = load_model_tokenizer(start)
     else:
         tokenizer = load_tokenizer(run.data_args.tokenizer_name)
-    # The first process tokenises and fills the cache, the others read it.
-    with run.args.main_process_first(local=True, desc="tokenising"):
+    # One process tokenises and fills the cache. The others wait at its lock, however long that takes: a barrier would
+    # give up after --ddp_timeout.
+    with run.watch.measure("data"):
         batch_size = run.args.train_batch_size
         seed = run.args.seed if run.args.data_seed is None else run.args.data_seed
         splits = ("train", "validation", *(["test"] if run.args.do_predict else []))
@@ -188,10 +189,14 @@ def build(run: Run) -> tuple[PreTrainedTokenizerBase, LoadedData, GPT2HFForCausa
         raise UserError("--streaming needs --max_steps: nobody knows how long a stream is before it has been read")
     if run.data_args.test_file is not None and not run.args.do_predict:
         raise UserError("--test_file has no effect with --do_predict false; leave one of them out")
+    if run.data_args.streaming and run.args.train_sampling_strategy != "random":
+        raise UserError("--train_sampling_strategy has no effect with --streaming, which reads in order; leave it out")
     if run.data_args.streaming and run.model_args.tie_unused_tokens:
         raise UserError("--tie_unused_tokens needs to know all the text beforehand; leave it out with --streaming")
     set_seed(run.args.seed)
-    if (missing := missing_for_attention(run.model_args.attn_implementation)) is not None:
+    assert run.args.resolved_precision is not None
+    attention, precision = run.model_args.attn_implementation, run.args.resolved_precision
+    if (missing := missing_for_attention(attention, precision.name, run.model_args.dropout)) is not None:
         run.args.notices.append(f"--attn_implementation sdpa is used: {missing}; training goes on, slower")
         run.model_args.attn_implementation = "sdpa"
     model = build_model(run.model_args, tokenizer)
@@ -244,6 +249,11 @@ def num_samples(samples: Any) -> int | None:
 # ---- the run ----
 
 
+def report_seconds(run: Run) -> float:
+    """Estimated time of results, sample and report, asked when the run is about to start."""
+    return _REPORT_SHARE_OF_START * (run.watch.elapsed - run.watch.total.get("data", 0.0))
+
+
 def make_trainer(
     run: Run,
     tokenizer: PreTrainedTokenizerBase,
@@ -251,10 +261,10 @@ def make_trainer(
     model: GPT2HFForCausalLM,
 ) -> GPT2HFTrainer:
     """The trainer of the job, with the time that the rest of the job will need."""
-    report_seconds = _REPORT_SHARE_OF_START * run.watch.elapsed
+    seconds = report_seconds(run)
 
     def closing_seconds() -> float:
-        return report_seconds + trainer.generation_seconds(_SAMPLE_TOKENS)
+        return seconds + trainer.generation_seconds(_SAMPLE_TOKENS)
 
     if run.args.push_to_hub and not ensure_hub_or_offline():
         raise UserError(
@@ -290,6 +300,8 @@ def _run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> 
         trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         trainer.complete_publication(str(checkpoint))
         return {}
+    if run.args.process_index == 0:
+        forget_end(run.output_dir)
     output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     if trainer.time_budget.expired:
         run.say(f"time budget of {run.args.max_training_hours:g} h reached at step {trainer.state.global_step:,}")
@@ -383,7 +395,10 @@ def sample_writer(
         prompt = tokenizer.decode(ids[: min(_PROMPT_TOKENS, positions // 2)])
         # cut within a character, a text can have more tokens than it was made of
         room = positions - len(tokenizer(prompt, add_special_tokens=False).input_ids)
-        return generate_text(model, tokenizer, prompt, max_new_tokens=min(num_tokens, room), seed=run.args.seed)[0]
+        dtype = run.args.resolved_precision.dtype if run.args.resolved_precision is not None else torch.float32
+        flash = "flash" in model.config._attn_implementation  # which computes in 16 bits alone
+        with torch.autocast(model.device.type, dtype=dtype, enabled=flash and dtype != torch.float32):
+            return generate_text(model, tokenizer, prompt, max_new_tokens=min(num_tokens, room), seed=run.args.seed)[0]
 
     return write
 

@@ -2,6 +2,7 @@
 
 import math
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +12,14 @@ from transformers.integrations import TensorBoardCallback, integration_utils
 
 from gpt2_hf.arguments import DataArguments
 from gpt2_hf.callbacks import ContinuousTensorBoardCallback
+from gpt2_hf.checkpointing import CheckpointingTrainer
 from gpt2_hf.chunked_loss import IGNORE_INDEX
 from gpt2_hf.configuration_gpt2_hf import GPT2HFConfig
 from gpt2_hf.data import load_data
+from gpt2_hf.device_settings import suit_changing_shapes
 from gpt2_hf.generation import generate_text
 from gpt2_hf.modeling_gpt2_hf import GPT2HFForCausalLM
+from gpt2_hf.state_files import save_state
 from gpt2_hf.tokenizer import load_tokenizer
 from gpt2_hf.trainer import GPT2HFTrainer
 from gpt2_hf.training_arguments import GPT2HFTrainingArguments
@@ -116,9 +120,29 @@ def test_eval_loss_is_exact_whatever_the_batch_size(tmp_path, load, tokenizer, m
 def test_a_trainer_on_a_cpu_keeps_freed_memory(tmp_path, load, tokenizer, monkeypatch):
     """It asks for it once, when it is made."""
     asked = []
-    monkeypatch.setattr("gpt2_hf.trainer.keep_freed_memory", lambda: asked.append(True))
+    monkeypatch.setattr("gpt2_hf.device_settings.keep_freed_memory", lambda: asked.append(True))
     make_trainer(tmp_path, load("padded"), tokenizer)
     assert asked == [True]
+
+
+def test_a_loss_scale_is_left_behind_with_its_precision(tmp_path, load, tokenizer):
+    """A checkpoint of an fp16 run can be gone on from in another precision, as the remedies say."""
+    trainer = make_trainer(tmp_path, load("padded"), tokenizer)
+    save_state({"scale": 1.0}, tmp_path / "scaler.safetensors")
+    trainer._load_scaler(str(tmp_path))
+    assert getattr(trainer.accelerator, "scaler", None) is None
+
+
+def test_a_best_model_that_could_not_be_saved_is_not_the_best(tmp_path, load, tokenizer, capsys):
+    """The next one is compared with that which is there."""
+    options = {"eval_strategy": "steps", "save_strategy": "steps", "on_save_error": "continue"}
+    trainer = make_trainer(tmp_path, load("padded"), tokenizer, **options)
+    trainer.state.best_metric, trainer.state.best_global_step, trainer.state.global_step = 3.0, 10, 20
+    assert trainer._determine_best_metric({"eval_loss": 2.0}, None)
+    assert (trainer.state.best_metric, trainer.state.best_global_step) == (2.0, 20)
+    trainer._give_up_checkpoint(tmp_path, tmp_path / "checkpoint-20", OSError("no room"))
+    assert (trainer.state.best_metric, trainer.state.best_global_step) == (3.0, 10)
+    assert "training goes on" in capsys.readouterr().err
 
 
 def test_padding_free_has_the_trajectory_of_padded(tmp_path, load, tokenizer):
@@ -251,3 +275,24 @@ def test_first_steps_speed_is_left_out(tmp_path, load, tokenizer):
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert "tokens_per_second" not in logs[0]
     assert all(entry["tokens_per_second"] > 0 for entry in logs[1:])
+
+
+def test_settings_of_a_cuda_device(monkeypatch):
+    """Batches are copied while the device computes, and attention makes no plan for each shape; no card needed."""
+    monkeypatch.setattr(CheckpointingTrainer, "create_accelerator_and_postprocess", lambda self: None)
+    monkeypatch.setattr("gpt2_hf.trainer.check_engine", lambda *args: None)
+    trainer = object.__new__(GPT2HFTrainer)
+    trainer.accelerator = None
+    for device, pinned in (("cuda", True), ("cuda", False), ("cpu", True)):
+        config = SimpleNamespace(non_blocking=False)
+        trainer.args = SimpleNamespace(
+            device=torch.device(device), dataloader_pin_memory=pinned, wants_fsdp=False, accelerator_config=config
+        )
+        trainer.create_accelerator_and_postprocess()
+        assert config.non_blocking == (device == "cuda" and pinned)
+    planned = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        suit_changing_shapes("cuda")
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(planned)

@@ -19,6 +19,9 @@ from gpt2_hf import checkpoints
 from gpt2_hf.__main__ import main
 from gpt2_hf.arguments import DataArguments, ModelArguments
 from gpt2_hf.parsing import parse
+from gpt2_hf.report import read_run
+from gpt2_hf.stopwatch import Stopwatch
+from gpt2_hf.training import report_seconds
 from gpt2_hf.training_arguments import GPT2HFTrainingArguments
 
 from .conftest import REPOSITORY, read_json
@@ -164,6 +167,17 @@ def test_the_written_config_runs_the_same_thing(finished_run, tmp_path):
     assert_same_state(final_state(again, 25), final_state(finished_run, 25))
 
 
+def test_the_written_config_does_not_depend_on_the_machine(tiny_options, tmp_path):
+    """That there was no accelerator is not written down as a wish; nothing to report to can be read again."""
+    words = [word for word in tiny_options if word != "--use_cpu"]
+    options = ["--max_steps", "2", "--report_to", "none", "--checkpoint_dir", str(tmp_path / "run")]
+    assert main(["train", *words, *options]) == 0
+    written = tmp_path / "run" / "resolved_config.json"
+    assert "use_cpu" not in read_json(written)
+    assert main(["train", "--config", str(written), "--checkpoint_dir", str(tmp_path / "again")]) == 0
+    assert not (tmp_path / "again" / "runs").exists()
+
+
 # ---- resuming ----
 
 
@@ -255,6 +269,46 @@ def test_resuming_a_finished_run_trains_nothing(train_tiny, finished_run, tmp_pa
     assert read_json(tmp_path / "run" / "eval_results.json") == read_json(finished_run / "eval_results.json")
 
 
+def test_a_run_that_goes_on_forgets_its_earlier_end(train_tiny, finished_run, tmp_path):
+    """Stopped again before its next end, it has no results of the first one; its checkpoint tells how far it is."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    assert train_until_signal(run, 30, train_tiny, "--max_epochs", "2", "--resume_from", "latest") == 75
+    assert not list(run.glob("*_results.json"))
+    record = read_run(run)
+    assert record.history[-1]["step"] == 30 and "test_loss" not in record.results and "eval_loss" in record.results
+
+
+def test_another_validation_text_has_another_best_model(train_tiny, finished_run, tmp_path, capsys):
+    """Losses of other samples are not compared with those before; the best one since is what is kept and shown."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    options = ("--max_epochs", "2", "--resume_from", "latest", "--max_eval_samples", "3", "--learning_rate", "1e-9")
+    assert train_tiny(run, *options, "--lr_scheduler_type", "constant") == 0
+    assert "the best model is looked for anew" in capsys.readouterr().out
+    best = min((entry for entry in history(run) if entry.get("eval_tokens", 0) and entry["step"] > 25), key=_loss)
+    assert read_json(run / "eval_results.json")["eval_loss"] == best["eval_loss"]
+    assert checkpoints.read_names(run)["best_model"] == f"checkpoint-{best['step']}"
+
+
+def _loss(entry):
+    return entry["eval_loss"]
+
+
+def test_a_run_that_goes_back_has_the_best_model_of_its_branch(train_tiny, finished_run, tmp_path):
+    """Step 20, where step 10 was the best: the one published since is not taken for it."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    state = read_json(run / "checkpoint-20" / "trainer_state.json")
+    state |= {"best_global_step": 10, "best_metric": 0.1}  # which nothing beats
+    checkpoints.write_json(run / "checkpoint-20" / "trainer_state.json", state)
+    checkpoints.write_manifest(run / "checkpoint-20")
+    assert train_tiny(run, "--resume_from", "checkpoint-20") == 0
+    assert checkpoints.read_names(run)["best_model"] == "checkpoint-10"
+    published, best = (load_file(run / name / "model.safetensors") for name in ("best_model", "checkpoint-10"))
+    assert all(torch.equal(published[name], weight) for name, weight in best.items())
+
+
 def test_latest_in_an_empty_folder_starts_fresh(train_tiny, tmp_path, capsys):
     """One command line serves the first job and all that follow."""
     assert train_tiny(tmp_path / "run", "--max_steps", "2", "--resume_from", "latest") == 0
@@ -292,6 +346,7 @@ def test_a_new_learning_rate_takes_effect_on_resume(train_tiny, finished_run, tm
         (("--num_layers", "3"), "has n_layer=2, this run asks for 3"),
         (("--max_train_samples", "50"), "--max_train_samples was 200 and cannot become 50"),
         (("--seed", "7"), "--seed was 42 and cannot become 7"),
+        (("--lr_scheduler_type", "reduce_lr_on_plateau"), "with a schedule that follows the evaluations"),
         (("--resume_from", "checkpoint_epoch_9"), "there is no checkpoint 'checkpoint_epoch_9'"),
     ],
 )
@@ -316,6 +371,20 @@ def test_a_run_is_never_overwritten_unasked(train_tiny, finished_run, tmp_path, 
 
 
 # ---- how a run ends ----
+
+
+def test_a_run_by_epochs_that_ends_within_one_keeps_its_end(train_tiny, tmp_path):
+    """Evaluated and saved at its last step, though no epoch ends there."""
+    strategies = ("--save_strategy", "epoch", "--eval_strategy", "epoch")
+    assert train_tiny(tmp_path / "run", *strategies, "--max_epochs", "1.2") == 0
+    assert [path.name for path in checkpoints.list_checkpoints(tmp_path / "run")] == ["checkpoint-25", "checkpoint-30"]
+    assert [entry["step"] for entry in history(tmp_path / "run") if "eval_loss" in entry] == [25, 30]
+
+
+def test_how_long_the_text_took_to_read_says_nothing_of_the_end():
+    """A large corpus that was tokenised for an hour takes no hour from training for the report."""
+    watch = Stopwatch(age_at_start=3610.0, total={"data": 3600.0})
+    assert 7.0 < report_seconds(SimpleNamespace(watch=watch)) < 60.0
 
 
 def test_the_time_budget_ends_in_a_named_checkpoint(train_tiny, tmp_path, capsys):
