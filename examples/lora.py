@@ -1,7 +1,7 @@
 """Fine-tune a gpt2_hf model with a LoRA adapter (peft) and transformers' own Trainer.
 
     pip install peft
-    python examples/lora.py --model_path checkpoints/best_model --output_dir lora_adapter
+    python examples/lora.py --model_path runs/quickstart/best_model --output_dir lora_adapter
 
 Without --model_path it adapts a small random model; the text is the language reference that Python carries.
 """
