@@ -1,13 +1,15 @@
 """gpt2_hf.data.streaming: a corpus that is not stored, each document once an epoch, and exact after a stop."""
 
+import dataclasses
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2_hf.data import FlatteningCollator, PaddingCollator, SequenceMode, load_data
+from gpt2_hf.data import FlatteningCollator, PaddingCollator, SequenceMode, fingerprints, load_data
 from gpt2_hf.data.sources import load_sources
 from gpt2_hf.data.streaming import StreamingLoader, StreamingSamples, set_aside_of_stream
 from gpt2_hf.errors import UserError
@@ -157,6 +159,31 @@ def test_another_stream_is_refused(corpus, gpt2, options, message):  # noqa: F81
         StreamingLoader(stream_of(corpus, gpt2, **options), 4, FlatteningCollator()).load_state_dict(state)
     with pytest.raises(UserError, match="--num_workers"):
         StreamingLoader(stream_of(corpus, gpt2), 4, FlatteningCollator(), num_workers=3).load_state_dict(state)
+
+
+def test_files_are_hashed_once(corpus, gpt2, monkeypatch):  # noqa: F811
+    """Checkpoints and copies of the stream do not read the corpus again; a new process sees that it was changed."""
+    hashed = []
+    original = fingerprints._hash
+    monkeypatch.setattr(fingerprints, "_hash", lambda path: hashed.append(path) or original(path))
+    stream = stream_of(corpus, gpt2)
+    stream.key()
+    loader = StreamingLoader(dataclasses.replace(stream, rank=1, world_size=2), 4, FlatteningCollator())
+    next(iter(loader))
+    state = [loader.state_dict() for _ in range(3)][-1]
+    assert len(hashed) == len(corpus.files) == 2
+    with Path(corpus.files[0].path).open("a") as file:
+        file.write("one line more\n")
+    resumed = StreamingLoader(stream_of(corpus, gpt2, rank=1, world_size=2), 4, FlatteningCollator())
+    with pytest.raises(UserError, match="not those of the checkpoint"):
+        resumed.load_state_dict(state)
+
+
+def test_another_source_has_another_key(corpus, gpt2, tmp_path):  # noqa: F811
+    """What is known of one text is not taken for another's."""
+    stream = stream_of(corpus, gpt2)
+    other = load_sources(file_arguments(tmp_path / "a.txt"))["train"]
+    assert stream.key() != dataclasses.replace(stream, source=other).key() == stream_of(other, gpt2).key()
 
 
 def test_set_aside_documents_are_not_trained_on(corpus, gpt2):  # noqa: F811

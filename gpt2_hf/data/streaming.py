@@ -121,10 +121,17 @@ class StreamingSamples(IterableDataset):
     # Where each worker goes on, and which of them gives the next batch; set by `StreamingLoader`.
     positions: dict[int, Position] = dataclasses.field(default_factory=dict)
     first_worker: int = 0
+    # The source and its key, once it is known; `dataclasses.replace` carries it along.
+    known_key: tuple[Source, str] | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def key(self) -> str:
-        """A name for exactly this sequence of samples, save for how it is divided among processes."""
-        parts = (self.source.key(), tokenizer_key(self.tokenizer), str(self.mode), str(self.max_length))
+        """A name for exactly this sequence of samples, save for how it is divided among processes.
+
+        The files are hashed once, not at every checkpoint: the name is that of the text that training began with.
+        """
+        if self.known_key is None or self.known_key[0] is not self.source:
+            self.known_key = self.source, self.source.key()
+        parts = (self.known_key[1], tokenizer_key(self.tokenizer), str(self.mode), str(self.max_length))
         options = (self.truncate, self.seed, self.buffer_size, self.set_aside_percentage)
         return entry_key(*parts, repr(options))
 
