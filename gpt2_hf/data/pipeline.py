@@ -115,8 +115,6 @@ def _tokenize_splits(
         source, note = set_aside_of_stream(sources["train"], percentage)
         lines.append(note)
         documents["validation"] = tokenize(source, tokenizer, workers)
-        if "train" in splits and streamed is None:
-            documents["train"] = tokenize(sources["train"], tokenizer, workers)
     elif missing:
         rest, cut = tokenize_and_cut(sources["train"], tokenizer, percentage, workers)
         documents = {"train": rest, "validation": cut}
