@@ -2,6 +2,7 @@
 
 import functools
 import os
+import ssl
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -63,7 +64,10 @@ def ensure_hub_or_offline() -> bool:
         urllib.request.urlopen(constants.ENDPOINT, timeout=_PROBE_SECONDS).close()
     except urllib.error.HTTPError:
         return True  # it answered, if only with an error
-    except OSError:
+    except OSError as error:
+        # OpenSSL's certificates need not be those of the hub's own client, which decides (a proxy, macOS)
+        if isinstance(getattr(error, "reason", error), ssl.SSLCertVerificationError):
+            return True
         import datasets
 
         constants.HF_HUB_OFFLINE = True

@@ -2,15 +2,19 @@
 
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
 from contextlib import closing
 
+import datasets
 import pytest
+from huggingface_hub import constants
 
-from gpt2_hf.hub import is_hub_id, is_local_path
+from gpt2_hf.hub import ensure_hub_or_offline, is_hub_id, is_local_path
 
 LOAD_DATA = """
 from gpt2_hf.arguments import DataArguments
@@ -80,6 +84,27 @@ def test_answers_nothing(tmp_path):
     assert "--train_file" in result.stdout
     assert seconds < 30
     assert attempts <= 2
+
+
+@pytest.mark.parametrize(
+    ("reason", "answered"),
+    [
+        (ssl.SSLCertVerificationError(1, "self-signed certificate in certificate chain"), True),
+        (ssl.SSLEOFError(8, "EOF occurred in violation of protocol"), False),
+        (TimeoutError("timed out"), False),
+    ],
+)
+def test_a_certificate_that_cannot_be_verified_is_an_answer(monkeypatch, reason, answered):
+    """Behind a proxy with certificates of its own the hub is there; its own client may know them."""
+
+    def refuse(*args, **options):
+        raise urllib.error.URLError(reason)
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    assert ensure_hub_or_offline.__wrapped__() is answered
+    assert constants.HF_HUB_OFFLINE is datasets.config.HF_HUB_OFFLINE is not answered
 
 
 @pytest.mark.parametrize(
