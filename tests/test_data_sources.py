@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Features, Value
+from datasets import Features, Value, exceptions
 from datasets.arrow_writer import ArrowWriter
 from hypothesis import given
 from hypothesis import strategies as st
@@ -449,6 +449,28 @@ def test_directory_without_data(tmp_path):
     """A folder without data is refused with what belongs into it."""
     message = error_of(DataArguments(dataset_name=str(tmp_path), dataset_config_name=None))
     assert message.startswith("--dataset_name: ") and "jsonl" in message
+
+
+@pytest.mark.parametrize(
+    ("error", "answers", "message"),
+    [
+        (exceptions.DatasetNotFoundError("Dataset 'a/b' is a gated dataset.\nMore"), True, "a gated dataset.); check"),
+        (exceptions.DataFilesNotFoundError("No data files found"), True, "a/b cannot be loaded: No data files found"),
+        (exceptions.DatasetNotFoundError("Dataset 'a/b' doesn't exist"), False, "the hub cannot be reached"),
+        (ConnectionError("Couldn't reach 'a/b' on the Hub"), True, "the hub cannot be reached"),
+    ],
+)
+def test_not_on_the_hub(monkeypatch, error, answers, message):
+    """A name that the hub does not know, or not without a login, is told from a hub that cannot be reached."""
+
+    def refuse(*args):
+        raise error
+
+    monkeypatch.setattr("gpt2_hf.data.sources.ensure_hub_or_offline", lambda: answers)
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    line = error_of(DataArguments(dataset_name="a/b", dataset_config_name=None))
+    assert line.startswith("--dataset_name: ") and message in line
+    assert ("hf auth login" in line) == ("gated" in message)
 
 
 def test_missing_folder(tmp_path):

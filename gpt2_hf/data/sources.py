@@ -254,10 +254,8 @@ def _sources_of_name(args: DataArguments) -> dict[str, Source]:
             loaded, version = dict(builder.as_streaming_dataset()), f"{builder.config_id} {builder.hash}"
         else:
             loaded, version = dict(datasets.load_dataset(name, config_name)), ""
-    except datasets.exceptions.DatasetNotFoundError as error:
-        raise _no_data(name) if os.path.isdir(name) else _unreachable(name) from error
     except (ConnectionError, FileNotFoundError) as error:
-        raise _no_data(name) if os.path.isdir(name) else _unreachable(name) from error
+        raise _not_found(name, error) from error
     except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -309,17 +307,22 @@ def _row_source(split: str, dataset: Dataset | IterableDataset, args: DataArgume
     return RowSource(split, dataset, column, _unit_of_rows(args, where), version)
 
 
-def _unreachable(name: str) -> UserError:
+def _not_found(name: str, error: OSError) -> UserError:
+    if os.path.isdir(name):
+        return UserError(
+            f"--dataset_name: the folder {name} holds no data files; put txt, md, jsonl, csv or parquet files into "
+            "it, or give --train_file"
+        )
+    if isinstance(error, FileNotFoundError) and ensure_hub_or_offline():  # the hub answered
+        if isinstance(error, datasets.exceptions.DatasetNotFoundError):
+            return UserError(
+                f"--dataset_name: the hub has no {name!r}, or not without a login ({_first_line(error)}); check the "
+                "name, or ask for access and log in with: hf auth login"
+            )
+        return UserError(f"--dataset_name: {name} cannot be loaded: {_first_line(error)}")
     return UserError(
         f"--dataset_name: {name!r} is not in the local cache and the hub cannot be reached; point --dataset_name at "
         "a local folder in the hub's layout, or --train_file at a file, or use --dataset_name python-docs"
-    )
-
-
-def _no_data(name: str) -> UserError:
-    return UserError(
-        f"--dataset_name: the folder {name} holds no data files; put txt, md, jsonl, csv or parquet files into it, or "
-        "give --train_file"
     )
 
 
