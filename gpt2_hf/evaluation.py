@@ -9,7 +9,7 @@ tokens, nor of words, nor of bytes, by which the summed loss is divided.
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,15 @@ from .model_loading import load_trained
 from .modeling_gpt2_hf import GPT2HFForCausalLM
 from .precision import current_device_type, resolve_precision
 from .text_units import TextCounts, TextUnits
+
+# Options that act under certain values of others, and are refused otherwise. Those of the training run are passed over
+# then: its protocol is repeated as far as it goes with what is asked for.
+_ACTS: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "truncate": lambda options: options["sequence_mode"] != "blocks",
+    "pad_to_max_length": lambda options: options["sequence_mode"] == "padded",
+    "join_documents": lambda options: options["sequence_mode"] == "blocks" and not options["streaming"],
+    "shuffle_buffer_size": lambda options: options["streaming"],
+}
 
 _POINTLESS_WITH_STRIDE = ("truncate", "pad_to_max_length", "max_train_samples", "max_eval_samples")
 
@@ -205,7 +214,14 @@ def _evaluate(
     data_args = with_training_protocol(data_args, given, source)
     max_length = args.max_length or read_trained_option(source, "max_length") or model.config.n_positions
     _check_options(args, data_args, given, max_length, model.config.n_positions)
-    data = load_data(data_args, tokenizer, max_length, (args.split,), batch_size=args.batch_size)
+    data = load_data(
+        data_args,
+        tokenizer,
+        max_length,
+        (args.split,),
+        batch_size=args.batch_size,
+        inherited=inherited_options(source, given),
+    )
     if args.split not in data.samples:
         raise UserError(f"--split {args.split}: {_text_of(args.split, data_args)} has no such split; choose another")
     samples, collator = _protocol(data, args, max_length)
@@ -309,9 +325,9 @@ def _write_report(path: Path, report: dict[str, Any]) -> None:
 
 
 def with_training_protocol(data_args: DataArguments, given: dict[str, str], source: str) -> DataArguments:
-    """Take what the command does not say about the data from the config the model was trained with."""
-    trained = read_trained_config(source)
-    values = {name: getattr(data_args, name) for name in data_args.__dataclass_fields__}
+    """Take what the command does not say about the data from the config the model was trained with, where it acts."""
+    fields = data_args.__dataclass_fields__
+    values = {name: getattr(data_args, name) for name in fields}
     named_source = {"dataset_name", "train_file", "validation_file", "test_file"} & set(given)
     source_options = {
         "dataset_name",
@@ -322,13 +338,19 @@ def with_training_protocol(data_args: DataArguments, given: dict[str, str], sour
         "text_column",
     }
     limits = {"max_train_samples", "max_eval_samples"}  # shortcuts of a run, not part of how it measures
-    for name, value in trained.items():
-        if name in values and name not in limits | set(given) and not (named_source and name in source_options):
-            values[name] = value
-    inherited = values.pop("dataset_config_is_inherited")
+    left_out = limits | (source_options if named_source else set())
+    trained = {name: value for name, value in inherited_options(source, given).items() if name in values}
+    values |= {name: value for name, value in trained.items() if name not in left_out}
+    values |= {name: fields[name].default for name, acts in _ACTS.items() if name in trained and not acts(values)}
+    was_inherited = values.pop("dataset_config_is_inherited")
     result = DataArguments(**values)
-    result.dataset_config_is_inherited = (bool(named_source) and "dataset_config_name" not in given) or inherited
+    result.dataset_config_is_inherited = (bool(named_source) and "dataset_config_name" not in given) or was_inherited
     return result
+
+
+def inherited_options(source: str, given: dict[str, str]) -> dict[str, Any]:
+    """The options of the run that trained a model, but for those that are given anew."""
+    return {name: value for name, value in read_trained_config(source).items() if name not in given}
 
 
 def read_trained_config(source: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from gpt2_hf import load_tokenizer
 from gpt2_hf.__main__ import main
+from gpt2_hf.arguments import DataArguments
 from gpt2_hf.chunked_loss import IGNORE_INDEX
-from gpt2_hf.evaluation import SlidingWindows
+from gpt2_hf.errors import UserError
+from gpt2_hf.evaluation import SlidingWindows, with_training_protocol
 from gpt2_hf.precision import current_device_type
 
 from .conftest import REPOSITORY, read_json
@@ -204,6 +207,51 @@ def test_windows_over_blocks_score_the_tokens_of_the_blocks(finished_run, capsys
     assert windows["loss"] != blocks["loss"]
     documents = plain["line_ends"]  # the tiny corpus has a document a line
     assert windows["tokens"] - plain["tokens"] == (1 if joined == "true" else documents)
+
+
+PROTOCOLS = [
+    {"sequence_mode": "padded", "truncate": True, "pad_to_max_length": True},
+    {"sequence_mode": "padding_free", "truncate": True, "streaming": True, "shuffle_buffer_size": 9},
+    {"sequence_mode": "blocks", "join_documents": True},
+    {"sequence_mode": "blocks", "streaming": True, "shuffle_buffer_size": 9},
+]
+
+
+@pytest.mark.parametrize("trained", PROTOCOLS)
+@pytest.mark.parametrize("name", ["sequence_mode", "streaming"])
+def test_what_the_training_run_had_and_does_not_act_is_passed_over(tmp_path, trained, name):
+    """Its protocol is repeated as far as it goes with what is asked for; what does not act has its default."""
+    (tmp_path / "resolved_config.json").write_text(json.dumps({"train_file": "a.txt", **trained}))
+    assert asdict(with_training_protocol(DataArguments(), {}, str(tmp_path))).items() >= trained.items()
+    for value in {"sequence_mode": ["padded", "padding_free", "blocks"], "streaming": [True, False]}[name]:
+        asked = with_training_protocol(DataArguments(**{name: value}), {name: "command line"}, str(tmp_path))
+        blocks, streaming = asked.sequence_mode == "blocks", asked.streaming
+        assert getattr(asked, name) == value
+        assert asked.truncate == (trained.get("truncate", False) and not blocks)
+        assert asked.pad_to_max_length == ("pad_to_max_length" in trained and asked.sequence_mode == "padded")
+        assert asked.join_documents == ("join_documents" in trained and blocks and not streaming)
+        assert asked.shuffle_buffer_size == (9 if "shuffle_buffer_size" in trained and streaming else 10_000)
+
+
+def test_what_is_typed_and_does_not_act_is_refused(tmp_path):
+    """Under the training run's protocol too, whatever else comes from it."""
+    (tmp_path / "resolved_config.json").write_text(json.dumps({"train_file": "a.txt", **PROTOCOLS[2]}))
+    with pytest.raises(UserError, match="--truncate has no effect with --sequence_mode blocks"):
+        with_training_protocol(DataArguments(truncate=True), {"truncate": "command line"}, str(tmp_path))
+
+
+def test_the_share_that_training_set_aside_is_passed_over(stock_folder, tmp_path, capsys):
+    """Beside a validation file there is nothing to set aside: only a share that is typed is refused."""
+    model, text = tmp_path / "model", tmp_path / "text.txt"
+    shutil.copytree(stock_folder, model)
+    text.write_text("The statement is a statement.\n" * 3)
+    (model / "resolved_config.json").write_text(
+        json.dumps({"train_file": "a.txt", "validation_split_percentage": 1.0})
+    )
+    options = ["--model_path", str(model), "--validation_file", str(text), "--split", "validation"]
+    assert evaluate(capsys, *options)["data_options"]["validation_split_percentage"] == 5
+    assert main(["evaluate", *options, "--validation_split_percentage", "1"]) == 2
+    assert "--validation_split_percentage has no effect" in capsys.readouterr().err
 
 
 def test_command_finds_checkpoints_by_name(finished_run, capsys, monkeypatch):

@@ -1,7 +1,7 @@
 """The data stage from end to end: arguments in, datasets and a collator out."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,7 @@ def load_data(
     splits: tuple[str, ...] = SPLITS,
     batch_size: int = 8,
     seed: int = 42,
+    inherited: Collection[str] = (),
 ) -> LoadedData:
     """Load, tokenise and cut the wanted splits into samples of at most `max_length` positions.
 
@@ -57,12 +58,15 @@ def load_data(
         splits: which splits to load; those that are not there are left out.
         batch_size: samples of a batch, for the line that says how much of it is text.
         seed: order of a streamed split.
+        inherited: names of options that come along from another run; without effect they are passed over.
 
     Raises:
         UserError: if the text cannot be read, or a split that is there has nothing to train on or to score.
     """
     datasets.disable_progress_bars()
     sources = load_sources(args)
+    if "validation" in sources:
+        _settle_percentage(args, inherited)
     lines: list[str] = []
     streamed = "train" if args.streaming and "train" in splits and "train" in sources else None
     documents = _tokenize_splits(args, tokenizer, sources, splits, streamed, lines)
@@ -96,6 +100,16 @@ def load_data(
     return data
 
 
+def _settle_percentage(args: DataArguments, inherited: Collection[str]) -> None:
+    """Refuse a share to set aside where there is a validation split; if it came along, the arguments forget it."""
+    name = "validation_split_percentage"
+    default = DataArguments.__dataclass_fields__[name].default
+    if name in inherited:
+        args.validation_split_percentage = default
+    if args.validation_split_percentage != default:
+        raise UserError(f"--{name} has no effect: there is a validation split; leave it out")
+
+
 def _tokenize_splits(
     args: DataArguments,
     tokenizer: PreTrainedTokenizerBase,
@@ -108,9 +122,6 @@ def _tokenize_splits(
     workers, percentage = args.preprocessing_num_workers, args.validation_split_percentage
     documents: dict[str, TokenizedDocuments] = {}
     missing = "validation" not in sources and "train" in sources and {"train", "validation"} & set(splits)
-    default = DataArguments.__dataclass_fields__["validation_split_percentage"].default
-    if "validation" in sources and percentage != default:
-        raise UserError("--validation_split_percentage has no effect: there is a validation split; leave it out")
     if missing and args.streaming:
         source, note = set_aside_of_stream(sources["train"], percentage)
         lines.append(note)
