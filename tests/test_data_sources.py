@@ -3,6 +3,7 @@
 import bz2
 import csv
 import gzip
+import io
 import json
 import lzma
 from pathlib import Path
@@ -136,6 +137,36 @@ def test_byte_order_mark(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n', encoding="utf-8-sig")
     assert read(file_arguments(tmp_path / "a.txt")) == ["one\n", "two\n"]
     assert read(file_arguments(tmp_path / "a.jsonl")) == ["one"]
+
+
+@modest
+@given(
+    text=st.lists(st.sampled_from(["a", "é", "字", "🙂", "\n", "\r", "\r\n", "\ufeff"])).map("".join),
+    size=st.integers(1, 9),
+)
+def test_pieces_of_a_document(tmp_path_factory, text, size):
+    """In whatever pieces a whole file is read, no character and no line end is cut in two."""
+    path = tmp_path_factory.mktemp("pieces") / "a.md"
+    path.write_bytes(("begin" + text + "end").encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readers, "_PIECE_BYTES", size)
+        documents = read(file_arguments(path))
+    assert documents == ["begin" + text.replace("\r\n", "\n").replace("\r", "\n") + "end"]
+
+
+def test_a_document_without_line_ends_is_read_in_few_pieces(tmp_path, monkeypatch):
+    """Two megabytes of Chinese without a line end or a character of ASCII are not read byte by byte."""
+    text, sizes = "字" * 700_000, []
+
+    class Watched(io.BytesIO):
+        def read(self, size):
+            sizes.append(size)
+            return super().read(size)
+
+    (tmp_path / "a.md").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(readers, "_open", lambda file: Watched(text.encode()))
+    assert read(file_arguments(tmp_path / "a.md")) == [text]
+    assert len(sizes) < 10
 
 
 def test_globs_may_mix_formats(tmp_path):

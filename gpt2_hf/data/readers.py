@@ -14,6 +14,7 @@ import itertools
 import json
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ MAX_ROW_CHARACTERS = 8 << 20
 MAX_FILE_BYTES = 512 << 20
 
 _ROWS_SEARCHED_FOR_COLUMNS = 100
+_PIECE_BYTES = 1 << 20
+# What may go on in the next piece: a line end, or the last character of UTF-8.
+_UNFINISHED = re.compile(rb"(?:\r|[\xc0-\xff][\x80-\xbf]{0,2})\Z")
 
 
 class Format(StrEnum):
@@ -285,16 +289,25 @@ def _whole(file: TextFile, start: Place) -> Iterator[Row]:
     text = io.StringIO()
     offset, number = 0, 0
     with _open(file) as stream:
-        # in pieces that end with a line, so that no character is cut and errors name the place
-        while raw := stream.read(1 << 20) + stream.readline(1 << 20):
-            while (raw[-1] >= 0x80 or raw[-1:] == b"\r") and (more := stream.read(1)):  # cut no character in two
-                raw += more
+        for raw in _pieces(stream):
             text.write(_decode(file, raw, Place(offset, number)))
             offset, number = offset + len(raw), number + raw.count(b"\n")
             if offset > MAX_FILE_BYTES:
                 problem = f" is larger than {MAX_FILE_BYTES >> 20} MiB, too much for one document"
                 raise file.fail(problem, "use --document_unit line or paragraph; blocks join them to one stream")
     yield text.getvalue(), Place()
+
+
+def _pieces(stream: BinaryIO) -> Iterator[bytes]:
+    """The bytes of a stream in pieces that cut neither a character nor a line end in two."""
+    rest = b""
+    while more := stream.read(_PIECE_BYTES):
+        raw = rest + more
+        unfinished = _UNFINISHED.search(raw, max(len(raw) - 3, 0))
+        end = unfinished.start() if unfinished else len(raw)
+        rest = raw[end:]
+        yield raw[:end]
+    yield rest
 
 
 # ---- rows with columns ----
