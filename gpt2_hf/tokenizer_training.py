@@ -116,8 +116,7 @@ def _source(args: TokenizerTrainingArguments) -> Source:
 
 
 def _texts(source: Source) -> Iterator[list[str]]:
-    for batch in batches_of(text for text, _ in source.documents() if text and not text.isspace()):
-        yield [text for text in batch if text]
+    return batches_of(text for text, _ in source.documents() if text and not text.isspace())
 
 
 def _measure(source: Source, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:

@@ -149,6 +149,22 @@ def test_long_documents_in_pieces(gpt2, encoder, text):  # noqa: F811
         assert encoder.encode([text]).ids.tolist() == expected
 
 
+def test_a_long_document_is_encoded_in_groups(gpt2, monkeypatch):  # noqa: F811
+    """The tokenizer gets a bounded amount of text at a time, however long the document; the ids are the same."""
+    monkeypatch.setattr(encoding, "_PIECE_CHARACTERS", 20)
+    monkeypatch.setattr(encoding, "_BATCH_CHARACTERS", 100)
+    long, short = "Some words, and a line end.\n" * 200, "A few words."
+    encoder = Encoder(gpt2)
+    sizes = []
+    original = encoder._encode
+    monkeypatch.setattr(encoder, "_encode", lambda texts: sizes.append(sum(map(len, texts))) or original(texts))
+    batch = encoder.encode([short, None, long, " ", short])
+    expected = [gpt2(text).input_ids for text in (short, long, short)]
+    assert batch.lengths.tolist() == [len(expected[0]), 0, len(expected[1]), 0, len(expected[2])]
+    assert batch.ids.tolist() == [*expected[0], *expected[1], *expected[2]] and batch.ids.dtype == np.uint16
+    assert sum(sizes) == len(long) + 2 * len(short) and max(sizes) < 150
+
+
 def test_a_word_without_end(gpt2):  # noqa: F811
     """Three million characters without a place to cut are tokenised, and every one of them comes back."""
     text = "ab" * 1_500_000

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer, pre_tokenizers
@@ -29,6 +29,9 @@ _MAX_PIECE_CHARACTERS = 1 << 20
 # A byte-level BPE begins a new word here, whatever comes before and after: at a single white space between two
 # characters that are none, and at East Asian punctuation after a letter.
 _WORD_BORDER = re.compile(r"(?<=\S)(?=\s\S)|(?<=\w)(?=[。，、！？；：])")
+
+
+_Text = TypeVar("_Text", bound=str | None)
 
 
 class EncodedBatch(NamedTuple):
@@ -74,11 +77,14 @@ class Encoder:
                 parts = self._pieces(text)
                 pieces += parts
                 owners += [i] * len(parts)
-        encoded = self._encode(pieces) if pieces else []
-        counts = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
-        ids = np.fromiter(chain.from_iterable(encoded), dtype=self.dtype, count=int(counts.sum()))
+        counts: list[int] = []
+        ids = [np.zeros(0, dtype=self.dtype)]
+        for group in batches_of(pieces):  # of one long document, not all at once: ids are small, encodings are not
+            encoded = self._encode(group)
+            counts += map(len, encoded)
+            ids.append(np.fromiter(chain.from_iterable(encoded), dtype=self.dtype))
         lengths = np.bincount(np.array(owners, dtype=np.int64), weights=counts, minlength=len(texts))
-        return EncodedBatch(ids, lengths.astype(np.int32))
+        return EncodedBatch(np.concatenate(ids), lengths.astype(np.int32))
 
     def _pieces(self, text: str) -> list[str]:
         """Cut a long text where the tokenizer begins a new word anyhow, so that the ids stay the same.
@@ -127,9 +133,9 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def batches_of(texts: Iterable[str | None]) -> Iterator[list[str | None]]:
+def batches_of(texts: Iterable[_Text]) -> Iterator[list[_Text]]:
     """Group documents into batches of bounded size."""
-    batch: list[str | None] = []
+    batch: list[_Text] = []
     characters = 0
     for text in texts:
         batch.append(text)
