@@ -504,6 +504,16 @@ def test_not_on_the_hub(monkeypatch, error, answers, message):
     assert ("hf auth login" in line) == ("gated" in message)
 
 
+def test_folder_with_a_script(tmp_path):
+    """A data set that is made by a script is refused by name: the library no longer runs it."""
+    folder = tmp_path / "scripted"
+    folder.mkdir()
+    (folder / "scripted.py").write_text("x = 1\n")
+    (folder / "train.txt").write_text("some text\n")
+    message = error_of(DataArguments(dataset_name=str(folder), dataset_config_name=None))
+    assert message.startswith(f"--dataset_name: {folder} cannot be loaded: ") and "scripted.py" in message
+
+
 def test_missing_folder(tmp_path):
     """A folder that is not there is not looked up at the hub."""
     message = error_of(DataArguments(dataset_name=str(tmp_path / "missing")))

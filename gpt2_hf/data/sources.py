@@ -256,7 +256,7 @@ def _sources_of_name(args: DataArguments) -> dict[str, Source]:
             loaded, version = dict(datasets.load_dataset(name, config_name)), ""
     except (ConnectionError, FileNotFoundError) as error:
         raise _not_found(name, error) from error
-    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
+    except (datasets.exceptions.DatasetGenerationError, ValueError, RuntimeError) as error:  # scripts: RuntimeError
         if isinstance(error, UserError):
             raise
         raise UserError(f"--dataset_name: {name} cannot be loaded: {_first_line(error.__cause__ or error)}") from error
