@@ -2,6 +2,7 @@
 
 import bz2
 import csv
+import errno
 import gzip
 import io
 import json
@@ -460,6 +461,20 @@ def test_unknown_ending(tmp_path):
 def test_missing_file(tmp_path, name):
     """A file that is not there is refused by the option and name."""
     assert "--train_file: no file matches" in error_of(file_arguments(tmp_path / name))
+
+
+def test_unreadable_file(tmp_path, monkeypatch):
+    """A file that may not be read is refused by name, by the key of its content too, which comes first."""
+    path = write(tmp_path, ".txt", TEXTS)
+    source = load_sources(file_arguments(path))["train"]
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr("gpt2_hf.data.fingerprints._hash", refuse)
+    with pytest.raises(UserError) as error:
+        source.key()
+    assert str(error.value).startswith(f"--train_file: {path} cannot be read (Permission denied); check")
 
 
 def test_folder_as_file(tmp_path):

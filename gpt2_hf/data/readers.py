@@ -147,7 +147,7 @@ def columns_of(file: TextFile) -> list[str]:
     Raises:
         UserError: if the file cannot be read.
     """
-    with _errors_of(file):
+    with errors_of(file):
         if file.format is Format.PARQUET:
             return list(pq.read_schema(file.path).names)
         if file.format in (Format.CSV, Format.TSV):
@@ -165,7 +165,7 @@ def read_rows(file: TextFile, start: Place = Place()) -> Iterator[Row]:  # noqa:
     Raises:
         UserError: if the file cannot be read, is not what its ending says, or holds what cannot be text.
     """
-    with _errors_of(file):
+    with errors_of(file):
         if file.format is Format.PARQUET:
             rows = _parquet_texts(file, start)
         elif file.format in (Format.CSV, Format.TSV):
@@ -182,7 +182,7 @@ def read_rows(file: TextFile, start: Place = Place()) -> Iterator[Row]:  # noqa:
 
 
 @contextlib.contextmanager
-def _errors_of(file: TextFile) -> Iterator[None]:
+def errors_of(file: TextFile) -> Iterator[None]:
     """Turn what the libraries raise about a file into one line."""
     try:
         yield

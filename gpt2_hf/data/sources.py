@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..hub import ensure_hub_or_offline, is_hub_id, is_local_path
 from . import python_docs
 from .fingerprints import file_key
-from .readers import DocumentUnit, Format, Place, TextFile, columns_of, is_empty, read_rows, text_file
+from .readers import DocumentUnit, Format, Place, TextFile, columns_of, errors_of, is_empty, read_rows, text_file
 
 SPLITS = ("train", "validation", "test")
 
@@ -69,12 +69,12 @@ class FileSource:
 
     def key(self) -> str:
         """Contents and reading options of the files; where they lie and what they are called does not matter."""
-        return repr(
-            [
-                (str(file.format), file.compression, file.delimiter, str(file.unit), file.column, file_key(file.path))
-                for file in self.files
-            ]
-        )
+        keys = []
+        for file in self.files:
+            with errors_of(file):
+                content = file_key(file.path)
+            keys.append((str(file.format), file.compression, file.delimiter, str(file.unit), file.column, content))
+        return repr(keys)
 
 
 @dataclass(frozen=True)
