@@ -9,17 +9,19 @@ import json
 import lzma
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Features, Value, exceptions
+from datasets import Dataset, Features, Value, exceptions
 from datasets.arrow_writer import ArrowWriter
+from datasets.table import InMemoryTable
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2_hf.arguments import DataArguments
 from gpt2_hf.data import readers
-from gpt2_hf.data.sources import Cursor, load_sources, split_document
+from gpt2_hf.data.sources import Cursor, RowSource, load_sources, split_document
 from gpt2_hf.errors import UserError
 
 from .data_fixtures import WIKITEXT, cache_folder, file_arguments, modest  # noqa: F401
@@ -435,6 +437,30 @@ def test_column_of_another_type(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": [1, 2]}), path)
     assert "holds int64, not text" in error_of(file_arguments(path))
+
+
+def not_utf8(rows: list[bytes]) -> pa.Table:
+    """A table whose column of text, as a careless program wrote it, holds other bytes."""
+    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int32)
+    buffers = [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(b"".join(rows))]
+    return pa.table({"text": pa.Array.from_buffers(pa.string(), len(rows), buffers)})
+
+
+def test_parquet_that_is_not_utf8(tmp_path):
+    """A column of text that holds other bytes is refused with file and row."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(not_utf8([b"good", b"good", b"b\xffd", b"good"]), path, row_group_size=2)
+    assert f"--train_file: {path} is not UTF-8 in row 3; " in error_of(file_arguments(path))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_that_are_not_utf8(streaming):
+    """The same of what the datasets library holds or streams, which reads parquet files as they are."""
+    dataset = Dataset(InMemoryTable(not_utf8([b"good", b"b\xffd"])))
+    rows = dataset.to_iterable_dataset() if streaming else dataset
+    source = RowSource("train", rows, "text", readers.DocumentUnit.ROW)
+    with pytest.raises(UserError, match=r"--dataset_name: column 'text' of the train split .* after row [01] .*0xff"):
+        list(source.documents())
 
 
 def test_text_has_no_columns(tmp_path):

@@ -417,10 +417,27 @@ def _parquet_texts(file: TextFile, start: Place) -> Iterator[Row]:
                 if row + len(batch) <= start.offset:
                     row += len(batch)
                     continue
-                for text in batch.column(0).to_pylist():
+                for text in _strings(file, batch.column(0), row):
                     if row >= start.offset:
                         yield _checked(file, text, Place(row, row), f"row {row + 1}")
                     row += 1
+
+
+def _strings(file: TextFile, column: pa.Array, first_row: int) -> list[str | None]:
+    try:
+        texts: list[str | None] = column.to_pylist()
+    except UnicodeDecodeError as error:
+        row = next(i for i, value in enumerate(column, first_row + 1) if not _is_utf8(value))
+        raise file.fail(f" is not UTF-8 in row {row}", "write it again from text in UTF-8") from error
+    return texts
+
+
+def _is_utf8(value: pa.Scalar) -> bool:
+    try:
+        value.as_py()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def is_empty(file: TextFile) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import datasets
+import pyarrow as pa
 from datasets import Dataset, IterableDataset
 
 from ..arguments import DataArguments
@@ -106,6 +107,18 @@ class RowSource:
                     yield document, Cursor(0, number, number, part)
 
     def _texts(self, first: int) -> Iterator[Any]:
+        number = first
+        try:
+            for text in self._column(first):
+                yield text
+                number += 1
+        except (UnicodeDecodeError, pa.ArrowException) as error:
+            raise UserError(
+                f"--dataset_name: column {self.column!r} of the {self.name} split cannot be read after row {number:,} "
+                f"({_first_line(error)}); repair the files"
+            ) from error
+
+    def _column(self, first: int) -> Iterator[Any]:
         if isinstance(self.dataset, IterableDataset):
             yield from (row[self.column] for row in self.dataset.skip(first))
             return
