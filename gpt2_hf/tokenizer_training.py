@@ -3,6 +3,8 @@
 In: text files or a dataset. Out: a folder for `--tokenizer_name`. The command is `python -m gpt2_hf tokenizer`.
 """
 
+import contextlib
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +54,10 @@ def run_tokenizer_training(args: TokenizerTrainingArguments) -> int:
         The exit code.
 
     Raises:
-        UserError: if there is no text, or the folder is not empty; nothing is written then.
+        UserError: if there is no text, or the folder is not empty or cannot be written; nothing is written then.
     """
     folder = Path(args.output_dir).expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--output_dir: {folder} is there and not empty; choose a new folder")
+    _check_folder(folder)
     source = _source(args)
     tokenizer = train_tokenizer(_texts(source), args.vocab_size, args.min_frequency)
     characters, tokens = _measure(source, tokenizer)
@@ -100,6 +101,25 @@ def train_tokenizer(texts: Iterator[list[str]], vocab_size: int, min_frequency: 
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, unk_token=END_OF_TEXT
     )
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that is not empty or cannot be written, before the work and not after it; leave no trace."""
+    missing: list[Path] = []
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"--output_dir: {folder} is there and not empty; choose a new folder")
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(
+            f"--output_dir: {folder} cannot be written ({error.strerror or error}); choose another folder"
+        ) from error
+    finally:
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def _source(args: TokenizerTrainingArguments) -> Source:

@@ -1,5 +1,7 @@
 """gpt2_hf.tokenizer_training: a tokenizer of one's own, that writes any text and fits a model."""
 
+import errno
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -79,6 +81,22 @@ def test_blank_text(tmp_path):
     with pytest.raises(UserError, match="blank"):
         run_tokenizer_training(arguments)
     assert not (tmp_path / "own").exists()
+
+
+def test_folder_that_cannot_be_made(tmp_path, monkeypatch):
+    """A folder that cannot be written is refused before anything is learned, and nothing is left of the attempt."""
+    monkeypatch.setattr("gpt2_hf.tokenizer_training.train_tokenizer", lambda *args: pytest.fail("learned in vain"))
+
+    def refuse(dir):
+        raise PermissionError(errno.EACCES, "Permission denied", str(dir))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    (tmp_path / "file").write_text("not a folder")
+    for folder in (tmp_path / "file" / "own", tmp_path / "new" / "own"):
+        arguments = TokenizerTrainingArguments(dataset_name="python-docs", output_dir=str(folder))
+        with pytest.raises(UserError, match=r"--output_dir: .* cannot be written"):
+            run_tokenizer_training(arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_folder_that_is_there(tmp_path):
