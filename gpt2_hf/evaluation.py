@@ -55,7 +55,8 @@ DEFINITIONS = {
     "word_perplexity": "exp(sum / words)",
     "bits_per_byte": "sum / ln 2 / bytes",
     "tokens": "that were predicted; the first of a document, or of a window without overlap, is only context",
-    "words": "that begin in a scored token: separated by ASCII white space, and one for each line end (WikiText)",
+    "words": "that begin in a scored token: separated by ASCII white space, and one for each line end in the text; "
+    "WikiText's own counts have the ends of blank lines too, which the rows of the hub's copy lack",
     "bytes": "of the scored tokens, in UTF-8; special tokens have none",
 }
 
