@@ -27,8 +27,8 @@ from . import __version__
 from .arguments import DataArguments, EvaluationArguments
 from .checkpoints import RESOLVED_CONFIG_NAME, write_json
 from .chunked_loss import IGNORE_INDEX
-from .cpu_memory import keep_freed_memory
 from .data import BlockSamples, LoadedData, load_data
+from .device_settings import suit_changing_shapes
 from .distributed import is_distributed
 from .errors import UserError
 from .metrics import perplexity
@@ -210,8 +210,7 @@ def _evaluate(
     precision = resolve_precision(args.precision, processes.device.type)
     model, tokenizer, source = load_trained(args.model_path)
     model.to(processes.device)
-    if processes.device.type == "cpu":
-        keep_freed_memory()
+    suit_changing_shapes(processes.device.type)
     data_args = with_training_protocol(data_args, given, source)
     max_length = args.max_length or read_trained_option(source, "max_length") or model.config.n_positions
     _check_options(args, data_args, given, max_length, model.config.n_positions)

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 from transformers.utils import logging as transformers_logging
 
 from .arguments import GenerationArguments
+from .device_settings import suit_changing_shapes
 from .errors import UserError
 from .model_loading import load_trained
 from .packed_weights import packed_weights
@@ -180,6 +181,8 @@ def run_generation(args: GenerationArguments, given: dict[str, str]) -> int:
     device = current_device_type(use_cpu=False)
     # Generation reads every weight once a token, so half the bytes are nearly half the time.
     model.to(device, dtype=resolve_precision(args.precision, device).dtype)
+    if device == "cuda":  # on a CPU, a cache that grows by each token would leave gaps in memory that is kept
+        suit_changing_shapes(device)
     session = _Session(args, model, tokenizer)
     with packed_weights(model):
         if interactive:

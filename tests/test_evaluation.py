@@ -257,7 +257,7 @@ def test_the_share_that_training_set_aside_is_passed_over(stock_folder, tmp_path
 def test_command_finds_checkpoints_by_name(finished_run, capsys, monkeypatch):
     """A checkpoint's name behind the run's path is a model path too; on a CPU, freed memory is kept."""
     asked = []
-    monkeypatch.setattr("gpt2_hf.evaluation.keep_freed_memory", lambda: asked.append(True))
+    monkeypatch.setattr("gpt2_hf.device_settings.keep_freed_memory", lambda: asked.append(True))
     assert main(["evaluate", "--model_path", str(finished_run / "checkpoint_epoch_1"), "--split", "validation"]) == 0
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert printed["loss"] == pytest.approx(read_json(finished_run / "eval_results.json")["eval_loss"], abs=1e-6)
