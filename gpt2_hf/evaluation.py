@@ -211,9 +211,10 @@ def _evaluate(
     model, tokenizer, source = load_trained(args.model_path)
     model.to(processes.device)
     suit_changing_shapes(processes.device.type)
-    data_args = with_training_protocol(data_args, given, source)
     max_length = args.max_length or read_trained_option(source, "max_length") or model.config.n_positions
-    _check_options(args, data_args, given, max_length, model.config.n_positions)
+    streaming = data_args.streaming if "streaming" in given else bool(read_trained_option(source, "streaming"))
+    _check_options(args, given, streaming, max_length, model.config.n_positions)
+    data_args = with_training_protocol(data_args, given, source)
     data = load_data(
         data_args,
         tokenizer,
@@ -251,7 +252,7 @@ def _evaluate(
 
 
 def _check_options(
-    args: EvaluationArguments, data_args: DataArguments, given: dict[str, str], max_length: int, positions: int
+    args: EvaluationArguments, given: dict[str, str], streaming: bool, max_length: int, positions: int
 ) -> None:
     if max_length > positions:
         raise UserError(f"--max_length {max_length} exceeds the model's {positions} positions")
@@ -270,7 +271,7 @@ def _check_options(
     other_limit = "max_eval_samples" if args.split == "train" else "max_train_samples"
     if other_limit in given:
         raise UserError(f"--{other_limit} has no effect with --split {args.split}; leave it out")
-    if data_args.streaming and args.split == "train":
+    if streaming and args.split == "train":
         raise UserError("--split train: the training text is streamed without end; add --streaming false to store it")
 
 

@@ -254,6 +254,19 @@ def test_the_share_that_training_set_aside_is_passed_over(stock_folder, tmp_path
     assert "--validation_split_percentage has no effect" in capsys.readouterr().err
 
 
+def test_the_training_split_of_a_streamed_run(stock_folder, tmp_path, capsys):
+    """It is stored only if that is asked for: the line says how, and then it is scored."""
+    model, text = tmp_path / "model", tmp_path / "text.txt"
+    shutil.copytree(stock_folder, model)
+    text.write_text("The statement is a statement.\n" * 30)
+    trained = {"train_file": str(text), "streaming": True, "shuffle_buffer_size": 1000}
+    (model / "resolved_config.json").write_text(json.dumps(trained))
+    options = ["--model_path", str(model), "--split", "train", "--max_train_samples", "5"]
+    assert main(["evaluate", *options]) == 2
+    assert "--split train: the training text is streamed without end; add --streaming false" in capsys.readouterr().err
+    assert evaluate(capsys, *options, "--streaming", "false")["line_ends"] == 5
+
+
 def test_command_finds_checkpoints_by_name(finished_run, capsys, monkeypatch):
     """A checkpoint's name behind the run's path is a model path too; on a CPU, freed memory is kept."""
     asked = []
