@@ -526,7 +526,7 @@ def test_directory_without_data(tmp_path):
 @pytest.mark.parametrize(
     ("error", "answers", "message"),
     [
-        (exceptions.DatasetNotFoundError("Dataset 'a/b' is a gated dataset.\nMore"), True, "a gated dataset.); check"),
+        (exceptions.DatasetNotFoundError("Dataset 'a/b' is a gated dataset.\nMore"), True, "a gated dataset); check"),
         (exceptions.DataFilesNotFoundError("No data files found"), True, "a/b cannot be loaded: No data files found"),
         (exceptions.DatasetNotFoundError("Dataset 'a/b' doesn't exist"), False, "the hub cannot be reached"),
         (ConnectionError("Couldn't reach 'a/b' on the Hub"), True, "the hub cannot be reached"),

@@ -329,8 +329,8 @@ def _not_found(name: str, error: OSError) -> UserError:
     if isinstance(error, FileNotFoundError) and ensure_hub_or_offline():  # the hub answered
         if isinstance(error, datasets.exceptions.DatasetNotFoundError):
             return UserError(
-                f"--dataset_name: the hub has no {name!r}, or not without a login ({_first_line(error)}); check the "
-                "name, or ask for access and log in with: hf auth login"
+                f"--dataset_name: the hub has no {name!r}, or not without a login ({_first_line(error).rstrip('.')}); "
+                "check the name, or ask for access and log in with: hf auth login"
             )
         return UserError(f"--dataset_name: {name} cannot be loaded: {_first_line(error)}")
     return UserError(
