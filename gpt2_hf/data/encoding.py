@@ -31,7 +31,7 @@ _MAX_PIECE_CHARACTERS = 1 << 20
 _WORD_BORDER = re.compile(r"(?<=\S)(?=\s\S)|(?<=\w)(?=[。，、！？；：])")
 
 
-_Text = TypeVar("_Text", bound=str | None)
+_Text = TypeVar("_Text", str, str | None)
 
 
 class EncodedBatch(NamedTuple):

@@ -103,7 +103,7 @@ def load_data(
 def _settle_percentage(args: DataArguments, inherited: Collection[str]) -> None:
     """Refuse a share to set aside where there is a validation split; if it came along, the arguments forget it."""
     name = "validation_split_percentage"
-    default = DataArguments.__dataclass_fields__[name].default
+    default: Any = DataArguments.__dataclass_fields__[name].default
     if name in inherited:
         args.validation_split_percentage = default
     if args.validation_split_percentage != default:
