@@ -89,8 +89,8 @@ def _train(run: Run) -> int:
     lock = RunLock(run.output_dir)
     try:
         # Before anything of an earlier run is read. A folder that is not there yet is only made once nothing can
-        # be wrong with the input any more.
-        if run.output_dir.is_dir():
+        # be wrong with the input any more. All processes look before the first one makes it.
+        if distributed.any_process(run.output_dir.is_dir()):
             _lock(run, lock)
             if run.args.process_index == 0:
                 checkpoints.repair(run.output_dir)

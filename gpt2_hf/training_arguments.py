@@ -141,7 +141,8 @@ class GPT2HFTrainingArguments(TrainingArguments):
         missing = missing_for_compile(device_type) if wants_compile else None
         if missing is not None:
             self.torch_compile: bool = False
-            self.torch_compile_backend = self.torch_compile_mode = None
+            self.torch_compile_backend: str | None = None
+            self.torch_compile_mode: str | None = None
             self.notices.append(f"--torch_compile is left out: {missing}; training goes on, slower")
         self.fp16 = self.resolved_precision.name == "fp16"
         self.bf16 = self.resolved_precision.name == "bf16"

@@ -65,7 +65,7 @@ def test_compose_runs_the_image_with_tensorboard_beside_it():
     train, board = services["train"], services["tensorboard"]
     assert "./checkpoints:/work/checkpoints" in train["volumes"]
     assert "./checkpoints:/work/checkpoints:ro" in board["volumes"]
-    assert board["entrypoint"][board["entrypoint"].index("--logdir") + 1] == "/work/checkpoints/runs"
+    assert board["entrypoint"][board["entrypoint"].index("--logdir") + 1] == "/work/checkpoints"
     assert train["shm_size"] == "2gb" and train["stop_grace_period"] == "2m"
     assert (REPOSITORY / train["command"][1]).is_file()
 

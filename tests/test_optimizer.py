@@ -88,7 +88,8 @@ def test_steps_are_those_of_torch(monkeypatch, elements_at_once):
     names = hidden_matrices(begin)
     for (name, a), b, start in zip(ours.named_parameters(), theirs.parameters(), begin.parameters(), strict=True):
         if name in names:
-            assert (a - b).norm() < 0.02 * (b - start).norm()
+            # torch multiplies in bf16 everywhere, this package where the device is made for it
+            assert (a - b).norm() < 0.04 * (b - start).norm()
         else:
             assert torch.equal(a, b)
 
@@ -237,7 +238,7 @@ def test_a_new_momentum_takes_effect_on_resume(train_tiny, tmp_path):
         (("--muon_momentum", "0.9"), "--muon_momentum has no effect with --optim adamw_torch_fused"),
         (("--optim", "muon", "--muon_momentum", "1"), "--muon_momentum must be in"),
         (("--optim", "muon", "--muon_learning_rate", "0"), "--muon_learning_rate must be above 0"),
-        (("--optim", "muon", "--fsdp", "full_shard"), "--optim muon needs whole matrices"),
+        (("--optim", "muon", "--fsdp"), "--optim muon needs whole matrices"),
         (("--optim", "moun"), "moun"),
     ],
 )
