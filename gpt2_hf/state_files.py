@@ -33,7 +33,8 @@ def load_state(path: str | Path) -> Any:
         metadata = file.metadata() or {}
         if _METADATA_KEY not in metadata:
             raise ValueError(f"{path} was not written by gpt2_hf")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+        # Copied, because Windows deletes no file that is still mapped, and POSIX does not give back its room.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, not a dict
     return _decode(json.loads(metadata[_METADATA_KEY]), tensors)
 
 

@@ -15,6 +15,7 @@ from torch.utils.backend_registration import _DummyBackendModule, _setup_private
 
 from gpt2_hf import GPT2HFForCausalLM
 from gpt2_hf.callbacks import NonFiniteGuard
+from gpt2_hf.chunked_loss import chunked_cross_entropy
 from gpt2_hf.data.collators import FlatteningCollator, PaddingCollator
 from gpt2_hf.optimizer import MuonWithAdamW, hidden_matrices
 
@@ -80,6 +81,14 @@ def train_step(model: GPT2HFForCausalLM, optimizer: torch.optim.Optimizer, batch
         optimizer.zero_grad()
 
 
+def loss_in_16_bits() -> None:
+    """The head's loss, which goes a way of its own there, with its gradients; autocast does not reach this device."""
+    hidden, weight = (like(torch.empty(rows, 32, dtype=torch.bfloat16)).requires_grad_() for rows in (40, 97))
+    labels = like(torch.empty(40, dtype=torch.long))
+    for copies in (1, 7):
+        chunked_cross_entropy(hidden, weight, labels, num_padding_rows=3, copies_of_last_row=copies).backward()
+
+
 @torch.no_grad()
 def evaluate(model: GPT2HFForCausalLM, batch: dict[str, Any]) -> torch.Tensor:
     """The loss of a batch."""
@@ -103,6 +112,8 @@ def main() -> None:
     batches = {"padded": PaddingCollator(0)(SAMPLES), "flattened": FlatteningCollator()(SAMPLES)}
     models = make_models()
     with FakeTensorMode():
+        loss_in_16_bits()
+        print("loss in 16 bits")
         for kind, model in models.items():
             move(model)
             for layout, batch in batches.items():

@@ -18,4 +18,4 @@ def test_steps_keep_to_the_device_and_the_host_does_not_wait():
     command = [sys.executable, "-m", "tests.pretended_accelerator"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 12
+    assert len(done.stdout.splitlines()) == 13
