@@ -252,10 +252,10 @@ class CheckpointingTrainer(Trainer):
         run_dir, folder = Path(str(self.args.output_dir)), Path(checkpoint)
         within = folder.parent.resolve() == run_dir.resolve()
         best = run_dir / checkpoints.checkpoint_folder(self.state.best_global_step or 0)
-        published = within and checkpoints.read_names(run_dir).get(checkpoints.BEST_MODEL) == best.name
-        restorable = within and (best == folder or (best.is_dir() and checkpoints.damage(best) is None))
+        published = checkpoints.read_names(run_dir).get(checkpoints.BEST_MODEL) == best.name
+        there = published or best == folder or (best.is_dir() and checkpoints.damage(best) is None)
         distributed.barrier()  # before the first process changes what the others have looked at
-        if self.forget_best or not (published or restorable):
+        if self.forget_best or not (within and there):
             self._set_best(_NO_BEST)
         if not (within and self.args.should_save):
             return
