@@ -72,6 +72,8 @@ def set_gradients(model, seed, factor=1.0):
 def test_steps_are_those_of_torch(monkeypatch, elements_at_once):
     """AdamW's bit for bit, Muon's to the rounding of its products; also with a rate that a schedule moves."""
     monkeypatch.setattr("gpt2_hf.optimizer._ELEMENTS_AT_ONCE", elements_at_once)
+    # torch rounds its products to bf16 everywhere; two roundings would make the test depend on the machine
+    monkeypatch.setattr("gpt2_hf.optimizer._product_dtype", lambda device_type: torch.float32)
     begin, ours, theirs = make_model(), make_model(), make_model()
     matrices, groups = split(theirs)
     muon = Muon(matrices, lr=1e-2, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
@@ -88,8 +90,7 @@ def test_steps_are_those_of_torch(monkeypatch, elements_at_once):
     names = hidden_matrices(begin)
     for (name, a), b, start in zip(ours.named_parameters(), theirs.parameters(), begin.parameters(), strict=True):
         if name in names:
-            # torch multiplies in bf16 everywhere, this package where the device is made for it
-            assert (a - b).norm() < 0.04 * (b - start).norm()
+            assert (a - b).norm() < 0.02 * (b - start).norm()
         else:
             assert torch.equal(a, b)
 
