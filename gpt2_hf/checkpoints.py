@@ -30,7 +30,7 @@ _STAGING_PREFIX = "tmp-"
 _OLD_SUFFIX = ".replaced"
 _ABANDONED_PREFIX = "abandoned-"
 _FOLDER = re.compile(r"^checkpoint-(\d+)$")
-# What has a temporary name while it is written.
+# What has a temporary name while it is written; run.lock is that of `run_lock`.
 _OWN_FOLDER = re.compile(rf"^(checkpoint-\d+|{BEST_MODEL})$")
 _OWN_FILE = re.compile(rf"^({re.escape(NAMES_FILE)}|{re.escape(RESOLVED_CONFIG_NAME)}|run\.lock-.+)$")
 _STEP_NAME = re.compile(r"^checkpoint_step_(\d+)$")

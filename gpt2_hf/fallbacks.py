@@ -19,11 +19,15 @@ def missing_for_compile(device_type: str) -> str | None:
     """What `torch.compile` needs on the device and does not find: Triton on CUDA, a C++ compiler on a CPU."""
     if device_type == "cuda":
         return _missing_for_triton()
-    wanted = os.environ.get("CXX")
-    compilers = (wanted,) if wanted else _CPU_COMPILERS
+    return _missing_compiler("C++", "CXX", _CPU_COMPILERS)
+
+
+def _missing_compiler(language: str, variable: str, usual: tuple[str, ...]) -> str | None:
+    wanted = os.environ.get(variable)
+    compilers = (wanted,) if wanted else usual
     if any(shutil.which(name) for name in compilers):
         return None
-    return f"there is no C++ compiler ({' or '.join(compilers)})"
+    return f"there is no {language} compiler ({' or '.join(compilers)})"
 
 
 def _missing_for_triton() -> str | None:
@@ -31,12 +35,8 @@ def _missing_for_triton() -> str | None:
         return "Triton is not installed"
     if torch.cuda.get_device_capability() < (7, 0):
         return "the card is too old for Triton, which needs compute capability 7.0"
-    wanted = os.environ.get("CC")
-    compilers = (wanted,) if wanted else _C_COMPILERS
     # Triton for Windows brings its own
-    if sys.platform != "linux" or any(shutil.which(name) for name in compilers):
-        return None
-    return f"there is no C compiler ({' or '.join(compilers)}), which Triton needs"
+    return _missing_compiler("C", "CC", _C_COMPILERS) if sys.platform == "linux" else None
 
 
 def missing_for_attention(attn_implementation: str | None, precision: str, dropout: float) -> str | None:
