@@ -13,14 +13,12 @@ ENV PYTHONUNBUFFERED=1 \
 
 WORKDIR /work
 
-# Dependencies first: this layer is rebuilt only when they change. The package is an empty shell here.
+# Dependencies first: this layer is rebuilt only when they change.
 COPY pyproject.toml constraints.txt LICENSE README.md ./
-RUN mkdir -p gpt2_hf/callbacks gpt2_hf/data \
-    && printf '__version__ = "0"\n' > gpt2_hf/__init__.py \
-    && touch gpt2_hf/callbacks/__init__.py gpt2_hf/data/__init__.py \
-    && pip install -c constraints.txt . \
-    && pip uninstall -y gpt2_hf \
-    && rm -r gpt2_hf
+RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+    > requirements.txt \
+    && pip install -c constraints.txt -r requirements.txt \
+    && rm requirements.txt
 
 COPY gpt2_hf ./gpt2_hf
 COPY training_args ./training_args

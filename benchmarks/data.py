@@ -25,9 +25,9 @@ import json, os, sys, threading, time
 import psutil
 
 path, workers, mode = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-from gpt2_hf.arguments import DataArguments
+from gpt2_hf.options.arguments import DataArguments
 from gpt2_hf.data import load_data
-from gpt2_hf.tokenizer import load_tokenizer
+from gpt2_hf.data.tokenizer import load_tokenizer
 
 process = psutil.Process()
 peak = before = process.memory_info().rss

@@ -9,7 +9,7 @@ import torch
 from torch.profiler import profile
 
 from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM
-from gpt2_hf.precision import current_device_type, resolve_precision
+from gpt2_hf.runtime.precision import current_device_type, resolve_precision
 
 
 def main() -> None:

@@ -176,7 +176,7 @@ def accumulation_of(entry: Entry) -> int:
 
 def precision_of(device: str) -> str:
     """The 16-bit format that gpt2_hf would choose, or fp32."""
-    from gpt2_hf.precision import resolve_precision
+    from gpt2_hf.runtime.precision import resolve_precision
 
     return resolve_precision("auto", device).name
 
@@ -185,7 +185,7 @@ def multiply(entry: Entry, pipe: Connection) -> None:
     """The machine's own rate: the best of two shapes, in operations a second."""
     import torch
 
-    from gpt2_hf.precision import resolve_precision
+    from gpt2_hf.runtime.precision import resolve_precision
 
     dtype = resolve_precision("auto", entry.device).dtype
     rows = 8192 if entry.device == "cuda" else 2048
@@ -209,9 +209,9 @@ def multiply(entry: Entry, pipe: Connection) -> None:
 
 def load_samples(entry: Entry, who: str) -> tuple[Any, Any]:
     """Samples and collator of the package's data stage."""
-    from gpt2_hf.arguments import DataArguments
     from gpt2_hf.data import load_data
-    from gpt2_hf.tokenizer import load_tokenizer
+    from gpt2_hf.data.tokenizer import load_tokenizer
+    from gpt2_hf.options.arguments import DataArguments
 
     lines = entry.case.mode == "lines"
     args = DataArguments(
@@ -268,8 +268,8 @@ def train(entry: Entry, turns: Turns) -> None:
 
     from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM
     from gpt2_hf.data import EpochSampler
-    from gpt2_hf.trainer import GPT2HFTrainer
-    from gpt2_hf.training_arguments import GPT2HFTrainingArguments
+    from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
+    from gpt2_hf.trainer.gpt2_trainer import GPT2HFTrainer
 
     transformers.utils.logging.set_verbosity_error()
     case = entry.case
@@ -341,8 +341,8 @@ def bare_loop(model: Any, args: Any, samples: Any, collate: Any, turns: Turns) -
     import torch
     from torch.utils.data import DataLoader
 
-    from gpt2_hf.cpu_memory import keep_freed_memory
     from gpt2_hf.data import EpochSampler
+    from gpt2_hf.runtime.cpu_memory import keep_freed_memory
 
     device = str(args.device)
     if device == "cpu":
@@ -377,8 +377,8 @@ def generate(entry: Entry, pipe: Connection) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM
-    from gpt2_hf.packed_weights import packed_weights
-    from gpt2_hf.precision import resolve_precision
+    from gpt2_hf.commands.packed_weights import packed_weights
+    from gpt2_hf.runtime.precision import resolve_precision
 
     transformers.utils.logging.set_verbosity_error()
     case = entry.case

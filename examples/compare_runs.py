@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from gpt2_hf import DataArguments, GPT2HFTrainingArguments, ModelArguments, train
-from gpt2_hf.report import compare_runs
+from gpt2_hf.commands.report import compare_runs
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ python -m gpt2_hf evaluate --model_path runs/quickstart/best_model --split valid
 import argparse
 
 from gpt2_hf import DataArguments, evaluate_model
+from gpt2_hf.commands.model_loading import load_trained
 from gpt2_hf.data import load_data
-from gpt2_hf.model_loading import load_trained
 
 
 def main() -> None:

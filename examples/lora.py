@@ -15,7 +15,7 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
 
 from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM, load_tokenizer
-from gpt2_hf.model_loading import load_trained
+from gpt2_hf.commands.model_loading import load_trained
 
 
 def main() -> None:

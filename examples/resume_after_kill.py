@@ -3,7 +3,7 @@
     python examples/resume_after_kill.py --output_dir runs/killed
 
 Whatever was being written, a checkpoint on the disk is whole; the resumed run ends in the same bits as one that
-was left alone (on a CPU; tests/test_training.py compares them).
+was left alone (on a CPU; tests/job/test_main_job.py compares them).
 """
 
 import argparse

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _MODULE_OF = {
-    "GPT2HFConfig": "configuration_gpt2_hf",
-    "GPT2HFForCausalLM": "modeling_gpt2_hf",
-    "GPT2HFModel": "modeling_gpt2_hf",
-    "GPT2HFTrainer": "trainer",
-    "GPT2HFTrainingArguments": "training_arguments",
-    "DataArguments": "arguments",
-    "ModelArguments": "arguments",
+    "GPT2HFConfig": "model.configuration_gpt2_hf",
+    "GPT2HFForCausalLM": "model.modeling_gpt2_hf",
+    "GPT2HFModel": "model.modeling_gpt2_hf",
+    "GPT2HFTrainer": "trainer.gpt2_trainer",
+    "GPT2HFTrainingArguments": "options.training_arguments",
+    "DataArguments": "options.arguments",
+    "ModelArguments": "options.arguments",
     "Perplexity": "metrics",
-    "evaluate_model": "evaluation",
-    "export_to_gpt2": "export",
-    "generate_text": "generation",
-    "generate_texts": "generation",
-    "load_tokenizer": "tokenizer",
-    "train": "training",
+    "evaluate_model": "commands.evaluate",
+    "export_to_gpt2": "commands.export",
+    "generate_text": "commands.generate",
+    "generate_texts": "commands.generate",
+    "load_tokenizer": "data.tokenizer",
+    "train": "job.main_job",
 }
 
 __all__ = [
@@ -46,17 +46,17 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .arguments import DataArguments, ModelArguments
-    from .configuration_gpt2_hf import GPT2HFConfig
-    from .evaluation import evaluate_model
-    from .export import export_to_gpt2
-    from .generation import generate_text, generate_texts
+    from .commands.evaluate import evaluate_model
+    from .commands.export import export_to_gpt2
+    from .commands.generate import generate_text, generate_texts
+    from .data.tokenizer import load_tokenizer
+    from .job.main_job import train
     from .metrics import Perplexity
-    from .modeling_gpt2_hf import GPT2HFForCausalLM, GPT2HFModel
-    from .tokenizer import load_tokenizer
-    from .trainer import GPT2HFTrainer
-    from .training import train
-    from .training_arguments import GPT2HFTrainingArguments
+    from .model.configuration_gpt2_hf import GPT2HFConfig
+    from .model.modeling_gpt2_hf import GPT2HFForCausalLM, GPT2HFModel
+    from .options.arguments import DataArguments, ModelArguments
+    from .options.training_arguments import GPT2HFTrainingArguments
+    from .trainer.gpt2_trainer import GPT2HFTrainer
 
 
 def __getattr__(name: str) -> Any:
@@ -79,8 +79,8 @@ def register_auto_classes() -> None:
     """
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-    from .configuration_gpt2_hf import GPT2HFConfig
-    from .modeling_gpt2_hf import GPT2HFForCausalLM, GPT2HFModel
+    from .model.configuration_gpt2_hf import GPT2HFConfig
+    from .model.modeling_gpt2_hf import GPT2HFForCausalLM, GPT2HFModel
 
     AutoConfig.register(GPT2HFConfig.model_type, GPT2HFConfig)
     AutoModel.register(GPT2HFConfig, GPT2HFModel)

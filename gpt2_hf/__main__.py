@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from .errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USER_ERROR, SaveError, TrainingDivergedError, UserError
 
 if TYPE_CHECKING:
-    from .parsing import Parsed
+    from .options.parsing import Parsed
 
 _SECONDS_FOR_THE_FIRST = 3.0
 
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         from torch import OutOfMemoryError
 
-        from .distributed import is_lost_connection
+        from .runtime.distributed import is_lost_connection
 
         if isinstance(error, OutOfMemoryError):
             _say_error(_OUT_OF_MEMORY, everywhere=True)
@@ -100,18 +100,18 @@ def _say_error(error: Exception | str, everywhere: bool) -> None:
 
 
 def _train(argv: list[str], dry_run: bool = False) -> int:
-    from .stopwatch import Stopwatch
+    from .runtime.stopwatch import Stopwatch
 
     watch = Stopwatch()
-    from .arguments import ClusterArguments, DataArguments, ModelArguments
-    from .training_arguments import GPT2HFTrainingArguments
+    from .options.arguments import ClusterArguments, DataArguments, ModelArguments
+    from .options.training_arguments import GPT2HFTrainingArguments
 
     argv, dry_run = _take_flag(argv, "--dry_run", dry_run)
     dataclass_types = [ModelArguments, DataArguments, GPT2HFTrainingArguments]
     if dry_run:
         dataclass_types.append(ClusterArguments)
     parsed = _parse(dataclass_types, argv, "plan" if dry_run else "train")
-    from .training import train
+    from .job.main_job import train
 
     _register()
     model_args, data_args, args, *cluster = parsed.values
@@ -124,10 +124,10 @@ def _plan(argv: list[str]) -> int:
 
 
 def _evaluate(argv: list[str]) -> int:
-    from .arguments import DataArguments, EvaluationArguments
+    from .options.arguments import DataArguments, EvaluationArguments
 
     parsed = _parse([EvaluationArguments, DataArguments], argv, "evaluate")
-    from .evaluation import run_evaluation
+    from .commands.evaluate import run_evaluation
 
     _register()
     args, data_args = parsed.values
@@ -135,10 +135,10 @@ def _evaluate(argv: list[str]) -> int:
 
 
 def _generate(argv: list[str]) -> int:
-    from .arguments import GenerationArguments
+    from .options.arguments import GenerationArguments
 
     parsed = _parse([GenerationArguments], argv, "generate")
-    from .generation import run_generation
+    from .commands.generate import run_generation
 
     _register()
     (args,) = parsed.values
@@ -146,29 +146,29 @@ def _generate(argv: list[str]) -> int:
 
 
 def _export(argv: list[str]) -> int:
-    from .arguments import ExportArguments
+    from .options.arguments import ExportArguments
 
     parsed = _parse([ExportArguments], argv, "export")
-    from .export import run_export
+    from .commands.export import run_export
 
     _register()
     return run_export(*parsed.values)
 
 
 def _report(argv: list[str]) -> int:
-    from .arguments import ReportArguments
+    from .options.arguments import ReportArguments
 
     if argv and not argv[0].startswith("-"):
         argv = ["--runs", *argv]
     parsed = _parse([ReportArguments], argv, "report")
-    from .report import run_report
+    from .commands.report import run_report
 
     (args,) = parsed.values
     return run_report(args, parsed.given)
 
 
 def _tokenizer(argv: list[str]) -> int:
-    from .tokenizer_training import TokenizerTrainingArguments, run_tokenizer_training
+    from .data.tokenizer_training import TokenizerTrainingArguments, run_tokenizer_training
 
     return run_tokenizer_training(*_parse([TokenizerTrainingArguments], argv, "tokenizer").values)
 
@@ -191,7 +191,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 
 def _parse(dataclass_types: Sequence[type], argv: list[str], command: str) -> "Parsed":
-    from .parsing import parse
+    from .options.parsing import parse
 
     argv, config_path = _take_option(argv, "--config")
     return parse(dataclass_types, argv, config_path, prog=f"python -m gpt2_hf {command}")

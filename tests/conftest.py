@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from gpt2_hf.__main__ import main
-from gpt2_hf.precision import resolve_precision
+from gpt2_hf.runtime.precision import resolve_precision
 
 atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 

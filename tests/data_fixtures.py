@@ -10,9 +10,9 @@ from datasets import Dataset
 from datasets.table import InMemoryTable
 from hypothesis import HealthCheck, settings
 
-from gpt2_hf.arguments import DataArguments
 from gpt2_hf.data.tokenization import TokenizedDocuments
-from gpt2_hf.tokenizer import gpt2_tokenizer
+from gpt2_hf.data.tokenizer import gpt2_tokenizer
+from gpt2_hf.options.arguments import DataArguments
 
 from .conftest import wikitext_folder
 

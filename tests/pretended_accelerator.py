@@ -14,10 +14,10 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 from gpt2_hf import GPT2HFForCausalLM
-from gpt2_hf.callbacks import NonFiniteGuard
-from gpt2_hf.chunked_loss import chunked_cross_entropy
 from gpt2_hf.data.collators import FlatteningCollator, PaddingCollator
-from gpt2_hf.optimizer import MuonWithAdamW, hidden_matrices
+from gpt2_hf.model.chunked_loss import chunked_cross_entropy
+from gpt2_hf.trainer.callbacks import NonFiniteGuard
+from gpt2_hf.trainer.muon import MuonWithAdamW, hidden_matrices
 
 from .tiny_models import make_model
 

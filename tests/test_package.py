@@ -11,84 +11,59 @@ import gpt2_hf
 
 from .conftest import REPOSITORY
 
-# The design's row, left to right; modules of one rank may not import each other unless the rank is a package.
-RANKS = [
-    ["own_process"],
-    [
-        "errors",
-        "distributed",
-        "stopwatch",
-        "state_files",
-        "chunked_loss",
-        "cpu_memory",
-        "dropout",
-        "packed_weights",
-        "random_state",
-        "schedule",
-        "utilization",
-    ],
-    ["chunked_attention", "hub", "fallbacks", "stop_signals", "precision", "unused_tokens"],
-    ["configuration_gpt2_hf", "metrics", "checkpoints", "optimizer", "run_lock", "device_settings"],
-    ["sharding"],
-    ["arguments", "modeling_gpt2_hf"],
-    ["training_arguments"],
-    ["parsing"],
-    ["tokenizer"],
-    ["data", "text_units"],
-    ["model_loading"],
-    ["callbacks"],
-    ["checkpointing"],
-    ["exact_evaluation"],
-    ["trainer"],
-    ["evaluation", "generation", "export", "report", "probe", "parallel_plan", "tokenizer_training"],
-    ["plan"],
-    ["run"],
-    ["resolved_config"],
-    ["resuming"],
-    ["training"],
-    ["__main__"],
-]
-RANK_OF = {name: rank for rank, names in enumerate(RANKS) for name in names}
-FILES = sorted((REPOSITORY / "gpt2_hf").rglob("*.py"))
+# The rooms of the design, from the bottom up: a room imports only from those before it.
+ROOMS = ["model", "runtime", "options", "checkpoints", "data", "trainer", "commands", "planning", "job"]
+# What stands beside the rooms: these may be imported from every room but the model, which travels alone.
+BESIDE = ["__init__", "errors", "metrics"]
+PACKAGE = REPOSITORY / "gpt2_hf"
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def module_of(path):
-    """The top-level module or package that a file belongs to."""
-    relative = path.relative_to(REPOSITORY / "gpt2_hf")
-    return relative.parts[0].removesuffix(".py")
-
-
-def imported_modules(path):
-    """Modules of this package that a file imports, by their top-level name."""
-    depth_of_package = len(path.relative_to(REPOSITORY / "gpt2_hf").parts)
+def imported_rooms(path):
+    """The rooms, or modules beside them, that a file imports from."""
+    here = path.relative_to(PACKAGE).parts[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.level == depth_of_package:
-            if node.module:
-                yield node.module.split(".")[0]
-            else:
-                yield from (alias.name for alias in node.names if alias.name in RANK_OF)
+        if not isinstance(node, ast.ImportFrom):
+            assert not (isinstance(node, ast.Import) and any(a.name.startswith("gpt2_hf.") for a in node.names))
+        elif node.level:
+            base = here[: len(here) - node.level + 1]
+            names = node.module.split(".") if node.module else [node.names[0].name]
+            first = [*base, *names][0]
+            yield first if first in ROOMS or first in BESIDE else "__init__"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
-def test_modules_import_only_from_their_left(path):
-    """Arguments, tokenizer, data, model, trainer, uses of the model: no module reaches back."""
-    module = module_of(path)
-    if module == "__init__":
-        return
-    assert module in RANK_OF, f"{module} has no place in the row"
-    for imported in imported_modules(path):
-        if imported != module:
-            assert RANK_OF[imported] < RANK_OF[module], f"{module} imports {imported}"
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_rooms_import_only_from_below(path):
+    """Job, planning, commands, trainer, data, checkpoints, options, runtime, model: no room reaches up."""
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if room in ("__init__", "__main__"):
+        return  # the doors: all rooms lie behind them
+    assert room in ROOMS or room in BESIDE, f"{room} is no room of the design"
+    allowed = [] if room in BESIDE else [room, *ROOMS[: ROOMS.index(room)]]
+    allowed += [] if room == "model" else BESIDE
+    for imported in imported_rooms(path):
+        assert imported in allowed, f"{room} imports from {imported}"
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["configuration_gpt2_hf", "modeling_gpt2_hf", "chunked_loss", "chunked_attention", "dropout", "unused_tokens"],
-)
-def test_files_that_travel_with_a_model_import_relatively(name):
-    """trust_remote_code copies these files; an absolute import of the package would break them."""
-    text = (REPOSITORY / "gpt2_hf" / f"{name}.py").read_text(encoding="utf-8")
-    assert "from gpt2_hf" not in text and "import gpt2_hf" not in text
+def test_every_folder_of_the_package_is_a_room_that_says_what_it_is_for():
+    """In three lines: what it knows, what comes in, what goes out."""
+    rooms = [path for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"]
+    assert {path.name for path in rooms} == set(ROOMS)
+    for path in rooms:
+        docstring = ast.get_docstring(ast.parse((path / "__init__.py").read_text(encoding="utf-8")))
+        assert docstring and len(docstring.splitlines()) >= 3, path.name
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "model").glob("*.py")), ids=lambda path: path.name)
+def test_files_that_travel_with_a_model_import_relatively(path):
+    """trust_remote_code follows `from .name import` alone; any other import of the package would break the copy."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            assert not any(alias.name.split(".")[0] == "gpt2_hf" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            assert module.split(".")[0] != "gpt2_hf"
+            assert node.level == 0 or (node.level == 1 and module and "." not in module)
 
 
 def test_public_names_exist():

@@ -1,4 +1,4 @@
-"""Text in, batches of token ids out.
+"""Text in, batches of token ids out: every format that is read, and every way to make batches of it.
 
     readers ─► sources ─► tokenization ─► samples ─► collators
     (files)    (documents)  (ids, cached)   (sequence mode)  (batches)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..chunked_loss import IGNORE_INDEX
+from ..model.chunked_loss import IGNORE_INDEX
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from tokenizers import Tokenizer, pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
-from ..tokenizer import num_ids
 from .readers import MAX_ROW_CHARACTERS
+from .tokenizer import num_ids
 
 # A batch is closed when it has so many documents or characters; some 150 bytes of memory go to each character.
 _BATCH_DOCUMENTS = 1000

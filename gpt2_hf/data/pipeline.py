@@ -9,14 +9,14 @@ import datasets
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ..arguments import DataArguments
 from ..errors import UserError
-from ..tokenizer import separator_id
+from ..options.arguments import DataArguments
 from .collators import FlatteningCollator, PaddingCollator
 from .samples import Accounting, BlockSamples, DocumentSamples, Samples, SequenceMode, padded_share
 from .sources import SPLITS, Source, load_sources
 from .streaming import StreamingSamples, set_aside_of_stream
 from .tokenization import TokenizedDocuments, tokenize, tokenize_and_cut
+from .tokenizer import separator_id
 
 
 @dataclass

@@ -14,9 +14,9 @@ import datasets
 import pyarrow as pa
 from datasets import Dataset, IterableDataset
 
-from ..arguments import DataArguments
 from ..errors import UserError
-from ..hub import ensure_hub_or_offline, is_hub_id, is_local_path
+from ..options.arguments import DataArguments
+from ..runtime.hub import ensure_hub_or_offline, is_hub_id, is_local_path
 from . import python_docs
 from .fingerprints import file_key
 from .readers import DocumentUnit, Format, Place, TextFile, columns_of, errors_of, is_empty, read_rows, text_file

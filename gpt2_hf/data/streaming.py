@@ -22,13 +22,13 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
-from ..stop_signals import IgnoringSignals
-from ..tokenizer import separator_id
+from ..runtime.stop_signals import IgnoringSignals
 from .cache import entry_key
 from .encoding import EncodedBatch, Encoder
 from .samples import SequenceMode
 from .sources import Cursor, Source
 from .tokenization import is_set_aside, tokenizer_key
+from .tokenizer import separator_id
 
 # Without a validation split, documents are set aside among so many first ones: they can be found without reading all.
 _SET_ASIDE_AMONG = 100_000

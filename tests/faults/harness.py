@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-_PRELOADED = ["gpt2_hf.training", "gpt2_hf.__main__", "tests.faults.harness"]
+_PRELOADED = ["gpt2_hf.job.main_job", "gpt2_hf.__main__", "tests.faults.harness"]
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
 

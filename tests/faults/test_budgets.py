@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from gpt2_hf import checkpoints
+from gpt2_hf.checkpoints import folders
 
 from . import harness
 
@@ -28,7 +28,7 @@ def test_random_budgets_are_kept(tiny_options, tmp_path, case):
     """Budgets of 10 to 20 seconds: kept, used, and ended with a named checkpoint and an evaluation."""
     budget = harness.seeded("budget").uniform(10, 20)
     assert run_within(tiny_options, tmp_path, budget) < budget
-    assert "checkpoint_time_limit" in checkpoints.read_names(tmp_path / "run")
+    assert "checkpoint_time_limit" in folders.read_names(tmp_path / "run")
     assert (tmp_path / "run" / "eval_results.json").is_file()
 
 
@@ -43,7 +43,7 @@ def test_twenty_random_budgets_are_kept(tiny_options, tmp_path, case):
 
 def test_the_schedule_can_follow_the_budget(tiny_options, tmp_path):
     """--schedule_by_time: the learning rate has come down to nearly 0 when the budget is used up."""
-    from ..test_training import history
+    from ..job.test_main_job import history
 
     budget = 20
     assert run_within(tiny_options, tmp_path, budget, "--schedule_by_time", "--eval_every", "500") < budget

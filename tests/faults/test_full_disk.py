@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from gpt2_hf import checkpoints
+from gpt2_hf.checkpoints import folders
 
 from . import harness
 
@@ -26,7 +26,7 @@ def test_full_disk_stops_with_one_line_and_keeps_what_was_saved(small_disk, tiny
     last = log.read_text().strip().splitlines()[-1]
     assert "could not be saved" in last and "is whole" in last and "--resume_from latest" in last
     run = small_disk / "run"
-    newest, passed_over = checkpoints.newest_valid(run)
+    newest, passed_over = folders.newest_valid(run)
     assert newest is not None and not passed_over
     assert not list(run.glob("tmp-checkpoint-*"))
 
@@ -39,7 +39,7 @@ def test_training_goes_on_if_that_is_asked_for(small_disk, tiny_options, tmp_pat
     text = log.read_text()
     assert "training goes on (--on_save_error continue)" in text
     assert "step 25/25: loss" in text
-    _, passed_over = checkpoints.newest_valid(small_disk / "run")
+    _, passed_over = folders.newest_valid(small_disk / "run")
     assert not passed_over
 
 
@@ -56,20 +56,20 @@ def test_a_disk_that_becomes_read_only_is_said(small_disk, tiny_options, tmp_pat
     assert harness.join([process]) == [2], log.read_text()
     last = log.read_text().strip().splitlines()[-1]
     assert "Read-only file system" in last and "is whole" in last
-    assert not checkpoints.newest_valid(small_disk / "run")[1]
+    assert not folders.newest_valid(small_disk / "run")[1]
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EDQUOT, errno.EROFS])
 def test_whatever_the_file_system_refuses_is_said(train_tiny, tmp_path, capsys, monkeypatch, code):
     """Lost permission, a quota: the reason in one line, exit code 2, the earlier checkpoint whole."""
-    commit = checkpoints.commit
+    commit = folders.commit
 
     def refuse_the_second(staging, target):
-        if checkpoints.step_of(target) > 10:
+        if folders.step_of(target) > 10:
             raise OSError(code, os.strerror(code), str(target))
         commit(staging, target)
 
-    monkeypatch.setattr(checkpoints, "commit", refuse_the_second)
+    monkeypatch.setattr(folders, "commit", refuse_the_second)
     assert train_tiny(tmp_path / "run") == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert os.strerror(code) in last and "checkpoint-10 is whole" in last

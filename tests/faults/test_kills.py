@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gpt2_hf import checkpoints
+from gpt2_hf.checkpoints import folders
 
 from ..conftest import read_json
-from ..test_training import assert_same_state, final_state, history
+from ..job.test_main_job import assert_same_state, final_state, history
 from . import harness
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
@@ -51,8 +51,8 @@ def kill_and_resume(command, tmp_path, uninterrupted, kills):
         if not harness.kill_after(argv, log, random.uniform(0.3, 0.3 + 0.6 * seconds)):
             break  # it ended before the kill
         killed += 1
-        assert not checkpoints.newest_valid(run)[1]  # complete or absent
-        for name in checkpoints.read_names(run).values():
+        assert not folders.newest_valid(run)[1]  # complete or absent
+        for name in folders.read_names(run).values():
             assert (run / name).is_dir()
     assert harness.run(argv, log) == 0, log.read_text()
     assert_same_state(final_state(run, 50), final_state(uninterrupted, 50))
@@ -83,12 +83,12 @@ def test_kill_inside_a_save_leaves_the_earlier_checkpoint(command, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     process = harness.start(command(run, "--max_epochs", "1000"), log)
     staging_seen = False
-    while not staging_seen or not checkpoints.list_checkpoints(run):
+    while not staging_seen or not folders.list_checkpoints(run):
         assert process.is_alive(), log.read_text()
         staging_seen = any(run.glob("tmp-checkpoint-*"))
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    newest, passed_over = checkpoints.newest_valid(run)
+    newest, passed_over = folders.newest_valid(run)
     assert newest is not None and not passed_over
     assert harness.run(command(run, "--resume_from", "latest", "--max_steps", "60"), log) == 0, log.read_text()
     assert not list(run.glob("tmp-*"))

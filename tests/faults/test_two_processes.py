@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from gpt2_hf import checkpoints
-from gpt2_hf.callbacks import StopCallback
+from gpt2_hf.checkpoints import folders
+from gpt2_hf.trainer.callbacks import StopCallback
 
 from ..conftest import REPOSITORY, read_json
-from ..test_training import assert_same_state, final_state, history
+from ..job.test_main_job import assert_same_state, final_state, history
 from . import harness
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
@@ -44,8 +44,8 @@ def test_a_signal_to_one_process_stops_both_and_nothing_is_lost(command, tmp_pat
     harness.wait_for(logs[0], "step 5/25")
     os.kill(processes[1].pid, getattr(signal, name))
     assert harness.join(processes) == [75, 75], logs[0].read_text()
-    newest, passed_over = checkpoints.newest_valid(parts)
-    assert newest is not None and not passed_over and checkpoints.step_of(newest) < 25
+    newest, passed_over = folders.newest_valid(parts)
+    assert newest is not None and not passed_over and folders.step_of(newest) < 25
     assert harness.join(harness.start_ranks(command(parts, "--resume_from", "latest"), logs)) == [0, 0]
     assert_same_state(final_state(parts, 25), final_state(whole, 25))
     assert history(parts) == history(whole)
@@ -71,7 +71,7 @@ def test_a_signal_to_one_process_breaks_off_an_evaluation_of_both(command, tmp_p
     harness.wait_for(logs[0], "step 5/25")
     os.kill(processes[1].pid, signal.SIGTERM)
     assert harness.join(processes) == [75, 75], logs[0].read_text()
-    newest, _ = checkpoints.newest_valid(parts)
+    newest, _ = folders.newest_valid(parts)
     assert newest.name == "checkpoint-5" and not any("eval_loss" in entry for entry in history(newest))
     assert harness.join(harness.start_ranks(command(parts, "--resume_from", "latest"), logs)) == [0, 0]
     assert_same_state(final_state(parts, 25), final_state(whole, 25))
@@ -86,10 +86,10 @@ def test_both_stop_at_the_same_step_within_the_budget(command, tmp_path, logs):
     processes = harness.start_ranks(command(tmp_path / "run", *options, "--eval_every", "500"), logs)
     assert harness.join(processes) == [0, 0], logs[0].read_text()
     assert time.monotonic() - begin < 20
-    assert "checkpoint_time_limit" in checkpoints.read_names(tmp_path / "run")
+    assert "checkpoint_time_limit" in folders.read_names(tmp_path / "run")
     assert (tmp_path / "run" / "eval_results.json").is_file()
     state = read_json(tmp_path / "run" / "trainer_state.json")
-    assert checkpoints.resolve("checkpoint_time_limit", tmp_path / "run").name == f"checkpoint-{state['global_step']}"
+    assert folders.resolve("checkpoint_time_limit", tmp_path / "run").name == f"checkpoint-{state['global_step']}"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a tmpfs")
@@ -99,7 +99,7 @@ def test_a_full_disk_stops_both(command, small_disk, logs):
     processes = harness.start_ranks(command(small_disk / "run", *options), logs)
     assert harness.join(processes) == [2, 2], logs[0].read_text()
     assert "could not be saved" in logs[0].read_text() and "is whole" in logs[0].read_text()
-    newest, passed_over = checkpoints.newest_valid(small_disk / "run")
+    newest, passed_over = folders.newest_valid(small_disk / "run")
     assert newest is not None and not passed_over
 
 
@@ -116,6 +116,6 @@ def test_torchrun_hands_a_signal_on(command, tmp_path):
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) != 0
     assert "stopped at step" in log.read_text()
-    newest, passed_over = checkpoints.newest_valid(run)
+    newest, passed_over = folders.newest_valid(run)
     assert newest is not None and not passed_over
     assert read_json(newest / "trainer_state.json")["global_step"] >= 10

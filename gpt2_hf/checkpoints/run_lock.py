@@ -1,0 +1,179 @@
+"""One living run per output folder.
+
+The lock is a small file that its owner touches every few seconds. A second process is refused while the owner
+lives; a lock whose owner was killed, here or on another host of a shared file system, is taken over.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ..errors import UserError
+from ..runtime.own_process import own_process
+
+LOCK_NAME = "run.lock"
+_HEARTBEAT_SECONDS = 5.0
+# A lock of another host that was not touched for so long belongs to nobody any more.
+_STALE_SECONDS = 4 * _HEARTBEAT_SECONDS
+
+
+class RunLock:
+    """Holds an output folder for this process, from `acquire` to `release`.
+
+    Args:
+        output_dir: the folder; it is created if need be.
+    """
+
+    def __init__(self, output_dir: str | Path):
+        self.path = Path(output_dir) / LOCK_NAME
+        self._stop = threading.Event()
+        self._heart: threading.Thread | None = None
+        self._record: dict[str, Any] | None = None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this object has the folder."""
+        return self._heart is not None
+
+    def acquire(self) -> str | None:
+        """Take the folder.
+
+        Returns:
+            A line to tell the user if a dead process's lock was taken over.
+
+        Raises:
+            UserError: if a living run has it.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        note = None
+        while not self._create():
+            owner = self._read(self.path)
+            if owner is not None and self._is_alive(owner):
+                raise UserError(
+                    f"{self.path.parent} is in use by process {owner['pid']} on {owner['host']}; "
+                    "wait for it, or choose another --checkpoint_dir"
+                )
+            if owner is not None:
+                note = f"process {owner['pid']} on {owner['host']} left a lock in {self.path.parent}; it is taken over"
+            self._remove(owner)
+        self._heart = threading.Thread(target=self._beat, name="run-lock", daemon=True)
+        self._heart.start()
+        return note
+
+    def release(self) -> None:
+        """Give the folder back."""
+        if self._heart is None:
+            return
+        self._stop.set()
+        self._heart.join()
+        self._heart = None
+        # On a disk that has failed it stays, and is recognised as that of a process that is gone.
+        with contextlib.suppress(OSError):
+            if self._read(self.path) == self._record:
+                self.path.unlink(missing_ok=True)
+
+    def _remove(self, owner: dict[str, Any] | None) -> None:
+        """Remove the lock of an owner that is gone, but not one that another process has made in the meantime."""
+        aside = self.path.with_name(f"tmp-{LOCK_NAME}-stale-{socket.gethostname()}-{os.getpid()}")
+        try:
+            os.replace(self.path, aside)
+        except FileNotFoundError:
+            return
+        if self._read(aside) != owner:
+            with contextlib.suppress(OSError):
+                os.link(aside, self.path)
+        aside.unlink(missing_ok=True)
+
+    def _create(self) -> bool:
+        """Create the file with this process as owner, unless there is one."""
+        process = own_process()
+        owner = {
+            "pid": process.pid,
+            "host": socket.gethostname(),
+            "processes": _process_table(),
+            "started": process.create_time(),
+        }
+        self._record = owner
+        temporary = self.path.with_name(f"tmp-{LOCK_NAME}-{owner['host']}-{process.pid}")
+        temporary.write_text(json.dumps(owner), encoding="utf-8")
+        try:
+            # A hard link appears whole or not at all, and not if the name is taken, also over a network.
+            os.link(temporary, self.path)
+        except FileExistsError:
+            return False
+        except OSError:  # no hard links here; exclusive creation is the next best
+            return self._create_exclusively(owner)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return True
+
+    def _create_exclusively(self, owner: dict[str, Any]) -> bool:
+        try:
+            with open(self.path, "x", encoding="utf-8") as file:
+                json.dump(owner, file)
+        except FileExistsError:
+            return False
+        return True
+
+    def _read(self, path: Path) -> dict[str, Any] | None:
+        try:
+            owner = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None  # gone in the meantime, or half written by a process that was killed
+        known = isinstance(owner, dict) and {"pid", "host", "started"} <= owner.keys()
+        return owner if known else None
+
+    def _is_alive(self, owner: dict[str, Any]) -> bool:
+        if owner["host"] == socket.gethostname() and owner.get("processes") == _process_table():
+            return _is_same_process(owner["pid"], owner["started"])
+        # Another host; or another container that may have this one's name, with process numbers of its own.
+        return self._beats()
+
+    def _beats(self) -> bool:
+        """Watch the file until it is touched or stale; the clocks of two hosts need not agree."""
+        first = self._modified()
+        deadline = time.monotonic() + _STALE_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(_HEARTBEAT_SECONDS / 5)
+            if self._modified() != first:
+                return self.path.exists()
+        return False
+
+    def _modified(self) -> int | None:
+        try:
+            return self.path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+
+    def _beat(self) -> None:
+        while not self._stop.wait(_HEARTBEAT_SECONDS):
+            try:
+                os.utime(self.path)
+            except OSError:  # a full or vanished disk is reported by whoever writes to it
+                continue
+
+
+def _process_table() -> str:
+    """What process numbers are counted in: the same string for two processes that would see each other."""
+    if sys.platform != "linux":
+        return f"booted {psutil.boot_time():.0f}"
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+
+
+def _is_same_process(pid: int, started: float) -> bool:
+    """Whether a process lives and is the one that began then, and not a later one with the same number."""
+    try:
+        process = psutil.Process(pid)
+        # to the second: the start time is kept relative to a clock that may be set
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - started) < 1
+    except psutil.Error:
+        return False

@@ -1,0 +1,5 @@
+"""What is done with a trained model: evaluate, generate, export, report.
+
+In: a model folder, a checkpoint name or a hub id. Out: a score, text, other formats, a model card.
+Each module with a command's name holds that command and its Python function.
+"""

@@ -1,0 +1,298 @@
+"""Text from a trained model: one prompt, a file of prompts, or a conversation with a terminal.
+
+In: a model, its tokenizer, prompts. Out: continuations, as strings, as lines of jsonl, or on the terminal while they
+are made.
+"""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+from transformers.utils import logging as transformers_logging
+
+from ..errors import UserError
+from ..options.arguments import GenerationArguments
+from ..runtime.device_settings import suit_changing_shapes
+from ..runtime.precision import current_device_type, resolve_precision
+from .model_loading import load_trained
+from .packed_weights import packed_weights
+
+_DEFAULT_NEW_TOKENS = 128
+_POINTLESS_WHEN_GREEDY = ("top_k", "top_p", "seed", "num_samples")
+
+
+def generate_text(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, **options: Any
+) -> list[str]:
+    """Continue one prompt; the options are those of `generate_texts`.
+
+    Returns:
+        The prompt with its continuation, `num_samples` times.
+    """
+    (completions,) = generate_texts(model, tokenizer, [prompt], **options)
+    return [prompt + completion for completion in completions]
+
+
+def generate_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int | None = None,
+    temperature: float = 0.8,
+    top_k: int = 0,
+    top_p: float = 0.95,
+    num_samples: int = 1,
+    seed: int = 42,
+    stop: Sequence[str] = (),
+    batch_size: int = 8,
+    streamer: TextStreamer | None = None,
+) -> Iterator[list[str]]:
+    """Continue prompts, in batches that are padded on the left.
+
+    Greedy text (temperature 0) does not depend on the batches. Sampled text does: each batch draws its random numbers
+    together, from `seed` plus the number of texts before it. So the same texts come again from the same seed, prompts
+    and batch size. The random numbers of the caller are left alone.
+
+    Args:
+        model: any causal language model of transformers.
+        tokenizer: the tokenizer it was trained with.
+        prompts: texts to continue; an empty one starts from the end-of-text token.
+        max_new_tokens: tokens to generate; 128, or as many as fit after the longest prompt, when left out.
+        temperature: divides the logits; 0 takes the likeliest token each time.
+        top_k: keep so many candidates; 0 keeps all.
+        top_p: keep the likeliest candidates of this total probability.
+        num_samples: texts for each prompt; at temperature 0 they are the same.
+        seed: seed of the sampling.
+        stop: a text ends with the token that completes one of these strings.
+        batch_size: texts that are generated at a time.
+        streamer: gets the tokens while they are made; for a single text only.
+
+    Returns:
+        An iterator that generates while it is read: the continuations of one prompt, without it; prompt after prompt.
+
+    Raises:
+        UserError: at once, if a prompt with its continuation does not fit into the model's positions.
+    """
+    rows = [_encode(tokenizer, prompt) for prompt in prompts]
+    max_new_tokens = _fitting_new_tokens(rows, max_new_tokens, model.config.max_position_embeddings)
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature != 0, "streamer": streamer}
+    if temperature != 0:
+        options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    if stop:
+        options |= {"stop_strings": list(stop), "tokenizer": tokenizer}
+    if temperature == 0:
+        return ([text] * num_samples for text in _generate(model, tokenizer, rows, batch_size, seed, options))
+    texts = _generate(model, tokenizer, [row for row in rows for _ in range(num_samples)], batch_size, seed, options)
+    return ([next(texts) for _ in range(num_samples)] for _ in rows)
+
+
+def _generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[torch.Tensor],
+    batch_size: int,
+    seed: int,
+    options: dict[str, Any],
+) -> Iterator[str]:
+    """The continuation of each row of token ids."""
+    padding_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if padding_id is None:
+        batch_size = 1  # no token could stand for "nothing here"
+    for first in range(0, len(rows), batch_size):
+        batch = rows[first : first + batch_size]
+        with _evaluation_mode(model), _own_random_numbers(model.device, seed + first):
+            output = model.generate(
+                _left_padded(batch, padding_id or 0).to(model.device),
+                attention_mask=_left_padded([torch.ones_like(row) for row in batch], 0).to(model.device),
+                pad_token_id=padding_id,
+                **options,
+            )
+        longest = max(map(len, batch))
+        for row, tokens in zip(batch, output, strict=True):
+            # Decoded with the prompt, because some tokenizers drop the space before a text's first word.
+            whole = tokenizer.decode(torch.cat([row, tokens[longest:].cpu()]), skip_special_tokens=True)
+            yield whole[len(tokenizer.decode(row, skip_special_tokens=True)) :]
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
+    ids = tokenizer(prompt, add_special_tokens=False).input_ids
+    if not ids:
+        ids = [tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0]
+    return torch.tensor(ids)
+
+
+def _fitting_new_tokens(rows: list[torch.Tensor], wanted: int | None, positions: int) -> int:
+    """How many tokens to generate; an error if they do not fit after each prompt."""
+    new_tokens = wanted
+    if new_tokens is None:
+        new_tokens = max(min(_DEFAULT_NEW_TOKENS, positions - max(map(len, rows), default=0)), 1)
+    for number, row in enumerate(rows, 1):
+        if len(row) + new_tokens > positions:
+            which = f"prompt {number}" if len(rows) > 1 else "the prompt"
+            asked = f" and --max_new_tokens is {wanted}" if wanted is not None else ""
+            remedy = "one of them" if wanted is not None else "it"
+            raise UserError(
+                f"{which} has {len(row)} tokens{asked}, but the model has {positions} positions; shorten {remedy}"
+            )
+    return new_tokens
+
+
+def _left_padded(rows: list[torch.Tensor], value: int) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value, padding_side="left")
+
+
+@contextlib.contextmanager
+def _evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@contextlib.contextmanager
+def _own_random_numbers(device: torch.device, seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+# ---- the command ----
+
+
+def run_generation(args: GenerationArguments, given: dict[str, str]) -> int:
+    """The command `generate`: print or write the texts, or answer a terminal prompt by prompt."""
+    interactive = args.prompt is None and args.prompt_file is None and sys.stdin.isatty()
+    _check_pointless(args, given, interactive)
+    records = [] if interactive else _read_prompts(args)
+    num_prompts = 1 if interactive else len(records)
+    if "batch_size" in given and num_prompts * args.num_samples < 2:
+        raise UserError("--batch_size has no effect on a single text; leave it out")
+    transformers_logging.disable_progress_bar()
+    model, tokenizer, _ = load_trained(args.model_path)
+    device = current_device_type(use_cpu=False)
+    # Generation reads every weight once a token, so half the bytes are nearly half the time.
+    model.to(device, dtype=resolve_precision(args.precision, device).dtype)
+    if device == "cuda":  # on a CPU, a cache that grows by each token would leave gaps in memory that is kept
+        suit_changing_shapes(device)
+    session = _Session(args, model, tokenizer)
+    with packed_weights(model):
+        if interactive:
+            _converse(session)
+        elif args.output_file is not None:
+            session.write(records, Path(args.output_file))
+        else:
+            session.show([record["prompt"] for record in records])
+    return 0
+
+
+def _check_pointless(args: GenerationArguments, given: dict[str, str], interactive: bool) -> None:
+    if args.temperature == 0:
+        for name in _POINTLESS_WHEN_GREEDY:
+            # a file's choice gives way to the command line's
+            if name in given and (given[name], given["temperature"]) != ("config", "command line"):
+                raise UserError(
+                    f"--{name} has no effect with --temperature 0, which always gives the same text; leave it out"
+                )
+    if interactive and args.output_file is not None:
+        raise UserError("--output_file has no effect at a terminal; add --prompt or --prompt_file")
+
+
+def _read_prompts(args: GenerationArguments) -> list[dict[str, Any]]:
+    """What to continue: records with the key `prompt`."""
+    if args.prompt is not None:
+        return [{"prompt": args.prompt}]
+    if args.prompt_file is None:
+        return [{"prompt": sys.stdin.read().rstrip("\n")}]
+    path = Path(args.prompt_file).expanduser()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise UserError(f"--prompt_file: {path} cannot be read ({reason}); give a file of prompts") from error
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not numbered:
+        raise UserError(f"--prompt_file: {path} is empty; write one prompt a line")
+    if path.suffix != ".jsonl":
+        return [{"prompt": line} for _, line in numbered]
+    return [_read_record(line, f"--prompt_file: {path}, line {number}") for number, line in numbered]
+
+
+def _read_record(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where} is not JSON: {error.msg}") from error
+    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
+        raise UserError(f'{where} must be an object like {{"prompt": "..."}}')
+    return record
+
+
+@dataclass
+class _Session:
+    """A loaded model with what the command says about the sampling."""
+
+    args: GenerationArguments
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    def texts(
+        self, prompts: list[str], streamer: TextStreamer | None = None, prompts_before: int = 0
+    ) -> Iterator[list[str]]:
+        """Continue prompts."""
+        names = ("max_new_tokens", "temperature", "top_k", "top_p", "num_samples", "stop", "batch_size")
+        options = {name: getattr(self.args, name) for name in names}
+        seed = self.args.seed + prompts_before
+        return generate_texts(self.model, self.tokenizer, prompts, seed=seed, streamer=streamer, **options)
+
+    def show(self, prompts: list[str], prompts_before: int = 0) -> None:
+        """Print texts; a single one while it is made."""
+        if len(prompts) * self.args.num_samples == 1:
+            streamer = TextStreamer(self.tokenizer, skip_special_tokens=True)
+            list(self.texts(prompts, streamer, prompts_before))
+            return
+        total, shown = len(prompts) * self.args.num_samples, 0
+        for prompt, completions in zip(prompts, self.texts(prompts, prompts_before=prompts_before), strict=True):
+            for completion in completions:
+                shown += 1
+                print(f"--- {shown} of {total} ---\n{prompt}{completion}", flush=True)
+
+    def write(self, records: list[dict[str, Any]], path: Path) -> None:
+        """Write a line of JSON for each text: what came with the prompt, the sample's number, the continuation."""
+        texts = self.texts([record["prompt"] for record in records])
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "w", encoding="utf-8") as file:
+                for record, completions in zip(records, texts, strict=True):
+                    for sample, completion in enumerate(completions):
+                        line = {**record, "sample": sample, "completion": completion}
+                        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    file.flush()
+        except OSError as error:
+            raise UserError(f"--output_file: {path} cannot be written ({error.strerror})") from error
+        print(f"{len(records) * self.args.num_samples:,} texts in {path}")
+
+
+def _converse(session: _Session) -> None:
+    """Answer each line of a terminal, the n-th with the n-th seed, until Ctrl-D."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (gives the line a history, where the platform has it)
+    print("A prompt a line; Ctrl-D ends.")
+    for turn in range(sys.maxsize):
+        try:
+            prompt = input("> ")
+        except EOFError:
+            print()
+            return
+        try:
+            session.show([prompt], prompts_before=turn)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)

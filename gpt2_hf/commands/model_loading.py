@@ -1,0 +1,189 @@
+"""Models from arguments or from a folder, with errors that say what to do.
+
+In: `ModelArguments`, or a model path. Out: a `GPT2HFForCausalLM` (and its tokenizer). Next stage: `trainer`,
+`evaluation`, `generation`, `export`.
+"""
+
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerBase
+
+from ..checkpoints import folders
+from ..data.tokenizer import check_vocabulary, load_tokenizer, num_ids
+from ..errors import UserError
+from ..model.configuration_gpt2_hf import GPT2HFConfig
+from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
+from ..options.arguments import ModelArguments
+from ..runtime.hub import ensure_hub_or_offline, is_hub_id
+
+DEFAULT_OUTPUT_DIR = "checkpoints"
+
+
+def build_config(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> GPT2HFConfig:
+    """The config of a new model: sizes from the arguments, vocabulary and special tokens from the tokenizer."""
+    return GPT2HFConfig(
+        vocab_size=num_ids(tokenizer),
+        n_positions=args.max_length,
+        n_embd=args.d_model,
+        n_layer=args.num_layers,
+        n_head=args.heads,
+        n_inner=args.d_ff,
+        resid_pdrop=args.dropout,
+        embd_pdrop=args.dropout,
+        attn_pdrop=args.dropout,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        attn_implementation=args.attn_implementation,
+    )
+
+
+def build_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> GPT2HFForCausalLM:
+    """A new model, or the weights of `--model_name_or_path` with this run's dropout.
+
+    Raises:
+        UserError: if the weights cannot be loaded, or do not fit the tokenizer or `--max_length`.
+    """
+    if args.model_name_or_path is None:
+        config = build_config(args, tokenizer)
+        try:
+            return GPT2HFForCausalLM(config)
+        except (ImportError, ValueError) as error:
+            raise _attention_error(args.attn_implementation, error) from error
+    source = str(resolve_model_path(args.model_name_or_path, DEFAULT_OUTPUT_DIR, "--model_name_or_path"))
+    config = read_config(source, "--model_name_or_path")
+    if args.max_length > config.n_positions:
+        raise UserError(
+            f"--max_length {args.max_length} exceeds the {config.n_positions} positions of {args.model_name_or_path}; "
+            f"use --max_length {config.n_positions}"
+        )
+    check_vocabulary(tokenizer, config.num_tokens)
+    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = args.dropout
+    return load_weights(source, config, args.attn_implementation, "--model_name_or_path")
+
+
+def load_trained(
+    model_path: str, output_dir: str = DEFAULT_OUTPUT_DIR, attn_implementation: str | None = None
+) -> tuple[GPT2HFForCausalLM, PreTrainedTokenizerBase, str]:
+    """Load a model and its tokenizer for use.
+
+    Args:
+        model_path: a folder, a checkpoint's name or path, or a hub id; ours or stock GPT-2.
+        output_dir: the run in which a bare checkpoint name is looked up.
+        attn_implementation: attention backend, transformers' choice when left out.
+
+    Returns:
+        `(model in evaluation mode, tokenizer, folder or id that was loaded)`.
+
+    Raises:
+        UserError: if there is no model, or it has no tokenizer.
+    """
+    source = str(resolve_model_path(model_path, output_dir, "--model_path"))
+    config = read_config(source, "--model_path")
+    model = load_weights(source, config, attn_implementation, "--model_path").eval()
+    tokenizer = _load_own_tokenizer(source, config, "--model_path")
+    check_vocabulary(tokenizer, config.num_tokens)
+    return model, tokenizer, source
+
+
+def load_model_tokenizer(model_name_or_path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model that training starts from; GPT-2's if its folder has none but the vocabulary fits.
+
+    Raises:
+        UserError: if there is no such model, or its tokenizer is missing and its vocabulary is not GPT-2's.
+    """
+    option = "--model_name_or_path"
+    source = str(resolve_model_path(model_name_or_path, DEFAULT_OUTPUT_DIR, option))
+    return _load_own_tokenizer(source, read_config(source, option), option)
+
+
+def resolve_model_path(reference: str, output_dir: str, option: str) -> str | Path:
+    """A folder with a model for a path or checkpoint name, or the reference itself if it is a hub id."""
+    try:
+        return folders.resolve_model(reference, output_dir)
+    except UserError as error:
+        # "name" and "owner/name" may be hub ids; anything with the marks of a path is not.
+        if is_hub_id(reference) and reference.count("/") <= 1 and not os.path.isdir(os.path.dirname(reference) or ""):
+            ensure_hub_or_offline()
+            return reference
+        raise UserError(f"{option}: {error}") from error
+
+
+def read_config(source: str, option: str) -> GPT2HFConfig:
+    """Read and check a model's configuration."""
+    if os.path.isdir(source) and not os.path.isfile(os.path.join(source, "config.json")):
+        raise UserError(
+            f"{option}: {source} holds no model (config.json is missing); give a folder with a saved model"
+        )
+    try:
+        config_dict, _ = GPT2HFConfig.get_config_dict(source)
+        if config_dict.get("model_type") != GPT2HFConfig.model_type:
+            raise UserError(
+                f"{option}: {source} is a {config_dict.get('model_type')!r} model; gpt2_hf takes gpt2 and gpt2_hf"
+            )
+        return GPT2HFConfig.from_dict(config_dict)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{option}: no model can be loaded from {source!r}: {_first_line(error)}; give a local folder"
+        ) from error
+
+
+def load_weights(source: str, config: GPT2HFConfig, attn_implementation: str | None, option: str) -> GPT2HFForCausalLM:
+    """Load weights (safetensors only) into a model of this config, in fp32.
+
+    Raises:
+        UserError: if a file is missing or damaged, or the model needs a weight that is not there.
+    """
+    try:
+        model, report = GPT2HFForCausalLM.from_pretrained(
+            source,
+            config=config,
+            attn_implementation=attn_implementation,
+            dtype="float32",
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{option}: the weights of {source!r} cannot be loaded: {_first_line(error)}") from error
+    except (ImportError, ValueError) as error:
+        raise _attention_error(attn_implementation, error) from error
+    # transformers would draw them at random and go on.
+    missing = sorted(report["missing_keys"])
+    if missing:
+        others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+        raise UserError(f"{option}: {source!r} lacks weights that the model needs: {missing[0]}{others}")
+    return model
+
+
+def _attention_error(attn_implementation: str | None, error: Exception) -> Exception:
+    """What to raise for an error while a model is made: the user's, if it is about the backend they asked for."""
+    if attn_implementation is None:
+        return error
+    return UserError(f"--attn_implementation {attn_implementation}: {_first_line(error)}; sdpa works everywhere")
+
+
+def _load_own_tokenizer(source: str, config: GPT2HFConfig, option: str) -> PreTrainedTokenizerBase:
+    # Asked for a tokenizer that is not there, transformers answers with an empty one.
+    has_files = not os.path.isdir(source) or any(
+        os.path.isfile(os.path.join(source, name))
+        for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json")
+    )
+    if has_files:
+        # as an absolute path, because a folder may be called "gpt2" and hold another tokenizer
+        return load_tokenizer(os.path.abspath(source) if os.path.isdir(source) else source)
+    gpt2 = load_tokenizer()
+    if config.num_tokens == num_ids(gpt2):
+        return gpt2  # the vocabulary is GPT-2's size, and stock folders often come without a tokenizer
+    raise UserError(
+        f"{option}: {source} has no tokenizer and its {config.num_tokens:,} ids are not GPT-2's; "
+        "save the tokenizer beside the model"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,309 @@
+"""Runs as a person reads them: a model card with the measured results, and curves as a picture.
+
+In: the Trainer's log history and result files in `output_dir`. Out: `README.md` and `curves.png` there, and in
+`best_model/`, so that this folder can be published as it is; or one picture and a table of several runs.
+"""
+
+import itertools
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints.folders import BEST_MODEL, RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME, list_checkpoints
+from ..errors import UserError
+from ..options.arguments import ReportArguments
+from ..options.parsing import PROVENANCE_KEY
+from ..runtime.hub import is_hub_id
+
+CURVES_NAME = "curves.png"
+CARD_NAME = "README.md"
+
+_RESULTS = [
+    ("validation loss", "eval_loss", "{:.4f}"),
+    ("validation perplexity", "eval_perplexity", "{:.2f}"),
+    ("test loss", "test_loss", "{:.4f}"),
+    ("test perplexity", "test_perplexity", "{:.2f}"),
+    ("training loss (mean of the last invocation)", "train_loss", "{:.4f}"),
+    ("optimizer steps", "train_steps", "{:,}"),
+    ("hours, all invocations", "train_hours", "{:.2f}"),
+]
+_SAMPLE_HEADING = "## A sample"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run left in its folder: finished or not, as far as it got.
+
+    Attributes:
+        folder: the run's `output_dir`.
+        config: `resolved_config.json`.
+        history: the Trainer's log entries, in their order.
+        results: the result files' numbers; of an unfinished run, its best evaluation so far.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    history: list[dict[str, Any]]
+    results: dict[str, Any]
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the model; 0 if not recorded."""
+        return int(self.config.get(PROVENANCE_KEY, {}).get("parameters", 0))
+
+
+def read_run(folder: str | Path) -> RunRecord:
+    """Read a run's record.
+
+    Raises:
+        UserError: if the folder holds no run, or one that has not saved anything yet.
+    """
+    folder = Path(folder)
+    states = [folder / TRAINER_STATE_NAME, *(path / TRAINER_STATE_NAME for path in reversed(list_checkpoints(folder)))]
+    state = next((path for path in states if path.is_file()), None)
+    config = folder / RESOLVED_CONFIG_NAME
+    if state is None or not config.is_file():
+        raise UserError(f"{folder} holds no run with a checkpoint; give the --checkpoint_dir of a run")
+    history = _read_json(state)["log_history"]
+    results: dict[str, Any] = {}
+    for split in ("train", "eval", "test"):
+        path = folder / f"{split}_results.json"
+        if path.is_file():
+            results.update(_read_json(path))
+    evaluations = [entry for entry in history if "eval_loss" in entry]
+    if "eval_loss" not in results and evaluations:
+        results.update(min(evaluations, key=lambda entry: float(entry["eval_loss"])))
+    if history:
+        results.setdefault("train_steps", history[-1]["step"])
+    return RunRecord(folder, _read_json(config), history, results)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def forget_end(output_dir: str | Path) -> None:
+    """Delete what a run wrote when it ended, because it goes on; its checkpoints tell how far it is."""
+    folder = Path(output_dir)
+    for path in (folder / TRAINER_STATE_NAME, *folder.glob("*_results.json")):
+        path.unlink(missing_ok=True)
+
+
+def write_report(output_dir: str | Path, sample: str | None = None) -> None:
+    """Write the card and the picture of the run in `output_dir` from the files that it left there."""
+    run = read_run(output_dir)
+    draw_curves(run.history, run.folder / CURVES_NAME)
+    (run.folder / CARD_NAME).write_text(model_card(run.config, run.results, sample), encoding="utf-8")
+    best = run.folder / BEST_MODEL
+    if best.is_dir():
+        for name in (CARD_NAME, CURVES_NAME):
+            shutil.copyfile(run.folder / name, best / name)
+
+
+# ---- pictures ----
+
+
+def points(history: list[dict[str, Any]], name: str, axis: str = "step") -> list[tuple[float, float]]:
+    """`(x, y)` of each log entry that has both."""
+    return [(entry[axis], entry[name]) for entry in history if name in entry and axis in entry]
+
+
+def resumed_steps(history: list[dict[str, Any]]) -> list[int]:
+    """The last logged step before each resume: after it, the clock of the invocation begins again."""
+    timed = [entry for entry in history if "session_hours" in entry]
+    pairs = itertools.pairwise(timed)
+    return [before["step"] for before, after in pairs if after["session_hours"] < before["session_hours"]]
+
+
+def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
+    """Draw loss, perplexity and learning rate over the steps, and the loss over time; resumes are dotted lines."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    (loss, perplexity), (rate, time) = figure.subplots(2, 2)
+    for axes, title, axis, names in (
+        (loss, "loss (nats per token)", "step", ("loss", "eval_loss")),
+        (perplexity, "perplexity per token", "step", ("perplexity", "eval_perplexity")),
+        (rate, "learning rate", "step", ("learning_rate",)),
+        (time, "loss over time, all invocations", "hours", ("loss", "eval_loss")),
+    ):
+        for name in names:
+            curve = points(history, name, axis)
+            label = "validation" if name.startswith("eval_") else "training"
+            if curve:
+                axes.plot(*zip(*curve, strict=True), label=label, marker="." if label == "validation" else None)
+        axes.set_title(title)
+        axes.set_xlabel("optimizer step" if axis == "step" else "hours")
+        axes.grid(alpha=0.3)
+        if axis == "step":
+            for i, step in enumerate(resumed_steps(history)):
+                axes.axvline(step, color="gray", linestyle=":", label="resumed" if i == 0 else None)
+        if len(axes.lines) > 1:
+            axes.legend()
+    perplexity.set_yscale("log")
+    figure.savefig(path, dpi=110)
+
+
+def compare_runs(dirs: Sequence[str | Path], output: str | Path) -> list[str]:
+    """Draw several runs in one picture.
+
+    Args:
+        dirs: the runs' folders.
+        output: the picture; its ending chooses the format.
+
+    Returns:
+        A table of the results, as lines.
+
+    Raises:
+        UserError: if a folder holds no run.
+    """
+    from matplotlib.figure import Figure
+
+    runs = [read_run(folder) for folder in dirs]
+    labels = _labels([run.folder for run in runs])
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    for axes, (title, axis, name) in zip(
+        figure.subplots(2, 2).flat,
+        [
+            ("validation loss (nats per token)", "step", "eval_loss"),
+            ("validation loss over time", "hours", "eval_loss"),
+            ("training loss (nats per token)", "step", "loss"),
+            ("learning rate", "step", "learning_rate"),
+        ],
+        strict=True,
+    ):
+        for label, run in zip(labels, runs, strict=True):
+            curve = points(run.history, name, axis)
+            marker = "." if name == "eval_loss" else None
+            axes.plot(*(zip(*curve, strict=True) if curve else ([], [])), label=label, marker=marker)
+        axes.set_title(title)
+        axes.set_xlabel("optimizer step" if axis == "step" else "hours, all invocations")
+        axes.grid(alpha=0.3)
+    figure.legend(labels, loc="outside lower center", ncols=min(len(runs), 4))
+    figure.savefig(output, dpi=110)
+    return _comparison(labels, runs)
+
+
+def _labels(folders: list[Path]) -> list[str]:
+    """Folder names, with as much of the path as tells them apart."""
+    resolved = [folder.resolve() for folder in folders]
+    for depth in range(1, max(len(path.parts) for path in resolved) + 1):
+        labels = ["/".join(path.parts[-depth:]) for path in resolved]
+        if len(set(labels)) == len(set(resolved)):
+            break
+    return labels
+
+
+def _comparison(labels: list[str], runs: list[RunRecord]) -> list[str]:
+    columns = [(name.replace("validation", "val."), key, text) for name, key, text in _RESULTS if key != "train_loss"]
+    rows = [["run", "parameters", *(name for name, _, _ in columns)]]
+    for label, run in zip(labels, runs, strict=True):
+        cells = [text.format(run.results[key]) if key in run.results else "–" for _, key, text in columns]
+        rows.append([label, f"{run.num_parameters / 1e6:.1f}M", *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])  # names left, numbers right
+        for row in rows
+    ]
+
+
+def run_report(args: ReportArguments, given: dict[str, str]) -> int:
+    """The command `report`: draw one run again, or compare several."""
+    if len(args.runs) == 1:
+        if "output_file" in given:
+            raise UserError("--output_file has no effect for a single run, whose report stays in its folder")
+        (folder,) = map(Path, args.runs)
+        write_report(folder, _sample_of(folder))
+        print(f"written: {folder / CARD_NAME}, {folder / CURVES_NAME}")
+        return 0
+    try:
+        lines = compare_runs(args.runs, args.output_file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--output_file: {args.output_file} cannot be written: {error}") from error
+    print("\n".join(lines))
+    print(f"written: {args.output_file}")
+    return 0
+
+
+# ---- the model card ----
+
+
+def model_card(config: dict[str, Any], results: dict[str, Any], sample: str | None) -> str:
+    """The README of a run: metadata for the hub, results, settings, a sample, and how to load the model."""
+    provenance = config.get(PROVENANCE_KEY, {})
+    dataset = config.get("train_file") or config.get("dataset_name")
+    rows = [(label, results[name], text) for label, name, text in _RESULTS if name in results]
+    parts = [
+        f"---\n{_metadata(config, results)}\n---",
+        f"# GPT-2, {provenance.get('parameters', 0) / 1e6:.1f}M parameters",
+        f"Trained with gpt2_hf on `{dataset}`. Losses are nats per token, summed over all scored tokens; perplexity "
+        "is their exponential.",
+        _table(rows),
+        f"![curves]({CURVES_NAME})",
+        "## Load it\n\n```python\nimport gpt2_hf\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("{BEST_MODEL}")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{BEST_MODEL}")\n```\n\n'
+        "Without gpt2_hf installed, add `trust_remote_code=True`. From the hub, give the repository's id.",
+    ]
+    if sample:
+        parts.append(f"{_SAMPLE_HEADING}\n\n" + "\n".join(f"> {line}" for line in sample.strip().splitlines()))
+    settings = {name: value for name, value in config.items() if name != PROVENANCE_KEY and value is not None}
+    parts.append("## Settings\n\n```json\n" + json.dumps(settings, indent=2) + "\n```")
+    parts.append("## Made with\n\n```json\n" + json.dumps(provenance, indent=2) + "\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _sample_of(folder: Path) -> str | None:
+    """The sample in a card that was written before; it cannot be had again without the model."""
+    card = folder / CARD_NAME
+    if not card.is_file():
+        return None
+    match = re.search(rf"^{_SAMPLE_HEADING}\n\n((?:>.*\n)+)", card.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return "\n".join(line[2:] for line in match[1].splitlines()) if match else None
+
+
+def _table(rows: list[tuple[str, Any, str]]) -> str:
+    return "\n".join(
+        ["| result | value |", "|---|--:|", *(f"| {name} | {text.format(value)} |" for name, value, text in rows)]
+    )
+
+
+def _metadata(config: dict[str, Any], results: dict[str, Any]) -> str:
+    """The YAML header of a model card, as the hub reads it: tags, data set, base model, measured results."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    dataset = None if config.get("train_file") else config.get("dataset_name")
+    # "python-docs" and folders are no data sets of the hub
+    hub_dataset = dataset if dataset and dataset.count("/") == 1 and is_hub_id(dataset) else None
+    base_model = config.get("model_name_or_path")
+    measured = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=hub_dataset or "text",
+            dataset_name=str(hub_dataset or Path(str(dataset or config.get("train_file"))).name),
+            dataset_config=config.get("dataset_config_name"),
+            dataset_split=split,
+            metric_type=metric,
+            metric_name=f"{metric} per token",
+            metric_value=results[f"{prefix}_{metric}"],
+        )
+        for prefix, split in (("eval", "validation"), ("test", "test"))
+        for metric in ("loss", "perplexity")
+        if f"{prefix}_{metric}" in results
+    ]
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["gpt2_hf"],
+        datasets=[hub_dataset] if hub_dataset else None,
+        base_model=base_model if base_model and is_hub_id(base_model) else None,
+        metrics=["perplexity"] if measured else None,
+        model_name="gpt2_hf" if measured else None,
+        eval_results=measured or None,
+    )
+    return str(data.to_yaml()).strip()

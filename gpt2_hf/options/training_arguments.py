@@ -1,0 +1,279 @@
+"""What the user may set about training: transformers' TrainingArguments with this package's defaults and limits.
+
+Apart from `arguments`, because importing the base class takes seconds that other commands need not wait.
+"""
+
+import os
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers import IntervalStrategy, SchedulerType, TrainingArguments
+from transformers.trainer_utils import HubStrategy, SaveStrategy
+
+from ..errors import UserError
+from ..runtime import distributed
+from ..runtime.fallbacks import missing_for_compile
+from ..runtime.precision import Precision, current_device_type, resolve_precision
+from .arguments import option, require_at_least, require_fraction, require_positive
+
+MUON = "muon"
+
+# NumPy takes 32 bits, and each process adds its number.
+_SEEDS = 2**31
+
+# Fields of TrainingArguments that this package's trainer does not act on, and what to do instead.
+_WITHOUT_EFFECT = {
+    "do_train": "a run always trains; leave it out",
+    "do_eval": "evaluation is on unless --eval_strategy no; leave it out",
+    "use_liger_kernel": "there are no Liger kernels for this model, which has a chunked loss of its own; leave it out",
+    "enable_jit_checkpoint": "a checkpoint is always saved on SIGTERM, SIGINT and SIGUSR1; leave it out",
+    "restore_callback_states_from_checkpoint": "callbacks of this package always restore their state; leave it out",
+    "greater_is_better": "a lower loss and a lower perplexity are better; leave it out",
+    "auto_find_batch_size": "it would change which samples a step sees; choose --batch_size yourself",
+    "save_only_model": "a run could not go on from such checkpoints; leave it out and take best_model",
+    "dataloader_drop_last": "the last batch of an epoch is completed with samples that have no targets; leave it out",
+    "ignore_data_skip": "a resumed run always goes on at its place in the data; leave it out",
+}
+
+
+@dataclass
+class GPT2HFTrainingArguments(TrainingArguments):
+    """transformers' TrainingArguments with this project's defaults, a time budget, and automatic precision."""
+
+    _argument_group_name = "training"
+
+    output_dir: str | None = option("checkpoints", "Folder for everything the run leaves.", "checkpoint_dir")
+    overwrite_output_dir: bool = option(False, "Delete an earlier run that is in output_dir.")
+    resume_from_checkpoint: str | None = option(
+        None,
+        "Go on from a checkpoint: latest, a name such as checkpoint_epoch_3, or a path.",
+        "resume_from",
+    )
+    num_train_epochs: float = option(10.0, "Passes over the training data.", "max_epochs")
+    max_steps: int = option(-1, "Stop after so many optimizer steps, whatever the epochs; -1: no limit.")
+    max_training_hours: float | None = option(
+        12.0, "Wall-clock budget of this invocation in hours, start-up, final evaluation and saving included."
+    )
+    schedule_by_time: bool = option(
+        False, "Let the cosine schedule reach 0 at the end of max_training_hours instead of at the last step."
+    )
+    on_save_error: Literal["stop", "continue"] = option(
+        "stop", "stop: end the run if a checkpoint cannot be written; continue: train on without it."
+    )
+    per_device_train_batch_size: int = option(8, "Samples in a batch, on each device.", "batch_size")
+    per_device_eval_batch_size: int = option(8, "Samples in an evaluation batch, on each device.", "eval_batch_size")
+    gradient_accumulation_steps: int = option(1, "Batches summed into one optimizer step.")
+    global_batch_size: int | None = option(
+        None,
+        "Samples of an optimizer step on all devices together: accumulation follows from it and the number of "
+        "devices, and batch_size is the most that a device is given at once.",
+    )
+    learning_rate: float = option(3e-4, "Peak learning rate.")
+    weight_decay: float = option(0.01, "Decoupled weight decay; not on biases and LayerNorms.")
+    optim: str = option(
+        "adamw_torch_fused",
+        "Optimizer: one of transformers' names, or muon: Muon for the matrices of the blocks, AdamW for the rest.",
+    )
+    muon_learning_rate: float | None = option(
+        None, "optim muon: peak learning rate of the matrices; learning_rate when left out."
+    )
+    muon_momentum: float = option(0.95, "optim muon: momentum of the matrices.")
+    adam_beta1: float = option(0.9, "AdamW's first beta.")
+    adam_beta2: float = option(0.95, "AdamW's second beta.")
+    adam_epsilon: float = option(1e-8, "AdamW's epsilon.")
+    lr_scheduler_type: SchedulerType | str = option("cosine", "Learning-rate schedule after warmup; cosine ends at 0.")
+    warmup_steps: float = option(2000, "Steps of linear warmup; below 1, a share of all steps.")
+    max_grad_norm: float = option(1.0, "Clip the gradient's norm to this; 0: no clipping.", "gradient_clip")
+    activation_checkpointing: bool = option(
+        False, "Recompute activations in the backward pass: less memory, about a third more time."
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "auto", "auto: bf16 where the device has it, else fp16 on CUDA, else fp32."
+    )
+    logging_steps: float = option(100, "Log every so many steps; below 1, a share of all steps.")
+    eval_strategy: IntervalStrategy | str = option("steps", "steps: every eval_steps and after each epoch; epoch; no.")
+    eval_steps: float | None = option(500, "Evaluate every so many steps.", "eval_every")
+    do_predict: bool = option(True, "Score the test split when the run is over, if there is one.")
+    save_strategy: SaveStrategy | str = option(
+        "steps", "steps: every save_steps, after each epoch, at each best; epoch: after each, at each best; best; no."
+    )
+    save_steps: float = option(1000, "Save a checkpoint every so many steps.", "save_every")
+    save_total_limit: int | None = option(
+        3, "Keep so many recent checkpoints, besides those of epochs, the best and the time limit; none: keep all."
+    )
+    dataloader_num_workers: int = option(0, "Processes that prepare batches.", "num_workers")
+    sample_tokens: int = option(
+        48, "Length in tokens of the text that is generated and shown at each evaluation; 0: none."
+    )
+    push_to_hub: bool = option(
+        False, "When the run is over, upload best_model with its card to hub_model_id; not within max_training_hours."
+    )
+    report_to: list[str] = option(["tensorboard"], "Where to report to: tensorboard, wandb, ..., or none.")
+    seed: int = option(42, "Seed of initialisation, dropout and data order.")
+    data_seed: int | None = option(None, "Seed of the data order; seed when left out.")
+    gradient_checkpointing: bool = option(False, "Older name of activation_checkpointing.")
+
+    # Defaults of the Trainer that cost a host synchronisation a step, or a wrong number.
+    logging_nan_inf_filter: bool = option(False, "Hide non-finite losses in logs.")
+    metric_for_best_model: str | None = option("loss", "Evaluation metric that decides which model is best.")
+    ddp_find_unused_parameters: bool | None = option(False, "Search for parameters without gradient in every step.")
+    remove_unused_columns: bool = option(False, "Drop columns the model does not take; samples here have none.")
+
+    use_cpu: bool = option(False, "Do not use an accelerator.")
+    fsdp: bool = option(False, "Shard weights, gradients and optimizer over the processes (FSDP2).")
+
+    greater_is_better: bool = option(False, "Whether a higher metric is better; never so here.")
+
+    resolved_precision: Precision | None = field(default=None, init=False)
+    _share: int | None = field(default=None, init=False, repr=False)
+
+    notices: list[str] = field(default_factory=list, init=False)  # what was asked for and is left out, to be printed
+
+    def __post_init__(self) -> None:
+        self._check_ranges()
+        for name, remedy in _WITHOUT_EFFECT.items():
+            if getattr(self, name, False):
+                raise UserError(f"--{name} has no effect: {remedy}")
+        device_type = current_device_type(self.use_cpu)
+        self.resolved_precision = resolve_precision(self._wanted_precision(), device_type)
+        # Before the base class, which hands it to accelerate.
+        wants_compile = self.torch_compile or self.torch_compile_backend or self.torch_compile_mode
+        missing = missing_for_compile(device_type) if wants_compile else None
+        if missing is not None:
+            self.torch_compile: bool = False
+            self.torch_compile_backend: str | None = None
+            self.torch_compile_mode: str | None = None
+            self.notices.append(f"--torch_compile is left out: {missing}; training goes on, slower")
+        self.fp16 = self.resolved_precision.name == "fp16"
+        self.bf16 = self.resolved_precision.name == "bf16"
+        # Without an accelerator the Trainer refuses bf16 and pins memory unless it is told that it is on a CPU.
+        self.use_cpu = self.use_cpu or device_type == "cpu"
+        if self.data_seed is None:
+            # Otherwise accelerate takes whatever seed torch was last given as that of the data order.
+            self.data_seed = self.seed
+        recompute = self.activation_checkpointing or self.gradient_checkpointing
+        # Beside FSDP transformers would advise FSDP's own, which `sharding` refuses; it need not know yet.
+        self.activation_checkpointing = self.gradient_checkpointing = False
+        self._check_engine()
+        if "ACCELERATE_MIXED_PRECISION" in os.environ:  # accelerate's config file; the line printed is about ours
+            name = self.resolved_precision.name
+            os.environ["ACCELERATE_MIXED_PRECISION"] = "no" if name == "fp32" else name
+        uses_muon, self.optim = self.uses_muon, "adamw_torch_fused" if self.uses_muon else self.optim
+        super().__post_init__()
+        if uses_muon:
+            self.optim = MUON  # which the base class does not know
+        # Both of transformers' names: older releases read the second, newer ones the first.
+        self.activation_checkpointing = self.gradient_checkpointing = recompute
+        # Two devices in one process would need torch's DataParallel, which cannot divide a row without padding.
+        self._n_gpu = min(self.n_gpu, 1)
+        self._divide_global_batch()
+        distributed.set_timeout(self.ddp_timeout)
+
+    @property
+    def uses_muon(self) -> bool:
+        """Whether matrices are trained by Muon."""
+        return self.optim == MUON
+
+    @property
+    def train_batch_size(self) -> int:
+        """Samples that a device is given at once."""
+        return self._share or self.per_device_train_batch_size
+
+    def _divide_global_batch(self) -> None:
+        """Choose accumulation for `global_batch_size`, and what a device is given at once."""
+        if self.global_batch_size is not None:
+            self._share, self.gradient_accumulation_steps = divide_batch(
+                self.global_batch_size, self.world_size, self.per_device_train_batch_size
+            )
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of an optimizer step on all devices together."""
+        return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    @property
+    def wants_fsdp(self) -> bool:
+        """Whether FSDP was asked for, by option or by accelerate's config file."""
+        return self.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+    def _check_engine(self) -> None:
+        if self.deepspeed is not None or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+            raise UserError(
+                "--deepspeed is not supported: its checkpoints are pickles, which this package never reads; "
+                "examples/accelerate/fsdp2.yaml shards weights, gradients and optimizer as ZeRO-3 does"
+            )
+        if self.uses_muon and self.wants_fsdp:
+            raise UserError(
+                f"--optim {MUON} needs whole matrices, which FSDP divides; use --optim adamw_torch_fused with FSDP"
+            )
+
+    def _check_best_metric(self) -> None:
+        names = ("loss", "perplexity", "eval_loss", "eval_perplexity")
+        if self.metric_for_best_model is not None and self.metric_for_best_model not in names:
+            raise UserError(f"--metric_for_best_model must be one of {', '.join(names)}, or none")
+
+    def _wanted_precision(self) -> str:
+        flags = [name for name in ("fp16", "bf16") if getattr(self, name)]
+        if len(flags) == 2:
+            raise UserError("--fp16 and --bf16 exclude each other; give one of them, or --precision auto")
+        if flags and self.precision not in ("auto", flags[0]):
+            raise UserError(f"--{flags[0]} contradicts --precision {self.precision}; give one of them")
+        return flags[0] if flags else self.precision
+
+    def _check_ranges(self) -> None:
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            require_at_least(name, getattr(self, name), 1)
+        for name in ("learning_rate", "num_train_epochs", "adam_epsilon", "logging_steps", "save_steps"):
+            require_positive(name, getattr(self, name))
+        for name in ("max_training_hours", "eval_steps"):
+            if getattr(self, name) is not None:
+                require_positive(name, getattr(self, name))
+        for name in ("weight_decay", "max_grad_norm", "warmup_steps", "dataloader_num_workers", "seed"):
+            require_at_least(name, getattr(self, name), 0)
+        for name in ("seed", "data_seed"):
+            if (getattr(self, name) or 0) >= _SEEDS:
+                raise UserError(f"--{name} must be below {_SEEDS:,}, got {getattr(self, name):,}")
+        require_at_least("sample_tokens", self.sample_tokens, 0)
+        default = type(self).__dataclass_fields__["sample_tokens"].default
+        if self.eval_strategy == IntervalStrategy.NO and self.sample_tokens != default:
+            raise UserError("--sample_tokens has no effect with --eval_strategy no; leave it out")
+        if self.muon_learning_rate is not None:
+            require_positive("muon_learning_rate", self.muon_learning_rate)
+        for name in ("adam_beta1", "adam_beta2", "muon_momentum", "label_smoothing_factor"):
+            require_fraction(name, getattr(self, name))
+        if self.global_batch_size is not None:
+            require_at_least("global_batch_size", self.global_batch_size, 1)
+        if self.hub_strategy not in (HubStrategy.EVERY_SAVE, HubStrategy.END):  # the default, and what is done
+            raise UserError("--hub_strategy has no effect: best_model is uploaded when the run is over; leave it out")
+        self._check_best_metric()
+        if self.schedule_by_time and (self.max_training_hours is None or self.lr_scheduler_type != "cosine"):
+            raise UserError("--schedule_by_time needs --max_training_hours and --lr_scheduler_type cosine")
+        if self.max_steps != -1:
+            require_at_least("max_steps", self.max_steps, 1)
+        if self.save_total_limit is not None:
+            require_at_least("save_total_limit", self.save_total_limit, 1)
+
+
+def divide_batch(samples: int, devices: int, most: int) -> tuple[int, int]:
+    """Divide the samples of an optimizer step among devices.
+
+    Args:
+        samples: of all devices together.
+        devices: that have equal parts.
+        most: samples that a device can be given at once.
+
+    Returns:
+        Samples given to a device at once, and how many times: the fewest of equal size.
+
+    Raises:
+        UserError: if the devices cannot have equal parts.
+    """
+    part, left = divmod(samples, devices)
+    if left or not part:
+        choices = sorted({max(part, 1) * devices, (part + 1) * devices})
+        raise UserError(
+            f"--global_batch_size {samples} cannot be divided among {devices} processes; "
+            f"use {' or '.join(map(str, choices))}"
+        )
+    share = max(size for size in range(1, min(most, part) + 1) if part % size == 0)
+    return share, part // share

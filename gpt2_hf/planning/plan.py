@@ -1,0 +1,367 @@
+"""What a run will be, before any hour is spent.
+
+In: the arguments of a run, its data and model, and what a probe measured. Out: numbers, and advice that names flags.
+"""
+
+import math
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from ..data import LoadedData, PaddingCollator
+from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
+from ..options.training_arguments import GPT2HFTrainingArguments, divide_batch
+from ..runtime.utilization import used_memory
+from ..trainer.callbacks.progress import duration
+from ..trainer.muon import state_bytes
+from . import probe
+
+# A share of all evaluations above which they are worth a line.
+_MUCH_EVALUATION = 0.25
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps of a run.
+
+    Attributes:
+        steps_per_epoch: optimizer steps in one pass over the data.
+        total_steps: optimizer steps of the whole run.
+        warmup_steps: of these, the steps of linear warmup.
+    """
+
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+
+    @property
+    def warmup_share(self) -> float:
+        """Share of the run that is warmup."""
+        return self.warmup_steps / self.total_steps
+
+
+def make_schedule(args: GPT2HFTrainingArguments, num_samples: int | None) -> Schedule:
+    """Count steps as the Trainer does: the last, smaller batch of an epoch is a batch too.
+
+    Without a number of samples, that is for a stream, the one epoch is `max_steps` long.
+    """
+    if num_samples is None:
+        return Schedule(args.max_steps, args.max_steps, args.get_warmup_steps(args.max_steps))
+    rows = args.train_batch_size * args.world_size
+    steps_per_epoch = math.ceil(math.ceil(num_samples / rows) / args.gradient_accumulation_steps)
+    total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
+    return Schedule(steps_per_epoch, total, args.get_warmup_steps(total))
+
+
+def schedule_warning(schedule: Schedule) -> str | None:
+    """A line for a warmup that leaves too little of the run, or none of it."""
+    if schedule.warmup_share < 0.5:
+        return None
+    return (
+        f"warmup takes {schedule.warmup_steps:,} of {schedule.total_steps:,} steps ({schedule.warmup_share:.0%}), so "
+        "the learning rate hardly reaches its peak; consider --warmup_steps 0.1, a tenth of the run"
+    )
+
+
+@dataclass(frozen=True)
+class Events:
+    """Steps after which a run evaluates and saves; of the saved ones, those that rotation keeps.
+
+    Whether an evaluation brings a new best model, which is saved at once, nobody can know; each is counted as one.
+    """
+
+    evaluations: frozenset[int]
+    saves: frozenset[int]
+    kept: frozenset[int]
+
+
+def list_events(args: GPT2HFTrainingArguments, schedule: Schedule) -> Events:
+    """Evaluations and checkpoints as `CadenceCallback` and `checkpoints.rotate` will have them."""
+    state = TrainerState(max_steps=schedule.total_steps)
+    state.compute_steps(args, schedule.total_steps)
+    total, epoch = schedule.total_steps, schedule.steps_per_epoch
+    epoch_ends = set(range(epoch, total + 1, epoch))
+    evaluations: set[int] = set()
+    if args.eval_strategy == IntervalStrategy.STEPS:
+        evaluations = {*range(state.eval_steps, total + 1, state.eval_steps), *epoch_ends, total}
+    elif args.eval_strategy == IntervalStrategy.EPOCH:
+        evaluations = {*epoch_ends, total}
+    saves: set[int] = set()
+    if args.save_strategy == SaveStrategy.STEPS:
+        saves = {*range(state.save_steps, total + 1, state.save_steps), *epoch_ends, total}
+    elif args.save_strategy == SaveStrategy.EPOCH:
+        saves = {*epoch_ends, total}
+    if args.save_strategy != SaveStrategy.NO and args.metric_for_best_model is not None:
+        saves |= evaluations
+    kept = set(saves)
+    if args.save_total_limit is not None:
+        kept = {*sorted(saves)[-args.save_total_limit :], *(epoch_ends & saves)}
+    return Events(frozenset(evaluations), frozenset(saves), frozenset(kept))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run in numbers: times in seconds, sizes in bytes of one device.
+
+    Attributes:
+        schedule, events: steps, evaluations, checkpoints.
+        num_parameters: of the model, the tied head counted once.
+        optimizer_bytes: the optimizer's state.
+        num_samples, num_tokens: of the training text; tokens that are scored.
+        flops_per_token: arithmetic of a training step, without attention.
+        activation_bytes: kept by the forward pass on the largest batch.
+        peak_bytes: at the most; measured, or the least possible where that already does not fit.
+        memory_bytes: what the device has.
+        measured: the probe's figures; `None` where the run does not fit.
+        start_seconds: from the command to the first step.
+        save_seconds: a checkpoint.
+        report_seconds: results, sample and report at the end, the test split not counted.
+        free_disk_bytes: at `output_dir`.
+    """
+
+    args: GPT2HFTrainingArguments
+    schedule: Schedule
+    events: Events
+    num_parameters: int
+    optimizer_bytes: int
+    num_samples: int
+    num_tokens: int
+    flops_per_token: float
+    activation_bytes: int
+    peak_bytes: int
+    memory_bytes: int
+    measured: probe.Measurement | None
+    start_seconds: float
+    save_seconds: float
+    report_seconds: float
+    free_disk_bytes: int
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Size of one checkpoint."""
+        return probe.checkpoint_bytes(self.num_parameters, self.optimizer_bytes)
+
+    @property
+    def num_kept(self) -> int:
+        """Checkpoints at the most: those kept, the best one, one that is being written, and that of the time limit."""
+        if not self.events.saves:
+            return 0
+        best = self.args.metric_for_best_model is not None and bool(self.events.evaluations)
+        return len(self.events.kept) + best + 1 + (not self.fits_budget)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The whole run by its parts; empty where nothing could be measured."""
+        if self.measured is None:
+            return {}
+        evaluation = self.measured.evaluation_seconds + self.measured.sample_seconds
+        return {
+            "start": self.start_seconds,
+            "steps": self.schedule.total_steps * self.measured.step_seconds,
+            "evaluations": len(self.events.evaluations) * evaluation,
+            "checkpoints": len(self.events.saves) * self.save_seconds,
+            "end": self.measured.test_seconds + self.report_seconds,
+        }
+
+    @property
+    def total_seconds(self) -> float:
+        """The whole run, unless a time budget ends it earlier."""
+        return sum(self.seconds.values())
+
+    @property
+    def fits_budget(self) -> bool:
+        """Whether the last step comes before the time budget ends."""
+        hours = self.args.max_training_hours
+        return hours is None or self.total_seconds <= hours * 3600
+
+    @property
+    def fits_memory(self) -> bool:
+        """Whether the largest batch fits into the device."""
+        return self.peak_bytes <= self.memory_bytes
+
+    def lines(self) -> list[str]:
+        """The plan as a person reads it, advice last."""
+        schedule = self.schedule
+        lines = [
+            f"parameters: {self.num_parameters:,}",
+            f"training samples: {self.num_samples:,} with {self.num_tokens:,} scored tokens an epoch",
+            f"steps: {schedule.steps_per_epoch:,} an epoch, {schedule.total_steps:,} in all, "
+            f"{schedule.warmup_steps:,} of them warmup ({schedule.warmup_share:.0%})",
+            f"arithmetic: {self.flops_per_token / 1e9:.2f} GFLOP a token (6 per parameter and token, the head "
+            f"included), {self.flops_per_token * self.num_tokens / 1e12:,.1f} TFLOP an epoch",
+            self._memory_line(),
+            *self._time_lines(),
+            f"disk: {_size(self.checkpoint_bytes)} a checkpoint, at most {self.num_kept} at a time: "
+            f"{_size(self.num_kept * self.checkpoint_bytes)}; {_size(self.free_disk_bytes)} are free",
+        ]
+        return lines + [f"advice: {line}" for line in self.advice()]
+
+    def _memory_line(self) -> str:
+        weights = 4 * self.num_parameters
+        rest = max(self.peak_bytes - 2 * weights - self.optimizer_bytes - self.activation_bytes, 0)
+        how = "measured on the largest batch" if self.measured is not None else "or more"
+        return (
+            f"memory: {_size(self.peak_bytes)} at the peak, {how}: weights {_size(weights)}, "
+            f"gradients {_size(weights)}, optimizer {_size(self.optimizer_bytes)}, "
+            f"activations {_size(self.activation_bytes)}, "
+            f"libraries, data and work space {_size(rest)}; the device has {_size(self.memory_bytes)} free"
+        )
+
+    def _time_lines(self) -> list[str]:
+        measured = self.measured
+        if measured is None:
+            return []
+        peak = "" if measured.share_of_peak is None else f", {measured.share_of_peak:.0%} of the device's peak"
+        names = {
+            "steps": f"{self.schedule.total_steps:,} steps",
+            "evaluations": f"{len(self.events.evaluations):,} evaluations",
+            "checkpoints": f"{len(self.events.saves):,} checkpoints at most",
+        }
+        parts = ", ".join(f"{names.get(name, name)} {duration(value)}" for name, value in self.seconds.items())
+        epoch = self.schedule.steps_per_epoch * measured.step_seconds
+        lines = [
+            f"speed: {measured.step_seconds:.3g} s a step, {measured.tokens_per_second:,.0f} tokens/s a device{peak} "
+            f"(measured on {measured.num_steps} steps)",
+            f"time: {duration(epoch)} an epoch; {duration(self.total_seconds)} in all: {parts}",
+        ]
+        if self.args.max_training_hours is not None:
+            verdict = "the run fits" if self.fits_budget else "the run does not fit"
+            lines.append(f"budget: {duration(self.args.max_training_hours * 3600)}; {verdict}")
+        return lines
+
+    def advice(self) -> list[str]:
+        """What to change, each line with its flag."""
+        lines = []
+        if (warning := schedule_warning(self.schedule)) is not None:
+            lines.append(warning)
+        if not self.fits_memory:
+            lines.append(self._memory_advice())
+        if not self.fits_budget and not self.args.schedule_by_time:  # which ends at learning rate 0 all the same
+            lines.append(self._budget_advice())
+        parts = self.seconds
+        if parts and parts["evaluations"] > _MUCH_EVALUATION * self.total_seconds:
+            share = parts["evaluations"] / self.total_seconds
+            rarer = "a larger --eval_every, or " if self.args.eval_strategy == IntervalStrategy.STEPS else ""
+            lines.append(f"evaluations take {share:.0%} of the time; use {rarer}fewer --max_eval_samples")
+        needed = self.num_kept * self.checkpoint_bytes
+        if needed > self.free_disk_bytes:
+            lines.append(
+                f"the disk has no room for {self.num_kept} checkpoints; use --save_total_limit 1, fewer --max_epochs "
+                "(the checkpoint of each is kept), or a --checkpoint_dir on a larger disk"
+            )
+        return lines
+
+    def _memory_advice(self) -> str:
+        args = self.args
+        if 2 * 4 * self.num_parameters + self.optimizer_bytes > self.memory_bytes:
+            return "weights, gradients and optimizer alone do not fit; use a smaller --d_model or --num_layers"
+        if args.train_batch_size > 1:
+            share, parts = divide_batch(args.train_batch_size, devices=1, most=args.train_batch_size // 2)
+            flags = f"--batch_size {share}"
+            if args.global_batch_size is None:
+                flags += f" --gradient_accumulation_steps {args.gradient_accumulation_steps * parts}"
+            return f"the largest batch does not fit; use {flags}, the same step in more parts"
+        if not args.gradient_checkpointing:
+            return "a single sample does not fit; use --activation_checkpointing, or a smaller --max_length"
+        return "a single sample does not fit; use a smaller --max_length, --d_model or --num_layers"
+
+    def _budget_advice(self) -> str:
+        args, parts = self.args, self.seconds
+        assert args.max_training_hours is not None
+        training = parts["steps"] + parts["evaluations"] + parts["checkpoints"]
+        room = max(args.max_training_hours * 3600 - parts["start"] - parts["end"], 0.0)
+        step = int(self.schedule.total_steps * room / training)
+        needed = math.ceil(1.1 * self.total_seconds / 36) / 100
+        by_time = ", or --schedule_by_time" if args.lr_scheduler_type == "cosine" else ""
+        return (
+            f"the budget ends at about step {step:,} of {self.schedule.total_steps:,}, with the learning rate still "
+            f"high; use --max_training_hours {needed:g}, --max_steps {max(step, 1)}{by_time}"
+        )
+
+
+def make_plan(
+    args: GPT2HFTrainingArguments,
+    model: GPT2HFForCausalLM,
+    data: LoadedData,
+    start_seconds: float,
+    report_seconds: float,
+    write_sample: Callable[[GPT2HFForCausalLM], str] | None,
+) -> Plan:
+    """Count, probe and look at the disk; nothing is written to `output_dir`.
+
+    Raises:
+        UserError: if the place of `output_dir` cannot be written to.
+    """
+    samples = data.samples["train"]
+    schedule = make_schedule(args, len(samples))
+    num_parameters = sum(p.numel() for p in model.parameters())
+    optimizer_bytes = state_bytes(model, args.uses_muon)
+    collator = data.collator if isinstance(data.collator, PaddingCollator) else None
+    batches = probe.first_epoch(args, samples, collator)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = probe.make_probe_trainer(args, model, data, folder)
+        memory, held = device_memory(args.device), used_memory(args.device)
+        measured, activations = None, 0
+        # What does not fit must not be tried: on a CPU the system would kill the process. Where there is ample room
+        # the activations are counted last, since memory that was used and freed before blurs the measured peak.
+        in_doubt = probe.generous_peak_bytes(args, model, batches) > memory
+        if in_doubt:
+            try:
+                activations = probe.activation_bytes(trainer, samples, batches)
+            except torch.OutOfMemoryError:
+                activations = memory
+        peak = probe.least_peak_bytes(args, held, num_parameters, optimizer_bytes, activations)
+        if peak <= memory:
+            try:
+                measured = probe.measure(args, trainer, data, batches, write_sample)
+                peak = measured.peak_bytes
+            except torch.OutOfMemoryError:
+                peak = max(peak, memory + 1)
+        if not in_doubt:
+            activations = probe.activation_bytes(trainer, samples, batches)
+    place = _existing_parent(Path(str(args.output_dir)))
+    head_parameters = model.num_head_rows * model.config.n_embd
+    return Plan(
+        args=args,
+        schedule=schedule,
+        events=list_events(args, schedule),
+        num_parameters=num_parameters,
+        optimizer_bytes=optimizer_bytes,
+        num_samples=len(samples),
+        num_tokens=int(samples.lengths.sum(dtype="int64")),
+        flops_per_token=6.0 * (model.num_parameters(exclude_embeddings=True) + head_parameters),
+        activation_bytes=activations,
+        peak_bytes=peak,
+        memory_bytes=memory,
+        measured=measured,
+        start_seconds=start_seconds,
+        save_seconds=probe.save_seconds(place, probe.checkpoint_bytes(num_parameters, optimizer_bytes)),
+        report_seconds=report_seconds,
+        free_disk_bytes=shutil.disk_usage(place).free,
+    )
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes that a run can have on a device: what is free, and what this process already holds."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device)
+    return int(psutil.virtual_memory().available) + used_memory(device)
+
+
+def _existing_parent(path: Path) -> Path:
+    path = path.absolute()
+    while not path.is_dir():
+        path = path.parent
+    return path
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

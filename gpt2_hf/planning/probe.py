@@ -1,0 +1,355 @@
+"""What a run costs, measured before it: a few real steps on its own batches, an evaluation, a write to its disk.
+
+In: the arguments, model and data of a run. Out: a `Measurement`. Used by: `plan`.
+
+The steps are those of the trainer, on batches of the first epoch that stand for all sizes, the largest among them.
+Nothing is left behind: the trainer gets a temporary folder, and the file that times the disk has no name.
+"""
+
+import copy
+import hashlib
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Subset
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..data import EpochSampler, LoadedData, PaddingCollator, Samples
+from ..errors import UserError
+from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
+from ..options.training_arguments import GPT2HFTrainingArguments
+from ..runtime.own_process import own_process
+from ..runtime.utilization import used_memory
+from ..trainer.callbacks import ProgressCallback
+from ..trainer.gpt2_trainer import GPT2HFTrainer
+
+# The first steps create the optimizer's state and fill caches. Then as many as fit into the seconds.
+_WARMUP_STEPS = 2
+_MIN_STEPS, _MAX_STEPS, _SECONDS = 4, 24, 10.0
+_EVALUATION_SECONDS = 4.0
+_DISK_BYTES = 64 * 2**20
+# Beside weights and optimizer a checkpoint holds the tokenizer and the model's source.
+_SMALL_FILES_BYTES = 5 * 2**20
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured; times in seconds, sizes in bytes, all of one process.
+
+    Attributes:
+        step_seconds: an optimizer step on a batch of average size, its data included.
+        num_steps: so many steps were timed.
+        tokens_per_second: scored tokens, of one device.
+        share_of_peak: of the device's arithmetic; `None` where its peak is not known.
+        evaluation_seconds: the validation split.
+        test_seconds: the test split; 0 where there is none.
+        sample_seconds: a text sample; 0 without them.
+        peak_bytes: the most memory held in training, on the largest batch.
+    """
+
+    step_seconds: float
+    num_steps: int
+    tokens_per_second: float
+    share_of_peak: float | None
+    evaluation_seconds: float
+    test_seconds: float
+    sample_seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of a device in the first epoch.
+
+    Attributes:
+        rows: sample indices of each batch.
+        positions: tokens of each batch that the model computes, padding included.
+    """
+
+    rows: Sequence[np.ndarray]
+    positions: np.ndarray
+
+    @property
+    def largest(self) -> int:
+        """Index of the batch with most positions."""
+        return int(self.positions.argmax())
+
+
+def first_epoch(args: GPT2HFTrainingArguments, samples: Samples, padding: PaddingCollator | None) -> Batches:
+    """The batches as the trainer will draw them, none of them read."""
+    by_length = args.train_sampling_strategy == "group_by_length"
+    batch_size = args.train_batch_size
+    sampler = EpochSampler(
+        len(samples),
+        args.seed if args.data_seed is None else args.data_seed,
+        batch_size * args.world_size,
+        lengths=samples.lengths if by_length else None,
+        shuffle=args.train_sampling_strategy != "sequential",
+    )
+    order = sampler.order()
+    starts = np.arange(0, len(order), batch_size)
+    lengths = samples.lengths[order].astype(np.int64)
+    if padding is not None:
+        longest = padding.pad_to_length or np.maximum.reduceat(lengths, starts)
+        positions = longest * np.diff(np.append(starts, len(order)))
+    else:
+        positions = np.add.reduceat(lengths, starts)
+    return Batches(np.split(order, starts[1:]), positions)
+
+
+# ---- memory ----
+
+
+def activation_bytes(trainer: GPT2HFTrainer, samples: Samples, batches: Batches) -> int:
+    """What a forward pass on the largest batch keeps for the backward pass, from one and two of its samples.
+
+    Every tensor that autograd saves is counted, so the figure follows the model's dropout, precision, attention
+    backend and activation checkpointing. It is a constant (the head's gradient, weights cast down) plus a part that
+    grows with the positions.
+    """
+    rows = batches.rows[batches.largest]
+    longest = samples[int(rows[samples.lengths[rows].argmax()])]
+    one, two = (_saved_bytes(trainer, [longest] * count) for count in (1, 2))
+    per_position = (two - one) / (len(longest["input_ids"]) - 1)
+    return round(one + per_position * (batches.positions[batches.largest] - (len(longest["input_ids"]) - 1)))
+
+
+def _saved_bytes(trainer: GPT2HFTrainer, samples: list[dict[str, Any]]) -> int:
+    """Bytes of all tensors that a forward pass saves, those of the parameters left out."""
+    model = trainer.model
+    of_parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    saved: dict[int, int] = {}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in of_parameters:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    inputs = trainer._prepare_inputs(trainer.data_collator(samples))
+    model.train()
+    with trainer.accelerator.autocast(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        loss = trainer.compute_loss(model, inputs)
+    del loss
+    return sum(saved.values())
+
+
+def least_peak_bytes(
+    args: GPT2HFTrainingArguments, held: int, num_parameters: int, optimizer_bytes: int, activations: int
+) -> int:
+    """The least that training can need: what the process holds, optimizer, and activations or gradients.
+
+    Args:
+        args: of the run.
+        held: bytes that the process held before anything was tried, the weights among them.
+        num_parameters: of the model.
+        optimizer_bytes: the optimizer's state.
+        activations: bytes that a forward pass keeps.
+    """
+    weights = 4 * num_parameters
+    gradients = weights if args.gradient_accumulation_steps > 1 else 0
+    return held + optimizer_bytes + max(activations + gradients, weights)
+
+
+def generous_peak_bytes(args: GPT2HFTrainingArguments, model: GPT2HFForCausalLM, batches: Batches) -> int:
+    """More than training can need: plain fp32 attention with dropout, and half as much again of all else."""
+    config = model.config
+    numbers_per_layer = 50 * config.n_embd + 4 * config.n_head * config.n_positions
+    activations = 4 * int(batches.positions.max()) * config.n_layer * numbers_per_layer
+    head = 4 * config.vocab_size * (3 * config.n_embd + 3 * 4096)  # gradients, and three chunks of logits
+    return used_memory(args.device) + 5 * 4 * model.num_parameters() + activations + head + 2**30
+
+
+@contextmanager
+def _peak_memory(device: torch.device) -> Iterator[list[int]]:
+    """Yields a list whose only entry is the most memory held inside; on a CPU looked at every 2 ms."""
+    peak = [used_memory(device)]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield peak
+        peak[0] = torch.cuda.max_memory_allocated(device)
+        return
+    done = threading.Event()
+    process = own_process()
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            peak[0] = max(peak[0], process.memory_info().rss)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        thread.join()
+
+
+# ---- time ----
+
+
+class _StepTimes(TrainerCallback):
+    """Times each step after the warmup, and stops when there are enough."""
+
+    def __init__(self) -> None:
+        self.batches: list[float] = []  # reading the batches, forward and backward
+        self.optimizer: list[float] = []
+        self._end = self._began = self._gradients = 0.0
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step == _WARMUP_STEPS:
+            self._began = _now(args.device)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._gradients = _now(args.device)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        now = _now(args.device)
+        if state.global_step > _WARMUP_STEPS:
+            self.batches.append(self._gradients - self._end)
+            self.optimizer.append(now - self._gradients)
+            enough = now - self._began > _SECONDS and len(self.batches) >= _MIN_STEPS
+            control.should_training_stop |= enough
+        self._end = now
+
+
+def _now(device: torch.device) -> float:
+    """The time when the device has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.monotonic()
+
+
+def make_probe_trainer(
+    args: GPT2HFTrainingArguments, model: GPT2HFForCausalLM, data: LoadedData, output_dir: str
+) -> GPT2HFTrainer:
+    """The run's trainer, but it writes nothing where the run will, logs nothing, and never evaluates or saves."""
+    probe_args = copy.copy(args)
+    probe_args.output_dir = output_dir
+    probe_args.report_to = []
+    probe_args.eval_strategy = probe_args.save_strategy = probe_args.logging_strategy = "no"
+    probe_args.max_training_hours = None
+    probe_args.schedule_by_time = False
+    probe_args.train_sampling_strategy = "sequential"
+    probe_args.gradient_accumulation_steps = min(args.gradient_accumulation_steps, 2)  # a second one adds to gradients
+    probe_args.per_device_train_batch_size = min(args.per_device_train_batch_size, len(data.samples["train"]))
+    probe_args.max_steps = _WARMUP_STEPS + _MAX_STEPS
+    probe_args.disable_tqdm = True
+    trainer = GPT2HFTrainer(model, probe_args, data.collator, data.samples["train"], data.samples["validation"])
+    trainer.remove_callback(ProgressCallback)
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
+    return trainer
+
+
+def measure(
+    args: GPT2HFTrainingArguments,
+    trainer: GPT2HFTrainer,
+    data: LoadedData,
+    batches: Batches,
+    write_sample: Callable[[GPT2HFForCausalLM], str] | None,
+) -> Measurement:
+    """Train, evaluate and sample for some seconds.
+
+    Raises:
+        torch.OutOfMemoryError: if the device is too small for the largest batch.
+    """
+    accumulation = trainer.args.gradient_accumulation_steps
+    chosen = _representative(batches, (_WARMUP_STEPS - 1 + _MAX_STEPS) * accumulation)
+    # Only the second step holds all there is: the first one comes before the optimizer's state.
+    chosen = [*chosen[:accumulation], *[batches.largest] * accumulation, *chosen[accumulation:]]
+    train_samples = data.samples["train"]
+    trainer.train_dataset = Subset(train_samples, [int(row) for batch in chosen for row in batches.rows[batch]])
+    times = _StepTimes()
+    trainer.add_callback(times)
+    with _peak_memory(args.device) as peak:
+        trainer.train()
+        validation = _evaluation_seconds(trainer, data.samples["validation"], times)
+    sampling = 0.0
+    if write_sample is not None:
+        begin = _now(args.device)
+        write_sample(trainer.accelerator.unwrap_model(trainer.model))
+        sampling = _now(args.device) - begin
+    positions = batches.positions[chosen].reshape(-1, accumulation).sum(axis=1)[_WARMUP_STEPS:]
+    per_position = statistics.median(t / n for t, n in zip(times.batches, positions, strict=False))
+    batch_seconds = per_position * float(batches.positions.mean())
+    step_seconds = args.gradient_accumulation_steps * batch_seconds + statistics.median(times.optimizer)
+    mean_tokens = float(train_samples.lengths.sum(dtype=np.int64)) / len(batches.rows)
+    tokens_per_second = args.gradient_accumulation_steps * mean_tokens / step_seconds
+    peak_speed = trainer._peak_tokens_per_second
+    test = data.samples.get("test")
+    return Measurement(
+        step_seconds=step_seconds,
+        num_steps=len(times.batches),
+        tokens_per_second=tokens_per_second,
+        share_of_peak=tokens_per_second * args.world_size / peak_speed if peak_speed is not None else None,
+        evaluation_seconds=validation * float(data.samples["validation"].lengths.sum()) / args.world_size,
+        test_seconds=validation * float(test.lengths.sum()) / args.world_size if test is not None else 0.0,
+        sample_seconds=sampling,
+        peak_bytes=peak[0],
+    )
+
+
+def _representative(batches: Batches, count: int) -> list[int]:
+    """So many whole batches of evenly spaced sizes, in an order that has no trend."""
+    whole = [i for i, rows in enumerate(batches.rows) if len(rows) == len(batches.rows[0])]
+    by_size = sorted(whole, key=lambda i: int(batches.positions[i]))
+    places = (np.arange(count) + 0.5) / count * len(by_size)
+    order = np.random.Generator(np.random.Philox(key=0)).permutation(count)
+    return [by_size[int(places[i])] for i in order]
+
+
+def _evaluation_seconds(trainer: GPT2HFTrainer, samples: Samples, times: _StepTimes) -> float:
+    """Seconds to evaluate a token, from samples all over the split."""
+    batch_seconds = statistics.median(times.batches) / trainer.args.gradient_accumulation_steps
+    batch = trainer.args.per_device_eval_batch_size
+    seconds_per_sample = batch_seconds / 3 / trainer.args.per_device_train_batch_size
+    count = max(2 * batch, round(_EVALUATION_SECONDS / seconds_per_sample))
+    chosen = np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int)).tolist()
+    begin = _now(trainer.args.device)
+    trainer.evaluate(Subset(samples, chosen))
+    return (_now(trainer.args.device) - begin) / float(samples.lengths[chosen].sum())
+
+
+# ---- the disk ----
+
+
+def checkpoint_bytes(num_parameters: int, optimizer_bytes: int) -> int:
+    """Size of a checkpoint: fp32 weights and the optimizer's state, and some small files."""
+    return 4 * num_parameters + optimizer_bytes + _SMALL_FILES_BYTES
+
+
+def save_seconds(folder: Path, num_bytes: int) -> float:
+    """Time to write a checkpoint into a folder: bytes to the disk, synced, and read again for the manifest.
+
+    Raises:
+        UserError: if the folder cannot be written to.
+    """
+    content = os.urandom(min(num_bytes, _DISK_BYTES))
+    begin = time.monotonic()
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            file.seek(0)
+            hashlib.file_digest(file, "sha256")
+    except OSError as error:
+        raise UserError(f"--checkpoint_dir: {folder} cannot be written to: {error.strerror}") from error
+    return (time.monotonic() - begin) * num_bytes / len(content)

@@ -1,0 +1,144 @@
+"""What a person watching the terminal is told."""
+
+import sys
+from datetime import timedelta
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ProgressCallback as TransformersProgressCallback
+
+from ...runtime.stopwatch import Stopwatch
+from .cadence import ends_epoch
+
+_FORMATS = {
+    "loss": "loss {:.4f}",
+    "perplexity": "perplexity {:.2f}",
+    "eval_loss": "validation loss {:.4f}",
+    "eval_perplexity": "validation perplexity {:.2f}",
+    "learning_rate": "learning rate {:.2e}",
+    "grad_norm": "gradient norm {:.2f}",
+    "loss_spike": "LOSS SPIKE of {:.2f} above the last ordinary log",
+    "tokens_per_second": "{:,.0f} tokens/s",
+    "mfu": "{:.0%} of the device's peak",
+    "memory_gib": "{:.1f} GiB",
+    "eval_tokens": "{:,.0f} tokens",
+}
+# What the bar keeps showing between two logs.
+_ON_BAR = ("loss", "perplexity", "tokens_per_second", "mfu", "memory_gib")
+_BAR = "{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+_SAMPLE_WIDTH = 200
+
+
+class ProgressCallback(TransformersProgressCallback):
+    """A progress bar on a terminal; everywhere one plain line per log, and the hours after each epoch."""
+
+    def __init__(self, watch: Stopwatch, max_hours: float | None):
+        super().__init__()
+        self.watch = watch
+        self.max_hours = max_hours
+        self.shows_bar = False
+        self._began: tuple[int, float] | None = None  # first step and time of this invocation
+        self._latest: list[str] = []
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._began = state.global_step, self.watch.elapsed
+        self.shows_bar = sys.stderr.isatty() and not args.disable_tqdm and state.is_world_process_zero
+        if self.shows_bar:
+            self.current_step = state.global_step
+            self.training_bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                dynamic_ncols=True,
+                bar_format=_BAR,
+                smoothing=0,  # evaluations count in what remains as they did in what has gone by
+            )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.shows_bar:
+            self._label_bar()
+            super().on_step_end(args, state, control, **kwargs)
+
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if self.shows_bar:
+            super().on_prediction_step(args, state, control, eval_dataloader=eval_dataloader, **kwargs)
+            if self.prediction_bar is not None:
+                self.prediction_bar.set_description("evaluating", refresh=False)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        logs = logs or {}
+        parts = [text.format(logs[name]) for name, text in _FORMATS.items() if name in logs]
+        if not state.is_world_process_zero or not parts:
+            return
+        if "loss" in logs:
+            self._latest = [_FORMATS[name].format(logs[name]) for name in _ON_BAR if name in logs]
+            if self.shows_bar:
+                self._label_bar()
+            else:  # the bar has the clock
+                parts += self._clock(state)
+        self._write(f"step {state.global_step:,}/{state.max_steps:,}: " + ", ".join(parts))
+
+    def on_sample(self, state: TrainerState, text: str) -> None:
+        """Show the beginning of a text that the model has just written."""
+        line = " ".join(text.split())
+        self._write(f"sample: {line[:_SAMPLE_WIDTH]}{'…' if len(line) > _SAMPLE_WIDTH else ''}")
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero and ends_epoch(state):
+            elapsed = self.watch.elapsed / 3600
+            remaining = "unlimited" if self.max_hours is None else f"{max(self.max_hours - elapsed, 0):.2f}h"
+            self._write(f"epoch {round(state.epoch)}: Elapsed: {elapsed:.2f}h | Remaining: {remaining}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.shows_bar:
+            super().on_train_end(args, state, control, **kwargs)
+
+    def _label_bar(self) -> None:
+        if self.training_bar is not None:
+            self.training_bar.set_postfix_str(", ".join([*self._latest, *self._budget_left()]), refresh=False)
+
+    def _clock(self, state: TrainerState) -> list[str]:
+        """Time that has gone by, that the steps left will take at the speed so far, and that the budget has left."""
+        parts = [f"{duration(self.watch.elapsed)} elapsed"]
+        if self._began is not None and state.global_step > self._began[0]:
+            seconds_per_step = (self.watch.elapsed - self._began[1]) / (state.global_step - self._began[0])
+            parts.append(f"{duration((state.max_steps - state.global_step) * seconds_per_step)} to go")
+        return parts + self._budget_left()
+
+    def _budget_left(self) -> list[str]:
+        if self.max_hours is None:
+            return []
+        return [f"budget {duration(max(self.max_hours * 3600 - self.watch.elapsed, 0))} left"]
+
+    def _write(self, line: str) -> None:
+        if self.training_bar is not None:
+            self.training_bar.write(line, file=sys.stdout)
+        else:
+            print(line, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03`, or `2 days, 3:04:05`."""
+    return str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,51 @@
+"""Stopping at the end of a step, on all processes at the same one: the budget is used up, or a signal has come."""
+
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ...data import Samples
+from ...runtime.distributed import any_process, any_process_of_each, is_distributed
+from ...runtime.stop_signals import SignalWatch
+from .time_budget import TimeBudgetCallback
+
+
+class EvaluationInterruptedError(Exception):
+    """A signal came during an evaluation; it is made up for when the run goes on."""
+
+
+class StopCallback(TrainerCallback):
+    """Asks the budget and the signals after each step, in one exchange between the processes.
+
+    An evaluation is not waited for when a signal comes: it can take longer than the notice that clusters give.
+
+    Args:
+        budget: the time budget, which has measured the step already.
+        signals: the signals received.
+    """
+
+    def __init__(self, budget: TimeBudgetCallback, signals: SignalWatch):
+        self.budget = budget
+        self.signals = signals
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # The one after the last step is finished: there is no training left that could make up for it.
+        if state.global_step >= state.max_steps:
+            return
+        # Processes can only agree where all have as many batches, which the trainer sees to for `Samples`.
+        if is_distributed() and not isinstance(getattr(kwargs.get("eval_dataloader"), "dataset", None), Samples):
+            return
+        if any_process(self.signals.received is not None):
+            raise EvaluationInterruptedError
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        used_up, received = any_process_of_each(self.budget.is_used_up(control), self.signals.received is not None)
+        if used_up:
+            self.budget.stop(state, control)
+        if received:
+            control.should_save = control.should_training_stop = True
+        return control

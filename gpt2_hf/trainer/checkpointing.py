@@ -1,0 +1,334 @@
+"""transformers' Trainer with checkpoints that are complete or absent, and from which a run goes on exactly.
+
+In: a Trainer's state at a step. Out: a checkpoint folder (see `checkpoints`), and the same state again.
+Next stage: `exact_evaluation`, `trainer`.
+
+What differs from the base class, each with its reason at the method:
+  - everything is written to a staging folder that is renamed when it is whole; nothing in it is a pickle;
+  - settings that were changed for a resumed run take effect;
+  - losses since the last log, and whatever else a subclass needs, are kept too;
+  - weights and optimizer of a sharded model are saved whole, so that any number of processes can go on.
+"""
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import Trainer, set_seed
+from transformers.trainer_callback import ExportableState
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from ..checkpoints import folders
+from ..checkpoints.sharding import divided, load_whole_weights, plain_twin, whole, whole_weights
+from ..checkpoints.state_files import load_state, save_state
+from ..errors import SaveError
+from ..options.training_arguments import GPT2HFTrainingArguments
+from ..runtime import distributed
+from ..runtime.random_state import get_rng_state, set_rng_state
+from ..runtime.stopwatch import Stopwatch
+from .callbacks.cadence import ends_epoch
+
+_OPTIMIZER_FILE = "optimizer.safetensors"
+_SCHEDULER_FILE = "scheduler.safetensors"
+_SCALER_FILE = "scaler.safetensors"
+# Hyperparameters of a parameter group that a resumed run takes from its arguments, not from the checkpoint.
+_GROUP_SETTINGS = ("weight_decay", "betas", "eps", "momentum")
+
+_Best = tuple[float | None, int | None, str | None]  # of the Trainer's state: metric, step, folder
+_NO_BEST: _Best = (None, None, None)
+
+
+class CheckpointingTrainer(Trainer):
+    """Saves and resumes safely and exactly.
+
+    Attributes:
+        watch: the invocation's stopwatch; saving is measured on it.
+        run_files: small files (`name: path`) to be copied into every checkpoint.
+    """
+
+    args: GPT2HFTrainingArguments
+    optimizer: Any
+    lr_scheduler: Any
+    watch: Stopwatch
+    run_files: dict[str, Path]
+    forget_best = False  # of the run that is gone on with: its evaluations cannot be compared with those to come
+    _gathered: tuple[dict[str, Any], dict[str, Any]] | None = None  # while a sharded run is being saved
+    _best_before: _Best = _NO_BEST  # before the last evaluation
+
+    def process_state(self) -> dict[str, Any]:
+        """What else a process needs to go on exactly; plain data and tensors."""
+        return {}
+
+    def load_process_state(self, state: dict[str, Any]) -> None:
+        """Take over what `process_state` gave; that of the first process if their number has changed."""
+
+    # ---- saving ----
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # The base class writes into the final folder, file by file, so that a crash leaves half a checkpoint
+        # under a whole one's name. Here everything goes to a staging folder that is renamed at the end.
+        if self.hp_search_backend is None and trial is None:
+            self.store_flos()
+        run_dir = Path(self._get_output_dir(trial=trial))
+        target = run_dir / folders.checkpoint_folder(self.state.global_step)
+        problem: BaseException | None = None
+        with self.watch.measure("save"), self._gathered_shards():
+            for stage in (self._open_checkpoint, self._fill_checkpoint, self._commit_checkpoint):
+                try:
+                    stage(run_dir, target)
+                except Exception as error:
+                    if not _is_of_the_disk(error):
+                        raise
+                    problem = error
+                # No process waits for one that has failed.
+                if distributed.any_process(problem is not None):
+                    break
+            else:
+                return
+        self._give_up_checkpoint(run_dir, target, problem)
+
+    @contextlib.contextmanager
+    def _gathered_shards(self) -> Iterator[None]:
+        """Collect a sharded run on the first process before anything is written: a full disk must not part them."""
+        if self.is_fsdp_enabled:
+            optimizer = whole(self.optimizer.state_dict(), keep=self.args.should_save)
+            self._gathered = whole_weights(self.model), optimizer
+        try:
+            yield
+        finally:
+            self._gathered = None
+
+    def _open_checkpoint(self, run_dir: Path, target: Path) -> None:
+        if self.args.should_save:
+            folders.open_staging(run_dir, target.name)
+
+    def _commit_checkpoint(self, run_dir: Path, target: Path) -> None:
+        if not self.args.should_save:
+            return
+        folders.commit(folders.staging_of(target), target)
+        self._publish_checkpoint(run_dir, target)
+        folders.rotate(run_dir, self.args.save_total_limit, just_saved=target.name)
+
+    def _publish_checkpoint(self, run_dir: Path, folder: Path) -> None:
+        """What follows a checkpoint's commit: its names, and the best model if it is the best."""
+        folders.add_names(run_dir, folder.name, self.checkpoint_names())
+        if self.state.best_global_step == self.state.global_step:
+            folders.publish_best_model(folder, run_dir)
+
+    def _give_up_checkpoint(self, run_dir: Path, target: Path, problem: BaseException | None) -> None:
+        """Leave no half checkpoint, and go on or stop as `--on_save_error` says."""
+        if self.args.should_save:
+            shutil.rmtree(folders.staging_of(target), ignore_errors=True)
+        newest, _ = folders.newest_valid(run_dir)
+        what = f"checkpoint {target}" if newest != target else "the best model, or the names of checkpoints,"
+        message = (
+            f"{what} could not be saved ({problem or 'another process failed'}); "
+            f"{f'{newest} is whole' if newest else 'there is no earlier one'}"
+        )
+        if self.state.best_global_step == self.state.global_step:
+            self._set_best(self._best_before)  # that which is in best_model
+        if self.args.on_save_error == "stop":
+            raise SaveError(
+                f"{message}. Make room or mend the folder, then go on with --resume_from latest"
+            ) from problem
+        print(f"warning: {message}; training goes on (--on_save_error continue)", file=sys.stderr)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        self._best_before = self._best()
+        return super()._determine_best_metric(metrics, trial)
+
+    def _best(self) -> _Best:
+        return self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint
+
+    def _set_best(self, best: _Best) -> None:
+        self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint = best
+
+    def _fill_checkpoint(self, run_dir: Path, target: Path) -> None:
+        """Write every file of a checkpoint but the manifest; the Trainer's state last, as the base class does."""
+        folder = folders.staging_of(target)
+        self.save_model(str(folder), _internal_call=True)
+        if not self.args.save_only_model:
+            self._save_optimizer_and_scheduler(str(folder))
+            self._save_scaler(str(folder))
+            self._save_rng_state(str(folder))
+        if not self.args.should_save:
+            return
+        if self.state.best_global_step:
+            best = run_dir / folders.checkpoint_folder(self.state.best_global_step)
+            if best == target or best.is_dir():
+                self.state.best_model_checkpoint = str(best)
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState):
+                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+        for name, source in self.run_files.items():
+            shutil.copyfile(source, folder / name)
+        self.state.save_to_json(str(folder / folders.TRAINER_STATE_NAME))
+
+    def checkpoint_names(self) -> list[str]:
+        """Further names of the checkpoint that is being saved."""
+        names = []
+        if ends_epoch(self.state):
+            names.append(folders.epoch_name(round(self.state.epoch)))
+        if self.state.best_global_step == self.state.global_step:
+            names.append(folders.BEST_MODEL)
+        return names
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # As the base class, without training_args.bin, which is a pickle.
+        output_dir = output_dir if output_dir is not None else self.args.output_dir
+        if not self.args.should_save:
+            return
+        unwrapped = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if self.is_fsdp_enabled:
+            unwrapped = plain_twin(unwrapped)
+        unwrapped.save_pretrained(output_dir, state_dict=state_dict)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(output_dir)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # The base class uploads while it trains, in the run's own time; here the job does so once, at its end.
+        return
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the weights, from the first process; every process must ask."""
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        self._save(output_dir, self._gathered[0] if self._gathered else whole_weights(self.model))
+
+    def load_weights(self, folder: Path) -> None:
+        """Take the weights of a saved model; every process must ask."""
+        load_whole_weights(self.accelerator.unwrap_model(self.model), str(folder / SAFE_WEIGHTS_NAME))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.args.should_save:
+            return
+        optimizer = self._gathered[1] if self._gathered else self.optimizer.state_dict()
+        save_state(optimizer, os.path.join(output_dir, _OPTIMIZER_FILE))
+        save_state(self.lr_scheduler.state_dict(), os.path.join(output_dir, _SCHEDULER_FILE))
+
+    def _save_scaler(self, output_dir: str) -> None:
+        scaler = getattr(self.accelerator, "scaler", None)
+        if scaler is not None and self.args.should_save:
+            save_state(scaler.state_dict(), os.path.join(output_dir, _SCALER_FILE))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        # With the losses since the last log, which the base class forgets: a resumed run logs the same means.
+        state = {
+            "rng": get_rng_state(self.args.device),
+            "loss_since_log": self._tr_loss,
+            "last_logged_step": self._globalstep_last_logged,
+            **self.process_state(),
+        }
+        save_state(state, os.path.join(output_dir, self._process_state_file()))
+
+    def _process_state_file(self) -> str:
+        suffix = "" if self.args.world_size <= 1 else f"_{self.args.process_index}"
+        return f"process_state{suffix}.safetensors"
+
+    # ---- resuming ----
+
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        # The base class lets the cadence of the checkpoint win over the arguments.
+        result = super()._init_training_state(max_steps, *args, **kwargs)
+        self.complete_publication(args[2])
+        self.state.compute_steps(self.args, max_steps)
+        return result
+
+    def complete_publication(self, checkpoint: str | None) -> None:
+        """Do again what follows a checkpoint's commit: the process may have been killed in between.
+
+        And let `best_model` be the best one again where a later one was published, if a run goes back to an earlier
+        checkpoint; a best one that is gone, or that is not to be compared with, is forgotten.
+        """
+        if checkpoint is None:
+            return
+        run_dir, folder = Path(str(self.args.output_dir)), Path(checkpoint)
+        within = folder.parent.resolve() == run_dir.resolve()
+        best = run_dir / folders.checkpoint_folder(self.state.best_global_step or 0)
+        published = folders.read_names(run_dir).get(folders.BEST_MODEL) == best.name
+        there = published or best == folder or (best.is_dir() and folders.damage(best) is None)
+        distributed.barrier()  # before the first process changes what the others have looked at
+        if self.forget_best or not (within and there):
+            self._set_best(_NO_BEST)
+        if not (within and self.args.should_save):
+            return
+        self._publish_checkpoint(run_dir, folder)
+        if self.state.best_global_step and not published and best != folder:
+            folders.add_names(run_dir, best.name, [folders.BEST_MODEL])
+            folders.publish_best_model(best, run_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        load_whole_weights(model or self.model, os.path.join(resume_from_checkpoint, SAFE_WEIGHTS_NAME))
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled and self.state.best_model_checkpoint is not None:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        wanted = [
+            {key: group[key] for key in _GROUP_SETTINGS if key in group} for group in self.optimizer.param_groups
+        ]
+        base_lrs = list(getattr(self.lr_scheduler, "base_lrs", []))
+        self.optimizer.load_state_dict(divided(load_state(os.path.join(checkpoint, _OPTIMIZER_FILE)), self.optimizer))
+        self.lr_scheduler.load_state_dict(load_state(os.path.join(checkpoint, _SCHEDULER_FILE)))
+        # Both restore the old hyperparameters too; the arguments of this run are what the user asked for now.
+        for group, settings in zip(self.optimizer.param_groups, wanted, strict=True):
+            group.update(settings)
+        self._apply_learning_rate(base_lrs)
+
+    def _apply_learning_rate(self, base_lrs: list[float]) -> None:
+        """Put the schedule of this run's arguments in force at the step that was reached."""
+        scheduler: Any = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
+        factors = getattr(scheduler, "lr_lambdas", None)
+        if not factors or not base_lrs:
+            return
+        scheduler.base_lrs = base_lrs
+        rates = [base * factor(scheduler.last_epoch) for base, factor in zip(base_lrs, factors, strict=True)]
+        for group, base, rate in zip(self.optimizer.param_groups, base_lrs, rates, strict=True):
+            group["initial_lr"], group["lr"] = base, rate
+        scheduler._last_lr = rates
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        path = os.path.join(checkpoint or "", _SCALER_FILE)
+        scaler = getattr(self.accelerator, "scaler", None)  # none where the precision has changed
+        if checkpoint is not None and scaler is not None and os.path.isfile(path):
+            scaler.load_state_dict(load_state(path))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        states = sorted(Path(checkpoint or "").glob("process_state*.safetensors")) if checkpoint is not None else []
+        if checkpoint is None or not states:
+            return
+        path = Path(checkpoint, self._process_state_file())
+        if path in states and len(states) == self.args.world_size:
+            state = load_state(path)
+            set_rng_state(state["rng"], self.args.device)
+        else:
+            # Written by another number of processes: what they share goes on, random numbers start anew.
+            state = {**load_state(states[0]), "stream": None}
+            state["loss_since_log"] = torch.stack([load_state(path)["loss_since_log"] for path in states]).mean()
+            set_seed(self.args.seed + self.state.global_step * self.args.world_size + self.args.process_index)
+        self._tr_loss = state["loss_since_log"].to(self.args.device)
+        self._globalstep_last_logged = state["last_logged_step"]
+        # train_loss stays the mean over the steps of this invocation
+        self._total_loss_scalar = -self._tr_loss.item()
+        self.load_process_state(state)
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    """Whether a file could not be written: safetensors has an exception of its own for it, tokenizers the bare one."""
+    return isinstance(error, OSError | SafetensorError) or (type(error) is Exception and "os error" in str(error))

@@ -1,0 +1,429 @@
+"""transformers' Trainer, made exact, safe and quiet.
+
+In: a model, arguments, samples and a collator. Out: a trained model and checkpoints. Next stage: `evaluation`,
+`generation`, `export`, `report`.
+
+What differs from the base class, beside checkpoints (see `checkpointing`) and evaluation (see `exact_evaluation`),
+each with its reason at the method:
+  - a step whose gradient is not finite never reaches the weights;
+  - speed is counted in trained tokens, without a host synchronisation per step.
+"""
+
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from ..checkpoints.sharding import check_engine
+from ..data import EpochSampler, Samples, StreamingLoader, StreamingSamples
+from ..errors import TrainingDivergedError
+from ..metrics import perplexity
+from ..options.training_arguments import GPT2HFTrainingArguments
+from ..runtime.device_settings import suit_changing_shapes
+from ..runtime.random_state import preserved_rng
+from ..runtime.stop_signals import SignalWatch, shield_workers
+from ..runtime.stopwatch import Stopwatch
+from ..runtime.utilization import flops_per_token, peak_flops, used_memory
+from .callbacks import (
+    CadenceCallback,
+    ContinuousTensorBoardCallback,
+    LossSpikes,
+    NonFiniteGuard,
+    StopCallback,
+    TimeBudgetCallback,
+)
+from .callbacks import ProgressCallback as TerminalCallback
+from .exact_evaluation import ExactEvaluationTrainer
+from .muon import MuonWithAdamW, hidden_matrices
+from .schedule import cosine_by_time
+
+
+class GPT2HFTrainer(ExactEvaluationTrainer):
+    """Trains a causal language model exactly and safely.
+
+    Args beyond those of `transformers.Trainer`:
+        watch: stopwatch of the invocation; the time budget counts from its start.
+        signals: signals on which to save and stop; without it they are left to the caller.
+        run_files: small files (`name: path`) to be copied into every checkpoint.
+        closing_seconds: estimated time of what the job still does after `train()`, for the time budget.
+        test_dataset: what the job scores then, if there is time for it.
+        write_sample: makes a text with the model; it is shown after each evaluation during training.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: GPT2HFTrainingArguments,
+        data_collator: Callable | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        watch: Stopwatch | None = None,
+        signals: SignalWatch | None = None,
+        run_files: dict[str, Path] | None = None,
+        closing_seconds: Callable[[], float] | None = None,
+        test_dataset: Any = None,
+        write_sample: Callable[[Any], str] | None = None,
+        **kwargs: Any,
+    ):
+        self.watch = watch if watch is not None else Stopwatch()
+        self.run_files = run_files or {}
+        self.closing_seconds = closing_seconds or (lambda: 0.0)
+        self.test_dataset = test_dataset
+        self.write_sample = write_sample
+        self.non_finite_guard = NonFiniteGuard()
+        self.time_budget = TimeBudgetCallback(
+            args.max_training_hours,
+            self.watch,
+            closing_seconds=self.closing_seconds,
+            test_seconds=lambda: self.evaluation_seconds(self.test_dataset),
+            evaluation_seconds=self._validation_seconds,
+            save_seconds=self._save_seconds,
+        )
+        stop = StopCallback(self.time_budget, signals if signals is not None else SignalWatch())
+        own_callbacks = [CadenceCallback(), self.time_budget, stop, self.non_finite_guard, *(callbacks or [])]
+        self._trained_tokens: torch.Tensor | float = 0.0  # since the last log
+        self._speed_mark: tuple[float, float] | None = None
+        self._step_loss: torch.Tensor | None = None
+        self._loss_spikes = LossSpikes()
+        self._stream: StreamingLoader | None = None
+        self._train_sampler: EpochSampler | None = None
+        super().__init__(
+            model,
+            args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=own_callbacks,
+            **kwargs,
+        )
+        for callback in (ProgressCallback, PrinterCallback):
+            self.remove_callback(callback)
+        self.add_callback(TerminalCallback(self.watch, args.max_training_hours))
+        if self.pop_callback(TensorBoardCallback) is not None:
+            tensorboard = ContinuousTensorBoardCallback(self.run_files)
+            tensorboard.on_init_end(self.args, self.state, self.control)
+            self.add_callback(tensorboard)
+        # transformers' smoother would not shift the labels of a model class that it does not know.
+        self.label_smoother = None
+        # The Trainer turns the cache off in the config that it saves. The model needs no such help: it never
+        # builds a cache when it computes a loss.
+        if hasattr(self.model, "config"):
+            self.model.config.use_cache = True
+        self.num_parameters = sum(p.numel() for p in self.model.parameters())
+        count = getattr(self.model, "num_parameters", None)
+        self._flops_per_token = 6 * count(exclude_embeddings=True) if count else 0
+        self._peak_tokens_per_second = self._find_peak_tokens_per_second()
+        suit_changing_shapes(self.args.device.type)
+        if args.process_index:
+            set_seed(args.seed + args.process_index)  # or dropout would be the same in every process's samples
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """The base class's engine, unless it would be unsafe or inexact."""
+        if self.args.wants_fsdp:
+            # Gradients kept whole until the last accumulated batch would take the memory that sharding saves.
+            config = self.args.accelerator_config
+            config.gradient_accumulation_kwargs = {
+                "sync_each_batch": True,
+                **(config.gradient_accumulation_kwargs or {}),
+            }
+        if self.args.device.type == "cuda" and self.args.dataloader_pin_memory:
+            # or the host would wait for the device with each tensor of a batch
+            self.args.accelerator_config.non_blocking = True
+        super().create_accelerator_and_postprocess()
+        check_engine(self.accelerator, self.args.wants_fsdp)
+
+    # ---- the training step ----
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The summed token losses over the tokens of the whole accumulated batch on all processes."""
+        if self.args.label_smoothing_factor:
+            inputs = {**inputs, "label_smoothing": self.args.label_smoothing_factor}
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """One forward and backward pass; its loss is kept, on the device, for the message of a divergence."""
+        self._step_loss = super().training_step(model, inputs, num_items_in_batch)
+        return self._step_loss
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The base class's choice, or Muon."""
+        if self.optimizer is None and self.args.uses_muon:
+            model = model if model is not None else self.model
+            matrices = hidden_matrices(model)
+            decay = self.args.weight_decay
+            decayed = set(self.get_decay_parameter_names(model))
+            others = {name: p for name, p in model.named_parameters() if p.requires_grad and name not in matrices}
+            self.optimizer = MuonWithAdamW(
+                matrices.values(),
+                [
+                    {"params": [p for name, p in others.items() if name in decayed], "weight_decay": decay},
+                    {"params": [p for name, p in others.items() if name not in decayed], "weight_decay": 0.0},
+                ],
+                learning_rate=self.args.learning_rate,
+                matrix_learning_rate=self.args.muon_learning_rate or self.args.learning_rate,
+                momentum=self.args.muon_momentum,
+                weight_decay=decay,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+            )
+        return super().create_optimizer(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """The base class's schedules, and the one that follows the time budget."""
+        if self.lr_scheduler is None and self.args.schedule_by_time:
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            factor = cosine_by_time(warmup, num_training_steps, self.time_budget.share_of_training_time)
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super()._inner_training_loop(*args, **kwargs)
+        except TrainingDivergedError as error:
+            message = f"{error}{self._divergence_context(error.step)}"
+            raise TrainingDivergedError(message, error.step) from error
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        self._speed_mark, self._trained_tokens = None, 0.0
+        return super()._init_training_state(*args, **kwargs)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        # With save_total_limit 1 the base class deletes all but the best checkpoint, the newest among them.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+
+    def _divergence_context(self, step: int) -> str:
+        """Loss and samples of a bad step, read only now that the run is over."""
+        loss = f"; loss of the last batch {float(self._step_loss):.4g}" if self._step_loss is not None else ""
+        dataloader = self.callback_handler.train_dataloader
+        if self._stream is not None:
+            return loss
+        steps_per_epoch = math.ceil(len(dataloader) / self.args.gradient_accumulation_steps)
+        epoch, step_in_epoch = divmod(step - 1, steps_per_epoch)
+        if self._train_sampler is not None:
+            self._train_sampler.set_epoch(epoch)
+        first = step_in_epoch * self.args.gradient_accumulation_steps
+        batches = itertools.islice(dataloader.batch_sampler, first, first + self.args.gradient_accumulation_steps)
+        rows = [row for batch in batches for row in batch]
+        return f"{loss}; samples of that step: {', '.join(map(str, rows))}"
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
+        # The base class looks for "labels" before it counts "shift_labels".
+        batches = [
+            {"labels": batch["shift_labels"], **batch} if "shift_labels" in batch else batch for batch in batch_samples
+        ]
+        num_items = super()._get_num_items_in_batch(batches, device)
+        if num_items is not None:
+            self._trained_tokens = self._trained_tokens + num_items  # stays on the device until the next log
+        return num_items
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        # Between clipping and the optimizer's step: the last moment to keep a bad gradient from the weights.
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if isinstance(grad_norm, DTensor):
+            grad_norm = grad_norm.full_tensor()
+        scaler = getattr(self.accelerator, "scaler", None)
+        self.non_finite_guard.observe(grad_norm, self.optimizer, self.state.global_step + 1, scaler is not None)
+        return grad_norm
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """6 operations per parameter and token (Kaplan et al. 2020, section 2.1); the count is made once."""
+        return int(self._flops_per_token * inputs["input_ids"].numel())
+
+    # ---- the order of the data ----
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """An order that depends on seed and epoch alone; by length with `group_by_length`."""
+        samples = train_dataset if train_dataset is not None else self.train_dataset
+        strategy = self.args.train_sampling_strategy
+        # only the data stage's own samples know the filler that completes the last batch
+        if not isinstance(samples, Samples) or strategy not in ("random", "sequential", "group_by_length"):
+            return super()._get_train_sampler(train_dataset)
+        self._train_sampler = EpochSampler(
+            len(samples),
+            self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            self._train_batch_size * self.args.world_size,
+            lengths=samples.lengths if strategy == "group_by_length" else None,
+            shuffle=strategy != "sequential",
+            step_size=self.args.samples_per_step,
+        )
+        return self._train_sampler
+
+    def _run_epoch(self, model: nn.Module, epoch: int, **kwargs: Any) -> Any:
+        # With several processes accelerate's set_epoch does not reach the sampler of a loader that skips batches.
+        if self._train_sampler is not None:
+            self._train_sampler.set_epoch(epoch)
+        return super()._run_epoch(model=model, epoch=epoch, **kwargs)
+
+    def get_train_dataloader(self) -> Any:
+        """The base class's loader, or for text that is not stored one that knows exactly where it is."""
+        if not isinstance(self.train_dataset, StreamingSamples):
+            return shield_workers(super().get_train_dataloader())
+        shard = dataclasses.replace(self.train_dataset, rank=self.args.process_index, world_size=self.args.world_size)
+        self._stream = StreamingLoader(
+            shard,
+            self._train_batch_size,
+            self.data_collator,
+            self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+        # A stream goes on at its position, so that there is nothing to skip.
+        self.args.ignore_data_skip = True
+        return self._stream
+
+    # ---- logs ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add perplexity and speed to a training log before anyone sees it."""
+        if "loss" in logs:
+            logs["perplexity"] = perplexity(logs["loss"])
+            logs.update(self._drain_speed())
+            if (jump := self._loss_spikes.jump(logs["loss"])) is not None:
+                logs["loss_spike"] = jump
+            if (scaler := getattr(self.accelerator, "scaler", None)) is not None:
+                self.non_finite_guard.check_scale(scaler.get_scale(), self.state.global_step)
+        if "loss" in logs or "eval_loss" in logs:  # where the second one falls, the run was resumed
+            logs["hours"] = self.time_budget.total_seconds / 3600
+            logs["session_hours"] = self.watch.elapsed / 3600
+        super().log(logs, start_time)
+
+    def _drain_speed(self) -> dict[str, float]:
+        """Trained tokens per second since the last log, evaluations and checkpoints not counted."""
+        now = time.monotonic()
+        aside = sum(self.watch.total.get(part, 0.0) for part in ("evaluate", "sample", "save"))
+        tokens = float(self._trained_tokens)
+        self._trained_tokens = 0.0
+        previous, self._speed_mark = self._speed_mark, (now, aside)
+        numbers = {"memory_gib": used_memory(self.args.device) / 2**30}
+        seconds = now - previous[0] - (aside - previous[1]) if previous is not None else 0.0
+        if seconds > 0:
+            numbers["tokens_per_second"] = tokens / seconds
+            if self._peak_tokens_per_second is not None:
+                numbers["mfu"] = tokens / seconds / self._peak_tokens_per_second
+        return numbers
+
+    def _find_peak_tokens_per_second(self) -> float | None:
+        """What all devices together could train at their peak; `None` where that is not known."""
+        config = getattr(self.model, "config", None)
+        if self.args.device.type != "cuda" or config is None or self.args.resolved_precision is None:
+            return None
+        peak = peak_flops(torch.cuda.get_device_name(self.args.device), self.args.resolved_precision.name)
+        if peak is None:
+            return None
+        lengths = getattr(
+            self.train_dataset, "lengths", None
+        )  # those of a stream are not known: attention is left out
+        context = float((lengths.astype("float64") ** 2).sum() / lengths.sum()) if lengths is not None else 0.0
+        idle_head_rows = config.vocab_size - getattr(self.model, "num_head_rows", config.vocab_size)
+        matmul_parameters = self.num_parameters - (config.n_positions + idle_head_rows) * config.n_embd
+        needed = flops_per_token(matmul_parameters, config.n_layer, config.n_embd, context)
+        return peak * self.args.world_size / needed
+
+    # ---- a text at each evaluation ----
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate exactly, and during training show a text that the model writes."""
+        metrics = super().evaluate(*args, **kwargs)
+        if self.write_sample is not None and self.is_in_train and not self.is_fsdp_enabled:
+            with preserved_rng(self.args.device), self.watch.measure("sample"):
+                self._show_sample(self.write_sample)
+        return metrics
+
+    def _show_sample(self, write_sample: Callable[[Any], str]) -> None:
+        """Generate a text with the weights as they are, for whoever shows texts; the first process alone does."""
+        if not self.is_world_process_zero():
+            return
+        text = write_sample(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TerminalCallback | ContinuousTensorBoardCallback):
+                callback.on_sample(self.state, text)
+
+    # ---- the time budget ----
+
+    def generation_seconds(self, num_tokens: int) -> float:
+        """Upper estimate of the time to generate so many tokens.
+
+        Each token reads every weight once; 4 GB/s is what a slow machine's memory gives.
+        """
+        return num_tokens * (4 * self.num_parameters / 4e9 + 0.01)
+
+    def _validation_seconds(self) -> float:
+        """Upper estimate of the time of an evaluation; 0 where there is none, infinite while it is not known."""
+        if self.eval_dataset is None or self.args.eval_strategy == IntervalStrategy.NO:
+            return 0.0
+        sample = 0.0
+        if self.write_sample is not None:
+            sample = self.watch.longest("sample") or self.generation_seconds(self.args.sample_tokens)
+        return self.evaluation_seconds(self.eval_dataset) + sample
+
+    def _save_seconds(self) -> float:
+        """Upper estimate of the time of a checkpoint; before the first, a slow disk's 100 MB/s is reckoned with."""
+        if self.args.save_strategy == SaveStrategy.NO:
+            return 0.0
+        weights_and_moments = 12 * self.num_parameters  # bytes, fp32
+        return self.watch.longest("save") or 1.0 + weights_and_moments / 100e6
+
+    def evaluation_seconds(self, dataset: Any) -> float:
+        """Time to evaluate a dataset: as measured on the validation split, before that guessed from the steps.
+
+        A sample costs a third of its training step's arithmetic; a half is reckoned with. Before the third step
+        nothing is known, and the time is infinite: a first step may compile kernels for minutes. 0 for no dataset.
+        """
+        if dataset is None:
+            return 0.0
+        measured = self.watch.longest("evaluate")
+        if measured is not None and self.eval_dataset is not None:
+            return measured * len(dataset) / max(len(self.eval_dataset), 1)
+        step = self.watch.median("step")
+        return 0.5 * step * len(dataset) / self.args.samples_per_step if step is not None else math.inf
+
+    # ---- what a checkpoint keeps ----
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.non_finite_guard.check()
+        self.non_finite_guard.check_weights(model, self.state.global_step)
+        super()._save_checkpoint(model, trial)
+
+    def checkpoint_names(self) -> list[str]:
+        """With the name that the budget gives."""
+        return [*self.time_budget.checkpoint_names(), *super().checkpoint_names()]
+
+    def process_state(self) -> dict[str, Any]:
+        """With the watch for spikes, and the place in a stream."""
+        return {
+            **super().process_state(),
+            "loss_spikes": vars(self._loss_spikes),
+            "stream": self._stream.state_dict() if self._stream is not None else None,
+        }
+
+    def load_process_state(self, state: dict[str, Any]) -> None:
+        """With the same; what is owed is made up for last."""
+        if self._stream is not None and state["stream"] is not None:
+            self._stream.load_state_dict(state["stream"])
+        vars(self._loss_spikes).update(state["loss_spikes"])
+        super().load_process_state(state)

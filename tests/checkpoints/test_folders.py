@@ -1,0 +1,178 @@
+"""Checkpoints are complete or absent, found by name, and their damage is noticed."""
+
+import json
+import os
+
+import pytest
+
+from gpt2_hf.checkpoints import folders
+from gpt2_hf.errors import UserError
+
+
+def make_checkpoint(run, step, content="weights"):
+    """A small committed checkpoint."""
+    staging = folders.open_staging(run, folders.checkpoint_folder(step))
+    (staging / "model.safetensors").write_text(content)
+    (staging / "config.json").write_text("{}")
+    (staging / "trainer_state.json").write_text("{}")
+    folders.commit(staging, run / folders.checkpoint_folder(step))
+    return run / folders.checkpoint_folder(step)
+
+
+def test_committed_checkpoint_is_undamaged(tmp_path):
+    """A committed folder has a manifest of all its files and passes the check."""
+    folder = make_checkpoint(tmp_path, 10)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert set(manifest["files"]) == {"model.safetensors", "config.json", "trainer_state.json"}
+    assert folders.damage(folder) is None
+    assert not list(tmp_path.glob("tmp-*"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "trainer_state.json", "manifest.json"])
+@pytest.mark.parametrize("kind", ["missing", "truncated", "empty", "flipped"])
+def test_every_kind_of_damage_is_found(tmp_path, name, kind):
+    """A missing, truncated, empty or bit-flipped file is named."""
+    folder = make_checkpoint(tmp_path, 10)
+    path = folder / name
+    content = path.read_bytes()
+    if kind == "missing":
+        path.unlink()
+    elif kind == "flipped":
+        path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    else:
+        path.write_bytes(content[: len(content) // 2] if kind == "truncated" else b"")
+    assert name in (folders.damage(folder) or "")
+
+
+def test_a_planted_pickle_is_refused(tmp_path):
+    """A file that could run code and was not written with the checkpoint makes it unusable."""
+    folder = make_checkpoint(tmp_path, 10)
+    (folder / "optimizer.pt").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    assert "optimizer.pt was put there by somebody else" in (folders.damage(folder) or "")
+
+
+def test_newest_valid_passes_over_damage(tmp_path):
+    """The newest whole checkpoint is taken; damaged newer ones are named."""
+    make_checkpoint(tmp_path, 5)
+    make_checkpoint(tmp_path, 10)
+    damaged = make_checkpoint(tmp_path, 20)
+    (damaged / "config.json").write_text("{ }")
+    newest, passed_over = folders.newest_valid(tmp_path)
+    assert newest == tmp_path / "checkpoint-10"
+    assert len(passed_over) == 1 and "checkpoint-20" in passed_over[0] and "config.json" in passed_over[0]
+
+
+def test_saving_again_replaces_the_folder(tmp_path):
+    """A second save of the same step leaves the new content and nothing else."""
+    make_checkpoint(tmp_path, 10, "old")
+    folder = make_checkpoint(tmp_path, 10, "new")
+    assert (folder / "model.safetensors").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
+
+
+def test_repair_restores_what_a_crash_left(tmp_path):
+    """A folder that was moved away before its successor came is moved back; staging folders go."""
+    folder = make_checkpoint(tmp_path, 10)
+    os.replace(folder, tmp_path / "checkpoint-10.replaced")
+    (tmp_path / "tmp-checkpoint-20").mkdir()
+    folders.repair(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
+    assert folders.damage(tmp_path / "checkpoint-10") is None
+
+
+def test_repair_leaves_other_things_alone(tmp_path):
+    """Whatever the user keeps in the folder, also under names that look temporary."""
+    names = ["tmp-mine", "tmp-notes.txt", "config.json.replaced", "checkpoint.replaced"]
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    for name in ("tmp-checkpoint_names.json", "tmp-resolved_config.json", "tmp-run.lock-host-7"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / "tmp-best_model").mkdir()
+    folders.repair(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+def test_names_resolve_bare_and_as_paths(tmp_path):
+    """latest, epoch, step and folder names are found bare and behind the run's path."""
+    folder = make_checkpoint(tmp_path, 10)
+    folders.add_names(tmp_path, folder.name, ["checkpoint_epoch_1", "best_model"])
+    for name in ("latest", "checkpoint_epoch_1", "best_model", "checkpoint_step_10", "checkpoint-10"):
+        assert folders.resolve(name, tmp_path) == folder
+        assert folders.resolve(str(tmp_path / name), "elsewhere") == folder
+    assert folders.resolve(str(folder), "elsewhere") == folder
+
+
+def test_names_never_dangle(tmp_path):
+    """A name whose folder is gone is no longer offered."""
+    folder = make_checkpoint(tmp_path, 10)
+    folders.add_names(tmp_path, folder.name, ["checkpoint_epoch_1"])
+    (folder / "manifest.json").unlink()
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    assert folders.read_names(tmp_path) == {}
+    with pytest.raises(UserError, match="holds no checkpoints"):
+        folders.resolve("checkpoint_epoch_1", tmp_path)
+
+
+def test_unknown_name_lists_what_there_is(tmp_path):
+    """The error for a wrong name names the right ones."""
+    make_checkpoint(tmp_path, 10)
+    with pytest.raises(UserError, match="checkpoint-10"):
+        folders.resolve("checkpoint_epoch_7", tmp_path)
+
+
+def test_rotation_keeps_recent_and_named(tmp_path):
+    """The last few stay, and what a name stands for."""
+    for step in (1, 2, 3, 4, 5):
+        make_checkpoint(tmp_path, step)
+    folders.add_names(tmp_path, "checkpoint-2", ["best_model"])
+    folders.rotate(tmp_path, keep_last=2)
+    assert [path.name for path in folders.list_checkpoints(tmp_path)] == [
+        "checkpoint-2",
+        "checkpoint-4",
+        "checkpoint-5",
+    ]
+    folders.rotate(tmp_path, keep_last=None)
+    assert len(folders.list_checkpoints(tmp_path)) == 3
+
+
+def test_best_model_holds_the_model_only(tmp_path):
+    """best_model has weights and config, its own manifest, and none of the Trainer's state."""
+    folder = make_checkpoint(tmp_path, 10)
+    folders.publish_best_model(folder, tmp_path)
+    assert {path.name for path in (tmp_path / "best_model").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "manifest.json",
+    }
+    assert folders.damage(tmp_path / "best_model") is None
+    folders.rotate(tmp_path, keep_last=1)
+    assert folders.resolve_model("best_model", tmp_path) == tmp_path / "best_model"
+
+
+def test_delete_run_leaves_other_files(tmp_path):
+    """Only what a run makes is deleted."""
+    make_checkpoint(tmp_path, 10)
+    (tmp_path / "my_notes.txt").write_text("mine")
+    assert folders.holds_run(tmp_path)
+    folders.delete_run(tmp_path)
+    assert not folders.holds_run(tmp_path)
+    assert (tmp_path / "my_notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ['{"files": {"config.json": {"sizd": 2}}}', '{"files": []}', "[]", "\udcff"])
+def test_a_manifest_with_other_content_is_damage(tmp_path, content):
+    """Whatever a flipped bit makes of the manifest, it is named and nothing raises."""
+    folder = make_checkpoint(tmp_path, 10)
+    (folder / "manifest.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert folders.damage(folder) == "manifest.json is damaged"
+
+
+def test_damaged_names_are_no_names(tmp_path):
+    """A names file that is no JSON, or no object, leaves the checkpoints to be found by their steps."""
+    folder = make_checkpoint(tmp_path, 10)
+    for content in (b"\xff", b"[1]", b"{"):
+        (tmp_path / folders.NAMES_FILE).write_bytes(content)
+        assert folders.read_names(tmp_path) == {}
+        assert folders.resolve("checkpoint_step_10", tmp_path) == folder

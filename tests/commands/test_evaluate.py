@@ -1,0 +1,300 @@
+"""Scoring a model: exact whatever the batches, and by the protocol that was asked for."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from gpt2_hf import load_tokenizer
+from gpt2_hf.__main__ import main
+from gpt2_hf.commands.evaluate import SlidingWindows, with_training_protocol
+from gpt2_hf.errors import UserError
+from gpt2_hf.model.chunked_loss import IGNORE_INDEX
+from gpt2_hf.options.arguments import DataArguments
+from gpt2_hf.runtime.precision import current_device_type
+
+from ..conftest import REPOSITORY, read_json
+from ..tiny_models import make_stock
+
+
+def evaluate(capsys, *options):
+    """Run the command and return the JSON that it prints last."""
+    assert main(["evaluate", *options]) == 0
+    result: dict = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return result
+
+
+@given(num_tokens=st.integers(2, 60), max_length=st.integers(2, 20), data=st.data())
+@settings(deadline=None)
+def test_sliding_windows_score_each_token_at_most_once(num_tokens, max_length, data):
+    """With stride < context every token but the first is scored once; with stride = context, window starts are not."""
+    stride = data.draw(st.integers(1, max_length))
+    stream = np.arange(num_tokens) + 100
+    scored = []
+    for window in SlidingWindows(stream, max_length, stride):
+        targets = window["shift_labels"]
+        scored += targets[targets >= 0].tolist()
+        assert len(window["input_ids"]) <= max_length
+    expected = [token for i, token in enumerate(stream) if i and not (stride == max_length and i % max_length == 0)]
+    assert sorted(scored) == expected
+
+
+@pytest.fixture(scope="module")
+def stock_folder(tmp_path_factory, tokenizer_folder):
+    """A small random stock GPT-2 with a tokenizer, as `save_pretrained` leaves it."""
+    folder = tmp_path_factory.mktemp("stock")
+    make_stock(vocab_size=384, n_positions=32, bos_token_id=0, eos_token_id=0).save_pretrained(folder)
+    for path in tokenizer_folder.iterdir():
+        shutil.copy(path, folder)
+    return folder
+
+
+def perplexity_guide(model, ids, max_length, stride):
+    """The figures of the guide in transformers' documentation, whose windows these are.
+
+    Returns `(the guide's loss, the mean over the same targets with equal weights, number of targets)`. The guide
+    weighs the mean loss of a window by its targets less one. One target is lost to the shift of the labels, but only
+    where the window's first token is among them: in the first window, or in each if they do not overlap.
+    """
+    weighted, weights, total, targets, previous_end = 0.0, 0, 0.0, 0, 0
+    for begin in range(0, len(ids), stride):
+        end = min(begin + max_length, len(ids))
+        labels = ids[begin:end].clone()
+        labels[: -(end - previous_end)] = IGNORE_INDEX
+        with torch.no_grad():
+            mean = model(ids[None, begin:end], labels=labels[None]).loss.item()
+        predicted = int((labels[1:] != IGNORE_INDEX).sum())
+        total, targets = total + mean * predicted, targets + predicted
+        weight = int((labels != IGNORE_INDEX).sum()) - 1
+        weighted, weights = weighted + mean * weight, weights + weight
+        previous_end = end
+        if end == len(ids):
+            break
+    return weighted / weights, total / targets, targets
+
+
+@pytest.mark.parametrize("stride", [32, 16])
+def test_stock_gpt2_is_scored_as_in_the_perplexity_guide(stock_folder, tmp_path, capsys, stride):
+    """Window and stride of the guide, on a stock folder: its figure without overlap, its exact mean with overlap."""
+    text = "The statement is\na simple statement.\n\n" * 40
+    (tmp_path / "text.txt").write_text(text)
+    options = ["--test_file", str(tmp_path / "text.txt"), "--document_unit", "file", "--stride", str(stride)]
+    printed = evaluate(capsys, "--model_path", str(stock_folder), *options)
+    ids = load_tokenizer(str(stock_folder))(text, return_tensors="pt").input_ids[0]
+    guide, exact, targets = perplexity_guide(GPT2LMHeadModel.from_pretrained(stock_folder).eval(), ids, 32, stride)
+    assert printed["tokens"] == targets
+    assert printed["loss"] == pytest.approx(exact, abs=1e-6)
+    assert printed["loss"] == pytest.approx(guide, abs=1e-6 if stride == 32 else 0.02)
+
+
+@pytest.mark.parametrize(
+    "mode", [["--truncate", "true"], ["--max_eval_samples", "7"], ["--sequence_mode", "blocks"], []]
+)
+def test_words_and_bytes_are_those_of_the_scored_text(stock_folder, corpus_folder, capsys, mode):
+    """Words, line ends and bytes of what was scored, and the figures that follow; checked against the text itself."""
+    test_file = corpus_folder / "test.txt"
+    printed = evaluate(capsys, "--model_path", str(stock_folder), "--test_file", str(test_file), *mode)
+    tokenizer = load_tokenizer(str(stock_folder))
+    words = line_ends = num_bytes = tokens = 0
+    left = 7 if "--max_eval_samples" in mode else math.inf  # samples of 32 targets
+    for line in test_file.read_text().splitlines(keepends=True):
+        ids = tokenizer(line).input_ids
+        first = 0 if "blocks" in mode else 1  # a separator is what the first token of a document is predicted from
+        last = 33 if "--truncate" in mode else min(1 + 32 * left, len(ids))
+        left -= -(-(min(last, len(ids)) - 1) // 32)
+        before, scored = tokenizer.decode(ids[:first]), tokenizer.decode(ids[first:last])
+        words += len((before + scored).split()) - len(before.split()) + scored.count("\n")
+        line_ends += scored.count("\n")
+        num_bytes += len(scored.encode())
+        tokens += len(ids[first:last])
+        if left <= 0:
+            break
+    separators = len(test_file.read_text().splitlines()) - 1 if "blocks" in mode else 0
+    assert printed["tokens"] == tokens + separators
+    assert (printed["words"], printed["line_ends"], printed["bytes"]) == (words, line_ends, num_bytes)
+    nll = printed["loss"] * printed["tokens"]
+    assert printed["word_perplexity"] == pytest.approx(math.exp(nll / words))
+    assert printed["bits_per_byte"] == pytest.approx(nll / math.log(2) / num_bytes)
+
+
+@pytest.mark.parametrize("options", [["--max_eval_samples", "9"], ["--stride", "20"]])
+def test_the_figure_can_be_reproduced_from_the_output(finished_run, tmp_path, capsys, options):
+    """The JSON says what was scored and how; its data options are a config that gives the same again."""
+    first = evaluate(capsys, "--model_path", str(finished_run / "best_model"), *options)
+    assert first["dataset"].endswith("test.txt") and len(first["fingerprint"]) == 32
+    assert set(first["definitions"]) >= {"tokens", "words", "bytes", "perplexity"} and first["versions"]["torch"]
+    config = {"model_path": first["model"], "max_length": first["context"], **first["data_options"]}
+    config |= {name: first[name] for name in ("split", "stride", "precision")}
+    (tmp_path / "again.json").write_text(json.dumps(config))
+    assert evaluate(capsys, "--config", str(tmp_path / "again.json")) == first
+
+
+def test_a_tokenizer_that_changes_the_text_gives_no_figures_per_word(tmp_path, corpus_folder, capsys):
+    """Words and bytes are left out with a line where the text cannot be had back from the tokens."""
+    backend = Tokenizer(models.WordLevel({"[UNK]": 0, "the": 1, "statement": 2}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]").save_pretrained(tmp_path)
+    make_stock(vocab_size=3, bos_token_id=0, eos_token_id=0).save_pretrained(tmp_path)
+    options = ["--model_path", str(tmp_path), "--test_file", str(corpus_folder / "test.txt")]
+    assert main(["evaluate", *options]) == 0
+    out = capsys.readouterr().out
+    assert "no figures per word and per byte" in out
+    printed = json.loads(out.splitlines()[-1])
+    assert printed["words"] is printed["bits_per_byte"] is printed["word_perplexity"] is None
+    assert printed["perplexity"] > 1
+
+
+def test_two_processes_score_the_same_as_one(finished_run, capsys):
+    """The samples are divided among the processes of torchrun; the sums are the same, and are printed once."""
+    options = ["--model_path", str(finished_run / "best_model"), "--max_eval_samples", "17", "--batch_size", "4"]
+    alone = evaluate(capsys, *options)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*torchrun, "-m", "gpt2_hf", "evaluate", *options]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    together = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    assert len(together) == 1
+    floats = {name for name, value in alone.items() if isinstance(value, float)}
+    for name, value in alone.items():
+        assert together[0][name] == (pytest.approx(value, abs=1e-6, rel=1e-6) if name in floats else value), name
+
+
+@pytest.mark.parametrize("batch_size", ["1", "3", "8"])
+def test_command_repeats_the_training_protocol(finished_run, tmp_path, capsys, batch_size):
+    """Without further options `evaluate` measures what the run measured, to 1e-6, and prints it as JSON."""
+    output_file = tmp_path / "result.json"
+    model = str(finished_run / "best_model")
+    options = ["--model_path", model, "--batch_size", batch_size, "--output_file", str(output_file)]
+    assert main(["evaluate", *options]) == 0
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert printed == read_json(output_file)
+    expected = read_json(finished_run / "test_results.json")
+    assert printed["loss"] == pytest.approx(expected["test_loss"], abs=1e-6)
+    assert printed["perplexity"] == pytest.approx(math.exp(printed["loss"]))
+    assert (printed["tokens"], printed["protocol"]) == (expected["test_tokens"], "padding_free")
+
+
+def test_command_scores_another_text_with_sliding_windows(finished_run, tmp_path, capsys):
+    """Another file, split and stride; the output says what was measured."""
+    text = tmp_path / "other.txt"
+    text.write_text("The assert statement is a convenient way to insert assertions.\n" * 5)
+    options = ["--model_path", str(finished_run / "checkpoint-25"), "--test_file", str(text), "--stride", "16"]
+    assert main(["evaluate", *options]) == 0
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (printed["protocol"], printed["context"], printed["stride"]) == ("sliding windows", 32, 16)
+
+
+@pytest.mark.parametrize("joined", ["true", "false"])
+def test_windows_over_blocks_score_the_tokens_of_the_blocks(finished_run, capsys, joined):
+    """The stream of the training protocol, separators included: tokens, words and bytes as without a stride."""
+    protocol = ("--sequence_mode", "blocks", "--join_documents", joined)
+    options = ("--model_path", str(finished_run / "best_model"), *protocol)
+    blocks = evaluate(capsys, *options)
+    windows = evaluate(capsys, *options, "--stride", "8")
+    plain = evaluate(capsys, "--model_path", str(finished_run / "best_model"), "--stride", "8")
+    for name in ("tokens", "words", "line_ends", "bytes"):
+        assert windows[name] == blocks[name]
+    assert windows["loss"] != blocks["loss"]
+    documents = plain["line_ends"]  # the tiny corpus has a document a line
+    assert windows["tokens"] - plain["tokens"] == (1 if joined == "true" else documents)
+
+
+PROTOCOLS = [
+    {"sequence_mode": "padded", "truncate": True, "pad_to_max_length": True},
+    {"sequence_mode": "padding_free", "truncate": True, "streaming": True, "shuffle_buffer_size": 9},
+    {"sequence_mode": "blocks", "join_documents": True},
+    {"sequence_mode": "blocks", "streaming": True, "shuffle_buffer_size": 9},
+]
+
+
+@pytest.mark.parametrize("trained", PROTOCOLS)
+@pytest.mark.parametrize("name", ["sequence_mode", "streaming"])
+def test_what_the_training_run_had_and_does_not_act_is_passed_over(tmp_path, trained, name):
+    """Its protocol is repeated as far as it goes with what is asked for; what does not act has its default."""
+    (tmp_path / "resolved_config.json").write_text(json.dumps({"train_file": "a.txt", **trained}))
+    assert asdict(with_training_protocol(DataArguments(), {}, str(tmp_path))).items() >= trained.items()
+    for value in {"sequence_mode": ["padded", "padding_free", "blocks"], "streaming": [True, False]}[name]:
+        asked = with_training_protocol(DataArguments(**{name: value}), {name: "command line"}, str(tmp_path))
+        blocks, streaming = asked.sequence_mode == "blocks", asked.streaming
+        assert getattr(asked, name) == value
+        assert asked.truncate == (trained.get("truncate", False) and not blocks)
+        assert asked.pad_to_max_length == ("pad_to_max_length" in trained and asked.sequence_mode == "padded")
+        assert asked.join_documents == ("join_documents" in trained and blocks and not streaming)
+        assert asked.shuffle_buffer_size == (9 if "shuffle_buffer_size" in trained and streaming else 10_000)
+
+
+def test_what_is_typed_and_does_not_act_is_refused(tmp_path):
+    """Under the training run's protocol too, whatever else comes from it."""
+    (tmp_path / "resolved_config.json").write_text(json.dumps({"train_file": "a.txt", **PROTOCOLS[2]}))
+    with pytest.raises(UserError, match="--truncate has no effect with --sequence_mode blocks"):
+        with_training_protocol(DataArguments(truncate=True), {"truncate": "command line"}, str(tmp_path))
+
+
+def test_the_share_that_training_set_aside_is_passed_over(stock_folder, tmp_path, capsys):
+    """Beside a validation file there is nothing to set aside: only a share that is typed is refused."""
+    model, text = tmp_path / "model", tmp_path / "text.txt"
+    shutil.copytree(stock_folder, model)
+    text.write_text("The statement is a statement.\n" * 3)
+    (model / "resolved_config.json").write_text(
+        json.dumps({"train_file": "a.txt", "validation_split_percentage": 1.0})
+    )
+    options = ["--model_path", str(model), "--validation_file", str(text), "--split", "validation"]
+    assert evaluate(capsys, *options)["data_options"]["validation_split_percentage"] == 5
+    assert main(["evaluate", *options, "--validation_split_percentage", "1"]) == 2
+    assert "--validation_split_percentage has no effect" in capsys.readouterr().err
+
+
+def test_the_training_split_of_a_streamed_run(stock_folder, tmp_path, capsys):
+    """It is stored only if that is asked for: the line says how, and then it is scored."""
+    model, text = tmp_path / "model", tmp_path / "text.txt"
+    shutil.copytree(stock_folder, model)
+    text.write_text("The statement is a statement.\n" * 30)
+    trained = {"train_file": str(text), "streaming": True, "shuffle_buffer_size": 1000}
+    (model / "resolved_config.json").write_text(json.dumps(trained))
+    options = ["--model_path", str(model), "--split", "train", "--max_train_samples", "5"]
+    assert main(["evaluate", *options]) == 2
+    assert "--split train: the training text is streamed without end; add --streaming false" in capsys.readouterr().err
+    assert evaluate(capsys, *options, "--streaming", "false")["line_ends"] == 5
+
+
+def test_command_finds_checkpoints_by_name(finished_run, capsys, monkeypatch):
+    """A checkpoint's name behind the run's path is a model path too; on a CPU, freed memory is kept."""
+    asked = []
+    monkeypatch.setattr("gpt2_hf.runtime.device_settings.keep_freed_memory", lambda: asked.append(True))
+    assert main(["evaluate", "--model_path", str(finished_run / "checkpoint_epoch_1"), "--split", "validation"]) == 0
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert printed["loss"] == pytest.approx(read_json(finished_run / "eval_results.json")["eval_loss"], abs=1e-6)
+    assert bool(asked) == (current_device_type(use_cpu=False) == "cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model_path", "./nowhere"], "--model_path: there is no checkpoint './nowhere'"),
+        (["--stride", "0"], "--stride must be at least 1"),
+        (["--stride", "64"], "--stride 64 exceeds --max_length 32"),
+        (["--stride", "1", "--max_length", "1"], "no token was scored"),
+        (["--output_file", "/proc/nowhere/x.json"], "--output_file: /proc/nowhere/x.json cannot be written"),
+        (["--max_length", "64"], "--max_length 64 exceeds the model's 32 positions"),
+        (["--max_train_samples", "5"], "--max_train_samples has no effect with --split test"),
+        (["--split", "train", "--max_eval_samples", "5"], "--max_eval_samples has no effect with --split train"),
+        (["--stride", "8", "--truncate", "true"], "--truncate has no effect with --stride"),
+        (["--spilt", "test"], "unknown option --spilt; did you mean split"),
+    ],
+)
+def test_bad_input_is_one_line(finished_run, capsys, options, message):
+    """Exit code 2, and a line that names the option."""
+    base = [] if "--model_path" in options else ["--model_path", str(finished_run / "best_model")]
+    assert main(["evaluate", *base, *options]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1

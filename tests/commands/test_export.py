@@ -1,0 +1,114 @@
+"""What is exported is stock GPT-2 to the bit, complete or not there at all."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoTokenizer, GenerationConfig, GPT2LMHeadModel
+
+from gpt2_hf import GPT2HFForCausalLM, export_to_gpt2, load_tokenizer
+from gpt2_hf.__main__ import main
+
+from ..tiny_models import SIZES, VOCAB_SIZE, make_model, make_stock, random_ids
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer()
+
+
+def bitwise_equal(ours, theirs):
+    """Whether two state dicts hold the same names and bits."""
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tied", [True, False])
+def test_round_trip_is_bitwise(tmp_path, dtype, tied):
+    """Stock to ours to stock: config fields, dtype and every bit of the weights survive."""
+    stock = make_stock(tie_word_embeddings=tied, n_inner=20, scale_attn_by_inverse_layer_idx=True).to(dtype)
+    stock.save_pretrained(tmp_path / "stock")
+    model = GPT2HFForCausalLM.from_pretrained(tmp_path / "stock")
+    assert model.dtype == dtype
+    difference = export_to_gpt2(model, tmp_path / "exported")
+    assert difference <= 1e-5
+    back = GPT2LMHeadModel.from_pretrained(tmp_path / "exported")
+    assert back.dtype == dtype
+    assert bitwise_equal(back.state_dict(), stock.state_dict())
+    before, after = stock.config.to_dict(), back.config.to_dict()
+    assert {**before, "_name_or_path": ""} == {**after, "_name_or_path": ""}
+    assert bitwise_equal(GPT2HFForCausalLM.from_pretrained(tmp_path / "exported").state_dict(), model.state_dict())
+
+
+def test_nothing_but_the_stock_files_is_written(tmp_path, tokenizer):
+    """The folder holds config, weights, generation config and tokenizer: no code, no auto_map, no staging left."""
+    model = make_model(vocab_size=len(tokenizer), eos_token_id=50256, bos_token_id=50256)
+    model.save_pretrained(tmp_path / "ours")  # which puts the auto_map into the config
+    model.generation_config = GenerationConfig(do_sample=True, top_k=7, eos_token_id=50256)
+    export_to_gpt2(model, tmp_path / "exported", tokenizer)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "ours"]
+    names = {path.name for path in (tmp_path / "exported").iterdir()}
+    assert {"config.json", "model.safetensors", "generation_config.json", "tokenizer.json"} <= names
+    assert not any(name.endswith(".py") for name in names)
+    config = json.loads((tmp_path / "exported" / "config.json").read_text())
+    assert config["model_type"] == "gpt2" and config["architectures"] == ["GPT2LMHeadModel"]
+    assert "auto_map" not in config and "n_vocab_padding" not in config
+    stock = GPT2LMHeadModel.from_pretrained(tmp_path / "exported")
+    assert stock.generation_config.top_k == 7
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "exported")
+    assert loaded("Hello world").input_ids == tokenizer("Hello world").input_ids
+    assert loaded.model_max_length == SIZES["n_positions"]
+    assert tokenizer.model_max_length > SIZES["n_positions"]  # the caller's is left alone
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@torch.no_grad()
+def test_padding_of_the_vocabulary_is_left_out(tmp_path, tied):
+    """Rows that only pad the vocabulary do not reach the file; the logits of the tokens are the same."""
+    model = make_model(tie_word_embeddings=tied)
+    unpadded = {name: weight.clone() for name, weight in model.state_dict().items()}
+    model.resize_token_embeddings(pad_to_multiple_of=64)
+    export_to_gpt2(model, tmp_path / "exported")
+    stock = GPT2LMHeadModel.from_pretrained(tmp_path / "exported")
+    assert stock.config.vocab_size == VOCAB_SIZE
+    assert bitwise_equal(stock.state_dict(), unpadded)
+    size = sum(path.stat().st_size for path in (tmp_path / "exported").glob("*.safetensors"))
+    assert size < 4 * sum(p.numel() for p in stock.parameters()) + 20_000
+    ids = random_ids(1, 9)
+    assert (stock(ids).logits - model(ids).logits[..., :VOCAB_SIZE]).abs().max() <= 1e-5
+
+
+def test_the_model_is_left_as_it_was(tmp_path):
+    """Exporting changes neither mode nor dtype nor weights of the model."""
+    model = make_model().to(torch.bfloat16).train()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    export_to_gpt2(model, tmp_path / "exported")
+    assert model.training and model.dtype == torch.bfloat16
+    assert bitwise_equal(model.state_dict(), before)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_wrong_export_leaves_nothing_behind(tmp_path):
+    """If the folder does not give the model's logits, here for not-a-number, the export fails and leaves no folder."""
+    model = make_model()
+    with torch.no_grad():
+        model.transformer.ln_f.bias[0] = torch.nan
+    with pytest.raises(RuntimeError, match="nothing was exported"):
+        export_to_gpt2(model, tmp_path / "exported")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command(tmp_path, tokenizer, capsys):
+    """`export` writes the folder, says how far the logits are apart, and refuses a folder that is in use."""
+    model = make_model(vocab_size=len(tokenizer))
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    command = ["export", "--model_path", str(tmp_path / "model"), "--output_dir", str(tmp_path / "exported")]
+    assert main(command) == 0
+    assert "as GPT2LMHeadModel; loaded back, its logits differ by" in capsys.readouterr().out
+    assert bitwise_equal(GPT2LMHeadModel.from_pretrained(tmp_path / "exported").state_dict(), model.state_dict())
+    assert main(command) == 2
+    assert "--output_dir" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main([*command[:-1], str(tmp_path / "file")]) == 2
+    assert main(["export", "--model_path", str(tmp_path / "nowhere"), "--output_dir", str(tmp_path / "x")]) == 2

@@ -1,0 +1,496 @@
+"""Text: what `generate` gives equals stock GPT-2's, and our own function keeps its promises."""
+
+import contextlib
+import io
+import json
+import sys
+
+import pytest
+import torch
+from transformers import (
+    CompileConfig,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    StaticCache,
+    TextStreamer,
+    pipeline,
+)
+
+from gpt2_hf import generate_text, generate_texts, load_tokenizer
+from gpt2_hf.__main__ import main
+from gpt2_hf.errors import UserError
+
+from ..tiny_models import N_POSITIONS, make_model, make_stock, padded_batch, random_ids, twin_of
+
+WAYS = {
+    "greedy": {"do_sample": False},
+    "sampling": {"do_sample": True, "top_k": 20, "top_p": 0.9, "temperature": 1.5},
+    "beams": {"do_sample": False, "num_beams": 3, "num_return_sequences": 2},
+    "beam_sampling": {"do_sample": True, "num_beams": 2},
+    "repetition": {"do_sample": False, "repetition_penalty": 1.5, "no_repeat_ngram_size": 2},
+    "lookup": {"do_sample": False, "prompt_lookup_num_tokens": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer()
+
+
+def generate(model, inputs, seed=0, **options):
+    """New tokens, from a fixed seed."""
+    torch.manual_seed(seed)
+    return model.generate(**inputs, max_new_tokens=12, pad_token_id=96, eos_token_id=96, **options)
+
+
+def attention_backend(name):
+    """flex_attention runs here as its unfused formula: compiling its kernel takes half a minute on a CPU."""
+    flex = name == "flex_attention"
+    return torch.compiler.set_stance("force_eager") if flex else contextlib.nullcontext()
+
+
+# --- transformers' generate ---
+
+
+@pytest.mark.parametrize("prompt", ["batch", "left"])
+@pytest.mark.parametrize(
+    ("way", "use_cache"),
+    # Looking drafts up in the prompt is defined with a cache only.
+    [(way, use_cache) for way in WAYS for use_cache in (True, False) if use_cache or way != "lookup"],
+)
+def test_generate_equals_stock(way, prompt, use_cache):
+    """Greedy, sampled and beam output equal stock's token by token, with and without padding and cache."""
+    stock = make_stock()
+    rows = 1 if way == "lookup" else 3
+    inputs = {"input_ids": random_ids(3, 8)} if prompt == "batch" else padded_batch("left")
+    inputs = {name: value[:rows] for name, value in inputs.items() if name != "position_ids"}
+    expected = generate(stock, inputs, use_cache=use_cache, **WAYS[way])
+    assert torch.equal(generate(twin_of(stock), inputs, use_cache=use_cache, **WAYS[way]), expected)
+
+
+@pytest.mark.parametrize("backend", ["eager", "flex_attention"])
+@pytest.mark.parametrize("way", ["greedy", "beams"])
+def test_generate_equals_stock_on_other_backends(backend, way):
+    """The other backends write the same text."""
+    stock = make_stock()
+    inputs = padded_batch("left")
+    with attention_backend(backend):
+        assert torch.equal(
+            generate(twin_of(stock, backend), inputs, **WAYS[way]), generate(stock, inputs, **WAYS[way])
+        )
+
+
+@pytest.mark.parametrize("prompt", ["batch", "left"])
+@pytest.mark.parametrize(
+    ("backend", "way"),
+    [("sdpa", "greedy"), ("sdpa", "sampling"), ("sdpa", "beams"), ("eager", "greedy")],
+)
+def test_static_cache_equals_dynamic(backend, way, prompt):
+    """A static cache changes no token."""
+    model = make_model(backend)
+    inputs = {"input_ids": random_ids(3, 8)} if prompt == "batch" else padded_batch("left")
+    static = generate(model, inputs, cache_implementation="static", **WAYS[way])
+    assert torch.equal(static, generate(model, inputs, **WAYS[way]))
+
+
+def test_flex_attention_with_a_static_cache_is_refused():
+    """The one combination that would give wrong text is refused, in generate and by hand."""
+    model = make_model("flex_attention")
+    with pytest.raises(ValueError, match="flex_attention cannot use a static cache"):
+        model.generate(random_ids(1, 5), max_new_tokens=3, cache_implementation="static")
+    with pytest.raises(ValueError, match="flex_attention cannot use a static cache"):
+        model(random_ids(1, 5), past_key_values=StaticCache(config=model.config, max_cache_len=8))
+
+
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)], ids=["traced", "inductor"]
+)
+def test_compiled_static_decoding(backend):
+    """Decoding compiled as one graph over a static cache writes the same text."""
+    torch._dynamo.reset()
+    model = make_model(n_layer=2)
+    inputs = {"input_ids": random_ids(2, 8)}
+    mode = "default" if backend == "inductor" else None
+    compile_config = CompileConfig(backend=backend, mode=mode, fullgraph=True)
+    compile_config._compile_all_devices = True  # generate compiles on accelerators only, unless told
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    compiled = generate(model, inputs, do_sample=False, cache_implementation="static", compile_config=compile_config)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs + 1
+    assert torch.equal(compiled, generate(model, inputs, do_sample=False))
+
+
+@pytest.mark.parametrize("assistant", ["stock", "ours"])
+def test_assisted_decoding_changes_no_token(assistant):
+    """A smaller model that drafts, or stock GPT-2 with the same weights, leaves greedy text as it is."""
+    stock = make_stock()
+    model = twin_of(stock)
+    drafting = stock if assistant == "stock" else make_model(n_layer=1)
+    inputs = {"input_ids": random_ids(1, 8)}
+    expected = generate(model, inputs, do_sample=False)
+    assert torch.equal(generate(model, inputs, do_sample=False, assistant_model=drafting), expected)
+    if assistant == "stock":
+        assert torch.equal(generate(stock, inputs, do_sample=False, assistant_model=model), expected)
+
+
+def test_generation_from_embeddings():
+    """A prompt given as embeddings is continued like its ids."""
+    model = make_model()
+    ids = random_ids(1, 8)
+    embeddings = model.get_input_embeddings()(ids)
+    expected = generate(model, {"input_ids": ids}, do_sample=False)[:, 8:]
+    assert torch.equal(generate(model, {"inputs_embeds": embeddings}, do_sample=False), expected)
+
+
+def test_continuing_from_a_cache():
+    """A conversation continued from the cache that generate returned equals the whole prompt at once."""
+    model = make_model()
+    first = generate(model, {"input_ids": random_ids(1, 5)}, do_sample=False, return_dict_in_generate=True)
+    longer = torch.cat([first.sequences, random_ids(1, 2, seed=4)], dim=1)
+    again = generate(model, {"input_ids": longer, "past_key_values": first.past_key_values}, do_sample=False)
+    assert torch.equal(again, generate(model, {"input_ids": longer}, do_sample=False))
+
+
+@pytest.mark.parametrize("cache", [None, "static"])
+@pytest.mark.parametrize("by", ["prompt", "max_new_tokens", "max_length", "embeddings", "beams"])
+def test_beyond_the_positions_is_refused_before_the_model_runs(by, cache):
+    """A prompt or a length beyond n_positions is a ValueError with both numbers, and not one forward pass is made."""
+    model = make_model()
+    ids = random_ids(1, 30)
+    options = {
+        "prompt": {"input_ids": random_ids(1, 33)},
+        "max_new_tokens": {"input_ids": ids, "max_new_tokens": 3},
+        "max_length": {"input_ids": ids, "max_length": 33},
+        "embeddings": {"inputs_embeds": model.get_input_embeddings()(ids), "max_new_tokens": 3},
+        "beams": {"input_ids": ids, "max_new_tokens": 3, "num_beams": 2},
+    }[by]
+    model.register_forward_pre_hook(lambda *args: pytest.fail("the model was run"))
+    with pytest.raises(ValueError, match=r"33 tokens but the model has 32 positions \(n_positions\)"):
+        model.generate(**options, cache_implementation=cache, do_sample=False)
+
+
+@pytest.mark.parametrize("cache", [None, "static"])
+def test_the_last_position_can_be_used(cache):
+    """Prompt and continuation may fill n_positions exactly, also when only the default length is given."""
+    model = make_model()
+    model.generation_config.eos_token_id = None
+    ids = random_ids(1, 30)
+    assert model.generate(ids, max_new_tokens=2, cache_implementation=cache).shape[1] == N_POSITIONS
+    assert model.generate(ids, cache_implementation=cache).shape[1] == N_POSITIONS
+
+
+@torch.no_grad()
+def test_a_static_cache_by_hand():
+    """A loop with a StaticCache gives the logits of the whole sequence."""
+    model = make_model()
+    ids = random_ids(2, 10)
+    cache = StaticCache(config=model.config, max_cache_len=N_POSITIONS)
+    logits = [model(piece, past_key_values=cache).logits for piece in ids.split([4, 1, 1, 4], dim=1)]
+    assert (torch.cat(logits, dim=1) - model(ids).logits).abs().max() <= 1e-5
+
+
+@pytest.mark.slow
+def test_continuous_batching():
+    """generate_batch, the engine of `transformers serve`, gives each prompt its own greedy continuation."""
+    model = make_model()
+    prompts = [random_ids(length, seed=length).tolist() for length in (5, 9)]
+    config = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=96, pad_token_id=96)
+    outputs = model.generate_batch(prompts, generation_config=config, progress_bar=False)
+    generated = [output.generated_tokens for output in outputs.values()]
+    for prompt, tokens in zip(prompts, generated, strict=True):
+        alone = model.generate(torch.tensor([prompt]), generation_config=config)
+        assert tokens == alone[0, len(prompt) :].tolist()
+
+
+def test_pipeline(tokenizer):
+    """pipeline("text-generation") writes what generate writes."""
+    model = make_model(vocab_size=len(tokenizer), n_positions=64)
+    generator = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    text = generator("The language", max_new_tokens=6, do_sample=False)[0]["generated_text"]
+    ids = tokenizer("The language", return_tensors="pt").input_ids
+    expected = model.generate(ids, max_new_tokens=6, do_sample=False)
+    assert text == tokenizer.decode(expected[0], skip_special_tokens=True)
+
+
+# --- our own function ---
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return make_model(vocab_size=len(tokenizer), n_positions=64, bos_token_id=50256, eos_token_id=50256)
+
+
+def test_a_seed_gives_one_text_and_leaves_the_callers_numbers_alone(model, tokenizer):
+    """The same seed gives the same text, another seed another; the global generator does not move."""
+    options = {"max_new_tokens": 8, "temperature": 1.0}
+    state = torch.random.get_rng_state()
+    texts = [generate_text(model, tokenizer, "The", seed=seed, **options) for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_samples_differ_and_greedy_ones_do_not(model, tokenizer):
+    """num_samples texts come back, each with the prompt; at temperature 0 they are all the likeliest one."""
+    sampled = generate_text(model, tokenizer, "The", num_samples=3, max_new_tokens=8, temperature=1.0)
+    assert len(set(sampled)) == 3 and all(text.startswith("The") for text in sampled)
+    greedy = generate_text(model, tokenizer, "The", num_samples=2, max_new_tokens=8, temperature=0)
+    ids = tokenizer("The", return_tensors="pt").input_ids
+    expected = model.generate(ids, max_new_tokens=8, do_sample=False)
+    assert greedy == [tokenizer.decode(expected[0], skip_special_tokens=True)] * 2
+    assert generate_text(model, tokenizer, "The", max_new_tokens=8, top_k=1, seed=5) == greedy[:1]
+
+
+def test_stock_gpt2_is_served_as_well(tokenizer):
+    """generate_text takes any causal language model of transformers."""
+    stock = make_stock(vocab_size=len(tokenizer), n_positions=64)
+    options = {"max_new_tokens": 8, "temperature": 0}
+    assert generate_text(stock, tokenizer, "A", **options) == generate_text(twin_of(stock), tokenizer, "A", **options)
+
+
+def test_an_empty_prompt_starts_a_text(model, tokenizer):
+    """Without a prompt the text starts from the end-of-text token, which is not shown."""
+    (text,) = generate_text(model, tokenizer, "", max_new_tokens=8, temperature=1.0)
+    assert text and "<|endoftext|>" not in text
+
+
+def test_too_long_a_request_is_refused_with_its_numbers(model, tokenizer):
+    """Prompt and continuation beyond the positions are a UserError that names option and numbers."""
+    with pytest.raises(UserError, match=r"the prompt has 1 tokens and --max_new_tokens is 64.* 64 positions"):
+        generate_text(model, tokenizer, "The", max_new_tokens=64)
+    generate_text(model, tokenizer, "The", max_new_tokens=63)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_is_kept(model, tokenizer, training):
+    """The model comes back in the mode it was in, also when generation fails."""
+    model.train(training)
+    generate_text(model, tokenizer, "The", max_new_tokens=2)
+    assert model.training == training
+    with pytest.raises(ValueError, match="temperature"):
+        generate_text(model, tokenizer, "The", max_new_tokens=2, temperature=-1.0)
+    assert model.training == training
+    model.eval()
+
+
+PROMPTS = ["The", "", "A statement is", "One two three four five six"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_greedy_text_does_not_depend_on_the_batches(model, tokenizer, batch_size):
+    """Prompts of different length in left-padded batches: each is continued as alone."""
+    alone = [generate_text(model, tokenizer, prompt, max_new_tokens=8, temperature=0) for prompt in PROMPTS]
+    together = generate_texts(model, tokenizer, PROMPTS, max_new_tokens=8, temperature=0, batch_size=batch_size)
+    assert [[prompt + text for text in texts] for prompt, texts in zip(PROMPTS, together, strict=True)] == alone
+
+
+def test_sampled_texts_come_again_from_seed_prompts_and_batch_size(model, tokenizer):
+    """The same call gives the same texts; all of them differ, also between batches and equal prompts."""
+    options = {"max_new_tokens": 8, "temperature": 1.0, "num_samples": 2, "batch_size": 3}
+    texts = list(generate_texts(model, tokenizer, ["The", "The", "A"], **options))
+    assert list(generate_texts(model, tokenizer, ["The", "The", "A"], **options)) == texts
+    assert len({text for pair in texts for text in pair}) == 6
+
+
+def test_left_out_the_length_is_what_fits(model, tokenizer):
+    """128 tokens, or the room after the longest prompt; a prompt that fills the model is refused."""
+    (text,) = generate_text(model, tokenizer, "The " * 20, temperature=0)
+    assert len(tokenizer(text).input_ids) <= 64
+    with pytest.raises(UserError, match="prompt 2 has 65 tokens, but the model has 64 positions; shorten it"):
+        generate_texts(model, tokenizer, ["The", "The" * 65])
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_stop_strings_end_each_text(model, tokenizer, batch_size):
+    """A text ends with the token that completes the string; the others of the batch go on."""
+    options = {"max_new_tokens": 8, "temperature": 0, "batch_size": batch_size}
+    free = [texts[0] for texts in generate_texts(model, tokenizer, PROMPTS, **options)]
+    stop = tokenizer.decode(tokenizer(free[0]).input_ids[2:4])
+    stopped = [texts[0] for texts in generate_texts(model, tokenizer, PROMPTS, stop=[stop], **options)]
+    for whole, part in zip(free, stopped, strict=True):
+        assert whole.startswith(part)
+        assert (stop in part) if stop in whole else (part == whole)
+    assert len(stopped[0]) < len(free[0])
+
+
+def test_a_tokenizer_without_an_end_takes_text_after_text(model, tokenizer):
+    """Where no token can stand for padding, the texts are generated one at a time, and are the same."""
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    assert bare.pad_token_id is bare.eos_token_id is None
+    options = {"max_new_tokens": 8, "temperature": 0}
+    prompts = [prompt for prompt in PROMPTS if prompt]
+    assert list(generate_texts(model, bare, prompts, **options)) == list(
+        generate_texts(model, tokenizer, prompts, **options)
+    )
+
+
+# --- the command ---
+
+
+@pytest.fixture(scope="module")
+def folder(model, tokenizer, tmp_path_factory):
+    """A saved model with its tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def use_stdin(monkeypatch, text, terminal):
+    """Let the command read its standard input from here."""
+    stdin = io.StringIO(text)
+    stdin.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stdin", stdin)
+
+
+def test_the_command(folder, capsys):
+    """`generate` prints one text per sample; a prompt that is too long exits with 2 and one line."""
+    command = ["generate", "--model_path", folder, "--max_new_tokens", "4"]
+    assert main([*command, "--prompt", "The", "--num_samples", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("--- 1 of 2 ---\nThe") and "--- 2 of 2 ---\nThe" in printed
+    assert main([*command, "--prompt", "The " * 70]) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error and "64 positions" in error
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_single_text_is_streamed(folder, model, tokenizer, monkeypatch, capsys, seed):
+    """It is printed while it is made, piece by piece, and is the text that generate_text gives."""
+    pieces = []
+    put = TextStreamer.on_finalized_text
+    monkeypatch.setattr(
+        TextStreamer, "on_finalized_text", lambda self, text, **end: pieces.append(text) or put(self, text, **end)
+    )
+    command = ["generate", "--model_path", folder, "--prompt", "The", "--temperature", "1", "--seed", str(seed)]
+    assert main([*command, "--max_new_tokens", "24"]) == 0
+    (expected,) = generate_text(model, tokenizer, "The", temperature=1.0, seed=seed, max_new_tokens=24)
+    assert capsys.readouterr().out == expected + "\n"
+    assert len([piece for piece in pieces if piece]) > 3
+
+
+def test_a_pipe_is_the_prompt(folder, model, tokenizer, monkeypatch, capsys):
+    """Standard input that is no terminal is one prompt, line ends inside it kept."""
+    use_stdin(monkeypatch, "One\ntwo\n", terminal=False)
+    assert main(["generate", "--model_path", folder, "--temperature", "0", "--max_new_tokens", "4"]) == 0
+    (expected,) = generate_text(model, tokenizer, "One\ntwo", temperature=0, max_new_tokens=4)
+    assert capsys.readouterr().out == expected + "\n"
+
+
+def test_a_terminal_is_answered_line_by_line(folder, model, tokenizer, monkeypatch, capsys):
+    """Each line is a prompt with a seed of its own; one that is too long is an error and no end; Ctrl-D ends."""
+    use_stdin(monkeypatch, "\n".join(["The", "The", "The " * 70, "A"]) + "\n", terminal=True)
+    assert main(["generate", "--model_path", folder, "--temperature", "1", "--max_new_tokens", "6"]) == 0
+    out, err = capsys.readouterr()
+    texts = [
+        generate_text(model, tokenizer, prompt, temperature=1.0, max_new_tokens=6, seed=42 + turn)[0]
+        for turn, prompt in ((0, "The"), (1, "The"), (3, "A"))
+    ]
+    assert texts[0] != texts[1]
+    assert out.replace("> ", "") == "A prompt a line; Ctrl-D ends.\n" + "\n".join(texts) + "\n\n"
+    assert err.count("\n") == 1 and "64 positions" in err
+
+
+def test_a_terminal_can_have_several_texts_in_batches(folder, monkeypatch, capsys):
+    """Four texts for each prompt, two at a time; a single one has no batches."""
+    command = ["generate", "--model_path", folder, "--max_new_tokens", "3", "--batch_size", "2"]
+    use_stdin(monkeypatch, "The\n", terminal=True)
+    assert main([*command, "--num_samples", "4"]) == 0
+    assert "--- 4 of 4 ---" in capsys.readouterr().out
+    assert main(command) == 2
+    assert "--batch_size has no effect on a single text" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_cleanly(folder, monkeypatch, capsys):
+    """Exit code 130 and no traceback."""
+    use_stdin(monkeypatch, "", terminal=True)
+
+    def interrupt(prompt):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.input", interrupt)
+    assert main(["generate", "--model_path", folder]) == 130
+    assert capsys.readouterr().err == "\n"
+
+
+@pytest.mark.parametrize("form", ["txt", "jsonl"])
+def test_a_file_of_prompts(folder, model, tokenizer, tmp_path, capsys, form):
+    """Prompts of a file, texts to jsonl: what stands beside a prompt is kept, each sample is a line, in order."""
+    prompts = tmp_path / f"prompts.{form}"
+    records = [{"prompt": "The", "id": 7}, {"prompt": "A\u2028statement is", "id": 8}, {"prompt": "Ünder", "id": 9}]
+    if form == "txt":
+        records = [{"prompt": record["prompt"]} for record in records]
+        prompts.write_text("\n\n".join(record["prompt"] for record in records), encoding="utf-8")
+    else:
+        prompts.write_text("\n".join(json.dumps(record, ensure_ascii=False) for record in records), encoding="utf-8")
+    sampling = {"num_samples": 2, "max_new_tokens": 5, "batch_size": 4, "seed": 3}
+    options = [f"--{name}={value}" for name, value in sampling.items()]
+    output = tmp_path / "new" / "texts.jsonl"
+    command = ["generate", "--model_path", folder, "--prompt_file", str(prompts), *options]
+    assert main([*command, "--output_file", str(output)]) == 0
+    assert f"6 texts in {output}" in capsys.readouterr().out
+    lines = [json.loads(line) for line in output.read_text(encoding="utf-8").split("\n")[:-1]]
+    texts = generate_texts(model, tokenizer, [record["prompt"] for record in records], **sampling)
+    assert lines == [
+        {**record, "sample": sample, "completion": completion}
+        for record, completions in zip(records, texts, strict=True)
+        for sample, completion in enumerate(completions)
+    ]
+    assert main(command) == 0
+    assert f"--- 6 of 6 ---\nÜnder{lines[-1]['completion']}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--prompt_file", "EMPTY.txt"], "EMPTY.txt is empty; write one prompt a line"),
+        (["--prompt_file", "nowhere.txt"], "nowhere.txt cannot be read (No such file or directory)"),
+        (["--prompt_file", "bad.jsonl"], "bad.jsonl, line 2 is not JSON"),
+        (["--prompt_file", "other.jsonl"], 'line 1 must be an object like {"prompt": "..."}'),
+        (["--prompt_file", "latin.txt"], "latin.txt cannot be read (it is not UTF-8)"),
+        (["--prompt_file", "good.txt", "--prompt", "A"], "--prompt has no effect beside --prompt_file"),
+        (["--prompt_file", "good.txt", "--output_file", "good.txt/x"], "--output_file: good.txt/x cannot be written"),
+        (["--prompt", "A", "--batch_size", "2"], "--batch_size has no effect on a single text"),
+        (["--prompt", "A", "--temperature", "0", "--top_p", "0.9"], "--top_p has no effect with --temperature 0"),
+        (["--prompt", "A", "--temperature", "0", "--seed", "1"], "--seed has no effect with --temperature 0"),
+        (["--prompt", "A", "--temperature", "nan"], "--temperature must be at least 0"),
+        (["--prompt", "A", "--top_p", "1.5"], "--top_p must be in (0, 1], got 1.5"),
+        (["--prompt", "A", "--stop", ""], "--stop must not be empty"),
+        (["--prompt", "A", "--max_new_tokens", "0"], "--max_new_tokens must be at least 1"),
+        (["--prompt", "A", "--model_path", "./void"], "--model_path: void holds no model (config.json is missing)"),
+        (["--prompt", "A", "--model_path", "./no_words"], "no_words has no tokenizer and its 97 ids are not GPT-2's"),
+    ],
+)
+def test_bad_input_is_one_line(folder, tmp_path, monkeypatch, capsys, options, message):
+    """Exit code 2, and a line that names the option."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "void").mkdir()
+    make_stock().save_pretrained("no_words")
+    contents = {
+        "EMPTY.txt": "\n \n",
+        "good.txt": "The\nA\n",
+        "bad.jsonl": '{"prompt": "A"}\n{"prompt"\n',
+        "other.jsonl": '{"text": "A"}\n',
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content)
+    (tmp_path / "latin.txt").write_bytes("Über".encode("latin-1"))
+    capsys.readouterr()
+    assert main(["generate", "--model_path", folder, *options]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and message in err and err.count("\n") == 1
+
+
+def test_output_needs_prompts(folder, monkeypatch, capsys):
+    """At a terminal there is nothing to write to a file."""
+    use_stdin(monkeypatch, "", terminal=True)
+    assert main(["generate", "--model_path", folder, "--output_file", "x.jsonl"]) == 2
+    assert "--output_file has no effect at a terminal; add --prompt or --prompt_file" in capsys.readouterr().err
+
+
+def test_a_config_gives_way_to_the_command_line(folder, tmp_path, capsys):
+    """--temperature 0 on the command line overrules the sampling of a config file; in one layer it is an error."""
+    config = tmp_path / "sampling.json"
+    config.write_text(json.dumps({"model_path": folder, "prompt": "The", "top_p": 0.9, "max_new_tokens": 2}))
+    assert main(["generate", "--config", str(config), "--temperature", "0"]) == 0
+    config.write_text(json.dumps({"model_path": folder, "prompt": "The", "top_p": 0.9, "temperature": 0}))
+    assert main(["generate", "--config", str(config)]) == 2
+    assert "--top_p has no effect" in capsys.readouterr().err

@@ -1,0 +1,318 @@
+"""Weights come in from every kind of folder without a changed bit; what cannot be loaded is refused in one line."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2DoubleHeadsModel, GPT2ForSequenceClassification, GPT2LMHeadModel
+
+from gpt2_hf import GPT2HFForCausalLM, ModelArguments, load_tokenizer
+from gpt2_hf.commands.model_loading import build_model, load_model_tokenizer, load_trained, load_weights, read_config
+from gpt2_hf.errors import UserError
+
+from ..tiny_models import NO_DROPOUT, SIZES, VOCAB_SIZE, make_model, make_stock, random_ids
+
+ROOT = Path(__file__).parents[2]
+# distilgpt2's config.json has these on top of GPT-2's fields.
+DISTILGPT2_FIELDS = {
+    "_num_labels": 1,
+    "id2label": {"0": "LABEL_0"},
+    "label2id": {"LABEL_0": 0},
+    "n_ctx": 32,
+    "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer()
+
+
+def bitwise_equal(ours, stock):
+    """Whether every tensor of ours is the stock model's, to the bit."""
+    theirs = stock.state_dict()
+    return all(torch.equal(weight, theirs[name]) for name, weight in ours.state_dict().items())
+
+
+def edit_config(folder, **changes):
+    """Change fields of a saved config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def load(folder):
+    """Load as the commands do."""
+    return load_weights(str(folder), read_config(str(folder), "--model_path"), None, "--model_path")
+
+
+@pytest.mark.parametrize(
+    "kind", ["lm", "base", "sharded", "untied", "sharded_untied", "bf16", "distilgpt2", "double_heads", "classifier"]
+)
+@torch.no_grad()
+def test_stock_folders_load_bitwise(tmp_path, kind):
+    """Base and LM checkpoints, sharded, untied, in bf16, with foreign heads: the same bits and the same logits."""
+    stock = make_stock(tie_word_embeddings="untied" not in kind)
+    saved = stock
+    if kind == "base":
+        saved = stock.transformer
+    elif kind == "bf16":
+        saved = stock.to(torch.bfloat16)
+    elif kind in ("double_heads", "classifier"):
+        head_class = {"double_heads": GPT2DoubleHeadsModel, "classifier": GPT2ForSequenceClassification}[kind]
+        saved = head_class(stock.config)
+        saved.transformer.load_state_dict(stock.transformer.state_dict())
+    saved.save_pretrained(tmp_path, max_shard_size="20kB" if "sharded" in kind else "50GB")
+    assert (tmp_path / "model.safetensors.index.json").exists() == ("sharded" in kind)
+    if kind == "distilgpt2":
+        edit_config(tmp_path, **DISTILGPT2_FIELDS)
+    model = GPT2HFForCausalLM.from_pretrained(tmp_path)
+    assert bitwise_equal(model, stock)
+    assert model.dtype == stock.dtype
+    ids = random_ids(2, 9)
+    stock, model = stock.float(), load(tmp_path).eval()
+    assert model.config.model_type == "gpt2_hf" and model.dtype == torch.float32
+    assert (model(ids).logits - stock(ids).logits).abs().max() <= 1e-5
+
+
+def test_old_checkpoints_with_mask_buffers_load(tmp_path):
+    """OpenAI's own file has prefix-less names and causal-mask buffers; both are taken without a warning."""
+    from safetensors.torch import load_file, save_file
+
+    stock = make_stock()
+    stock.transformer.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for i in range(SIZES["n_layer"]):
+        tensors[f"h.{i}.attn.bias"] = torch.ones(1, 1, 32, 32).tril()
+        tensors[f"h.{i}.attn.masked_bias"] = torch.tensor(-1e4)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model, report = GPT2HFForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert bitwise_equal(model, stock)
+
+
+def test_a_stock_model_taken_in_is_saved_as_ours(tmp_path):
+    """After loading stock weights, save_pretrained writes a gpt2_hf folder with the same bits."""
+    stock = make_stock(tie_word_embeddings=False)
+    stock.save_pretrained(tmp_path / "stock")
+    GPT2HFForCausalLM.from_pretrained(tmp_path / "stock").save_pretrained(tmp_path / "ours")
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["model_type"] == "gpt2_hf"
+    assert bitwise_equal(GPT2HFForCausalLM.from_pretrained(tmp_path / "ours"), stock)
+
+
+@torch.no_grad()
+def test_a_hub_id_is_read_from_the_cache(tmp_path, monkeypatch, tokenizer):
+    """openai-community/gpt2 works as a model path; without a network, from the hub's cache."""
+    snapshot = tmp_path / "models--openai-community--gpt2" / "snapshots" / "0123456789abcdef"
+    make_stock(vocab_size=len(tokenizer)).transformer.save_pretrained(snapshot)
+    tokenizer.save_pretrained(snapshot)
+    (tmp_path / "models--openai-community--gpt2" / "refs").mkdir()
+    (tmp_path / "models--openai-community--gpt2" / "refs" / "main").write_text("0123456789abcdef")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    model, _, source = load_trained("openai-community/gpt2")
+    assert source == "openai-community/gpt2"
+    assert bitwise_equal(model, make_stock(vocab_size=len(tokenizer)))
+
+
+def damage(folder, how):
+    """Spoil a saved model in one way."""
+    weights = folder / "model.safetensors"
+    if how == "no folder":
+        shutil.rmtree(folder)
+    elif how == "no config":
+        (folder / "config.json").unlink()
+    elif how == "broken config":
+        (folder / "config.json").write_text("{")
+    elif how == "no weights":
+        weights.unlink()
+    elif how == "truncated weights":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif how == "missing head":
+        edit_config(folder, tie_word_embeddings=False)
+    elif how == "other sizes":
+        edit_config(folder, n_embd=64)
+    elif how == "more layers":
+        edit_config(folder, n_layer=5)
+    elif how == "heads do not divide":
+        edit_config(folder, n_head=5)
+    elif how == "other architecture":
+        edit_config(folder, model_type="llama")
+    elif how == "cross attention":
+        edit_config(folder, add_cross_attention=True)
+    elif how == "only a pickle":
+        weights.unlink()
+        torch.save({}, folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("how", "named"),
+    [
+        ("no folder", "no checkpoint"),
+        ("no config", "config.json"),
+        ("broken config", "JSON"),
+        ("no weights", "weights"),
+        ("truncated weights", "weights"),
+        ("missing head", "lacks weights that the model needs: lm_head.weight"),
+        ("other sizes", "weights"),
+        ("more layers", "h.3.*and 23 others"),
+        ("heads do not divide", "n_head"),
+        ("other architecture", "'llama' model"),
+        ("cross attention", "add_cross_attention"),
+        ("only a pickle", "safetensors"),
+    ],
+)
+def test_what_cannot_be_loaded_is_refused_in_one_line(tmp_path, how, named, monkeypatch):
+    """Each kind of damage is a UserError of one line that names the option and the cause."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    folder = tmp_path / "model"
+    make_stock().save_pretrained(folder)
+    damage(folder, how)
+    with pytest.raises(UserError, match=named) as caught:
+        load_trained(str(folder))
+    assert str(caught.value).startswith("--model_path: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_training_can_start_from_stock_weights(tmp_path, tokenizer):
+    """--model_name_or_path takes a stock folder, with this run's dropout; too long a --max_length is refused."""
+    stock = make_stock(vocab_size=len(tokenizer), bos_token_id=50256, eos_token_id=50256)
+    stock.save_pretrained(tmp_path)
+    model = build_model(ModelArguments(model_name_or_path=str(tmp_path), max_length=32, dropout=0.3), tokenizer)
+    assert bitwise_equal(model, stock)
+    assert model.transformer.drop.p == model.transformer.h[0].mlp.dropout.p == 0.3
+    with pytest.raises(UserError, match="--max_length 33 exceeds the 32 positions"):
+        build_model(ModelArguments(model_name_or_path=str(tmp_path), max_length=33), tokenizer)
+
+
+def test_a_new_model_has_the_tokenizers_vocabulary(tokenizer):
+    """From scratch, sizes come from the arguments and ids from the tokenizer."""
+    model = build_model(ModelArguments(d_model=32, num_layers=1, num_heads=2, max_length=16, d_ff=48), tokenizer)
+    config = model.config
+    assert (config.vocab_size, config.n_positions, config.n_inner) == (50257, 16, 48)
+    assert config.bos_token_id == config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_an_unknown_attention_backend_is_refused(tmp_path, tokenizer):
+    """An attention backend that is not there names its option, for a new model and for a loaded one."""
+    with pytest.raises(UserError, match="--attn_implementation nonsense"):
+        build_model(ModelArguments(d_model=32, num_layers=1, attn_implementation="nonsense"), tokenizer)
+    make_model().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="--attn_implementation nonsense"):
+        load_trained(str(tmp_path), attn_implementation="nonsense")
+
+
+def test_a_tokenizer_with_too_many_ids_is_refused(tmp_path, tokenizer):
+    """Ids beyond the embedding, or in its padding, are refused; rows beyond the tokenizer are not."""
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="50,257 ids but the model's vocabulary has only 97"):
+        load_trained(str(tmp_path))
+    model.resize_token_embeddings(50_000, pad_to_multiple_of=1024)
+    assert model.config.vocab_size > len(tokenizer) - 1000
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="only 50,000"):
+        load_trained(str(tmp_path))
+    model.resize_token_embeddings(50_300)
+    model.save_pretrained(tmp_path)
+    assert load_trained(str(tmp_path))[0].config.vocab_size == 50_300
+
+
+def test_a_folder_called_gpt2_has_its_own_tokenizer(tmp_path, monkeypatch, tokenizer_folder):
+    """The name of a folder that is there does not stand for GPT-2's tokenizer."""
+    monkeypatch.chdir(tmp_path)
+    make_stock(vocab_size=384).save_pretrained("gpt2")
+    shutil.copytree(tokenizer_folder, "gpt2", dirs_exist_ok=True)
+    for name in ("gpt2", "./gpt2"):
+        assert len(load_trained(name)[1]) == len(load_model_tokenizer(name)) == 384
+
+
+def test_a_folder_without_tokenizer(tmp_path, tokenizer):
+    """GPT-2's tokenizer is used if the vocabulary is GPT-2's, padded or not; otherwise the lack is named."""
+    model = make_model(vocab_size=len(tokenizer))
+    model.resize_token_embeddings(pad_to_multiple_of=64)
+    model.save_pretrained(tmp_path)
+    assert len(load_trained(str(tmp_path))[1]) == len(tokenizer)
+    assert load_model_tokenizer(str(tmp_path)).get_vocab() == tokenizer.get_vocab()
+    make_model().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"--model_path: .* has no tokenizer and its 97 ids"):
+        load_trained(str(tmp_path))
+    with pytest.raises(UserError, match=r"--model_name_or_path: .* has no tokenizer and its 97 ids"):
+        load_model_tokenizer(str(tmp_path))
+
+
+REMOTE_CODE = """
+    import sys
+
+    class Blocker:
+        def find_spec(self, name, path=None, target=None):
+            if name.split(".")[0] == "gpt2_hf":
+                raise ImportError("gpt2_hf is not installed here")
+
+    sys.meta_path.insert(0, Blocker())
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, pipeline
+
+    folder, again = sys.argv[1:]
+    ids = torch.arange(9)[None]
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    assert type(model).__module__.startswith("transformers_modules.")
+    base = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    logits = base(ids).last_hidden_state @ model.lm_head.weight.T
+    assert torch.allclose(model(ids).logits, logits, atol=1e-5)
+    fresh = AutoModelForCausalLM.from_config(
+        AutoConfig.from_pretrained(folder, trust_remote_code=True), trust_remote_code=True
+    )
+    model.train()(ids, labels=ids).loss.backward()
+    model.eval().save_pretrained(again)
+    second = AutoModelForCausalLM.from_pretrained(again, trust_remote_code=True)
+    print(second.generate(ids, max_new_tokens=5, do_sample=False)[0].tolist())
+    print(second(ids).loss, model.transformer.h[2].mlp.c_proj.weight.sum().item(), fresh.num_parameters())
+"""
+
+
+def test_loads_where_the_package_is_not_importable(tmp_path):
+    """With trust_remote_code every Auto class loads a saved model in a process that cannot import gpt2_hf."""
+    model = make_model()
+    model.save_pretrained(tmp_path / "model")
+    expected = model.generate(torch.arange(9)[None], max_new_tokens=5, do_sample=False)[0].tolist()
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(REMOTE_CODE), tmp_path / "model", tmp_path / "again"],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == str(expected)
+    weight_sum = model.transformer.h[2].mlp.c_proj.weight.sum().item()
+    assert done.stdout.splitlines()[1] == f"None {weight_sum} {model.num_parameters()}"
+
+
+def test_the_files_that_travel_import_nothing_by_the_packages_name():
+    """The sources that save_pretrained copies refer to each other relatively."""
+    for name in ("configuration_gpt2_hf", "modeling_gpt2_hf", "chunked_loss"):
+        source = (ROOT / "gpt2_hf" / "model" / f"{name}.py").read_text(encoding="utf-8")
+        assert "from gpt2_hf" not in source and "import gpt2_hf" not in source
+
+
+@pytest.mark.parametrize("variant", [{"n_inner": 20}, {"scale_attn_by_inverse_layer_idx": True}, {"n_layer": 1}])
+@torch.no_grad()
+def test_config_variants_come_in_with_their_weights(tmp_path, variant):
+    """A stock folder's config variant is read, not only its weights: the logits agree."""
+    stock = make_stock(**variant)
+    stock.save_pretrained(tmp_path)
+    ids = random_ids(1, 9)
+    model = load(tmp_path).eval()
+    assert all(getattr(model.config, name) == value for name, value in variant.items())
+    assert (model(ids).logits - stock(ids).logits).abs().max() <= 1e-5
+    assert model.config.vocab_size == VOCAB_SIZE
+    assert all(getattr(model.config, name) == rate for name, rate in NO_DROPOUT.items())
+    assert isinstance(GPT2LMHeadModel.from_pretrained(tmp_path), GPT2LMHeadModel)

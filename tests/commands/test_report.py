@@ -1,0 +1,154 @@
+"""The report of a run: a card that the hub can read, and curves."""
+
+import json
+import re
+import shutil
+import time
+
+import matplotlib.axes
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from gpt2_hf.__main__ import main
+from gpt2_hf.commands.report import compare_runs, draw_curves, model_card, points, read_run, resumed_steps
+from gpt2_hf.runtime.stopwatch import Stopwatch
+
+from ..conftest import read_json
+
+
+def test_card_has_metadata_results_and_a_sample(finished_run):
+    """YAML header, the measured numbers, and how to load the model."""
+    card = (finished_run / "README.md").read_text(encoding="utf-8")
+    header = yaml.safe_load(card.split("---")[1])
+    assert header["library_name"] == "transformers" and header["pipeline_tag"] == "text-generation"
+    results = read_json(finished_run / "all_results.json")
+    assert f"| validation loss | {results['eval_loss']:.4f} |" in card
+    assert f"| test perplexity | {results['test_perplexity']:.2f} |" in card
+    assert "## A sample\n\n> " in card and "from_pretrained" in card
+
+
+def test_the_hub_reads_the_card(finished_run):
+    """huggingface_hub finds the measured results in the metadata, as the hub shows them."""
+    data = ModelCard.load(finished_run / "README.md").data
+    results = read_json(finished_run / "all_results.json")
+    measured = {(r.dataset_split, r.metric_type): r.metric_value for r in data.eval_results}
+    assert measured == {
+        (split, metric): results[f"{prefix}_{metric}"]
+        for prefix, split in (("eval", "validation"), ("test", "test"))
+        for metric in ("loss", "perplexity")
+    }
+    assert data.library_name == "transformers" and data.tags == ["gpt2_hf"]
+
+
+def test_best_model_can_be_published_as_it_is(finished_run):
+    """The card and the picture it shows are in best_model too."""
+    for name in ("README.md", "curves.png"):
+        assert (finished_run / "best_model" / name).read_bytes() == (finished_run / name).read_bytes()
+
+
+def test_card_names_the_weights_it_started_from():
+    """A model of the hub is linked as the base model, a folder is not."""
+    assert "base_model: openai-community/gpt2" in model_card({"model_name_or_path": "openai-community/gpt2"}, {}, None)
+    assert "base_model" not in model_card({"model_name_or_path": "./mine"}, {}, None)
+
+
+def test_card_records_settings_and_circumstances(finished_run):
+    """The options and versions are in the card as JSON."""
+    card = (finished_run / "README.md").read_text(encoding="utf-8")
+    settings, provenance = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", card, flags=re.DOTALL))
+    assert settings["d_model"] == 32
+    assert {"torch", "transformers", "data", "date", "command"} <= provenance.keys()
+
+
+def test_curves_are_a_picture(finished_run):
+    """curves.png is a PNG of some size."""
+    content = (finished_run / "curves.png").read_bytes()
+    assert content.startswith(b"\x89PNG") and len(content) > 5_000
+
+
+def test_curves_have_a_time_axis_and_mark_resumes(tmp_path, monkeypatch):
+    """A clock that begins again is a resume; each gets a line in the curves over the steps."""
+    marked = []
+    monkeypatch.setattr(matplotlib.axes.Axes, "axvline", lambda self, x, **kwargs: marked.append(x))
+    history = [
+        {"step": step, "loss": 5.0 - step / 10, "perplexity": 9.0, "hours": step / 10, "session_hours": clock}
+        for step, clock in [(1, 0.1), (2, 0.2), (3, 0.05), (4, 0.15), (5, 0.01)]
+    ]
+    assert resumed_steps(history) == [2, 4]
+    assert points(history, "loss", "hours")[0] == (0.1, 4.9)
+    draw_curves(history, tmp_path / "curves.png")
+    assert marked == [2, 4] * 3
+
+
+def test_a_resumed_run_is_marked(finished_run, train_tiny, tmp_path, monkeypatch):
+    """A real run that went on from step 25 is marked there, and its hours go on."""
+    # this process is older than the one that the run was begun in; a new one would not be
+    monkeypatch.setattr(Stopwatch, "elapsed", property(lambda watch: time.monotonic() - watch._started))
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    assert train_tiny(run, "--resume_from", "latest", "--max_epochs", "2") == 0
+    history = read_run(run).history
+    hours = [entry["hours"] for entry in history if "hours" in entry]
+    assert hours == sorted(hours) and resumed_steps(history) == [25]
+
+
+def test_the_command_draws_one_run_again(finished_run, tmp_path, capsys):
+    """Card and curves are written anew from the run's files; the sample stays."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / "curves.png").unlink()
+    assert main(["report", str(run)]) == 0
+    assert (run / "README.md").read_text() == (finished_run / "README.md").read_text()
+    assert (run / "curves.png").is_file() and "written: " in capsys.readouterr().out
+
+
+def test_the_command_compares_runs(finished_run, tmp_path, capsys):
+    """Several folders: one picture, and a table with a line for each, also for a run that has not finished."""
+    other = tmp_path / "other"
+    shutil.copytree(finished_run, other)
+    for name in ("trainer_state.json", "eval_results.json", "test_results.json", "train_results.json"):
+        (other / name).unlink()
+    picture = tmp_path / "comparison.png"
+    assert main(["report", str(finished_run), str(other), "--output_file", str(picture)]) == 0
+    head, first, second, last = capsys.readouterr().out.splitlines()
+    loss = f"{read_json(finished_run / 'eval_results.json')['eval_loss']:.4f}"
+    assert head.split()[:2] == ["run", "parameters"] and first.startswith("run ") and second.startswith("other ")
+    assert loss in first and loss in second and "–" in second and "–" not in first
+    assert picture.read_bytes().startswith(b"\x89PNG") and str(picture) in last
+
+
+def test_runs_of_one_name_are_told_apart(finished_run, tmp_path):
+    """Two folders called run are named with their parents."""
+    shutil.copytree(finished_run, tmp_path / "second" / "run")
+    table = compare_runs([finished_run, tmp_path / "second" / "run"], tmp_path / "out.svg")
+    assert table[2].startswith("second/run ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["nowhere"], "nowhere holds no run"),
+        (["RUN", "--output_file", "a.png"], "--output_file has no effect for a single run"),
+        (["RUN", "RUN", "--output_file", "a.docx"], "--output_file: a.docx cannot be written"),
+    ],
+)
+def test_bad_report_commands_are_one_line(finished_run, capsys, options, message):
+    """What is missing or has no effect is said."""
+    assert main(["report", *(str(finished_run) if option == "RUN" else option for option in options)]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+
+
+def test_a_run_without_evaluation_still_has_a_report(tmp_path):
+    """No validation entries: the picture and the card leave them out."""
+    history = [{"step": step, "loss": 3.0, "perplexity": 20.0, "learning_rate": 1e-3} for step in (1, 2)]
+    draw_curves(history, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 5_000
+    assert "validation" not in model_card({"dataset_name": "a/b"}, {"train_loss": 3.0}, None)
+
+
+def test_card_names_a_hub_data_set(tmp_path):
+    """A data set of the hub is linked in the metadata, a local folder is not."""
+    assert "datasets:\n- a/b" in model_card({"dataset_name": "a/b"}, {}, None)
+    assert "datasets:" not in model_card({"dataset_name": "../a/b"}, {}, None)

@@ -1,0 +1,141 @@
+"""gpt2_hf.data.samples: any documents in, the same tokens out, each scored exactly once."""
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2_hf.data import BlockSamples, DocumentSamples
+
+from ..data_fixtures import documents_of, modest
+
+SEPARATOR = 999
+corpora = st.lists(st.lists(st.integers(0, 900), max_size=25), max_size=12)
+lengths = st.integers(1, 30)
+
+
+def samples_of(dataset):
+    return [dataset[i]["input_ids"].tolist() for i in range(len(dataset))]
+
+
+@modest
+@given(corpus=corpora, max_length=lengths)
+def test_documents_are_continued(corpus, max_length):
+    """Documents longer than max_length go on in further samples that overlap by their one token of context."""
+    expected = [
+        ids[start : start + max_length + 1] for ids in corpus for start in range(0, len(ids) - 1, max_length) if ids
+    ]
+    assert samples_of(DocumentSamples(documents_of(corpus), max_length)) == expected
+
+
+@modest
+@given(corpus=corpora, max_length=lengths)
+def test_every_token_but_the_first_is_scored_once(corpus, max_length):
+    """The targets of all samples, joined, are the documents without their first tokens."""
+    samples = samples_of(DocumentSamples(documents_of(corpus), max_length))
+    assert [t for ids in samples for t in ids[1:]] == [t for ids in corpus for t in ids[1:]]
+    assert all(2 <= len(ids) <= max_length + 1 for ids in samples)
+
+
+@modest
+@given(corpus=corpora, max_length=lengths)
+def test_documents_are_cut(corpus, max_length):
+    """With truncate each document of two tokens or more gives one sample, its beginning."""
+    samples = samples_of(DocumentSamples(documents_of(corpus), max_length, truncate=True))
+    assert samples == [ids[: max_length + 1] for ids in corpus if len(ids) > 1]
+
+
+@modest
+@given(corpus=corpora, max_length=lengths)
+def test_blocks_hold_the_whole_stream(corpus, max_length):
+    """Blocks are the stream with a separator before each document, cut every max_length targets."""
+    stream = [token for ids in corpus if ids for token in (SEPARATOR, *ids)]
+    samples = samples_of(BlockSamples(documents_of(corpus), max_length, SEPARATOR))
+    assert samples == [stream[i : i + max_length + 1] for i in range(0, len(stream) - 1, max_length)]
+    assert [t for ids in samples for t in ids[1:]] == stream[1:]
+    assert all(len(ids) == max_length + 1 for ids in samples[:-1])
+
+
+@modest
+@given(corpus=corpora, max_length=lengths)
+def test_joined_blocks_have_no_separators_between_documents(corpus, max_length):
+    """One separator, as the first token's context; then the text, every token a target once."""
+    text = [token for ids in corpus for token in ids]
+    stream = [SEPARATOR, *text] if text else []
+    blocks = BlockSamples(documents_of(corpus), max_length, SEPARATOR, joined=True)
+    assert samples_of(blocks) == [stream[i : i + max_length + 1] for i in range(0, len(stream) - 1, max_length)]
+    assert blocks.accounting.scored_tokens == blocks.accounting.text_tokens == len(text)
+    assert blocks.accounting.separator_tokens == bool(text)
+
+
+@modest
+@given(corpus=corpora, joined=st.booleans(), data=st.data())
+def test_any_span_of_the_block_stream(corpus, joined, data):
+    """Any span of the stream with separators reads as the same span of a list."""
+    blocks = BlockSamples(documents_of(corpus), 4, SEPARATOR, joined)
+    separated = [token for ids in corpus if ids for token in (SEPARATOR, *ids)]
+    text = [token for ids in corpus for token in ids]
+    stream = ([SEPARATOR, *text] if text else []) if joined else separated
+    start = data.draw(st.integers(0, len(stream)))
+    stop = data.draw(st.integers(start, len(stream)))
+    assert blocks.read(start, stop).tolist() == stream[start:stop]
+
+
+@modest
+@given(corpus=corpora, max_length=lengths, truncate=st.booleans())
+def test_accounting_of_documents(corpus, max_length, truncate):
+    """Rows and tokens of the accounting are those of a count by hand, and nothing is missing."""
+    samples = DocumentSamples(documents_of(corpus), max_length, truncate)
+    accounting = samples.accounting
+    assert accounting.rows == len(corpus)
+    assert accounting.blank_rows == sum(not ids for ids in corpus)
+    assert accounting.short_rows == sum(len(ids) == 1 for ids in corpus)
+    assert accounting.continued_rows == sum(len(ids) > max_length + 1 for ids in corpus)
+    assert accounting.text_tokens == sum(map(len, corpus))
+    in_samples = sum(min(len(ids), max_length + 1) if truncate else len(ids) for ids in corpus if len(ids) > 1)
+    assert accounting.dropped_tokens == accounting.text_tokens - in_samples
+    assert accounting.samples == len(samples)
+    assert accounting.scored_tokens == sum(len(ids) - 1 for ids in samples_of(samples))
+    assert accounting.separator_tokens == 0
+
+
+@modest
+@given(corpus=corpora, max_length=lengths)
+def test_accounting_of_blocks(corpus, max_length):
+    """Blocks drop nothing: every text token and every separator but the first is scored."""
+    samples = BlockSamples(documents_of(corpus), max_length, SEPARATOR)
+    accounting = samples.accounting
+    assert accounting.dropped_tokens == accounting.short_rows == 0
+    assert accounting.text_tokens == sum(map(len, corpus))
+    assert accounting.separator_tokens == sum(bool(ids) for ids in corpus)
+    assert accounting.scored_tokens == sum(len(ids) - 1 for ids in samples_of(samples))
+    assert accounting.scored_tokens == max(accounting.text_tokens + accounting.separator_tokens - 1, 0)
+
+
+@modest
+@given(corpus=corpora, max_length=lengths)
+def test_samples_go_to_workers(corpus, max_length):
+    """A pickled copy, as a worker process gets it, gives the same samples."""
+    for samples in (
+        DocumentSamples(documents_of(corpus), max_length),
+        BlockSamples(documents_of(corpus), max_length, SEPARATOR),
+    ):
+        copy = pickle.loads(pickle.dumps(samples))
+        assert samples_of(copy) == samples_of(samples)
+
+
+@pytest.mark.parametrize("make", [lambda d: DocumentSamples(d, 4), lambda d: BlockSamples(d, 4, SEPARATOR)])
+def test_an_index_beyond_the_end(make):
+    """An index beyond the end is an IndexError, so that plain iteration stops."""
+    samples = make(documents_of([[1, 2, 3], [4, 5, 6, 7, 8, 9]]))
+    assert len(list(samples)) == len(samples)
+    with pytest.raises(IndexError):
+        samples[len(samples)]
+
+
+def test_samples_are_int64():
+    """Samples are int64 whatever the width of the cache."""
+    assert DocumentSamples(documents_of([[1, 2, 3]]), 4)[0]["input_ids"].dtype == np.int64
+    assert BlockSamples(documents_of([[1, 2, 3]]), 4, SEPARATOR)[0]["input_ids"].dtype == np.int64

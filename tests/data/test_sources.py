@@ -1,0 +1,570 @@
+"""gpt2_hf.data.sources and readers: every kind of text in, and an error that names the place where it is none."""
+
+import bz2
+import csv
+import errno
+import gzip
+import io
+import json
+import lzma
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, Features, Value, exceptions
+from datasets.arrow_writer import ArrowWriter
+from datasets.table import InMemoryTable
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2_hf.data import readers
+from gpt2_hf.data.sources import Cursor, RowSource, load_sources, split_document
+from gpt2_hf.errors import UserError
+from gpt2_hf.options.arguments import DataArguments
+
+from ..data_fixtures import WIKITEXT, cache_folder, file_arguments, modest  # noqa: F401
+
+TEXTS = ["First document.\n", "", "Zweites Dokument, größer.\n", "三つ目の文書。\n", "Last one"]
+
+
+def write_zst(path, raw):
+    with pa.output_stream(str(path), compression="zstd") as stream:
+        stream.write(raw)
+
+
+COMPRESSORS = {
+    "": lambda path, raw: path.write_bytes(raw),
+    ".gz": lambda path, raw: path.write_bytes(gzip.compress(raw)),
+    ".bz2": lambda path, raw: path.write_bytes(bz2.compress(raw)),
+    ".xz": lambda path, raw: path.write_bytes(lzma.compress(raw)),
+    ".zst": write_zst,
+}
+
+
+def write(folder: Path, ending: str, texts: list[str], column: str = "text", name: str = "data") -> Path:
+    """Write documents as a file of a format."""
+    kind, compression = [*ending.rsplit(".", 1), ""][:2] if ending.count(".") > 1 else (ending, "")
+    path = folder / f"{name}{ending}"
+    compression = compression and f".{compression}"
+    if kind in (".txt", ".text", ".md"):
+        content = "".join(text if text.endswith("\n") else text + "\n" for text in texts)
+    elif kind in (".jsonl", ".ndjson"):
+        content = "".join(json.dumps({"id": i, column: text}) + "\n" for i, text in enumerate(texts))
+    elif kind == ".json":
+        content = json.dumps([{"id": i, column: text} for i, text in enumerate(texts)], indent=1)
+    elif kind in (".csv", ".tsv"):
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream, delimiter="\t" if kind == ".tsv" else ",")
+            writer.writerows([["id", column], *([i, text] for i, text in enumerate(texts))])
+        content = path.read_text(encoding="utf-8")
+    else:
+        pq.write_table(pa.table({"id": list(range(len(texts))), column: texts}), path, row_group_size=2)
+        return path
+    COMPRESSORS[compression](path, content.encode())
+    return path
+
+
+def read(arguments: DataArguments, split: str = "train") -> list[str | None]:
+    return [text for text, _ in load_sources(arguments)[split].documents()]
+
+
+def error_of(arguments: DataArguments) -> str:
+    with pytest.raises(UserError) as error:
+        for source in load_sources(arguments).values():
+            list(source.documents())
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# ---- what can be read ----
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"]
+    + [kind + packed for kind in (".jsonl", ".csv") for packed in COMPRESSORS if packed],
+)
+def test_rows_of_every_format(tmp_path, ending):
+    """Every format with columns gives the very same documents, compressed or not."""
+    assert read(file_arguments(write(tmp_path, ending, TEXTS))) == TEXTS
+
+
+@pytest.mark.parametrize("ending", [".txt", ".text", *(".txt" + packed for packed in COMPRESSORS if packed)])
+def test_lines_of_text(tmp_path, ending):
+    """A text file gives its lines with their ends, compressed or not."""
+    expected = [text if text.endswith("\n") else text + "\n" for text in TEXTS]
+    assert read(file_arguments(write(tmp_path, ending, TEXTS))) == expected
+
+
+@pytest.mark.parametrize(
+    ("ending", "unit", "expected"),
+    [
+        (".txt", None, ["# A\n", "b\n", "\n", " \n", "c\n"]),
+        (".txt", "line", ["# A\n", "b\n", "\n", " \n", "c\n"]),
+        (".txt", "paragraph", ["# A\nb\n", "c\n"]),
+        (".txt", "file", ["# A\nb\n\n \nc\n"]),
+        (".md", None, ["# A\nb\n\n \nc\n"]),
+        (".md", "paragraph", ["# A\nb\n", "c\n"]),
+        (".jsonl", None, ["# A\nb\n\n \nc\n"]),
+        (".jsonl", "row", ["# A\nb\n\n \nc\n"]),
+        (".jsonl", "paragraph", ["# A\nb\n", "c\n"]),
+        (".jsonl", "line", ["# A\n", "b\n", "\n", " \n", "c\n"]),
+    ],
+)
+def test_document_units(tmp_path, ending, unit, expected):
+    """A document is what --document_unit says; by default a line of txt, a file of md, a row of anything else."""
+    path = write(tmp_path, ending, ["# A\nb\n\n \nc\n"])
+    assert read(file_arguments(path, document_unit=unit)) == expected
+
+
+@modest
+@given(text=st.text(alphabet="ab \n\r\x0b\x85\u2028", max_size=30))
+def test_lines_lose_nothing(text):
+    """The lines of a row, joined, are the row, whatever else Unicode takes for the end of a line."""
+    assert "".join(split_document(text, readers.DocumentUnit.LINE)) == text
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_ends_of_every_system(tmp_path, end):
+    """Line ends of Windows and of old Macs become those of Unix."""
+    (tmp_path / "a.txt").write_bytes(f"one{end}two{end}".encode())
+    assert read(file_arguments(tmp_path / "a.txt")) == ["one\n", "two\n"]
+    assert read(file_arguments(tmp_path / "a.txt", document_unit="file")) == ["one\ntwo\n"]
+
+
+def test_byte_order_mark(tmp_path):
+    """A byte order mark is no text."""
+    (tmp_path / "a.txt").write_text("one\ntwo\n", encoding="utf-8-sig")
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n', encoding="utf-8-sig")
+    assert read(file_arguments(tmp_path / "a.txt")) == ["one\n", "two\n"]
+    assert read(file_arguments(tmp_path / "a.jsonl")) == ["one"]
+
+
+@modest
+@given(
+    text=st.lists(st.sampled_from(["a", "é", "字", "🙂", "\n", "\r", "\r\n", "\ufeff"])).map("".join),
+    size=st.integers(1, 9),
+)
+def test_pieces_of_a_document(tmp_path_factory, text, size):
+    """In whatever pieces a whole file is read, no character and no line end is cut in two."""
+    path = tmp_path_factory.mktemp("pieces") / "a.md"
+    path.write_bytes(("begin" + text + "end").encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readers, "_PIECE_BYTES", size)
+        documents = read(file_arguments(path))
+    assert documents == ["begin" + text.replace("\r\n", "\n").replace("\r", "\n") + "end"]
+
+
+def test_a_document_without_line_ends_is_read_in_few_pieces(tmp_path, monkeypatch):
+    """Two megabytes of Chinese without a line end or a character of ASCII are not read byte by byte."""
+    text, sizes = "字" * 700_000, []
+
+    class Watched(io.BytesIO):
+        def read(self, size):
+            sizes.append(size)
+            return super().read(size)
+
+    (tmp_path / "a.md").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(readers, "_open", lambda file: Watched(text.encode()))
+    assert read(file_arguments(tmp_path / "a.md")) == [text]
+    assert len(sizes) < 10
+
+
+def test_globs_may_mix_formats(tmp_path):
+    """A glob takes files of several formats, in the order of their names; each split has its own."""
+    write(tmp_path, ".txt", ["from txt"], name="b")
+    write(tmp_path, ".jsonl.zst", ["from zst"], name="a")
+    write(tmp_path, ".parquet", ["from parquet"], name="c")
+    held_out = write(tmp_path, ".csv", ["held out"], name="held-out")
+    arguments = file_arguments(tmp_path / "[abc].*", validation_file=str(held_out), test_file=str(held_out))
+    assert read(arguments) == ["from zst", "from txt\n", "from parquet"]
+    assert read(arguments, "validation") == read(arguments, "test") == ["held out"]
+
+
+def test_recursive_glob(tmp_path):
+    """Two asterisks reach into folders."""
+    (tmp_path / "x" / "y").mkdir(parents=True)
+    write(tmp_path / "x" / "y", ".txt", ["deep"])
+    assert read(file_arguments(tmp_path / "**" / "*.txt")) == ["deep\n"]
+
+
+def test_marks_of_a_glob_in_a_name(tmp_path):
+    """A file whose name looks like a glob is found by its name."""
+    path = write(tmp_path, ".txt", ["text"], name="data[1]")
+    assert read(file_arguments(path)) == ["text\n"]
+
+
+def test_csv_fields_over_several_lines(tmp_path):
+    """Quoted line ends and delimiters belong to the field."""
+    texts = ["one\ntwo, three\n", 'say "so"', ""]
+    assert read(file_arguments(write(tmp_path, ".csv", texts))) == texts
+
+
+@pytest.mark.parametrize(("column", "wanted"), [("text", None), ("content", None), ("story", "story")])
+def test_text_column(tmp_path, column, wanted):
+    """The column is text or content, or the one that is asked for."""
+    path = write(tmp_path, ".jsonl", TEXTS, column=column)
+    assert read(file_arguments(path, text_column=wanted)) == TEXTS
+
+
+def test_a_single_column_needs_no_name(tmp_path):
+    """Where there is one column only, it holds the text."""
+    (tmp_path / "a.jsonl").write_text('{"story": "one"}\n{"story": null}\n')
+    assert read(file_arguments(tmp_path / "a.jsonl")) == ["one", None]
+
+
+# ---- going on in the middle ----
+
+
+@pytest.mark.parametrize("ending", [".txt", ".txt.gz", ".txt.zst", ".jsonl", ".json", ".csv", ".parquet"])
+@pytest.mark.parametrize("unit", ["line", "paragraph", None])
+def test_reading_goes_on_anywhere(tmp_path, ending, unit):
+    """From the cursor of any document on come exactly the documents that are left, over files."""
+    texts = ["one\ntwo\n\nthree\n", "größer\n", "\n", "four\n\nfive"]
+    write(tmp_path, ending, texts, name="a")
+    write(tmp_path, ending, texts, name="b")
+    source = load_sources(file_arguments(tmp_path / f"*{ending}", document_unit=unit))["train"]
+    documents = list(source.documents())
+    assert len(documents) >= 8 or ending.startswith(".json") or unit is None
+    for i, (_, cursor) in enumerate(documents):
+        assert list(source.documents(cursor)) == documents[i:]
+
+
+@pytest.mark.wikitext
+def test_reading_wikitext_goes_on_anywhere():
+    """The same in a Parquet file of several row groups."""
+    source = load_sources(DataArguments(dataset_name=str(WIKITEXT)))["validation"]
+    documents = list(source.documents())
+    assert len(documents) == 3760
+    for i in (1, 999, 1000, 1024, 3759):
+        assert list(source.documents(documents[i][1])) == documents[i:]
+
+
+def test_rows_of_a_dataset_go_on_anywhere():
+    """The same for a dataset of the datasets library."""
+    source = load_sources(DataArguments(dataset_name="python-docs"))["train"]
+    documents = list(source.documents())
+    assert list(source.documents(Cursor(0, 17, 17))) == documents[17:]
+
+
+# ---- folders ----
+
+
+def test_folder_of_text(tmp_path):
+    """A folder of text files is a dataset, its splits named by the files."""
+    write(tmp_path, ".txt", ["training"], name="train")
+    write(tmp_path, ".txt", ["testing"], name="test")
+    sources = load_sources(DataArguments(dataset_name=str(tmp_path), dataset_config_name=None))
+    assert {name: [text for text, _ in source.documents()] for name, source in sources.items()} == {
+        "train": ["training\n"],
+        "test": ["testing\n"],
+    }
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_folder_of_another_format(tmp_path, streaming):
+    """What only the datasets library can read is read by it, stored or streamed, and keyed by its content."""
+    keys = set()
+    for texts in (["one", "two", "three"], ["one", "two", "3"]):
+        folder = tmp_path / texts[-1]
+        folder.mkdir()
+        with ArrowWriter(path=str(folder / "train.arrow"), features=Features({"text": Value("string")})) as writer:
+            writer.write_table(pa.table({"text": texts}))
+            writer.finalize()
+        source = load_sources(DataArguments(str(folder), None, streaming=streaming))["train"]
+        documents = list(source.documents())
+        assert [text for text, _ in documents] == texts
+        assert list(source.documents(documents[1][1])) == documents[1:]
+        keys.add(source.key())
+    assert len(keys) == 2
+
+
+@pytest.mark.wikitext
+def test_wikitext_in_the_layout_of_the_hub():
+    """The splits, rows and blank rows of WikiText-2 are those the hub serves."""
+    sources = load_sources(DataArguments(dataset_name=str(WIKITEXT), dataset_config_name="wikitext-2-v1"))
+    counts = {}
+    for split, source in sources.items():
+        texts = [text for text, _ in source.documents()]
+        counts[split] = (len(texts), sum(bool(text.strip()) for text in texts))
+    assert counts == {"train": (36718, 23767), "validation": (3760, 2461), "test": (4358, 2891)}
+
+
+@pytest.mark.wikitext
+def test_config_names():
+    """A wrong config is refused with the right ones; one that was meant for another dataset is passed over."""
+    arguments = DataArguments(dataset_name=str(WIKITEXT), dataset_config_name="wikitext-103-v1")
+    assert "available: wikitext-2-v1" in error_of(arguments)
+    arguments.dataset_config_is_inherited = True
+    assert set(load_sources(arguments)) == {"train", "validation", "test"}
+
+
+def test_a_config_meant_for_another_dataset_is_not_recorded(corpus_folder):
+    """A local folder without the default's config: what a run records of it can be loaded again as it stands."""
+    arguments = DataArguments(dataset_name=str(corpus_folder))  # the config name is still WikiText-2's
+    assert "available: default" in error_of(arguments)
+    arguments.dataset_config_is_inherited = True
+    assert "test" in load_sources(arguments)
+    recorded = DataArguments(dataset_name=arguments.dataset_name, dataset_config_name=arguments.dataset_config_name)
+    assert "test" in load_sources(recorded)
+
+
+def test_python_docs():
+    """The embedded corpus has half a megabyte of text."""
+    texts = read(DataArguments(dataset_name="python-docs"))
+    assert sum(map(len, texts)) > 400_000
+
+
+# ---- what cannot be read ----
+
+
+@pytest.mark.parametrize("ending", [".txt", ".txt.gz", ".jsonl", ".csv", ".md"])
+def test_not_utf8(tmp_path, ending):
+    """Text in another encoding is refused with file, byte and line."""
+    path = write(tmp_path, ending, ["good\n", "bad byte here\n"])
+    raw = (gzip.decompress if ending.endswith(".gz") else bytes)(path.read_bytes())
+    at = raw.index(b"byte")
+    COMPRESSORS[".gz" if ending.endswith(".gz") else ""](path, raw[:at] + b"\xff" + raw[at + 1 :])
+    message = error_of(file_arguments(path))
+    line = raw[:at].count(b"\n") + 1
+    assert f"--train_file: {path} is not UTF-8: byte 0xff at byte {at}" in message and "iconv" in message
+    assert f"line {line}" in message or ending == ".md"
+
+
+@pytest.mark.parametrize("ending", [".txt", ".md", ".csv", ".jsonl"])
+def test_nul_byte(tmp_path, ending):
+    """A NUL byte is refused with file and byte."""
+    path = write(tmp_path, ending, ["good\n", "bad byte\n"])
+    raw = path.read_bytes()
+    at = raw.index(b"byte")
+    path.write_bytes(raw[:at] + b"\0" + raw[at + 1 :])
+    assert f"{path} holds a NUL byte at byte {at}" in error_of(file_arguments(path))
+
+
+@pytest.mark.parametrize("ending", [".txt", ".jsonl", ".csv", ".txt.gz"])
+def test_line_of_50_megabytes(tmp_path, ending):
+    """A line of 50 MB is refused with file and line, without being read whole."""
+    path = write(tmp_path, ending, ["short\n", "word " * 10_000_000])
+    message = error_of(file_arguments(path))
+    assert f"{path}: line" in message and "longer than 8,388,608 characters" in message
+    assert ("--document_unit file" in message) == ending.startswith(".txt")
+
+
+def test_paragraph_without_end(tmp_path):
+    """A paragraph beyond the limit is refused with its first line."""
+    path = tmp_path / "a.txt"
+    path.write_text("first\n\n" + "some words of a line\n" * 500_000)
+    assert "the paragraph from line 3 on is longer" in error_of(file_arguments(path, document_unit="paragraph"))
+
+
+def test_broken_json_line(tmp_path):
+    """A broken line of JSON is named by its number."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n\n{"text": "two}\n{"text": "three"}\n')
+    message = error_of(file_arguments(path))
+    assert f"{path} is broken in line 3" in message and "one JSON object" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ('["a", "b"]', "element 0 is str"),
+        ('[{"text": "a"}, {"text" "b"}]', "is broken in line 1"),
+        ('{"text": "a"}\n17\n', "line 2 holds int"),
+        ('{"text": "a"}\n{"text": 17}\n', "column 'text' holds int, not text, in line 2"),
+        ('{"text": "a"}\n{"text": "\\ud800"}\n', "line 2 holds half of a surrogate pair"),
+    ],
+)
+def test_json_that_is_no_text(tmp_path, content, problem):
+    """JSON of another shape is refused with its place."""
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    assert problem in error_of(file_arguments(path))
+
+
+@pytest.mark.parametrize("packed", [".gz", ".bz2", ".xz", ".zst"])
+@pytest.mark.parametrize("damage", ["cut", "overwritten"])
+def test_damaged_compression(tmp_path, packed, damage):
+    """A compressed file that is cut or overwritten is refused by name."""
+    texts = [f"line {i} {i * 7919 % 1000003}\n" for i in range(20_000)]
+    path = write(tmp_path, ".txt" + packed, texts)
+    raw = bytearray(path.read_bytes())
+    if damage == "cut":
+        raw = raw[: len(raw) // 2]
+    else:
+        raw[len(raw) // 2 : len(raw) // 2 + 64] = b"\xaa" * 64
+    path.write_bytes(bytes(raw))
+    assert str(path) in error_of(file_arguments(path))
+
+
+@pytest.mark.parametrize("ending", [".txt.gz", ".txt.zst", ".txt.bz2", ".txt.xz", ".parquet"])
+def test_not_what_the_ending_says(tmp_path, ending):
+    """A file that is not of its ending's format is refused by name."""
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(b"plain text all along\n" * 10)
+    message = error_of(file_arguments(path))
+    assert f"--train_file: {path}" in message
+
+
+def test_csv_with_unquoted_delimiters(tmp_path):
+    """A row with more fields than the header is refused with its line: half of its text would be lost."""
+    path = tmp_path / "a.csv"
+    path.write_text("id,text\n1,fine\n2,not, so fine\n")
+    assert "the row in line 3 has 3 fields, the header has 2" in error_of(file_arguments(path))
+
+
+def test_csv_with_an_open_quote(tmp_path):
+    """A quote that is never closed is refused by file."""
+    path = tmp_path / "a.csv"
+    path.write_text('text\nfine\n"never closed\n')
+    assert f"{path} cannot be read as csv" in error_of(file_arguments(path))
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+def test_missing_column(tmp_path, ending):
+    """A column that is not there is refused, and the columns that are there are listed."""
+    path = write(tmp_path, ending, TEXTS, column="story")
+    assert f"--text_column: {path} has no column 'txt'; it has id, story" in error_of(
+        file_arguments(path, text_column="txt")
+    )
+    assert "holds the text? It has id, story" in error_of(file_arguments(path))
+
+
+def test_column_of_another_type(tmp_path):
+    """A column of numbers is refused before training."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [1, 2]}), path)
+    assert "holds int64, not text" in error_of(file_arguments(path))
+
+
+def not_utf8(rows: list[bytes]) -> pa.Table:
+    """A table whose column of text, as a careless program wrote it, holds other bytes."""
+    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int32)
+    buffers = [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(b"".join(rows))]
+    return pa.table({"text": pa.Array.from_buffers(pa.string(), len(rows), buffers)})
+
+
+def test_parquet_that_is_not_utf8(tmp_path):
+    """A column of text that holds other bytes is refused with file and row."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(not_utf8([b"good", b"good", b"b\xffd", b"good"]), path, row_group_size=2)
+    assert f"--train_file: {path} is not UTF-8 in row 3; " in error_of(file_arguments(path))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_that_are_not_utf8(streaming):
+    """The same of what the datasets library holds or streams, which reads parquet files as they are."""
+    dataset = Dataset(InMemoryTable(not_utf8([b"good", b"b\xffd"])))
+    rows = dataset.to_iterable_dataset() if streaming else dataset
+    source = RowSource("train", rows, "text", readers.DocumentUnit.ROW)
+    with pytest.raises(UserError, match=r"--dataset_name: column 'text' of the train split .* after row [01] .*0xff"):
+        list(source.documents())
+
+
+def test_text_has_no_columns(tmp_path):
+    """--text_column with plain text has no effect, and is refused."""
+    path = write(tmp_path, ".txt", TEXTS)
+    assert "leave the option out" in error_of(file_arguments(path, text_column="story"))
+
+
+@pytest.mark.parametrize(("ending", "unit"), [(".txt", "row"), (".jsonl", "file")])
+def test_units_that_a_format_lacks(tmp_path, ending, unit):
+    """A unit that the format does not have is refused with those it has."""
+    message = error_of(file_arguments(write(tmp_path, ending, TEXTS), document_unit=unit))
+    assert message.startswith(f"--document_unit {unit}: ") and "line" in message
+
+
+def test_unknown_ending(tmp_path):
+    """A file of an unknown kind is refused with the kinds that are known."""
+    (tmp_path / "a.docx").write_text("text")
+    message = error_of(file_arguments(tmp_path / "a.docx"))
+    assert ".jsonl" in message and ".zst" in message
+
+
+@pytest.mark.parametrize("name", ["missing.txt", "missing/*.txt"])
+def test_missing_file(tmp_path, name):
+    """A file that is not there is refused by the option and name."""
+    assert "--train_file: no file matches" in error_of(file_arguments(tmp_path / name))
+
+
+def test_unreadable_file(tmp_path, monkeypatch):
+    """A file that may not be read is refused by name, by the key of its content too, which comes first."""
+    path = write(tmp_path, ".txt", TEXTS)
+    source = load_sources(file_arguments(path))["train"]
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr("gpt2_hf.data.fingerprints._hash", refuse)
+    with pytest.raises(UserError) as error:
+        source.key()
+    assert str(error.value).startswith(f"--train_file: {path} cannot be read (Permission denied); check")
+
+
+def test_folder_as_file(tmp_path):
+    """A folder where a file is expected is refused with both ways to give a folder."""
+    message = error_of(file_arguments(tmp_path))
+    assert f"--dataset_name {tmp_path}" in message and "*.txt" in message
+
+
+def test_empty_file(tmp_path):
+    """A file without bytes is refused; beside others it is passed over."""
+    (tmp_path / "a.txt").touch()
+    assert f"{tmp_path / 'a.txt'} is empty" in error_of(file_arguments(tmp_path / "a.txt"))
+    write(tmp_path, ".txt", ["text"], name="b")
+    assert read(file_arguments(tmp_path / "*.txt")) == ["text\n"]
+
+
+def test_directory_without_data(tmp_path):
+    """A folder without data is refused with what belongs into it."""
+    message = error_of(DataArguments(dataset_name=str(tmp_path), dataset_config_name=None))
+    assert message.startswith("--dataset_name: ") and "jsonl" in message
+
+
+@pytest.mark.parametrize(
+    ("error", "answers", "message"),
+    [
+        (exceptions.DatasetNotFoundError("Dataset 'a/b' is a gated dataset.\nMore"), True, "a gated dataset); check"),
+        (exceptions.DataFilesNotFoundError("No data files found"), True, "a/b cannot be loaded: No data files found"),
+        (exceptions.DatasetNotFoundError("Dataset 'a/b' doesn't exist"), False, "the hub cannot be reached"),
+        (ConnectionError("Couldn't reach 'a/b' on the Hub"), True, "the hub cannot be reached"),
+    ],
+)
+def test_not_on_the_hub(monkeypatch, error, answers, message):
+    """A name that the hub does not know, or not without a login, is told from a hub that cannot be reached."""
+
+    def refuse(*args):
+        raise error
+
+    monkeypatch.setattr("gpt2_hf.data.sources.ensure_hub_or_offline", lambda: answers)
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    line = error_of(DataArguments(dataset_name="a/b", dataset_config_name=None))
+    assert line.startswith("--dataset_name: ") and message in line
+    assert ("hf auth login" in line) == ("gated" in message)
+
+
+def test_folder_with_a_script(tmp_path):
+    """A data set that is made by a script is refused by name: the library no longer runs it."""
+    folder = tmp_path / "scripted"
+    folder.mkdir()
+    (folder / "scripted.py").write_text("x = 1\n")
+    (folder / "train.txt").write_text("some text\n")
+    message = error_of(DataArguments(dataset_name=str(folder), dataset_config_name=None))
+    assert message.startswith(f"--dataset_name: {folder} cannot be loaded: ") and "scripted.py" in message
+
+
+def test_missing_folder(tmp_path):
+    """A folder that is not there is not looked up at the hub."""
+    message = error_of(DataArguments(dataset_name=str(tmp_path / "missing")))
+    assert "--dataset_name: there is no folder" in message
+
+
+@modest
+@given(texts=st.lists(st.text(st.characters(exclude_characters="\r\0", exclude_categories=["Cs"])), min_size=1))
+def test_any_text_comes_back(tmp_path_factory, texts):
+    """Whatever Unicode text is written as jsonl, csv or parquet is read as it was."""
+    folder = tmp_path_factory.mktemp("texts")
+    for ending in (".jsonl", ".parquet", ".csv"):
+        assert read(file_arguments(write(folder, ending, texts))) == texts

@@ -1,0 +1,449 @@
+"""gpt2_hf.data.tokenization, encoding and cache: ids once, exact, never stale, never half."""
+
+import dataclasses
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from gpt2_hf.data import encoding, fingerprints
+from gpt2_hf.data.encoding import Encoder
+from gpt2_hf.data.sources import Cursor, FileSource, load_sources
+from gpt2_hf.data.tokenization import TokenizedDocuments, is_set_aside, tokenize, tokenize_and_cut
+from gpt2_hf.errors import UserError
+
+from ..data_fixtures import cache_folder, documents_of, file_arguments, gpt2, modest  # noqa: F401
+
+corpora = st.lists(st.lists(st.integers(0, 65535), max_size=9), max_size=12)
+
+
+def source_of(path, **options):
+    return load_sources(file_arguments(path, **options))["train"]
+
+
+def stream_of(documents: TokenizedDocuments) -> list[int]:
+    return documents.read(0, documents.num_tokens).tolist()
+
+
+def entries() -> list[Path]:
+    """The complete entries of the cache."""
+    return sorted(path.parent for path in fingerprints.cache_root().glob("*/record.json"))
+
+
+def leftovers() -> list[str]:
+    """What is in the cache besides complete entries and locks."""
+    whole = {path.name for path in entries()}
+    return [
+        path.name for path in fingerprints.cache_root().iterdir() if path.name not in whole and path.suffix != ".lock"
+    ]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A small text file."""
+    path = tmp_path / "corpus.txt"
+    path.write_text("".join(f"Line {i} has {i * i} as its number squared.\n\n" for i in range(50)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def encoder(gpt2):  # noqa: F811
+    """An encoder of GPT-2's ids."""
+    return Encoder(gpt2)
+
+
+def wordlevel(size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of `size` ids, of which all but the last are numbers."""
+    vocabulary = {**{str(i): i for i in range(size - 1)}, "[UNK]": size - 1}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+
+
+# ---- the stream of ids ----
+
+
+@modest
+@given(corpus=corpora, rows_per_chunk=st.integers(1, 5), data=st.data())
+def test_reading_over_chunk_borders(corpus, rows_per_chunk, data):
+    """Any span reads as the same span of a list, over any number of chunks and empty rows."""
+    documents = documents_of(corpus, rows_per_chunk)
+    stream = [token for ids in corpus for token in ids]
+    start = data.draw(st.integers(0, len(stream)))
+    stop = data.draw(st.integers(start, len(stream)))
+    assert documents.read(start, stop).tolist() == stream[start:stop]
+    assert documents.lengths.tolist() == [len(ids) for ids in corpus if ids]
+    assert (documents.num_rows, documents.num_blank_rows) == (len(corpus), sum(not ids for ids in corpus))
+
+
+@modest
+@given(corpus=corpora)
+def test_fingerprint_follows_tokens_and_borders(corpus):
+    """The fingerprint does not depend on chunks, and changes with a token or a border."""
+    assert documents_of(corpus, 1).fingerprint() == documents_of(corpus, 5).fingerprint()
+    filled = [ids for ids in corpus if ids]
+    if filled:
+        changed = [*filled[:-1], [*filled[-1][:-1], (filled[-1][-1] + 1) % 65536]]
+        assert documents_of(changed).fingerprint() != documents_of(filled).fingerprint()
+    if len(filled) > 1:
+        joined = [filled[0] + filled[1], *filled[2:]]
+        assert documents_of(joined).fingerprint() != documents_of(filled).fingerprint()
+
+
+def test_which_ids_are_used():
+    """Each once and in order, whatever the chunks; those of blank documents are none."""
+    documents = documents_of([[5, 3, 3], [], [9], [3, 0]], 2)
+    assert documents.used_ids(10).tolist() == [0, 3, 5, 9]
+
+
+def test_workers_map_the_cache_again(corpus, gpt2):  # noqa: F811
+    """What a worker process gets is the name of the cache file, not its content."""
+    documents = tokenize(source_of(corpus), gpt2)
+    pickled = pickle.dumps(documents)
+    copy = pickle.loads(pickled)
+    assert stream_of(copy) == stream_of(documents)
+    assert copy.fingerprint() == documents.fingerprint()
+    assert str(entries()[0]).encode() in pickled
+
+
+# ---- the ids ----
+
+
+@modest
+@given(texts=st.lists(st.one_of(st.none(), st.text()), max_size=20))
+def test_ids_are_those_of_the_tokenizer(gpt2, encoder, texts):  # noqa: F811
+    """Each document has exactly the ids that the tokenizer itself gives; white space alone has none."""
+    batch = encoder.encode(texts)
+    expected = [[] if not text or text.isspace() else gpt2(text).input_ids for text in texts]
+    assert batch.lengths.tolist() == [len(ids) for ids in expected]
+    assert batch.ids.tolist() == [token for ids in expected for token in ids]
+
+
+@modest
+@given(
+    text=st.lists(
+        st.sampled_from(["word", "it's", " ", "  ", "\n", "\n\n", "...", "12", "你好", "。", "é", "\t"])
+    ).map("".join)
+)
+def test_long_documents_in_pieces(gpt2, encoder, text):  # noqa: F811
+    """A document that is tokenised in pieces gets the very same ids."""
+    monkeypatch = pytest.MonkeyPatch()
+    with monkeypatch.context() as patch:
+        patch.setattr(encoding, "_PIECE_CHARACTERS", 3)
+        pieces = encoder._pieces(text)
+        assert "".join(pieces) == text
+        expected = gpt2(text).input_ids if text.strip() else []
+        assert encoder.encode([text]).ids.tolist() == expected
+
+
+def test_a_long_document_is_encoded_in_groups(gpt2, monkeypatch):  # noqa: F811
+    """The tokenizer gets a bounded amount of text at a time, however long the document; the ids are the same."""
+    monkeypatch.setattr(encoding, "_PIECE_CHARACTERS", 20)
+    monkeypatch.setattr(encoding, "_BATCH_CHARACTERS", 100)
+    long, short = "Some words, and a line end.\n" * 200, "A few words."
+    encoder = Encoder(gpt2)
+    sizes = []
+    original = encoder._encode
+    monkeypatch.setattr(encoder, "_encode", lambda texts: sizes.append(sum(map(len, texts))) or original(texts))
+    batch = encoder.encode([short, None, long, " ", short])
+    expected = [gpt2(text).input_ids for text in (short, long, short)]
+    assert batch.lengths.tolist() == [len(expected[0]), 0, len(expected[1]), 0, len(expected[2])]
+    assert batch.ids.tolist() == [*expected[0], *expected[1], *expected[2]] and batch.ids.dtype == np.uint16
+    assert sum(sizes) == len(long) + 2 * len(short) and max(sizes) < 150
+
+
+def test_a_word_without_end(gpt2):  # noqa: F811
+    """Three million characters without a place to cut are tokenised, and every one of them comes back."""
+    text = "ab" * 1_500_000
+    assert gpt2.decode(Encoder(gpt2).encode([text]).ids) == text
+
+
+def test_a_tokenizer_that_cannot_work_in_pieces():
+    """A huge document is refused where it would have to be tokenised at once, with the remedy."""
+    with pytest.raises(UserError, match="--document_unit line or paragraph"):
+        Encoder(wordlevel(10)).encode(["1 " * 5_000_000])
+
+
+@pytest.mark.parametrize(("size", "width"), [(65536, 2), (65537, 4)])
+def test_bytes_of_an_id(tmp_path, size, width):
+    """Ids take two bytes as long as the vocabulary allows, and every id of it survives."""
+    path = tmp_path / "a.txt"
+    path.write_text(" ".join([*map(str, range(size - 1)), "other"]))
+    documents = tokenize(source_of(path), wordlevel(size))
+    assert stream_of(documents) == list(range(size))
+    stored = (entries()[0] / "documents.arrow").stat().st_size
+    assert size * width <= stored < size * width * 1.1 + 4096
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_workers_change_nothing(corpus, gpt2, workers, monkeypatch):  # noqa: F811
+    """The ids and their order do not depend on the number of threads."""
+    monkeypatch.setattr(encoding, "_BATCH_DOCUMENTS", 7)
+    texts = corpus.read_text().splitlines(keepends=True)
+    expected = [token for text in texts if text.strip() for token in gpt2(text).input_ids]
+    assert stream_of(tokenize(source_of(corpus), gpt2, workers)) == expected
+
+
+# ---- the cut ----
+
+
+@given(count=st.integers(2, 400), percent=st.fractions(min_value=Fraction(1, 10), max_value=99, max_denominator=10))
+def test_share_that_is_set_aside(count, percent):
+    """The share is met to one document at any length, and both sides have a document from the second on."""
+    share = percent / 100
+    chosen = sum(is_set_aside(i, share) for i in range(count))
+    assert abs(chosen - count * share) <= 1
+    assert 0 < chosen < count
+
+
+def test_cut_is_by_document_and_loses_none(corpus, gpt2):  # noqa: F811
+    """The two parts of the cut are the documents, each in one part, in their order."""
+    rest, cut = tokenize_and_cut(source_of(corpus), gpt2, 10)
+    lines = [line for line in corpus.read_text().splitlines(keepends=True) if line.strip()]
+    ids = [gpt2(line).input_ids for line in lines]
+    chosen = [i for i in range(50) if is_set_aside(i, Fraction(1, 10))]
+    assert len(chosen) == 5
+    assert stream_of(cut) == [token for i in chosen for token in ids[i]]
+    assert stream_of(rest) == [token for i in range(50) if i not in chosen for token in ids[i]]
+    assert rest.num_rows + cut.num_rows == 100 and rest.num_blank_rows == 50
+
+
+# ---- the cache ----
+
+
+def made_at(documents: TokenizedDocuments) -> int:
+    """When the cache file under documents was made."""
+    return Path(documents._dataset.cache_files[0]["filename"]).stat().st_mtime_ns
+
+
+def test_second_start_reads_the_cache(corpus, gpt2):  # noqa: F811
+    """The same text, wherever it lies and whatever it is called, is not tokenised again."""
+    first = tokenize(source_of(corpus), gpt2)
+    shutil.copy(corpus, corpus.with_name("copy.txt"))
+    second = tokenize(source_of(corpus.with_name("copy.txt")), gpt2)
+    assert made_at(first) == made_at(second)
+    assert first.fingerprint() == second.fingerprint()
+    assert len(entries()) == 1
+
+
+def test_changed_file_is_never_stale(corpus, gpt2):  # noqa: F811
+    """A byte that changes is seen, even if size and time of the file stay."""
+    before = corpus.stat()
+    old = stream_of(tokenize(source_of(corpus), gpt2))
+    corpus.write_text(corpus.read_text().replace("Line 7 ", "Lime 7 "))
+    os.utime(corpus, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert corpus.stat().st_size == before.st_size
+    assert stream_of(tokenize(source_of(corpus), gpt2)) != old
+
+
+def test_large_files_are_hashed_once(corpus, cache_folder, monkeypatch):  # noqa: F811
+    """The remembered hash of a large file is used only while the file is untouched, and not right after a change."""
+    monkeypatch.setattr(fingerprints, "ALWAYS_HASHED_BYTES", 0)
+    first = fingerprints.file_key(corpus)
+    assert not (cache_folder / "gpt2_hf" / "file-hashes").exists()  # just written: not to be trusted yet
+    monkeypatch.setattr(fingerprints, "_CLOCK_GRAIN_SECONDS", 0.0)
+    assert fingerprints.file_key(corpus) == first
+    memo = next((cache_folder / "gpt2_hf" / "file-hashes").iterdir())
+    remembered = json.loads(memo.read_text())
+    memo.write_text(json.dumps({**remembered, "hash": "from memory"}))
+    assert fingerprints.file_key(corpus) == "from memory"
+    status = corpus.stat()
+    time.sleep(0.02)
+    corpus.write_text(corpus.read_text().replace("Line", "Lime"))
+    os.utime(corpus, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert fingerprints.file_key(corpus) not in (first, "from memory")
+    memo.write_text("{half")
+    assert fingerprints.file_key(corpus) not in (first, "from memory")
+
+
+def test_changed_tokenizer_is_never_stale(tmp_path):
+    """Two tokenizers of one size do not share a cache; settings of an earlier call change nothing."""
+    path = tmp_path / "a.txt"
+    path.write_text("1 2 3\n")
+    tokenizer, other = wordlevel(10), wordlevel(10)
+    other.backend_tokenizer.model = models.WordLevel({str(i): 9 - i for i in range(10)}, unk_token="9")
+    assert stream_of(tokenize(source_of(path), tokenizer)) == [1, 2, 3]
+    assert stream_of(tokenize(source_of(path), other)) == [8, 7, 6]
+    tokenizer("1 2 3 4", truncation=True, max_length=2)
+    assert stream_of(tokenize(source_of(path), tokenizer)) == [1, 2, 3]
+    assert len(entries()) == 2
+
+
+@pytest.mark.parametrize("options", [{"document_unit": "file"}, {"document_unit": "paragraph"}])
+def test_changed_option_is_never_stale(corpus, gpt2, options):  # noqa: F811
+    """Another way to cut the text is another cache entry."""
+    lines = tokenize(source_of(corpus), gpt2)
+    assert tokenize(source_of(corpus, **options), gpt2).num_rows != lines.num_rows
+
+
+def test_changed_column_and_percentage_are_never_stale(tmp_path, gpt2):  # noqa: F811
+    """Another column, and another share that is set aside, are entries of their own."""
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"a": f"one {i}", "b": f"two {i}"}) + "\n" for i in range(40)))
+    a, b = (tokenize(source_of(path, text_column=column), gpt2) for column in "ab")
+    assert stream_of(a) != stream_of(b)
+    assert [len(tokenize_and_cut(source_of(path, text_column="a"), gpt2, p)[1]) for p in (5, 10, 50)] == [2, 4, 20]
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed byte", "removed", "no record", "broken record", "other record"])
+def test_damaged_cache_is_made_again(corpus, gpt2, damage):  # noqa: F811
+    """Whatever happens to an entry, it is noticed, and the entry is made again."""
+    expected = stream_of(tokenize(source_of(corpus), gpt2))
+    entry = entries()[0]
+    arrow, record = entry / "documents.arrow", entry / "record.json"
+    raw = bytearray(arrow.read_bytes())
+    if damage == "cut":
+        arrow.write_bytes(raw[: len(raw) // 2])
+    elif damage == "changed byte":
+        raw[len(raw) // 2] ^= 1
+        arrow.write_bytes(raw)
+    elif damage == "removed":
+        arrow.unlink()
+    elif damage == "no record":
+        record.unlink()
+    else:
+        record.write_text("{half" if damage == "broken record" else "[]")
+    assert stream_of(tokenize(source_of(corpus), gpt2)) == expected
+    assert entries() == [entry] and leftovers() == []
+
+
+def test_half_written_cache_is_no_entry(corpus, gpt2):  # noqa: F811
+    """What a killed process leaves is removed by the next one."""
+    expected = stream_of(tokenize(source_of(corpus), gpt2))
+    entry = entries()[0]
+    entry.rename(entry.with_name(entry.name + ".tmp"))
+    (entry.with_name(entry.name + ".tmp") / "record.json").unlink()
+    assert stream_of(tokenize(source_of(corpus), gpt2)) == expected
+    assert entries() == [entry] and leftovers() == []
+
+
+def test_file_that_changes_while_it_is_read(corpus, gpt2):  # noqa: F811
+    """Text that is being written while it is read gets no entry, which would be stale from the beginning."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Growing(FileSource):
+        def documents(self, start=Cursor()):  # noqa: B008
+            yield from super().documents(start)
+            with corpus.open("a") as stream:
+                stream.write("One line more.\n")
+
+    source = source_of(corpus)
+    with pytest.raises(UserError, match="changed while it was read"):
+        tokenize(Growing(source.name, source.files), gpt2)
+    assert entries() == [] and leftovers() == []
+
+
+def test_fingerprint_made_while_writing(corpus, gpt2):  # noqa: F811
+    """The fingerprint in the record is that of the ids in the file."""
+    documents = tokenize(source_of(corpus), gpt2)
+    assert TokenizedDocuments(documents._dataset).fingerprint() == documents.fingerprint()
+
+
+@pytest.mark.parametrize("content", [b"good\nb\xffd\n", b"good\nb\0d\n"])
+def test_bad_text_leaves_nothing_behind(tmp_path, gpt2, content):  # noqa: F811
+    """An error in the middle of the text leaves no entry and no staging folder."""
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(UserError, match="--train_file"):
+        tokenize(source_of(tmp_path / "a.txt"), gpt2)
+    assert entries() == [] and leftovers() == []
+
+
+TOKENIZE = """
+import sys
+from gpt2_hf.options.arguments import DataArguments
+from gpt2_hf.data import tokenization
+from gpt2_hf.data.sources import Cursor, FileSource, load_sources
+from gpt2_hf.data.tokenizer import gpt2_tokenizer
+
+class Loud(tokenization.Encoder):
+    def __init__(self, *args):
+        print("tokenising", flush=True)
+        super().__init__(*args)
+
+tokenization.Encoder = Loud
+arguments = DataArguments(dataset_name=None, train_file=sys.argv[1])
+documents = tokenization.tokenize(load_sources(arguments)["train"], gpt2_tokenizer())
+print(documents.fingerprint())
+"""
+
+
+def start_process(path: Path) -> subprocess.Popen:
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)}
+    command = [sys.executable, "-c", TOKENIZE, str(path)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_processes_at_once(tmp_path):
+    """Of two processes that start together one tokenises; both read the same, and there is one entry."""
+    path = tmp_path / "a.txt"
+    path.write_text("".join(f"Number {i} and {i * i}.\n" for i in range(10_000)))
+    outputs = [process.communicate(timeout=120)[0].split() for process in [start_process(path) for _ in range(2)]]
+    assert sorted(map(len, outputs)) == [1, 2], "one of them tokenises"
+    assert outputs[0][-1] == outputs[1][-1]
+    assert len(entries()) == 1 and leftovers() == []
+
+
+def test_killed_process_does_not_block_the_next(tmp_path, gpt2):  # noqa: F811
+    """A process that is killed while it tokenises leaves no entry, and no lock that holds."""
+    path = tmp_path / "a.txt"
+    path.write_text("".join(f"Number {i} and {i * i}.\n" for i in range(40_000)))
+    process = start_process(path)
+    assert process.stdout.readline() == "tokenising\n"
+    time.sleep(0.3)
+    process.kill()
+    process.communicate(timeout=30)
+    assert entries() == []
+    documents = tokenize(source_of(path), gpt2)
+    assert len(documents) == 40_000
+    assert len(entries()) == 1 and leftovers() == []
+
+
+def test_full_disk(tmp_path, gpt2):  # noqa: F811
+    """When the cache cannot be written there is one line with the remedies, and nothing half is left."""
+    resource = pytest.importorskip("resource", reason="the system cannot limit the size of files")
+    path = tmp_path / "a.txt"
+    path.write_text("".join(f"Number {i} and {i * i}.\n" for i in range(40_000)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(UserError, match=r"cannot be written \(File too large\).*HF_DATASETS_CACHE"):
+            tokenize(source_of(path), gpt2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert entries() == [] and leftovers() == []
+
+
+def test_read_only_cache(corpus, gpt2, cache_folder):  # noqa: F811
+    """A cache folder that cannot be made is an error with the remedies."""
+    cache_folder.write_text("a file where the folder should be")
+    with pytest.raises(UserError, match="HF_DATASETS_CACHE"):
+        tokenize(source_of(corpus), gpt2)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_corpus(tmp_path):
+    """Ten times the text takes no more than a few megabytes more: text and ids stream through."""
+    peaks = []
+    for lines in (20_000, 200_000):
+        path = tmp_path / f"{lines}.txt"
+        path.write_text("".join(f"Number {i} is the same word again and again.\n" for i in range(lines)))
+        code = TOKENIZE + "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+        environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "memory-cache")}
+        result = subprocess.run(
+            [sys.executable, "-c", code, str(path)], env=environment, capture_output=True, text=True, timeout=240
+        )
+        peaks.append(int(result.stdout.split()[-1]))
+    assert np.diff(peaks)[0] < 64

@@ -1,0 +1,111 @@
+"""gpt2_hf.data.tokenizer: GPT-2's ids without a network, other tokenizers by path, and checks before training."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from gpt2_hf.data.tokenizer import END_OF_TEXT, check_vocabulary, load_tokenizer, num_ids, separator_id
+from gpt2_hf.errors import UserError
+
+from ..data_fixtures import gpt2, modest  # noqa: F401
+
+# Ids that OpenAI's own encoder gives.
+KNOWN_IDS = {
+    "Hello world": [15496, 995],
+    "Hello, my dog is cute": [15496, 11, 616, 3290, 318, 13779],
+    "The quick brown fox jumps over the lazy dog.": [464, 2068, 7586, 21831, 18045, 625, 262, 16931, 3290, 13],
+    "a\n\nb": [64, 198, 198, 65],
+    END_OF_TEXT: [50256],
+}
+
+
+@pytest.fixture
+def wordlevel(tmp_path):
+    """A saved tokenizer of four words, without any special token."""
+    vocabulary = {"a": 0, "b": 1, "c": 2, "[UNK]": 3}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder = tmp_path / "wordlevel"
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]").save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("text", KNOWN_IDS)
+def test_known_ids(gpt2, text):  # noqa: F811
+    """GPT-2's tokenizer gives the ids that OpenAI's encoder gives."""
+    assert gpt2(text).input_ids == KNOWN_IDS[text]
+    assert len(gpt2) == 50257
+
+
+@modest
+@given(text=st.text())
+def test_round_trip(gpt2, text):  # noqa: F811
+    """Any text comes back from its ids, byte for byte."""
+    assert gpt2.decode(gpt2(text).input_ids, clean_up_tokenization_spaces=False) == text
+
+
+def test_gpt2_needs_no_network():
+    """With and without its name, GPT-2's tokenizer loads in a process that reaches no hub."""
+    code = (
+        "from gpt2_hf.data.tokenizer import load_tokenizer\n"
+        "print([load_tokenizer(name)('Hello world').input_ids for name in (None, 'openai-community/gpt2')])"
+    )
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound, not listening: a connection is refused
+        environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{unused.getsockname()[1]}"}
+        result = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
+        )
+    assert result.stdout.strip() == str([[15496, 995]] * 2), result.stderr
+
+
+def test_tokenizer_from_a_folder(gpt2, tmp_path):  # noqa: F811
+    """A saved tokenizer loads from its folder and gives the same ids."""
+    gpt2.save_pretrained(tmp_path / "saved")
+    loaded = load_tokenizer(str(tmp_path / "saved"))
+    assert loaded("Hello world").input_ids == gpt2("Hello world").input_ids
+
+
+@pytest.mark.parametrize("name", ["./missing", "~/missing-folder", "/missing/folder"])
+def test_missing_folder(name):
+    """A path that is not there is one line that names the option."""
+    with pytest.raises(UserError, match=r"--tokenizer_name: there is no folder .*; give") as error:
+        load_tokenizer(name)
+    assert "\n" not in str(error.value)
+
+
+def test_folder_without_tokenizer(tmp_path):
+    """A folder without a tokenizer is one line that names the option and the remedy."""
+    with pytest.raises(UserError, match=r"--tokenizer_name: no tokenizer .*leave it out") as error:
+        load_tokenizer(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_too_large_a_vocabulary_is_refused(gpt2):  # noqa: F811
+    """Ids that the embedding lacks are refused, exactly fitting ones are not."""
+    check_vocabulary(gpt2, 50257)
+    with pytest.raises(UserError, match=r"50,257 ids .* 50,256"):
+        check_vocabulary(gpt2, 50256)
+
+
+def test_ids_with_holes(tmp_path):
+    """What counts is the largest id, not the number of tokens."""
+    backend = Tokenizer(models.WordLevel({"a": 0, "b": 99, "[UNK]": 1}, unk_token="[UNK]"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+    assert num_ids(tokenizer) == 100
+    with pytest.raises(UserError, match="100 ids"):
+        check_vocabulary(tokenizer, 99)
+
+
+def test_separator(gpt2, wordlevel):  # noqa: F811
+    """Documents are separated by end of text; a tokenizer without such a token is refused with the remedy."""
+    assert separator_id(gpt2) == 50256
+    with pytest.raises(UserError, match="--sequence_mode padding_free"):
+        separator_id(load_tokenizer(str(wordlevel)))

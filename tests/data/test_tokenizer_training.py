@@ -1,0 +1,108 @@
+"""gpt2_hf.data.tokenizer_training: a tokenizer of one's own, that writes any text and fits a model."""
+
+import errno
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2_hf.commands.model_loading import build_config
+from gpt2_hf.data.tokenizer import END_OF_TEXT, load_tokenizer
+from gpt2_hf.data.tokenizer_training import TokenizerTrainingArguments, run_tokenizer_training
+from gpt2_hf.errors import UserError
+from gpt2_hf.options.arguments import ModelArguments
+
+from ..data_fixtures import cache_folder, modest  # noqa: F401
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A tokenizer of 600 ids, learned from the language reference, and its folder."""
+    folder = tmp_path_factory.mktemp("tokenizer") / "own"
+    arguments = TokenizerTrainingArguments(dataset_name="python-docs", vocab_size=600, output_dir=str(folder))
+    assert run_tokenizer_training(arguments) == 0
+    return load_tokenizer(str(folder)), folder
+
+
+@modest
+@given(text=st.text())
+def test_any_text_comes_back(trained, text):
+    """Byte-level BPE writes any text, seen before or not."""
+    tokenizer, _ = trained
+    assert tokenizer.decode(tokenizer(text).input_ids, clean_up_tokenization_spaces=False) == text
+
+
+def test_size_and_special_tokens_reach_the_model(trained):
+    """The vocabulary has the size that was asked for; size and end of text are in the model's config."""
+    tokenizer, _ = trained
+    assert len(tokenizer) == 600
+    config = build_config(ModelArguments(d_model=64), tokenizer)
+    assert config.vocab_size == 600
+    assert config.eos_token_id == config.bos_token_id == tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+
+
+def test_it_is_deterministic(trained, tmp_path):
+    """The same text gives the same tokenizer."""
+    arguments = TokenizerTrainingArguments(dataset_name="python-docs", vocab_size=600, output_dir=str(tmp_path / "b"))
+    run_tokenizer_training(arguments)
+    assert (tmp_path / "b" / "tokenizer.json").read_bytes() == (trained[1] / "tokenizer.json").read_bytes()
+
+
+def test_too_little_text(tmp_path, capsys):
+    """Where the text has less to learn than asked for, a line says so."""
+    (tmp_path / "a.txt").write_text("one two one two\n")
+    run_tokenizer_training(
+        TokenizerTrainingArguments(train_file=str(tmp_path / "a.txt"), output_dir=str(tmp_path / "own"))
+    )
+    assert "fewer than --vocab_size 8,192" in capsys.readouterr().out
+    assert 257 <= len(load_tokenizer(str(tmp_path / "own"))) < 300
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vocab_size": 256, "train_file": "a.txt"}, "--vocab_size must be at least 257"),
+        ({"min_frequency": 0, "train_file": "a.txt"}, "--min_frequency"),
+        ({}, "--train_file or --dataset_name"),
+        ({"train_file": "a.txt", "dataset_name": "python-docs"}, "--train_file or --dataset_name"),
+        ({"train_file": "a.txt", "dataset_config_name": "x"}, "has no effect"),
+    ],
+)
+def test_bad_options(options, message):
+    """Options out of range or without effect are refused by name."""
+    with pytest.raises(UserError, match=message):
+        TokenizerTrainingArguments(**options)
+
+
+def test_blank_text(tmp_path):
+    """Text of white space is refused, and nothing is written."""
+    (tmp_path / "a.txt").write_text("\n \n")
+    arguments = TokenizerTrainingArguments(train_file=str(tmp_path / "a.txt"), output_dir=str(tmp_path / "own"))
+    with pytest.raises(UserError, match="blank"):
+        run_tokenizer_training(arguments)
+    assert not (tmp_path / "own").exists()
+
+
+def test_folder_that_cannot_be_made(tmp_path, monkeypatch):
+    """A folder that cannot be written is refused before anything is learned, and nothing is left of the attempt."""
+    monkeypatch.setattr(
+        "gpt2_hf.data.tokenizer_training.train_tokenizer", lambda *args: pytest.fail("learned in vain")
+    )
+
+    def refuse(dir):
+        raise PermissionError(errno.EACCES, "Permission denied", str(dir))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    (tmp_path / "file").write_text("not a folder")
+    for folder in (tmp_path / "file" / "own", tmp_path / "new" / "own"):
+        arguments = TokenizerTrainingArguments(dataset_name="python-docs", output_dir=str(folder))
+        with pytest.raises(UserError, match=r"--output_dir: .* cannot be written"):
+            run_tokenizer_training(arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_folder_that_is_there(tmp_path):
+    """A folder with files is not overwritten."""
+    (tmp_path / "keep.txt").write_text("keep")
+    with pytest.raises(UserError, match=r"--output_dir: .* not empty"):
+        run_tokenizer_training(TokenizerTrainingArguments(dataset_name="python-docs", output_dir=str(tmp_path)))

@@ -1,0 +1,118 @@
+"""The benchmarks count what they say, and run."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+from gpt2_hf.options.arguments import DataArguments, ModelArguments
+from gpt2_hf.options.parsing import parse
+from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
+
+from ..conftest import REPOSITORY, read_json
+
+
+def load_script(name):
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def throughput():
+    """The comparison with other programs."""
+    return load_script("throughput")
+
+
+@pytest.fixture(scope="module")
+def sweep():
+    """The search on WikiText-2."""
+    return load_script("wikitext2_sweep")
+
+
+def test_operations_of_a_token_are_those_of_the_palm_paper(throughput):
+    """GPT-2 124M at 1,024 tokens: 0.85 GFLOP, as 6 N + 12 L H Q T gives by hand."""
+    case = throughput.Case("any", (), "124M", 1)
+    by_hand = 6 * (12 * 12 * 768**2 + 50257 * 768) + 12 * 12 * 12 * 64 * 1024
+    assert throughput.flops_per_token(case, 1024) == by_hand
+    assert throughput.flops_per_token(case, 100) == by_hand - 12 * 12 * 768 * 924
+
+
+def test_padding_is_never_counted(throughput):
+    """Peers' batches count the targets of their lines, whatever they are padded to."""
+    turns = throughput.Turns(pipe=None, device="cpu")
+    collate = throughput.counting(throughput.PaddedCollator(16, 16), turns)
+    batch = collate([{"input_ids": [1, 2, 3, 4]}, {"input_ids": [5, 6, 7]}])
+    assert batch["input_ids"].shape == (2, 16)
+    assert turns.batch_tokens == [3 + 2]
+
+
+def test_every_variant_is_a_run_that_may_be(sweep):
+    """Each one's options, with the shipped recipe, are accepted, and differ from it."""
+    path = REPOSITORY / "training_args" / "wikitext2_best.json"
+    config = read_json(path)
+    for name, variant in sweep.VARIANTS.items():
+        options = sweep.options_of(config, variant)
+        classes = (ModelArguments, DataArguments, GPT2HFTrainingArguments)
+        parsed = parse(classes, ["--use_cpu", *sweep.command_line(options)], str(path))
+        assert not options or any(config.get(key) != value for key, value in options.items()), name
+        chosen = {key: value for part in parsed.values for key, value in vars(part).items()}
+        chosen["max_epochs"] = chosen["num_train_epochs"]
+        assert all(chosen[key] == value for key, value in options.items()), name
+
+
+def test_a_multiple_is_of_what_the_config_says(sweep):
+    """And keeps its type."""
+    options = sweep.options_of({"learning_rate": 2e-3, "batch": 16}, {"learning_rate": sweep.Times(0.5), "batch": 8})
+    assert options == {"learning_rate": 1e-3, "batch": 8}
+    assert sweep.options_of({"batch": 16}, {"batch": sweep.Times(0.5)}) == {"batch": 8}
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_where_it_ended(tmp_path, corpus_folder):
+    """Two variants, then three: only the third is run; then two seeds with the test split."""
+    config = tmp_path / "tiny.json"
+    sizes = {"d_model": 32, "num_layers": 1, "num_heads": 1, "max_length": 32, "global_batch_size": 8}
+    rates = {"optim": "muon", "learning_rate": 1e-2, "muon_learning_rate": 1e-2, "warmup_steps": 1}
+    further = {"sequence_mode": "blocks", "max_steps": 5, "eval_every": 5, "report_to": ["none"]}
+    config.write_text(json.dumps({**sizes, **rates, **further}))
+    output = tmp_path / "out.json"
+    command = [sys.executable, "benchmarks/wikitext2_sweep.py", "--config", str(config), "--minutes", "5"]
+    command += ["--dataset_name", str(corpus_folder), "--dataset_config_name", "", "--stride", "16", "--output_file"]
+
+    def call(*options):
+        result = subprocess.run(
+            [*command, str(output), *options, "--", "--use_cpu"],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout.strip().splitlines()[-1])["runs"], result.stdout
+
+    first, _ = call("--variants", "as it is", "adamw")
+    assert all("problem" not in run and run["validation"]["tokens"] for run in first.values()), first
+    second, _ = call("--variants", "as it is", "adamw", "dropout 0")
+    assert {name: second[name] for name in first} == first and "validation" in second["dropout 0"]
+    last, printed = call("--final", "--seeds", "1", "2")
+    assert last["final, seed 1"]["test"]["loss"] != last["final, seed 2"]["test"]["loss"]
+    assert "2 seeds" in printed
+
+
+@pytest.mark.slow
+def test_a_quick_run_ends_in_one_json_document(tmp_path):
+    """Contestants in turns, a table, and JSON as the last line and in the file."""
+    command = [sys.executable, "benchmarks/throughput.py", "--device", "cpu", "--quick", "--rounds", "1"]
+    command += ["--seconds", "0.1", "--output_file", str(tmp_path / "out.json")]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout.strip().splitlines()[-1])
+    assert document == json.loads((tmp_path / "out.json").read_text())
+    for case in document["results"]:
+        assert not case["failures"] and case["ratios"]["stock"]["speed"] > 0

@@ -1,0 +1,132 @@
+"""The image cannot be built here; every path and version in its recipe can be checked, and how it takes signals."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import yaml
+
+from ..conftest import REPOSITORY
+
+DOCKERFILE = (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")
+
+
+def instructions(name):
+    """The arguments of each instruction of this name, continuation lines joined."""
+    joined = DOCKERFILE.replace("\\\n", " ")
+    return re.findall(rf"^{name} (.*)$", joined, flags=re.MULTILINE)
+
+
+def test_base_image_has_the_tested_torch():
+    """The torch in the base image's tag is the one in constraints.txt."""
+    (pinned,) = re.findall(r"^torch==(.+)$", (REPOSITORY / "constraints.txt").read_text(), flags=re.MULTILINE)
+    (base,) = re.findall(r"^ARG BASE=pytorch/pytorch:([\d.]+)-cuda", DOCKERFILE, flags=re.MULTILINE)
+    assert base == pinned
+
+
+def test_everything_copied_exists_and_is_let_through():
+    """Each source of COPY is in the repository and not kept out by .dockerignore."""
+    allowed = {line[1:] for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    for arguments in instructions("COPY"):
+        *sources, _ = shlex.split(arguments)
+        for source in sources:
+            assert (REPOSITORY / source).exists(), source
+            assert source.removeprefix("./") in allowed, source
+
+
+def test_entry_point_is_the_main_job_as_an_ordinary_user():
+    """Exec form, so that the trainer is PID 1 and gets SIGTERM; and not root."""
+    assert instructions("ENTRYPOINT") == ['["python", "run_clm.py"]']
+    assert instructions("CMD") == ['["--config", "training_args/base.json"]']
+    assert instructions("USER") == ["10001"]
+
+
+def test_compose_runs_the_image_with_tensorboard_beside_it():
+    """Both services see the same checkpoints; memory, GPU and time to save are as the README tells for docker run."""
+    services = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())["services"]
+    train, board = services["train"], services["tensorboard"]
+    assert "./checkpoints:/work/checkpoints" in train["volumes"]
+    assert "./checkpoints:/work/checkpoints:ro" in board["volumes"]
+    assert board["entrypoint"][board["entrypoint"].index("--logdir") + 1] == "/work/checkpoints"
+    assert train["shm_size"] == "2gb" and train["stop_grace_period"] == "2m"
+    assert (REPOSITORY / train["command"][1]).is_file()
+
+
+def _can_be_first() -> bool:
+    command = ["unshare", "--pid", "--fork", "true"]
+    return shutil.which("unshare") is not None and subprocess.run(command, capture_output=True).returncode == 0
+
+
+needs_namespaces = pytest.mark.skipif(not _can_be_first(), reason="process namespaces are not allowed here")
+
+
+@needs_namespaces
+def test_age_of_the_first_process():
+    """The time budget counts from the start of this process, not from that of the machine's first."""
+    code = "from gpt2_hf.runtime.stopwatch import process_age; print(process_age())"
+    command = ["unshare", "--pid", "--fork", sys.executable, "-c", code]
+    age = float(subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout)
+    assert 0 < age < 60
+
+
+@pytest.mark.distributed
+@needs_namespaces
+def test_sigterm_reaches_the_trainer_as_first_process(tiny_options, tmp_path):
+    """PID 1 of a container ignores what it has no handler for; the entry point saves and exits with 75."""
+    (entry_point,) = instructions("ENTRYPOINT")
+    assert json.loads(entry_point)[0] == "python"
+    options = ["--max_steps", "100000", "--max_epochs", "100000", "--eval_every", "100000", "--save_every", "100000"]
+    command = ["unshare", "--pid", "--fork", sys.executable, *json.loads(entry_point)[1:], *tiny_options, *options]
+    with open(tmp_path / "log", "w") as log:
+        container = subprocess.Popen(
+            [*command, "--checkpoint_dir", str(tmp_path / "run")],
+            cwd=REPOSITORY,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+    deadline = time.monotonic() + 240
+    while "step 10/" not in (tmp_path / "log").read_text():
+        assert container.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+        time.sleep(0.1)
+    (trainer,) = psutil.Process(container.pid).children()
+    trainer.send_signal(signal.SIGTERM)
+    assert container.wait(timeout=200) == 75, (tmp_path / "log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="the image is Linux")
+def test_every_run_line_works_in_a_clean_environment(tmp_path):
+    """COPY and RUN in their order, in a new virtual environment; dependencies, users and /data are left to Docker."""
+    root, tools = tmp_path / "work", tmp_path / "tools"
+    root.mkdir()
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    tools.mkdir()
+    (tools / "useradd").write_text("#!/bin/sh\n")
+    (tools / "useradd").chmod(0o755)
+    path = os.pathsep.join([str(tools), str(tmp_path / "venv" / "bin"), os.environ["PATH"]])
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"PATH": path, "PIP_NO_DEPS": "1"}
+    for name, arguments in re.findall(r"^(COPY|RUN) (.*)$", DOCKERFILE.replace("\\\n", " "), flags=re.MULTILINE):
+        if name == "RUN":
+            line = arguments.replace(" /data", f" {tmp_path / 'data'}")
+            subprocess.run(["sh", "-ec", line], cwd=root, env=environment, check=True)
+            continue
+        *sources, target = shlex.split(arguments)
+        for source in sources:
+            if (REPOSITORY / source).is_dir():
+                shutil.copytree(REPOSITORY / source, root / target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(REPOSITORY / source, root / target)
+    where = ["python", "-c", "import importlib.util as u; print(u.find_spec('gpt2_hf').origin)"]
+    origin = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    assert str(tmp_path / "venv") in origin
+    assert (root / "checkpoints").is_dir() and (root / "run_clm.py").is_file()

@@ -1,0 +1,107 @@
+"""examples/slurm/train.sbatch with a stand-in for SLURM's commands, real processes and a real SIGUSR1."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ..conftest import REPOSITORY, read_json
+
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.skipif(shutil.which("bash") is None or sys.platform == "win32", reason="SLURM's scripts need bash"),
+]
+
+# Starts the tasks here, gives each its number, hands SIGUSR1 on, and ends with the highest of their exit codes.
+_SRUN = f"""#!{sys.executable}
+import os, signal, subprocess, sys
+assert sys.argv[1] == "--kill-on-bad-exit=1"
+command, count = sys.argv[2:], int(os.environ["STAND_IN_TASKS"])
+numbers = [{{"SLURM_PROCID": str(n), "SLURM_LOCALID": str(n), "SLURM_NTASKS": str(count)}} for n in range(count)]
+tasks = [subprocess.Popen(command, env=os.environ | of_task) for of_task in numbers]
+signal.signal(signal.SIGUSR1, lambda *_: [task.send_signal(signal.SIGUSR1) for task in tasks])
+sys.exit(max(task.wait() for task in tasks))
+"""
+_SCONTROL = """#!/bin/sh
+case $1 in
+  show) [ "$2" = hostnames ] && echo 127.0.0.1 && echo another ;;
+  *) echo "$@" >> "$STAND_IN/scontrol.log" ;;
+esac
+"""
+_SQUEUE = """#!/bin/sh
+date --date '+ 35 minutes' +%Y-%m-%dT%H:%M:%S
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """SLURM's commands in a folder, and the environment of a job."""
+    for name, text in (("srun", _SRUN), ("scontrol", _SCONTROL), ("squeue", _SQUEUE)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith("SLURM")},
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        "STAND_IN": str(tmp_path),
+        "STAND_IN_TASKS": "2",
+        "SLURM_SUBMIT_DIR": str(REPOSITORY),
+        "SLURM_JOB_ID": "4711",
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def submit(options, log, environment):
+    """What sbatch does with the script, once the job has its nodes."""
+    with open(log, "a") as file:
+        script = str(REPOSITORY / "examples" / "slurm" / "train.sbatch")
+        return subprocess.Popen(["bash", script, *options], env=environment, stdout=file, stderr=subprocess.STDOUT)
+
+
+def test_a_preempted_job_is_requeued_and_goes_on(tiny_options, tmp_path, cluster):
+    """SIGUSR1 to the batch shell reaches both processes: 75, back into the queue; with one, it goes on."""
+    log, run = tmp_path / "log", tmp_path / "run"
+    options = [*tiny_options, "--checkpoint_dir", str(run), "--eval_every", "100000", "--save_every", "100000"]
+    options += ["--save_strategy", "steps", "--max_steps", "4000", "--max_epochs", "100000"]
+    options += ["--global_batch_size", "16", "--schedule_by_time"]
+    job = submit(options, log, cluster)
+    deadline = time.monotonic() + 240
+    while "step 20/" not in log.read_text():
+        assert job.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(timeout=240) == 75, log.read_text()
+    assert (tmp_path / "scontrol.log").read_text() == "requeue 4711\n"
+    first = log.read_text()
+    assert first.count("SIGUSR1 received") == 2 and "2 processes" in first and first.count("stopped at step") == 1
+
+    # 35 minutes until the limit, of which the last five are the signal's
+    saved = read_json(run / "resolved_config.json")["max_training_hours"]
+    assert 0.45 < saved <= 0.5
+
+    reached = int(first.split("stopped at step ")[1].split(";")[0].replace(",", ""))
+    again = [*options, "--max_steps", str(reached + 5)]
+    fewer = {**cluster, "SLURM_JOB_END_TIME": str(int(time.time()) + 3900), "STAND_IN_TASKS": "1"}
+    assert submit(again, log, fewer).wait(timeout=240) == 0, log.read_text()
+    second = log.read_text()[len(first) :]
+    assert f"resuming from {run}/checkpoint-{reached}" in second
+    assert read_json(run / "trainer_state.json")["global_step"] == reached + 5
+    assert 0.95 < read_json(run / "resolved_config.json")["max_training_hours"] <= 1
+    assert (tmp_path / "scontrol.log").read_text() == "requeue 4711\n"
+
+
+@pytest.mark.parametrize("code", [0, 2, 3])
+def test_only_a_preempted_job_is_requeued(tmp_path, cluster, code):
+    """Finished, wrong input, diverged: the job ends with the code of its processes."""
+    (tmp_path / "python").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/arguments\nexit {code}\n')
+    job = submit(["--config", "a file.json"], tmp_path / "log", {**cluster, "CHAIN": "1", "STAND_IN_TASKS": "1"})
+    assert job.wait(timeout=200) == code
+    assert not (tmp_path / "scontrol.log").exists()
+    expected = "run_clm.py --config a file.json --resume_from latest --max_training_hours none\n"
+    assert (tmp_path / "arguments").read_text() == expected

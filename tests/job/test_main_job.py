@@ -1,0 +1,765 @@
+"""The main job from end to end: what it leaves, how it goes on, how it ends."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from gpt2_hf.__main__ import main
+from gpt2_hf.checkpoints import folders
+from gpt2_hf.commands.report import read_run
+from gpt2_hf.job.main_job import report_seconds
+from gpt2_hf.options.arguments import DataArguments, ModelArguments
+from gpt2_hf.options.parsing import parse
+from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
+from gpt2_hf.runtime.stopwatch import Stopwatch
+
+from ..conftest import REPOSITORY, read_json
+
+
+def untimed(entry):
+    """A log entry or result without what depends on the clock and the machine."""
+    timed = ("runtime", "per_second", "preparation_time", "memory", "hours")
+    return {key: value for key, value in entry.items() if not any(word in key for word in timed)}
+
+
+def history(folder):
+    """The logged history of a run or checkpoint, without speeds."""
+    entries = read_json(folder / "trainer_state.json")["log_history"]
+    return [untimed(entry) for entry in entries if "train_runtime" not in entry]
+
+
+def final_state(output_dir, step):
+    """Weights, optimizer, scheduler and the state of each process, of a checkpoint."""
+    folder = output_dir / folders.checkpoint_folder(step)
+    state = {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
+    assert {"model", "optimizer", "scheduler"} <= state.keys()
+    return state
+
+
+def assert_same_state(a, b):
+    """Bit for bit."""
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].keys() == b[name].keys()
+        for key in a[name]:
+            assert torch.equal(a[name][key], b[name][key]), (name, key)
+
+
+# ---- what a run leaves ----
+
+
+def test_a_run_leaves_what_the_design_lists(finished_run):
+    """Checkpoints with manifests, best model, curves, results, card, and names."""
+    for name in (
+        "best_model/model.safetensors",
+        "runs",
+        "resolved_config.json",
+        "train_results.json",
+        "eval_results.json",
+        "test_results.json",
+        "all_results.json",
+        "trainer_state.json",
+        "README.md",
+        "curves.png",
+    ):
+        assert (finished_run / name).exists(), name
+    for folder in folders.list_checkpoints(finished_run):
+        assert folders.damage(folder) is None
+    names = folders.read_names(finished_run)
+    assert {"best_model", "checkpoint_epoch_1"} <= names.keys()
+
+
+def test_no_pickle_is_written(finished_run):
+    """Nothing in the folder is a pickle or a torch archive."""
+    endings = {path.suffix for path in finished_run.rglob("*") if path.is_file()}
+    assert not endings & {".bin", ".pt", ".pth", ".pkl"}
+
+
+def test_best_model_loads_with_the_auto_classes(finished_run):
+    """best_model is from_pretrained-ready, tokenizer included, and as good as its results say."""
+    model = AutoModelForCausalLM.from_pretrained(finished_run / "best_model")
+    tokenizer = AutoTokenizer.from_pretrained(finished_run / "best_model")
+    ids = tokenizer("The statement is", return_tensors="pt").input_ids
+    assert model(ids).logits.shape == (1, ids.shape[1], len(tokenizer))
+
+
+def test_tensorboard_has_the_promised_tags(finished_run):
+    """Loss, perplexity and learning rate at each log, validation loss and perplexity at each evaluation."""
+    events = EventAccumulator(str(finished_run / "runs")).Reload()
+    steps = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    for tag in ("train/loss", "train/perplexity", "train/learning_rate"):
+        assert steps[tag] == [5, 10, 15, 20, 25]
+    for tag in ("eval/loss", "eval/perplexity", "speed/evaluation_seconds"):
+        assert steps[tag] == [10, 20, 25]
+    assert steps["speed/memory_gib"] == [5, 10, 15, 20, 25] and steps["speed/tokens_per_second"] == [10, 15, 20, 25]
+    assert {tag.split("/")[0] for tag in steps} == {"train", "eval", "test", "speed"}
+    assert not any("train_" in tag or "_per_second" in tag.replace("tokens_per_second", "") for tag in steps)
+
+
+def test_tensorboard_has_samples_and_the_config(finished_run):
+    """A text at each evaluation, the resolved config, and training and validation in one chart."""
+    events = EventAccumulator(str(finished_run / "runs")).Reload()
+    texts = {
+        tag: [(event.step, event.tensor_proto.string_val[0].decode()) for event in events.Tensors(tag)]
+        for tag in events.Tags()["tensors"]
+    }
+    assert [step for step, _ in texts["sample/text_summary"]] == [10, 20, 25]
+    ((_, config),) = texts["resolved_config/text_summary"]
+    assert '"d_model": 32' in config and all(line.startswith("    ") for line in config.splitlines())
+    assert "custom_scalars__config__" in texts
+
+
+def test_samples_can_be_left_out(train_tiny, tmp_path, capsys):
+    """--sample_tokens 0 writes none; by default each evaluation shows one."""
+    assert train_tiny(tmp_path / "run", "--sample_tokens", "0", "--max_steps", "4") == 0
+    assert "\nsample: " not in capsys.readouterr().out
+    events = EventAccumulator(str(tmp_path / "run" / "runs")).Reload()
+    assert "sample/text_summary" not in events.Tags()["tensors"]
+    assert train_tiny(tmp_path / "other", "--max_steps", "4") == 0
+    assert capsys.readouterr().out.count("\nsample: ") == 1
+
+
+def test_the_test_split_can_be_left_alone(train_tiny, tiny_options, tmp_path, capsys):
+    """--do_predict false neither reads nor scores it, for a search that chooses on the validation split."""
+    options = ("--do_predict", "false", "--max_steps", "4")
+    assert train_tiny(tmp_path / "run", *options) == 2
+    assert "--test_file has no effect with --do_predict false" in capsys.readouterr().err
+    words = tiny_options.copy()
+    del words[words.index("--test_file") : words.index("--test_file") + 2]
+    assert main(["train", *words, *options, "--checkpoint_dir", str(tmp_path / "run")]) == 0
+    assert "\ntest: " not in capsys.readouterr().out
+    assert not (tmp_path / "run" / "test_results.json").exists()
+    assert "eval_loss" in read_json(tmp_path / "run" / "all_results.json")
+
+
+def test_nothing_is_evaluated_or_saved_twice(finished_run):
+    """Every ten steps and at the end of the epoch, each once."""
+    evaluated = [entry["step"] for entry in history(finished_run) if "eval_loss" in entry]
+    assert evaluated == [10, 20, 25]
+    assert [folders.step_of(path) for path in folders.list_checkpoints(finished_run)] == [10, 20, 25]
+
+
+def test_loss_falls_and_results_agree(finished_run):
+    """The run learns; the results are those of its best evaluation."""
+    losses = [entry["loss"] for entry in history(finished_run) if "loss" in entry]
+    assert losses[-1] < losses[0] - 0.5
+    results = read_json(finished_run / "all_results.json")
+    assert results["eval_loss"] == min(e["eval_loss"] for e in history(finished_run) if "eval_loss" in e)
+    assert results["test_tokens"] > 0
+
+
+def test_the_written_config_runs_the_same_thing(finished_run, tmp_path):
+    """--config resolved_config.json repeats the run exactly."""
+    again = tmp_path / "again"
+    assert main(["train", "--config", str(finished_run / "resolved_config.json"), "--checkpoint_dir", str(again)]) == 0
+    assert history(again) == history(finished_run)
+    assert_same_state(final_state(again, 25), final_state(finished_run, 25))
+
+
+def test_the_written_config_does_not_depend_on_the_machine(tiny_options, tmp_path):
+    """That there was no accelerator is not written down as a wish; nothing to report to can be read again."""
+    words = [word for word in tiny_options if word != "--use_cpu"]
+    options = ["--max_steps", "2", "--report_to", "none", "--checkpoint_dir", str(tmp_path / "run")]
+    assert main(["train", *words, *options]) == 0
+    written = tmp_path / "run" / "resolved_config.json"
+    assert "use_cpu" not in read_json(written)
+    assert main(["train", "--config", str(written), "--checkpoint_dir", str(tmp_path / "again")]) == 0
+    assert not (tmp_path / "again" / "runs").exists()
+
+
+# ---- resuming ----
+
+
+@pytest.mark.parametrize("mode", ["padded", "padding_free", "blocks"])
+@pytest.mark.parametrize("stop", [3, 10, 13])
+def test_interrupted_and_resumed_is_uninterrupted(train_tiny, tmp_path, mode, stop):
+    """Stopped in the middle of an epoch, at an evaluation or at an epoch's end: the same bits in the end."""
+    options = ("--sequence_mode", mode, "--max_epochs", "2", "--max_train_samples", "100")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train_tiny(whole, *options) == 0
+    # The schedule depends on max_epochs, so the first part is stopped by a signal and not by its length.
+    assert train_until_signal(parts, stop, train_tiny, *options) == 75
+    assert folders.step_of(folders.list_checkpoints(parts)[-1]) == stop
+    assert train_tiny(parts, *options, "--resume_from", "latest") == 0
+    last = folders.step_of(folders.list_checkpoints(whole)[-1])
+    assert_same_state(final_state(parts, last), final_state(whole, last))
+    assert history(parts) == history(whole)
+    assert untimed(read_json(parts / "eval_results.json")) == untimed(read_json(whole / "eval_results.json"))
+
+
+def test_an_interrupted_evaluation_is_made_up_for(train_tiny, tmp_path):
+    """A signal in the middle of an evaluation breaks it off; the resumed run evaluates first, and nothing is lost."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train_tiny(whole) == 0
+    assert train_until_signal(parts, 11, train_tiny, event="on_prediction_step") == 75
+    assert not any("eval_loss" in entry for entry in history(parts / "checkpoint-10"))
+    assert train_tiny(parts, "--resume_from", "latest") == 0
+    assert history(parts) == history(whole)
+    assert_same_state(final_state(parts, 25), final_state(whole, 25))
+    assert folders.read_names(parts) == folders.read_names(whole)
+
+
+def test_a_second_interruption_saves_what_was_trained_since_the_first(train_tiny, tmp_path):
+    """Interrupted at an evaluation, made up for, interrupted at the next: saved there, and the same end."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train_tiny(whole) == 0
+    assert train_until_signal(parts, 11, train_tiny, event="on_prediction_step") == 75
+    resumed = ("--resume_from", "latest")
+    assert train_until_signal(parts, 21, train_tiny, *resumed, event="on_prediction_step") == 75
+    assert folders.list_checkpoints(parts)[-1].name == "checkpoint-20"
+    assert train_tiny(parts, *resumed) == 0
+    assert history(parts) == history(whole)
+    assert_same_state(final_state(parts, 25), final_state(whole, 25))
+
+
+def train_until_signal(output_dir, step, train_tiny, *options, event="on_step_begin"):
+    """Train and send this process SIGTERM at an event of a step, as a cluster would."""
+    from transformers import TrainerCallback
+
+    from gpt2_hf.trainer.gpt2_trainer import gpt2_trainer as trainer_module
+
+    class SignalAtStep(TrainerCallback):
+        sent = False
+
+        def heed(self, args, state, control, **kwargs):
+            if state.global_step == step - 1 and not self.sent:
+                self.sent = True
+                signal.raise_signal(signal.SIGTERM)
+
+    setattr(SignalAtStep, event, SignalAtStep.heed)
+
+    original = trainer_module.GPT2HFTrainer.__init__
+
+    def with_callback(self, *args, callbacks=None, **kwargs):
+        original(self, *args, callbacks=[*(callbacks or []), SignalAtStep()], **kwargs)
+
+    trainer_module.GPT2HFTrainer.__init__ = with_callback
+    try:
+        return train_tiny(output_dir, *options)
+    finally:
+        trainer_module.GPT2HFTrainer.__init__ = original
+
+
+def test_resume_by_every_kind_of_name(train_tiny, finished_run, tmp_path, capsys):
+    """latest, an epoch's name, and a path go on from a finished run when it is given more epochs."""
+    for reference in ("latest", "checkpoint_epoch_1", str(tmp_path / "run" / "checkpoint-25")):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        shutil.copytree(finished_run, tmp_path / "run")
+        assert train_tiny(tmp_path / "run", "--max_epochs", "2", "--resume_from", reference) == 0
+        assert "changed since the checkpoint: num_train_epochs 1.0 → 2.0" in capsys.readouterr().out
+        assert folders.list_checkpoints(tmp_path / "run")[-1].name == "checkpoint-50"
+
+
+def test_resuming_a_finished_run_trains_nothing(train_tiny, finished_run, tmp_path, capsys):
+    """A finished run given to latest only says so and repeats its results."""
+    shutil.copytree(finished_run, tmp_path / "run")
+    assert train_tiny(tmp_path / "run", "--resume_from", "latest") == 0
+    assert "nothing is left to train" in capsys.readouterr().out
+    assert read_json(tmp_path / "run" / "eval_results.json") == read_json(finished_run / "eval_results.json")
+
+
+def test_a_run_that_goes_on_forgets_its_earlier_end(train_tiny, finished_run, tmp_path):
+    """Stopped again before its next end, it has no results of the first one; its checkpoint tells how far it is."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    assert train_until_signal(run, 30, train_tiny, "--max_epochs", "2", "--resume_from", "latest") == 75
+    assert not list(run.glob("*_results.json"))
+    record = read_run(run)
+    assert record.history[-1]["step"] == 30 and "test_loss" not in record.results and "eval_loss" in record.results
+
+
+def test_another_validation_text_has_another_best_model(train_tiny, finished_run, tmp_path, capsys):
+    """Losses of other samples are not compared with those before; the best one since is what is kept and shown."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    options = ("--max_epochs", "2", "--resume_from", "latest", "--max_eval_samples", "3", "--learning_rate", "1e-9")
+    assert train_tiny(run, *options, "--lr_scheduler_type", "constant") == 0
+    assert "the best model is looked for anew" in capsys.readouterr().out
+    best = min((entry for entry in history(run) if entry.get("eval_tokens", 0) and entry["step"] > 25), key=_loss)
+    assert read_json(run / "eval_results.json")["eval_loss"] == best["eval_loss"]
+    assert folders.read_names(run)["best_model"] == f"checkpoint-{best['step']}"
+
+
+def _loss(entry):
+    return entry["eval_loss"]
+
+
+def test_a_run_that_goes_back_has_the_best_model_of_its_branch(train_tiny, finished_run, tmp_path):
+    """Step 20, where step 10 was the best: the one published since is not taken for it."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    state = read_json(run / "checkpoint-20" / "trainer_state.json")
+    state |= {"best_global_step": 10, "best_metric": 0.1}  # which nothing beats
+    folders.write_json(run / "checkpoint-20" / "trainer_state.json", state)
+    folders.write_manifest(run / "checkpoint-20")
+    assert train_tiny(run, "--resume_from", "checkpoint-20") == 0
+    assert folders.read_names(run)["best_model"] == "checkpoint-10"
+    published, best = (load_file(run / name / "model.safetensors") for name in ("best_model", "checkpoint-10"))
+    assert all(torch.equal(published[name], weight) for name, weight in best.items())
+
+
+def test_latest_in_an_empty_folder_starts_fresh(train_tiny, tmp_path, capsys):
+    """One command line serves the first job and all that follow."""
+    assert train_tiny(tmp_path / "run", "--max_steps", "2", "--resume_from", "latest") == 0
+    assert "starting fresh" in capsys.readouterr().out
+
+
+def test_a_damaged_checkpoint_is_passed_over(train_tiny, finished_run, tmp_path, capsys):
+    """The newest checkpoint has a flipped bit: the one before is taken, with a line."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    weights = run / "checkpoint-25" / "optimizer.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert train_tiny(run, "--resume_from", "latest") == 0
+    out = capsys.readouterr().out
+    assert "checkpoint-25 is damaged (optimizer.safetensors" in out and "resuming from" in out
+    assert_same_state(final_state(run, 25), final_state(finished_run, 25))
+
+
+def test_a_new_learning_rate_takes_effect_on_resume(train_tiny, finished_run, tmp_path):
+    """The Trainer would restore the old one from the optimizer's state without a word."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    options = ("--max_epochs", "2", "--resume_from", "latest", "--weight_decay", "0.5")
+    assert train_tiny(run, *options, "--learning_rate", "1e-5", "--lr_scheduler_type", "constant") == 0
+    rates = {entry["learning_rate"] for entry in history(run) if entry["step"] > 25 and "learning_rate" in entry}
+    assert rates == {1e-5}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--batch_size", "4"), "was trained with 8 samples a step"),
+        (("--num_layers", "3"), "has n_layer=2, this run asks for 3"),
+        (("--max_train_samples", "50"), "--max_train_samples was 200 and cannot become 50"),
+        (("--seed", "7"), "--seed was 42 and cannot become 7"),
+        (("--lr_scheduler_type", "reduce_lr_on_plateau"), "with a schedule that follows the evaluations"),
+        (("--resume_from", "checkpoint_epoch_9"), "there is no checkpoint 'checkpoint_epoch_9'"),
+    ],
+)
+def test_what_cannot_change_on_resume_is_refused(train_tiny, finished_run, tmp_path, capsys, options, message):
+    """Changes that would silently train on other samples or lose the model are errors."""
+    shutil.copytree(finished_run, tmp_path / "run")
+    reference = () if "--resume_from" in options else ("--resume_from", "latest")
+    assert train_tiny(tmp_path / "run", *reference, *options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_is_never_overwritten_unasked(train_tiny, finished_run, tmp_path, capsys):
+    """A folder that holds a run is refused, and replaced only when that is asked for."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    before = sorted(path.stat().st_mtime_ns for path in run.rglob("*"))
+    assert train_tiny(run) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert sorted(path.stat().st_mtime_ns for path in run.rglob("*")) == before
+    assert train_tiny(run, "--max_steps", "2", "--overwrite_output_dir") == 0
+    assert [path.name for path in folders.list_checkpoints(run)] == ["checkpoint-2"]
+
+
+# ---- how a run ends ----
+
+
+def test_a_run_by_epochs_that_ends_within_one_keeps_its_end(train_tiny, tmp_path):
+    """Evaluated and saved at its last step, though no epoch ends there."""
+    strategies = ("--save_strategy", "epoch", "--eval_strategy", "epoch")
+    assert train_tiny(tmp_path / "run", *strategies, "--max_epochs", "1.2") == 0
+    assert [path.name for path in folders.list_checkpoints(tmp_path / "run")] == ["checkpoint-25", "checkpoint-30"]
+    assert [entry["step"] for entry in history(tmp_path / "run") if "eval_loss" in entry] == [25, 30]
+
+
+def test_how_long_the_text_took_to_read_says_nothing_of_the_end():
+    """A large corpus that was tokenised for an hour takes no hour from training for the report."""
+    watch = Stopwatch(age_at_start=3610.0, total={"data": 3600.0})
+    assert 7.0 < report_seconds(SimpleNamespace(watch=watch)) < 60.0
+
+
+def test_the_time_budget_ends_in_a_named_checkpoint(train_tiny, tmp_path, capsys):
+    """A budget that is used up stops training after a step, with a named checkpoint, and says what was left out."""
+    run = tmp_path / "run"
+    # The test process is older than any budget of seconds, and its age counts.
+    assert train_tiny(run, "--max_training_hours", "0.0001") == 0
+    out = capsys.readouterr().out
+    assert "time budget of 0.0001 h reached at step 1" in out and "no time was left for an evaluation" in out
+    names = folders.read_names(run)
+    assert names["checkpoint_time_limit"] == "checkpoint-1"
+    assert not (run / "eval_results.json").exists()
+    assert train_tiny(run, "--resume_from", "checkpoint_time_limit", "--max_steps", "3") == 0
+
+
+def test_a_budgeted_run_ends_in_time(tiny_options, tmp_path):
+    """A whole process, given 45 seconds for hours of work, ends within them, with everything written."""
+    begin = time.monotonic()
+    process = subprocess.run(
+        [
+            *(
+                sys.executable,
+                str(REPOSITORY / "run_clm.py"),
+                *tiny_options,
+                "--checkpoint_dir",
+                str(tmp_path / "run"),
+            ),
+            *("--max_epochs", "100000", "--max_training_hours", str(45 / 3600)),
+            *("--eval_every", "500", "--save_every", "1000", "--logging_steps", "100"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 0, process.stderr
+    assert time.monotonic() - begin < 45
+    assert "checkpoint_time_limit" in folders.read_names(tmp_path / "run")
+    assert (tmp_path / "run" / "test_results.json").is_file()
+    assert "Elapsed: 0.0" in process.stdout and "| Remaining: 0.0" in process.stdout
+
+
+@pytest.mark.parametrize("learning_rate", ["1e10", "1e38"])
+def test_divergence_is_exit_code_3_and_keeps_the_last_checkpoint(train_tiny, tmp_path, capsys, learning_rate):
+    """A learning rate beyond reason stops the run; no non-finite number is ever saved."""
+    run = tmp_path / "run"
+    options = ("--learning_rate", learning_rate, "--gradient_clip", "0", "--lr_scheduler_type", "linear")
+    assert train_tiny(run, *options, "--warmup_steps", "1", "--save_every", "1") == 3
+    err = capsys.readouterr().err
+    assert "training diverged at step" in err and "loss of the last batch" in err and "samples of that step" in err
+    newest, passed_over = folders.newest_valid(run)
+    assert newest is not None and not passed_over
+    weights = load_file(newest / "model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX signals to send to another process")
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
+def test_a_signal_ends_in_a_checkpoint(tiny_options, tmp_path, name, code):
+    """The step is finished, a checkpoint saved, and the exit code says to run again."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-u", str(REPOSITORY / "run_clm.py"), *tiny_options, "--max_epochs", "100000"),
+            *("--checkpoint_dir", str(tmp_path / "run"), "--eval_strategy", "no", "--save_every", "100000"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    for line in process.stdout:
+        if line.startswith("step 20/"):
+            break
+    process.send_signal(getattr(signal, name))
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert f"{name} received" in err and "with --resume_from latest" in out
+    newest, _ = folders.newest_valid(tmp_path / "run")
+    assert newest is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--train_file", "nowhere.txt"), "--train_file: no file matches"),
+        (("--text_column", "body"), "--text_column"),
+        (("--tokenizer_name", "./nowhere"), "--tokenizer_name: there is no folder ./nowhere"),
+        (("--model_name_or_path", "./nowhere"), "--model_name_or_path"),
+        (("--config", "nowhere.json"), "--config: nowhere.json cannot be read"),
+    ],
+)
+def test_bad_input_is_exit_code_2_and_writes_nothing(tiny_options, tmp_path, capsys, options, message):
+    """One line on stderr, and no output folder."""
+    base = list(tiny_options)
+    if options[0] == "--model_name_or_path":  # sizes beside weights would be the earlier error
+        base = base[8:]
+    assert main(["train", *base, "--checkpoint_dir", str(tmp_path / "run"), *options]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1 and err.startswith("error: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_data_set_is_exit_code_2(train_tiny, tmp_path, capsys):
+    """A file of blank lines has nothing to train on."""
+    blank = tmp_path / "blank.txt"
+    blank.write_text("\n\n\n")
+    assert train_tiny(tmp_path / "run", "--train_file", str(blank)) == 2
+    assert "the train split has no text to use (3 rows, 3 blank)" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_from_the_weights_of_another_model(finished_run, corpus_folder, tmp_path):
+    """--model_name_or_path starts from a saved model's weights and tokenizer."""
+    options = ["--train_file", str(corpus_folder / "train.txt"), "--precision", "fp32", "--use_cpu"]
+    options += ["--validation_file", str(corpus_folder / "validation.txt"), "--max_length", "32", "--max_steps", "2"]
+    model = str(finished_run / "best_model")
+    assert main(["train", "--model_name_or_path", model, *options, "--checkpoint_dir", str(tmp_path / "run")]) == 0
+    before = read_json(finished_run / "eval_results.json")["eval_loss"]
+    assert read_json(tmp_path / "run" / "eval_results.json")["eval_loss"] == pytest.approx(before, abs=0.2)
+
+
+def test_finetuning_starts_from_a_stock_gpt2_folder(tokenizer_folder, corpus_folder, tmp_path):
+    """finetune_gpt2.json with a local folder in place of OpenAI's weights: stock GPT-2 in, a better model out."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    torch.manual_seed(0)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    stock = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes, **ends))
+    stock.save_pretrained(tmp_path / "stock")
+    tokenizer.save_pretrained(tmp_path / "stock")
+    options = ["--config", str(REPOSITORY / "training_args" / "finetune_gpt2.json"), "--use_cpu"]
+    options += ["--model_name_or_path", str(tmp_path / "stock"), "--max_length", "64", "--learning_rate", "1e-2"]
+    options += ["--train_file", str(corpus_folder / "train.txt"), "--max_steps", "12", "--warmup_steps", "2"]
+    options += ["--validation_file", str(corpus_folder / "validation.txt"), "--eval_every", "4"]
+    assert main(["train", *options, "--checkpoint_dir", str(tmp_path / "run")]) == 0
+    losses = [entry["eval_loss"] for entry in history(tmp_path / "run") if "eval_loss" in entry]
+    assert losses[-1] < losses[0] < 6.0
+
+
+def test_a_run_without_evaluation_shows_its_last_checkpoint(train_tiny, tmp_path, capsys):
+    """With --eval_strategy no there is no best model; results and sample are those of the last checkpoint."""
+    run = tmp_path / "run"
+    assert train_tiny(run, "--eval_strategy", "no", "--max_steps", "4") == 0
+    assert f"model: {run / 'checkpoint-4'}" in capsys.readouterr().out
+    assert not (run / "best_model").exists() and not (run / "eval_results.json").exists()
+    assert (run / "test_results.json").is_file()
+
+
+def test_a_run_may_save_nothing(train_tiny, tmp_path, capsys):
+    """--save_strategy no leaves results and curves but no model, and says so."""
+    assert train_tiny(tmp_path / "run", "--save_strategy", "no", "--max_steps", "4") == 0
+    assert "model: not saved" in capsys.readouterr().out
+    assert not folders.list_checkpoints(tmp_path / "run")
+
+
+def test_dry_run_writes_nothing(tiny_options, tmp_path, capsys):
+    """--dry_run prints the plan of the very run, and no folder appears."""
+    assert main(["train", *tiny_options, "--dry_run", "--checkpoint_dir", str(tmp_path / "run")]) == 0
+    assert "25 in all" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.wikitext
+def test_base_json_trains_on_wikitext(wikitext, tmp_path):
+    """base.json on the real WikiText-2 with a small model: the loss falls and TensorBoard has it."""
+    base = REPOSITORY / "training_args" / "base.json"
+    options = ["--dataset_name", str(wikitext), "--checkpoint_dir", str(tmp_path / "run"), "--use_cpu"]
+    options += ["--d_model", "64", "--num_layers", "2", "--max_steps", "20", "--warmup_steps", "5"]
+    options += ["--learning_rate", "3e-3", "--logging_steps", "5", "--max_eval_samples", "40"]
+    assert main(["train", "--config", str(base), *options]) == 0
+    events = EventAccumulator(str(tmp_path / "run" / "runs")).Reload()
+    losses = [event.value for event in events.Scalars("train/loss")]
+    assert len(losses) == 4 and losses[-1] < losses[0] - 0.3
+    assert {"eval/loss", "eval/perplexity", "train/learning_rate"} <= set(events.Tags()["scalars"])
+
+
+def test_defaults_without_config_are_the_design(tmp_path):
+    """`train` without a config asks for GPT-2 124M on WikiText-2."""
+    model_args, data_args, args = parse([ModelArguments, DataArguments, GPT2HFTrainingArguments], []).values
+    assert (model_args.d_model, model_args.num_layers, model_args.heads) == (768, 12, 12)
+    assert (data_args.dataset_name, args.output_dir) == ("Salesforce/wikitext", "checkpoints")
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_stream_goes_on_exactly_where_it_was(train_tiny, tmp_path, workers):
+    """Streamed text, interrupted and resumed: the same bits and history as a run left alone."""
+    options = ("--streaming", "--shuffle_buffer_size", "40", "--max_steps", "30", "--num_workers", workers)
+    options += ("--dropout", "0.1", "--max_train_samples", "none")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train_tiny(whole, *options) == 0
+    assert train_until_signal(parts, 13, train_tiny, *options) == 75
+    assert train_tiny(parts, *options, "--resume_from", "latest") == 0
+    assert_same_state(final_state(parts, 30), final_state(whole, 30))
+    assert history(parts) == history(whole)
+
+
+def test_a_stream_needs_a_number_of_steps(train_tiny, tmp_path, capsys):
+    """--streaming without --max_steps is one line with the remedy."""
+    assert train_tiny(tmp_path / "run", "--streaming", "--max_train_samples", "none") == 2
+    assert "--streaming needs --max_steps" in capsys.readouterr().err
+
+
+# ---- strategies and folders that are easily got wrong ----
+
+
+def test_one_checkpoint_kept_is_the_newest(train_tiny, tmp_path):
+    """With --save_total_limit 1 a stopped run keeps its last checkpoint, and all that names stand for."""
+    run = tmp_path / "run"
+    assert train_until_signal(run, 15, train_tiny, "--save_total_limit", "1") == 75
+    assert folders.list_checkpoints(run)[-1].name == "checkpoint-15"
+    assert train_tiny(run, "--save_total_limit", "1", "--resume_from", "latest") == 0
+    names = folders.read_names(run)
+    assert {"best_model", "checkpoint_epoch_1"} <= names.keys()
+
+
+def test_going_back_to_an_older_checkpoint_sets_the_later_ones_aside(train_tiny, finished_run, tmp_path, capsys):
+    """Resumed from step 10, the run's steps 20 and 25 are out of the way of `latest` and of rotation."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    options = ("--resume_from", "checkpoint_step_10", "--max_epochs", "2")
+    assert train_until_signal(run, 13, train_tiny, *options) == 75
+    assert "set aside as abandoned-checkpoint-25" in capsys.readouterr().out
+    assert folders.list_checkpoints(run)[-1].name == "checkpoint-13"
+    assert (run / "abandoned-checkpoint-25").is_dir()
+
+
+@pytest.mark.parametrize("strategy", ["best", "epoch", "steps"])
+def test_a_signal_saves_whatever_the_save_strategy(train_tiny, tmp_path, strategy):
+    """Stopped at a step with an evaluation, the checkpoint of that very step is there."""
+    run = tmp_path / "run"
+    assert train_until_signal(run, 10, train_tiny, "--save_strategy", strategy) == 75
+    assert folders.list_checkpoints(run)[-1].name == "checkpoint-10"
+
+
+def test_epoch_strategies_evaluate_and_save_once_per_epoch_and_at_each_best(train_tiny, tmp_path):
+    """eval_strategy and save_strategy epoch: an evaluation, then a checkpoint, each epoch; and a best model."""
+    run = tmp_path / "run"
+    assert train_tiny(run, "--eval_strategy", "epoch", "--save_strategy", "epoch", "--max_epochs", "2") == 0
+    assert [entry["step"] for entry in history(run) if "eval_loss" in entry] == [25, 50]
+    assert [path.name for path in folders.list_checkpoints(run)] == ["checkpoint-25", "checkpoint-50"]
+    assert (run / "best_model" / "model.safetensors").is_file()
+    assert any("eval_loss" in entry for entry in history(run / "checkpoint-25"))
+
+
+# transformers' reporter of a library that is missing fails a second time when it is thrown away
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_overwriting_waits_until_nothing_can_be_wrong(train_tiny, finished_run, tmp_path, capsys):
+    """A reporter that is not installed is one line, and the old run is still there."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    assert train_tiny(run, "--overwrite_output_dir", "--report_to", "mlflow") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert folders.list_checkpoints(run)[-1].name == "checkpoint-25"
+
+
+def test_a_checkpoint_of_another_run_is_not_mixed_in(train_tiny, finished_run, tmp_path, capsys):
+    """--resume_from a path beside an output folder that holds a run of its own is refused."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    assert train_tiny(run, "--resume_from", str(finished_run / "checkpoint-10")) == 2
+    assert "is of another run" in capsys.readouterr().err
+
+
+def test_an_interrupted_publication_is_made_up_for(train_tiny, finished_run, tmp_path):
+    """Killed between a checkpoint's commit and its names and best model: the resumed run completes both."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    shutil.rmtree(run / "best_model")
+    (run / "checkpoint_names.json").unlink()
+    assert train_tiny(run, "--resume_from", "latest", "--max_epochs", "2", "--learning_rate", "1e-9") == 0
+    assert {"best_model", "checkpoint_epoch_1"} <= folders.read_names(run).keys()
+    best = read_json(run / "trainer_state.json")["best_global_step"]
+    weights = load_file(run / folders.checkpoint_folder(best) / "model.safetensors")
+    published = load_file(run / "best_model" / "model.safetensors")
+    assert all(torch.equal(weights[name], published[name]) for name in weights)
+
+
+def test_the_last_publication_is_made_up_for(train_tiny, finished_run, tmp_path, capsys):
+    """Killed after the last checkpoint, which is the best, and before it was published: there is nothing to train."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    last = folders.checkpoint_folder(25)
+    assert read_json(run / "trainer_state.json")["best_global_step"] == 25
+    shutil.rmtree(run / "best_model")
+    shutil.copytree(run / folders.checkpoint_folder(20), run / "best_model")
+    (run / "checkpoint_names.json").unlink()
+    assert train_tiny(run, "--resume_from", "latest") == 0
+    assert "nothing is left to train" in capsys.readouterr().out
+    assert folders.read_names(run)["best_model"] == last
+    weights, published = (load_file(run / name / "model.safetensors") for name in (last, "best_model"))
+    assert all(torch.equal(weights[name], published[name]) for name in weights)
+
+
+def test_options_stated_only_once_are_noticed_on_resume(train_tiny, finished_run, tmp_path, capsys):
+    """An optimizer that only the resumed command names cannot take over the other one's state."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    assert train_tiny(run, "--resume_from", "latest", "--max_epochs", "2", "--optim", "sgd") == 2
+    assert "--optim was" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--metric_for_best_model", "bleu"), "--metric_for_best_model must be one of loss, perplexity"),
+        (("--greater_is_better",), "--greater_is_better has no effect"),
+        (("--hub_strategy", "checkpoint"), "--hub_strategy has no effect"),
+        (("--save_only_model",), "--save_only_model has no effect"),
+    ],
+)
+def test_options_that_would_break_a_promise_are_refused(train_tiny, tmp_path, capsys, options, message):
+    """One line each, before anything is written."""
+    assert train_tiny(tmp_path / "run", *options) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+class Hub:
+    """What the job asks of the hub, and one that refuses the upload."""
+
+    def __init__(self, monkeypatch, refusal=None):
+        self.uploads = []
+        self.refusal = refusal
+        monkeypatch.setattr("gpt2_hf.job.main_job.ensure_hub_or_offline", lambda: True)
+        monkeypatch.setattr("transformers.trainer.hf_api", lambda: self)
+        monkeypatch.setattr("gpt2_hf.runtime.hub.upload_folder", self.upload_folder)
+
+    def create_repo(self, name, **options):
+        return SimpleNamespace(repo_id=f"someone/{name}")
+
+    def upload_folder(self, repo_id, folder_path, **options):
+        if self.refusal is not None:
+            raise self.refusal
+        self.uploads.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
+        return SimpleNamespace(commit_url="https://hub/commit")
+
+
+def test_the_best_model_is_uploaded_once_with_its_card(train_tiny, tmp_path, capsys, monkeypatch):
+    """--push_to_hub: nothing while it trains; weights, tokenizer and card when the run is over."""
+    hub = Hub(monkeypatch)
+    assert train_tiny(tmp_path / "run", "--push_to_hub", "--hub_model_id", "tiny") == 0
+    ((repo_id, names),) = hub.uploads
+    assert repo_id == "someone/tiny" and {"README.md", "model.safetensors", "tokenizer.json"} <= set(names)
+    assert "uploaded: https://hub/commit" in capsys.readouterr().out
+
+
+def test_a_refused_upload_loses_nothing(train_tiny, tmp_path, capsys, monkeypatch):
+    """The run is whole, and one line says how to try again."""
+    Hub(monkeypatch, refusal=OSError("403 Forbidden"))
+    assert train_tiny(tmp_path / "run", "--push_to_hub", "--hub_model_id", "tiny") == 2
+    assert "not uploaded (403 Forbidden); try again with: hf upload someone/tiny" in capsys.readouterr().err
+    assert (tmp_path / "run" / "best_model" / "README.md").is_file()
+
+
+def test_no_hub_is_said_before_training(train_tiny, tmp_path, capsys, monkeypatch):
+    """--push_to_hub without a network is one line, with the command for later."""
+    monkeypatch.setattr("gpt2_hf.job.main_job.ensure_hub_or_offline", lambda: False)
+    assert train_tiny(tmp_path / "run", "--push_to_hub") == 2
+    assert "--push_to_hub: the hub cannot be reached" in capsys.readouterr().err
+
+
+def test_a_file_as_output_folder_is_one_line(train_tiny, tmp_path, capsys):
+    """--checkpoint_dir with the name of a file is an error before any work."""
+    (tmp_path / "run").write_text("")
+    assert train_tiny(tmp_path / "run") == 2
+    assert "is a file; give a folder" in capsys.readouterr().err
+
+
+def test_length_buckets_go_on_exactly_where_they_were(train_tiny, tmp_path):
+    """Batches of one length, interrupted in the second epoch: the same bits and history as a run left alone."""
+    options = ("--train_sampling_strategy", "group_by_length", "--sequence_mode", "padded", "--max_epochs", "2")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train_tiny(whole, *options) == 0
+    assert train_until_signal(parts, 33, train_tiny, *options) == 75
+    assert train_tiny(parts, *options, "--resume_from", "latest") == 0
+    assert history(parts) == history(whole)
+    assert_same_state(final_state(parts, 50), final_state(whole, 50))

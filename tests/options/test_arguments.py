@@ -1,0 +1,63 @@
+"""Options have the documented defaults, and the shipped config files are valid and say what they mean."""
+
+import json
+
+import pytest
+
+from gpt2_hf.options.arguments import DataArguments, ModelArguments, own_names
+from gpt2_hf.options.parsing import parse
+from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
+
+from ..conftest import REPOSITORY
+
+TYPES = [ModelArguments, DataArguments, GPT2HFTrainingArguments]
+CONFIGS = sorted((REPOSITORY / "training_args").glob("*.json"))
+
+
+def test_heads_and_inner_width_follow_the_width():
+    """num_heads left out is d_model // 64."""
+    assert ModelArguments(d_model=1024).heads == 16
+    assert ModelArguments(d_model=32).heads == 1
+    assert ModelArguments(d_model=64, num_heads=4).heads == 4
+
+
+def test_base_json_states_the_defaults():
+    """Running base.json and running without a config are the same thing."""
+    base = parse(TYPES, [], str(REPOSITORY / "training_args" / "base.json")).values
+    for from_file, default in zip(base, parse(TYPES, []).values, strict=True):
+        for name in own_names(type(default)):
+            assert getattr(from_file, name) == getattr(default, name), name
+
+
+def test_base_json_states_every_default_of_the_design():
+    """The design's numbers, literally."""
+    content = json.loads((REPOSITORY / "training_args" / "base.json").read_text())
+    expected = {
+        **{"d_model": 768, "num_layers": 12, "dropout": 0.1, "max_length": 1024},
+        **{"learning_rate": 3e-4, "adam_beta1": 0.9, "adam_beta2": 0.95, "adam_epsilon": 1e-8, "weight_decay": 0.01},
+        **{"warmup_steps": 2000, "lr_scheduler_type": "cosine", "gradient_clip": 1.0, "batch_size": 8},
+        **{"gradient_accumulation_steps": 1, "max_epochs": 10, "max_training_hours": 12.0, "logging_steps": 100},
+        **{"eval_every": 500, "save_every": 1000, "report_to": ["tensorboard"], "precision": "auto"},
+        **{"dataset_name": "Salesforce/wikitext", "dataset_config_name": "wikitext-2-v1"},
+        **{"sequence_mode": "padding_free"},
+    }
+    assert expected.items() <= content.items()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_parses(path):
+    """No shipped file has an unknown key or a bad value."""
+    parse(TYPES, [], str(path))
+
+
+def test_the_table_of_configs_is_complete():
+    """training_args/README.md has a row for each file."""
+    table = (REPOSITORY / "training_args" / "README.md").read_text()
+    assert CONFIGS and all(f"| `{path.name}` |" in table for path in CONFIGS)
+
+
+def test_both_names_of_activation_checkpointing_work():
+    """transformers renamed the option; both spellings switch it on."""
+    for name in ("activation_checkpointing", "gradient_checkpointing"):
+        args = parse(TYPES, [f"--{name}"]).values[2]
+        assert args.activation_checkpointing and args.gradient_checkpointing

@@ -1,0 +1,178 @@
+"""Defaults, a JSON file and the command line become arguments; nothing is accepted and ignored."""
+
+import json
+
+import pytest
+
+from gpt2_hf.errors import UserError
+from gpt2_hf.options.arguments import DataArguments, ModelArguments
+from gpt2_hf.options.parsing import parse
+from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
+
+TYPES = [ModelArguments, DataArguments, GPT2HFTrainingArguments]
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Write a config file: `config({...})` returns its path."""
+
+    def write(content):
+        path = tmp_path / "config.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return str(path)
+
+    return write
+
+
+def test_command_line_wins_over_file_and_file_over_default(config):
+    """default < JSON < command line."""
+    path = config({"batch_size": 4, "learning_rate": 1e-4})
+    parsed = parse(TYPES, ["--learning_rate", "2e-4"], path)
+    _, _, args = parsed.values
+    assert (args.per_device_train_batch_size, args.learning_rate, args.adam_beta2) == (4, 2e-4, 0.95)
+    assert parsed.given == {"per_device_train_batch_size": "config", "learning_rate": "command line"}
+
+
+@pytest.mark.parametrize(
+    ("alias", "name", "value"),
+    [
+        ("max_epochs", "num_train_epochs", 3.0),
+        ("batch_size", "per_device_train_batch_size", 2),
+        ("gradient_clip", "max_grad_norm", 0.5),
+        ("eval_every", "eval_steps", 7.0),
+        ("save_every", "save_steps", 9.0),
+        ("num_workers", "dataloader_num_workers", 1),
+        ("checkpoint_dir", "output_dir", "x"),
+        ("resume_from", "resume_from_checkpoint", "latest"),
+    ],
+)
+def test_both_spellings_work_in_both_places(config, alias, name, value):
+    """The user's names and transformers' names are the same option."""
+    for key in (alias, name):
+        assert getattr(parse(TYPES, [f"--{key}", str(value)]).values[2], name) == value
+        assert getattr(parse(TYPES, [], config({key: value})).values[2], name) == value
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--d_modle", "64"], "unknown option --d_modle; did you mean d_model"),
+        (["--batch_size", "eight"], "--batch_size: invalid int value: 'eight'"),
+        (["--dropout", "1.5"], r"--dropout must be in \[0, 1\), got 1.5"),
+        (
+            ["--d_model", "100", "--num_heads", "12"],
+            "--num_heads 12 does not divide --d_model 100; use --num_heads 5 or 10",
+        ),
+        (["--learning_rate", "0"], "--learning_rate must be above 0"),
+        (["--batch_size", "0"], "--per_device_train_batch_size must be at least 1"),
+        (["--adam_beta2", "1"], r"--adam_beta2 must be in \[0, 1\)"),
+        (["--max_training_hours", "0"], "--max_training_hours must be above 0"),
+        (["--max_steps", "0"], "--max_steps must be at least 1"),
+        (["--sequence_mode", "packed"], "--sequence_mode: invalid choice: 'packed'"),
+        (["--lr_scheduler_type", "cosin"], "--lr_scheduler_type: invalid choice: 'cosin'"),
+        (["--validation_split_percentage", "100"], "must be between 0 and 100"),
+        (["--truncate", "--sequence_mode", "blocks"], "--truncate has no effect with --sequence_mode blocks"),
+        (["--pad_to_max_length"], "--pad_to_max_length has no effect with --sequence_mode padding_free"),
+        (["--eval_every", "5", "--eval_strategy", "epoch"], "--eval_steps has no effect with --eval_strategy epoch"),
+        (["--save_every", "5", "--save_strategy", "no"], "--save_steps has no effect with --save_strategy no"),
+        (["--warmup_steps", "5", "--lr_scheduler_type", "constant"], "--warmup_steps has no effect"),
+        (["--dataset_name", "x", "--validation_file", "y"], "--dataset_name has no effect beside --validation_file"),
+        (["--do_train"], "--do_train has no effect"),
+        (["--dataloader_drop_last"], "--dataloader_drop_last has no effect"),
+        (["--seed", "5000000000"], "--seed must be below 2,147,483,648"),
+        (["--use_liger_kernel"], "--use_liger_kernel has no effect"),
+        (["--model_name_or_path", "gpt2", "--d_model", "64"], "--d_model has no effect beside --model_name_or_path"),
+        (["--fp16", "--use_cpu"], "--precision fp16 needs a CUDA device"),
+        (["--bf16", "--fp16"], "--fp16 and --bf16 exclude each other"),
+        (["--bf16", "--precision", "fp32"], "--bf16 contradicts --precision fp32"),
+        (["train.json"], "unexpected argument 'train.json'"),
+        (["--d_model"], "--d_model: expected one argument"),
+    ],
+)
+def test_bad_command_lines_get_one_clear_line(argv, message):
+    """Each error names the option, is one line, and says what to do."""
+    with pytest.raises(UserError, match=message) as caught:
+        parse(TYPES, argv)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"d_modle": 64}, "unknown key 'd_modle'; did you mean d_model"),
+        ({"batch_size": "eight"}, "--batch_size: invalid int value: 'eight'"),
+        ({"d_model": True}, "true and false are not expected"),
+        ({"d_model": [64]}, "a list is not expected"),
+        ({"d_model": []}, "a list is not expected"),
+        ({"d_model": None}, "d_model cannot be null"),
+        ({"batch_size": 8, "per_device_train_batch_size": 4}, "both set per_device_train_batch_size"),
+        ('{"d_model": 64, "d_model": 32}', "stands twice"),
+        ('{"d_model": 64,}', "is not JSON: .* in line 1"),
+        ("[1]", "must hold one JSON object"),
+    ],
+)
+def test_bad_files_get_one_clear_line(config, content, message):
+    """Each error names the file and the key."""
+    with pytest.raises(UserError, match=message) as caught:
+        parse(TYPES, [], config(content))
+    assert "\n" not in str(caught.value) and "--config" in str(caught.value)
+
+
+def test_files_of_other_editors(config, tmp_path):
+    """A byte-order mark is passed over; what is not UTF-8, as an old PowerShell writes, is said to be."""
+    (tmp_path / "marked.json").write_text('{"d_model": 64}', encoding="utf-8-sig")
+    assert parse(TYPES, [], str(tmp_path / "marked.json")).values[0].d_model == 64
+    (tmp_path / "wide.json").write_text('{"d_model": 64}', encoding="utf-16")
+    with pytest.raises(UserError, match=r"wide\.json cannot be read \(it is not UTF-8\)"):
+        parse(TYPES, [], str(tmp_path / "wide.json"))
+
+
+def test_missing_file_is_named():
+    """A config that is not there is a one-line error."""
+    with pytest.raises(UserError, match=r"--config: nowhere\.json cannot be read"):
+        parse(TYPES, [], "nowhere.json")
+
+
+def test_optional_values_can_be_taken_away(config):
+    """`none` on the command line and null in a file unset an optional option."""
+    argv = ["--max_training_hours", "none", "--save_total_limit", "none"]
+    _, _, args = parse(TYPES, argv).values
+    assert args.max_training_hours is None and args.save_total_limit is None
+    _, _, args = parse(TYPES, [], config({"max_training_hours": None, "save_total_limit": None})).values
+    assert args.max_training_hours is None and args.save_total_limit is None
+
+
+def test_what_a_run_writes_down_can_be_read(config):
+    """Nothing to report to is an empty list there, and FSDP is a truth value."""
+    assert parse(TYPES, ["--report_to", "none"]).values[2].report_to == []
+    _, _, args = parse(TYPES, [], config({"report_to": [], "fsdp": False})).values
+    assert args.report_to == [] and not args.wants_fsdp
+    assert parse(TYPES, ["--use_cpu"], config({"fsdp": True})).values[2].wants_fsdp
+
+
+def test_choosing_weights_on_the_command_line_overrules_sizes_in_the_file(config):
+    """base.json states sizes; --model_name_or_path beside it takes the weights' own."""
+    parsed = parse(TYPES, ["--model_name_or_path", "somewhere"], config({"d_model": 64, "num_heads": 4}))
+    assert "d_model" not in parsed.given
+
+
+def test_choosing_a_file_on_the_command_line_overrules_the_data_set_of_the_file(config):
+    """--train_file beside a config with a dataset_name is no contradiction, but the later choice."""
+    parsed = parse(TYPES, ["--train_file", "a.txt"], config({"dataset_name": "x/y"}))
+    assert "dataset_name" not in parsed.given
+    with pytest.raises(UserError, match="--dataset_name has no effect beside --train_file"):
+        parse(TYPES, ["--train_file", "a.txt", "--dataset_name", "x/y"])
+
+
+def test_another_data_set_does_not_keep_the_default_config_name():
+    """The config name of the default data set is only a hint for one named on the command line."""
+    assert parse(TYPES, ["--dataset_name", "x/y"]).values[1].dataset_config_is_inherited
+    assert not parse(TYPES, []).values[1].dataset_config_is_inherited
+    argv = ["--dataset_name", "x/y", "--dataset_config_name", "z"]
+    assert not parse(TYPES, argv).values[1].dataset_config_is_inherited
+
+
+def test_dictionary_options_survive_the_file(config):
+    """Options that are objects in transformers are objects in the file."""
+    content = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-5}}
+    assert parse(TYPES, [], config(content)).values[2].lr_scheduler_kwargs == {"min_lr": 1e-5}

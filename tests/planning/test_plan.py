@@ -1,0 +1,316 @@
+"""The plan counts what the run then does, and its estimates are those of a real run."""
+
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from transformers import IntervalStrategy
+
+from gpt2_hf.__main__ import main
+from gpt2_hf.checkpoints.folders import list_checkpoints, read_names, step_of
+from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
+from gpt2_hf.planning.plan import Plan, list_events, make_schedule, schedule_warning
+from gpt2_hf.planning.probe import Measurement, checkpoint_bytes
+
+from ..conftest import REPOSITORY, read_json
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch", "accumulation", "epochs", "expected"),
+    [(200, 8, 1, 1, (25, 25)), (201, 8, 1, 2, (26, 52)), (23_767, 8, 1, 10, (2971, 29_710)), (100, 8, 4, 3, (4, 12))],
+)
+def test_steps_are_counted_as_the_trainer_counts_them(tmp_path, samples, batch, accumulation, epochs, expected):
+    """The last, smaller batch of an epoch is a batch, and the last, smaller accumulation a step."""
+    args = GPT2HFTrainingArguments(
+        str(tmp_path),
+        use_cpu=True,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=epochs,
+    )
+    schedule = make_schedule(args, samples)
+    assert (schedule.steps_per_epoch, schedule.total_steps) == expected
+
+
+def test_the_schedule_is_that_of_a_real_run(finished_run):
+    """The run that was planned with 25 steps took 25."""
+    assert read_json(finished_run / "trainer_state.json")["max_steps"] == 25
+
+
+def test_a_warmup_that_swallows_the_run_is_announced(tmp_path):
+    """2,000 steps of warmup in a run of 100 get a line that names the flag."""
+    args = GPT2HFTrainingArguments(str(tmp_path), use_cpu=True, max_steps=100)
+    warning = schedule_warning(make_schedule(args, 1000))
+    assert warning is not None and "--warmup_steps 0.1" in warning
+    args = GPT2HFTrainingArguments(str(tmp_path), use_cpu=True, max_steps=100, warmup_steps=0.1)
+    assert make_schedule(args, 1000).warmup_steps == 10
+    assert schedule_warning(make_schedule(args, 1000)) is None
+
+
+def test_evaluations_and_checkpoints_are_those_of_a_real_run(finished_run, tmp_path):
+    """The steps that are planned are the steps at which the finished run evaluated and saved."""
+    args = GPT2HFTrainingArguments(str(tmp_path), use_cpu=True, eval_steps=10, save_steps=10, num_train_epochs=1)
+    events = list_events(args, make_schedule(args, 200))
+    history = read_json(finished_run / "trainer_state.json")["log_history"]
+    assert sorted(events.evaluations) == [entry["step"] for entry in history if "eval_loss" in entry]
+    assert sorted(events.saves) == [step_of(folder) for folder in list_checkpoints(finished_run)]
+
+
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+def test_kept_checkpoints_are_those_of_a_real_run(train_tiny, tmp_path, strategy):
+    """What is left at the end is what was planned, and the best one, whatever the strategy."""
+    run = tmp_path / "run"
+    options = ("--max_epochs", "2", "--max_train_samples", "80")
+    if strategy == "steps":
+        options += ("--save_every", "4", "--eval_every", "4")
+    strategies = ("--eval_strategy", strategy, "--save_strategy", strategy, "--save_total_limit", "2")
+    assert train_tiny(run, *options, *strategies) == 0
+    args = GPT2HFTrainingArguments(
+        str(tmp_path),
+        use_cpu=True,
+        **{"eval_strategy": strategy, "save_strategy": strategy, "eval_steps": 4, "save_steps": 4},
+        save_total_limit=2,
+        num_train_epochs=2,
+    )
+    kept = list_events(args, make_schedule(args, 80)).kept
+    left = {step_of(folder) for folder in list_checkpoints(run)}
+    assert left - {step_of(read_names(run)["best_model"])} <= kept <= left
+
+
+def test_a_checkpoint_is_as_large_as_planned(finished_run):
+    """Weights, two moments, tokenizer and source, to within the allowance for small files."""
+    size = sum(path.stat().st_size for path in list_checkpoints(finished_run)[-1].rglob("*"))
+    parameters = read_json(finished_run / "resolved_config.json")["provenance"]["parameters"]
+    assert 12 * parameters < size < checkpoint_bytes(parameters, 8 * parameters)
+
+
+# ---- advice ----
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """A plan with nothing to complain about: 10 hours of 12."""
+    args = GPT2HFTrainingArguments(str(tmp_path), use_cpu=True, warmup_steps=100)
+    schedule = make_schedule(args, 8000)
+    measured = Measurement(
+        step_seconds=3.0,
+        num_steps=9,
+        tokens_per_second=1000.0,
+        share_of_peak=None,
+        evaluation_seconds=60.0,
+        test_seconds=60.0,
+        sample_seconds=5.0,
+        peak_bytes=3 * GIB,
+    )
+    return Plan(
+        args=args,
+        schedule=schedule,
+        events=list_events(args, schedule),
+        num_parameters=10**8,
+        optimizer_bytes=8 * 10**8,
+        num_samples=8000,
+        num_tokens=10**6,
+        flops_per_token=6e8,
+        activation_bytes=GIB,
+        peak_bytes=3 * GIB,
+        memory_bytes=8 * GIB,
+        measured=measured,
+        start_seconds=10.0,
+        save_seconds=5.0,
+        report_seconds=5.0,
+        free_disk_bytes=100 * GIB,
+    )
+
+
+def test_a_good_plan_has_no_advice(plan):
+    """Everything fits; the parts of the time add up; an unknown device has no share of its peak."""
+    assert plan.advice() == []
+    assert plan.total_seconds == pytest.approx(10 + 10_000 * 3 + 20 * 65 + 20 * 5 + 65)
+    text = "\n".join(plan.lines())
+    assert "budget: 12:00:00; the run fits" in text and "peak (" not in text and "8:44:35 in all" in text
+
+
+def test_a_run_longer_than_its_budget_is_told_so(plan):
+    """Half the time: the step at which the budget ends, and three ways out."""
+    plan.args.max_training_hours = 4.4
+    (line,) = plan.advice()
+    assert "at about step 5,0" in line
+    for flag in ("--max_training_hours 9.62", "--max_steps 5", "--schedule_by_time"):
+        assert flag in line, flag
+    assert plan.num_kept == 10 + 1 + 1 + 1 + 1  # epochs, step 9,500, the best, the one being written, the time limit
+
+
+def test_a_schedule_that_follows_the_budget_may_end_early(plan):
+    """Its learning rate has come down by then, so there is nothing to change."""
+    plan.args.max_training_hours, plan.args.schedule_by_time = 4.4, True
+    assert plan.advice() == [] and not plan.fits_budget
+
+
+@pytest.mark.parametrize(
+    ("options", "flags"),
+    [
+        ({}, "--batch_size 4 --gradient_accumulation_steps 2,"),
+        ({"per_device_train_batch_size": 7}, "--batch_size 1 --gradient_accumulation_steps 7,"),
+        ({"global_batch_size": 8}, "--batch_size 4, the same step"),
+        ({"per_device_train_batch_size": 1}, "--activation_checkpointing"),
+        ({"per_device_train_batch_size": 1, "gradient_checkpointing": True}, "--max_length"),
+    ],
+)
+def test_too_little_memory_names_the_next_flag(plan, options, flags):
+    """A smaller batch first, then recomputed activations, then a smaller model; no time is guessed."""
+    for name, value in options.items():
+        setattr(plan.args, name, value)
+    small = replace(plan, memory_bytes=2 * GIB, measured=None)
+    (line,) = small.advice()
+    assert flags in line
+    assert small.seconds == {} and not any(line.startswith(("time", "speed")) for line in small.lines())
+    (line,) = replace(small, memory_bytes=GIB).advice()
+    assert "alone do not fit" in line and "--d_model" in line
+
+
+def test_a_full_disk_and_long_evaluations_are_told(plan):
+    """Advice for both, with the flags."""
+    slow = replace(plan.measured, evaluation_seconds=1000.0)
+    lines = "\n".join(replace(plan, measured=slow, free_disk_bytes=GIB).advice())
+    for flag in ("--eval_every", "--max_eval_samples", "--save_total_limit 1", "--max_epochs"):
+        assert flag in lines, flag
+    plan.args.eval_strategy = IntervalStrategy.EPOCH  # beside which --eval_every would be refused
+    (line,) = (line for line in replace(plan, measured=slow).advice() if line.startswith("evaluations take"))
+    assert "--max_eval_samples" in line and "--eval_every" not in line
+
+
+# ---- against a real run ----
+
+
+@pytest.fixture
+def plan_of(tiny_options, tmp_path, monkeypatch):
+    """`plan_of(*options)` runs the command `plan` in this process and returns the plan it printed."""
+    from gpt2_hf.job import main_job
+    from gpt2_hf.planning import plan as plan_module
+
+    plans = []
+    original = plan_module.make_plan
+    monkeypatch.setattr(main_job, "make_plan", lambda *args: plans.append(original(*args)) or plans[-1])
+
+    def run(*options):
+        assert main(["plan", *tiny_options, "--checkpoint_dir", str(tmp_path / "planned"), *options]) == 0
+        assert not (tmp_path / "planned").exists()
+        return plans.pop()
+
+    return run
+
+
+@pytest.mark.parametrize("mode", ["padded", "padding_free", "blocks"])
+def test_every_mode_is_planned_and_nothing_is_written(plan_of, capsys, mode):
+    """`plan` prints parameters, steps, memory, speed, time, budget and disk."""
+    made = plan_of("--sequence_mode", mode, "--gradient_accumulation_steps", "3")
+    out = capsys.readouterr().out
+    for word in ("parameters: ", "memory: ", "activations ", "speed: ", "time: ", "budget: ", "a checkpoint", "free"):
+        assert word in out, word
+    assert made.measured.step_seconds > 0 and made.measured.evaluation_seconds > 0 and made.activation_bytes > 0
+
+
+def test_a_machine_that_is_too_small_is_not_probed(plan_of, capsys, monkeypatch):
+    """Where the least possible memory is not there, no step is tried, and the advice says what to type."""
+    from gpt2_hf.planning import plan as plan_module
+
+    monkeypatch.setattr(plan_module, "device_memory", lambda device: 1000)
+    assert plan_of().measured is None
+    assert "advice: weights, gradients and optimizer alone do not fit" in capsys.readouterr().out
+
+
+def test_a_plan_needs_a_place_to_write_to(tiny_options, tmp_path, capsys):
+    """A folder that cannot be written to is found before the run."""
+    if os.name == "nt" or os.geteuid() == 0:
+        pytest.skip("everything can be written to")
+    place = tmp_path / "place"
+    place.mkdir(mode=0o500)
+    assert main(["plan", *tiny_options, "--checkpoint_dir", str(place / "run")]) == 2
+    assert "--checkpoint_dir" in capsys.readouterr().err
+
+
+def test_planned_steps_take_the_time_of_real_ones(plan_of, train_tiny, tmp_path):
+    """Within 25 %, by the medians of turns; a machine with other work gets a second chance."""
+    options = ("--d_model", "64", "--max_steps", "40", "--eval_strategy", "no", "--save_strategy", "no")
+    for attempt in range(2):
+        planned, real = [], []
+        for turn in range(3):
+            planned.append(plan_of(*options).measured.step_seconds)
+            run = tmp_path / f"run{attempt}{turn}"
+            assert train_tiny(run, *options, "--logging_steps", "10") == 0
+            logs = read_json(run / "trainer_state.json")["log_history"]
+            speed = statistics.median(entry["tokens_per_second"] for entry in logs if "tokens_per_second" in entry)
+            tokens = read_json(run / "resolved_config.json")["provenance"]["samples_per_step"] * mean_length(run)
+            real.append(tokens / speed)
+        ratio = statistics.median(planned) / statistics.median(real)
+        if 0.75 < ratio < 1.25:
+            return
+    pytest.fail(f"planned steps take {ratio:.2f} of the real ones' time")
+
+
+def mean_length(run):
+    """Scored tokens in a sample of the finished run's training text."""
+    from gpt2_hf.data import load_data
+    from gpt2_hf.data.tokenizer import load_tokenizer
+    from gpt2_hf.options.arguments import DataArguments
+
+    config = read_json(run / "resolved_config.json")
+    args = DataArguments(train_file=config["train_file"], max_train_samples=config["max_train_samples"])
+    return load_data(args, load_tokenizer(config["tokenizer_name"]), 32, ("train",)).samples["train"].lengths.mean()
+
+
+# Enough activations that they matter beside the libraries: about 400 MiB.
+LARGE_STEP = ["--d_model", "256", "--num_layers", "6", "--num_heads", "4", "--max_length", "256", "--dropout", "0.1"]
+LARGE_STEP += ["--sequence_mode", "blocks", "--logging_steps", "1"]
+
+
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="needs the peak memory of a child process")
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param((), id="one batch"),
+        pytest.param(
+            ("--gradient_accumulation_steps", "2", "--dropout", "0.0"), id="accumulated", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_planned_memory_is_that_of_a_real_run(tiny_options, tmp_path, more):
+    """Two processes side by side: the plan's peak is within 15 % of the most that the run takes."""
+    options = [*tiny_options, *LARGE_STEP, *more, "--checkpoint_dir", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "gpt2_hf"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    planning = subprocess.Popen(
+        [*command, "plan", *options], cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    limited = ["--max_steps", "6", "--save_strategy", "no", "--max_eval_samples", "8"]
+    running = subprocess.Popen(
+        [*command, "train", *options, *limited], cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL
+    )
+    out, _ = planning.communicate(timeout=240)
+    _, status, usage = os.wait4(running.pid, 0)
+    running.returncode = os.waitstatus_to_exitcode(status)
+    assert planning.returncode == running.returncode == 0
+    number, unit = re.search(r"memory: ([\d.]+) (\w+) at the peak, measured", out).groups()
+    planned = float(number) * {"GiB": 2**30, "MiB": 2**20}[unit]
+    real = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    assert planned == pytest.approx(real, rel=0.15)
+
+
+@pytest.mark.slow
+def test_planned_time_is_that_of_a_real_run(tmp_path):
+    """The quickstart with 60 steps as a process of its own: the plan's total is within 25 %."""
+    config = ["--config", "training_args/quickstart.json", "--max_steps", "60", "--max_training_hours", "none"]
+    command = [sys.executable, "-m", "gpt2_hf"]
+    options = [*config, "--checkpoint_dir", str(tmp_path / "run")]
+    planned = subprocess.run([*command, "plan", *options], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    hours, minutes, seconds = map(int, re.search(r"(\d+):(\d+):(\d+) in all", planned.stdout).groups())
+    begin = time.monotonic()
+    subprocess.run([*command, "train", *options], cwd=REPOSITORY, capture_output=True, check=True)
+    assert 3600 * hours + 60 * minutes + seconds == pytest.approx(time.monotonic() - begin, rel=0.25)

@@ -1,0 +1,74 @@
+"""A machine that lacks a faster way: the run goes on, and one line says what is missing."""
+
+import pytest
+
+from gpt2_hf.runtime import fallbacks
+from gpt2_hf.runtime.fallbacks import missing_for_attention, missing_for_compile
+
+from ..conftest import read_json
+
+
+def test_what_is_there_is_not_missed(monkeypatch):
+    """A compiler on the path is found; so is the one that CXX names; backends of torch need no package."""
+    monkeypatch.setattr(fallbacks.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert missing_for_compile("cpu") is None
+    for backend in ("sdpa", None):
+        assert missing_for_attention(backend, "fp32", 0.1) is None
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    """The compiler of the device, or the package of the backend."""
+    monkeypatch.setattr(fallbacks.shutil, "which", lambda name: None)
+    monkeypatch.setenv("CXX", "my-compiler")
+    assert "my-compiler" in missing_for_compile("cpu")
+    monkeypatch.setattr(fallbacks.importlib.util, "find_spec", lambda name: None)
+    assert "Triton" in missing_for_compile("cuda")
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision", "missing"),
+    [((6, 1), "fp16", "the card is too old"), ((7, 5), "fp16", "no C compiler"), ((8, 0), "bf16", "no C compiler")],
+)
+def test_a_card_and_its_compiler(monkeypatch, capability, precision, missing):
+    """Triton needs Volta and a C compiler, flash attention needs Ampere and 16 bits, its third version no dropout."""
+    monkeypatch.setattr(fallbacks.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(fallbacks.torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(fallbacks.sys, "platform", "linux")
+    monkeypatch.setattr(fallbacks.shutil, "which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
+    assert missing in missing_for_compile("cuda")
+    for version in (2, 3):
+        monkeypatch.setattr(fallbacks, f"is_flash_attn_{version}_available", lambda: True)
+        backend = f"flash_attention_{version}"
+        assert "16 bits" in missing_for_attention(backend, "fp32", 0.1)
+        if capability < (8, 0):
+            assert "the card is too old" in missing_for_attention(backend, precision, 0.1)
+        else:
+            assert missing_for_attention(backend, precision, 0.0) is None
+            assert (missing_for_attention(backend, precision, 0.1) is None) == (version == 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (
+            ("--torch_compile", "--torch_compile_backend", "inductor"),
+            "--torch_compile is left out: there is no C++ compiler (no-such-compiler)",
+        ),
+        (("--torch_compile",), "--torch_compile is left out: there is no C++ compiler (no-such-compiler)"),
+        (
+            ("--attn_implementation", "flash_attention_2"),
+            "--attn_implementation sdpa is used: flash_attention_2",
+        ),
+    ],
+)
+def test_the_run_goes_on_without(train_tiny, tmp_path, capsys, monkeypatch, options, line):
+    """One line each, and a trained model; the record tells what was really used."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(fallbacks, "is_flash_attn_2_available", lambda: False)
+    assert train_tiny(tmp_path / "run", "--max_steps", "2", *options) == 0
+    assert capsys.readouterr().out.count(line) == 1
+    config = read_json(tmp_path / "run" / "resolved_config.json")
+    assert (
+        config["torch_compile"] is False if "--torch_compile" in options else config["attn_implementation"] == "sdpa"
+    )

@@ -1,0 +1,131 @@
+"""gpt2_hf.runtime.hub: an unreachable hub costs seconds, not minutes, and says what to do."""
+
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+from contextlib import closing
+
+import datasets
+import pytest
+from huggingface_hub import constants
+
+from gpt2_hf.runtime.hub import ensure_hub_or_offline, is_hub_id, is_local_path
+
+LOAD_DATA = """
+from gpt2_hf.options.arguments import DataArguments
+from gpt2_hf.data import load_data
+from gpt2_hf.errors import UserError
+from gpt2_hf.data.tokenizer import load_tokenizer
+try:
+    load_data(DataArguments(), load_tokenizer(), 64)
+except UserError as error:
+    print(error)
+"""
+LOAD_TOKENIZER = """
+from gpt2_hf.errors import UserError
+from gpt2_hf.data.tokenizer import load_tokenizer
+try:
+    load_tokenizer("someone/some-tokenizer")
+except UserError as error:
+    print(error)
+"""
+
+
+def run_without_hub(code, tmp_path, endpoint):
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "PYTHONWARNINGS": "ignore"}
+    environment.pop("HF_HUB_OFFLINE", None)
+    environment.pop("HF_DATASETS_CACHE", None)
+    start = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=90)
+    return result, time.monotonic() - start
+
+
+def test_refused_connection(tmp_path):
+    """With the hub's port closed, data and tokenizer give one line each with the remedy, soon, without retries."""
+    with closing(socket.socket()) as unused:
+        unused.bind(("127.0.0.1", 0))  # bound, not listening: a connection is refused
+        endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        result, seconds = run_without_hub(LOAD_TOKENIZER + LOAD_DATA, tmp_path, endpoint)
+    assert result.returncode == 0, result.stderr
+    tokenizer_line, data_line = result.stdout.strip().splitlines()
+    assert tokenizer_line.startswith("--tokenizer_name: ") and "give a folder" in tokenizer_line
+    assert data_line.startswith("--dataset_name: ") and "--train_file" in data_line
+    assert "etry" not in result.stderr and "Traceback" not in result.stderr
+    assert seconds < 30
+
+
+@pytest.mark.slow
+def test_answers_nothing(tmp_path):
+    """A hub that accepts connections and never answers is given up within 30 s, after few connections."""
+    connections = []
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+
+        def accept():
+            while True:
+                try:
+                    connections.append(server.accept()[0])
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        result, seconds = run_without_hub(LOAD_DATA, tmp_path, f"http://127.0.0.1:{server.getsockname()[1]}")
+        attempts = len(connections)
+        server.shutdown(socket.SHUT_RDWR)
+    thread.join()
+    for connection in connections:
+        connection.close()
+    assert result.returncode == 0, result.stderr
+    assert "--train_file" in result.stdout
+    assert seconds < 30
+    assert attempts <= 2
+
+
+@pytest.mark.parametrize(
+    ("reason", "answered"),
+    [
+        (ssl.SSLCertVerificationError(1, "self-signed certificate in certificate chain"), True),
+        (ssl.SSLEOFError(8, "EOF occurred in violation of protocol"), False),
+        (TimeoutError("timed out"), False),
+    ],
+)
+def test_a_certificate_that_cannot_be_verified_is_an_answer(monkeypatch, reason, answered):
+    """Behind a proxy with certificates of its own the hub is there; its own client may know them."""
+
+    def refuse(*args, **options):
+        raise urllib.error.URLError(reason)
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    assert ensure_hub_or_offline.__wrapped__() is answered
+    assert constants.HF_HUB_OFFLINE is datasets.config.HF_HUB_OFFLINE is not answered
+
+
+@pytest.mark.parametrize(
+    ("name", "local", "hub"),
+    [
+        ("Salesforce/wikitext", False, True),
+        ("gpt2", False, True),
+        ("./data", True, False),
+        ("../data", True, False),
+        ("~/data", True, False),
+        ("/data", True, False),
+    ],
+)
+def test_kinds_of_names(name, local, hub):
+    """A name with the marks of a path is never looked up at the hub."""
+    assert is_local_path(name) is local
+    assert is_hub_id(name) is hub
+
+
+def test_existing_folder_is_not_a_hub_id(tmp_path, monkeypatch):
+    """A folder that is there wins over a hub id of the same name."""
+    (tmp_path / "owner" / "data").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert not is_hub_id("owner/data")

@@ -1,0 +1,84 @@
+"""Signals that announce the end, in the process that trains and in those that prepare its batches."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from gpt2_hf.runtime.stop_signals import IgnoringSignals, SignalWatch
+
+
+def test_watch_remembers_the_first_signal_and_gives_the_handlers_back():
+    """A signal sets the exit code; afterwards the earlier handlers are in force."""
+    before = signal.getsignal(signal.SIGTERM)
+    watch = SignalWatch()
+    watch.immediate = False
+    watch.install()
+    try:
+        signal.raise_signal(signal.SIGTERM)
+        assert watch.received is signal.SIGTERM and watch.exit_code == 75
+    finally:
+        watch.restore()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_signal_with_nothing_to_save_leaves_at_once():
+    """While the run only reads and tokenises, a signal ends it with the code that says to run again."""
+    watch = SignalWatch()
+    watch.install()
+    try:
+        with pytest.raises(SystemExit) as exit_:
+            signal.raise_signal(signal.SIGTERM)
+        assert exit_.value.code == 75
+    finally:
+        watch.restore()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX signals")
+def test_second_ctrl_c_ends_at_once():
+    """Two Ctrl-C end the process with 130 whatever it is doing."""
+    code = (
+        "import signal; from gpt2_hf.runtime.stop_signals import SignalWatch\n"
+        "watch = SignalWatch(); watch.install(); watch.immediate = False\n"
+        "signal.raise_signal(signal.SIGINT); print('going on', flush=True)\n"
+        "signal.raise_signal(signal.SIGINT); print('never')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 130
+    assert "going on" in result.stdout and "never" not in result.stdout
+
+
+def test_workers_leave_signals_to_the_process_that_trains():
+    """A Ctrl-C reaches every process of the terminal; one that prepares batches goes on, after its own start."""
+    before = signal.getsignal(signal.SIGINT)
+    begun = []
+    try:
+        IgnoringSignals(begun.append)(3)
+        signal.raise_signal(signal.SIGINT)
+        assert begun == [3]
+    finally:
+        for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.SIG_DFL)
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX signals")
+@pytest.mark.parametrize(
+    ("end", "code"), [("raise RuntimeError('an error')", 1), ("cycle = [batches]; cycle += [cycle]", 0)]
+)
+def test_a_process_with_living_workers_can_end(end, code):
+    """By an error, or with batches that only the garbage collector would free: it does not wait for deaf workers."""
+    script = f"""
+import torch
+from torch.utils.data import DataLoader
+from gpt2_hf.runtime.stop_signals import shield_workers
+loader = DataLoader(torch.arange(1000), num_workers=1, multiprocessing_context="fork")
+batches = iter(shield_workers(loader))
+next(batches)
+{end}
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=90)
+    assert result.returncode == code, result.stderr

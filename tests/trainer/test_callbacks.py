@@ -1,0 +1,310 @@
+"""When a run evaluates, saves and stops: each callback on its own."""
+
+import math
+import sys
+
+import pytest
+import torch
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from gpt2_hf.errors import TrainingDivergedError
+from gpt2_hf.runtime.stop_signals import SignalWatch
+from gpt2_hf.runtime.stopwatch import Stopwatch, process_age
+from gpt2_hf.trainer.callbacks import (
+    CadenceCallback,
+    LossSpikes,
+    NonFiniteGuard,
+    ProgressCallback,
+    StopCallback,
+    TimeBudgetCallback,
+)
+from gpt2_hf.trainer.callbacks.cadence import is_new_best
+from gpt2_hf.trainer.callbacks.tensorboard import tag_of
+from gpt2_hf.trainer.schedule import cosine_by_time
+
+
+@pytest.fixture
+def args(tmp_path):
+    return TrainingArguments(
+        str(tmp_path), eval_strategy="steps", save_strategy="steps", metric_for_best_model="loss", use_cpu=True
+    )
+
+
+def state_at(step, epoch, max_steps=100):
+    """A Trainer's state in the middle of a run."""
+    state = TrainerState(global_step=step, max_steps=max_steps)
+    state.epoch = epoch
+    return state
+
+
+@pytest.mark.parametrize(
+    ("step", "epoch", "evaluates"), [(10, 0.5, False), (20, 1.0, True), (40, 2.0, True), (100, 4.7, True)]
+)
+def test_cadence_adds_epoch_ends_and_the_last_step(args, step, epoch, evaluates):
+    """Evaluation and checkpoint at each epoch's end and at the end of the run, and only there."""
+    control = CadenceCallback().on_step_end(args, state_at(step, epoch), TrainerControl())
+    assert control.should_evaluate == control.should_save == evaluates
+
+
+@pytest.mark.parametrize(("step", "epoch", "acts"), [(10, 0.5, False), (20, 1.0, True), (100, 4.7, True)])
+def test_cadence_by_epochs_ends_with_the_run(args, step, epoch, acts):
+    """A run that ends in the middle of an epoch is evaluated and saved there, as by the Trainer."""
+    args.eval_strategy = args.save_strategy = "epoch"
+    control = CadenceCallback().on_step_end(args, state_at(step, epoch), TrainerControl())
+    assert control.should_evaluate == control.should_save == acts
+
+
+def test_cadence_respects_other_strategies(args):
+    """With eval_strategy or save_strategy "no", nothing is added."""
+    args.eval_strategy, args.save_strategy = "no", "no"
+    control = CadenceCallback().on_step_end(args, state_at(20, 1.0), TrainerControl())
+    assert not control.should_evaluate and not control.should_save
+
+
+def test_a_new_best_is_saved(args):
+    """Better than all before is saved; equal, worse and NaN are not."""
+    state = state_at(10, 0.5)
+    assert is_new_best(args, state, {"eval_loss": 3.0})
+    state.best_metric = 3.0
+    assert is_new_best(args, state, {"eval_loss": 2.9})
+    for loss in (3.0, 3.1, math.nan):
+        assert not is_new_best(args, state, {"eval_loss": loss})
+
+
+class FixedWatch(Stopwatch):
+    """A stopwatch that shows what the test says."""
+
+    now = 0.0
+
+    @property
+    def elapsed(self):
+        return self.now
+
+
+def run_out_of_budget(args, step_seconds, **estimates):
+    """Steps of 5 s, or as told by their number, in a budget of 100 s; the budget and the control at its end."""
+    watch = FixedWatch()
+    estimates = {name: lambda seconds=seconds: seconds for name, seconds in estimates.items()}
+    budget = TimeBudgetCallback(100 / 3600, watch, **estimates)
+    stop = StopCallback(budget, SignalWatch())
+    state, control = state_at(0, 0.0), TrainerControl()
+    budget.on_train_begin(args, state, control)
+    while not control.should_training_stop:
+        budget.on_step_begin(args, state, control)
+        state.global_step += 1
+        watch.now += step_seconds.get(state.global_step, 5.0)
+        budget.on_step_end(args, state, control)
+        control = stop.on_step_end(args, state, control)
+    assert control.should_save and control.should_log
+    assert budget.expired and budget.checkpoint_names() == ["checkpoint_time_limit"]
+    return budget, control
+
+
+CLOSING = {"closing_seconds": 6.0, "save_seconds": 3.0}
+
+
+@pytest.mark.parametrize("step_seconds", [{}, {1: 30.0}, {5: 30.0}])
+def test_budget_stops_while_the_rest_still_fits(args, step_seconds):
+    """The last step is the one after which another step and the closing work would not fit any more.
+
+    Also where one step took much longer than all others.
+    """
+    budget, control = run_out_of_budget(args, step_seconds, **CLOSING, evaluation_seconds=5.0, test_seconds=6.0)
+    # 100 s − 1.15 × (6 + 6 + 5 + 3) s to close, test, evaluate and save − 3 s leaving − 5 s for the next step
+    assert 65 <= budget.watch.now <= 70
+    assert control.should_evaluate and not budget.skipped_evaluation
+
+
+@pytest.mark.parametrize(
+    ("optional", "earliest", "evaluates"),
+    [
+        ({"evaluation_seconds": 5.0, "test_seconds": 90.0}, 75, True),  # 100 − 1.15 × 14 − 3 − 5
+        ({"evaluation_seconds": 90.0, "test_seconds": 1.0}, 80, False),  # 100 − 1.15 × 9 − 3 − 5
+        ({"evaluation_seconds": math.inf, "test_seconds": math.inf}, 80, False),
+    ],
+)
+def test_budget_is_for_training_where_an_evaluation_takes_longer(args, optional, earliest, evaluates):
+    """What did not fit when its time became known keeps no time from the steps."""
+    budget, control = run_out_of_budget(args, {}, **CLOSING, **optional)
+    assert earliest - 5 < budget.watch.now <= earliest + 5
+    assert control.should_evaluate == evaluates == (not budget.skipped_evaluation)
+
+
+def test_budget_counts_earlier_invocations(args):
+    """The time of all invocations is kept in the checkpoint."""
+    first = TimeBudgetCallback(None, FixedWatch())
+    first.watch.now = 50.0
+    state = state_at(5, 0.5)
+    state.stateful_callbacks["TimeBudgetCallback"] = first.state()
+    second = TimeBudgetCallback(None, FixedWatch())
+    second.on_train_begin(args, state, TrainerControl())
+    second.watch.now = 10.0
+    assert second.total_seconds == 60.0
+
+
+def test_stopwatch_includes_the_start_of_the_process():
+    """The budget counts from the start of the process, not from the import of this package."""
+    watch = Stopwatch()
+    assert 0 < watch.age_at_start <= process_age()
+    with watch.measure("part"):
+        pass
+    with watch.measure("part"):
+        pass
+    assert watch.total["part"] >= watch.longest("part") > 0
+    assert watch.longest("other") is None and watch.median("part") is None
+
+
+def test_a_single_exception_says_nothing_of_the_next_time():
+    """A compilation, or a process that was suspended; two of them are no exception any more."""
+    watch = Stopwatch()
+    for seconds in (60.0, 1.0, 2.0, 1.5):
+        watch.add("step", seconds)
+    assert (watch.longest("step"), watch.median("step")) == (2.0, 1.75)
+    watch.add("step", 50.0)
+    assert watch.longest("step") == 50.0
+    for _ in range(100):
+        watch.add("step", 3.0)
+    assert watch.longest("step") == 3.0
+
+
+def make_optimizer():
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.full((3,), math.nan)
+    return weight, torch.optim.AdamW([weight], lr=0.1, fused=True)
+
+
+def test_guard_stops_before_the_step_on_a_cpu():
+    """A gradient norm that is not finite raises at once, naming the step and the remedies."""
+    _, optimizer = make_optimizer()
+    with pytest.raises(TrainingDivergedError, match=r"step 7: the gradient norm is nan.*lower --learning_rate"):
+        NonFiniteGuard().observe(torch.tensor(math.nan), optimizer, step=7, uses_scaler=False)
+
+
+def test_guard_skips_bad_steps_without_asking_the_host():
+    """As on an accelerator: the optimizer leaves the weights alone, and the first bad step is reported later."""
+    weight, optimizer = make_optimizer()
+    guard = NonFiniteGuard(deferred=True)
+    guard.observe(torch.tensor(math.nan), optimizer, step=7, uses_scaler=False)
+    optimizer.step()
+    assert torch.equal(weight.detach(), torch.ones(3))
+    weight.grad = torch.ones(3)
+    guard.observe(torch.tensor(1.0), optimizer, step=8, uses_scaler=False)
+    optimizer.step()
+    assert not torch.equal(weight.detach(), torch.ones(3)) and torch.isfinite(weight).all()
+    with pytest.raises(TrainingDivergedError, match="step 7"):
+        guard.check()
+
+
+def test_guard_leaves_ordinary_fp16_overflows_to_the_scaler():
+    """With a loss scaler an infinite norm is no divergence; a vanished scale is."""
+    guard = NonFiniteGuard()
+    guard.observe(torch.tensor(math.inf), None, step=1, uses_scaler=True)
+    guard.check()
+    guard.check_scale(1024.0, step=1)
+    with pytest.raises(TrainingDivergedError):
+        guard.check_scale(1e-6, step=1)
+
+
+def test_guard_does_not_save_weights_that_are_not_finite():
+    """An update can overflow although the gradient was finite."""
+    model = torch.nn.Linear(2, 2)
+    NonFiniteGuard().check_weights(model, step=3)
+    model.weight.data[0, 0] = math.inf
+    with pytest.raises(TrainingDivergedError, match="step 3"):
+        NonFiniteGuard().check_weights(model, step=3)
+
+
+def test_loss_spikes_are_noticed_and_noise_is_not():
+    """A smooth descent and its noise pass; a jump of a nat is a spike, and so is the next one."""
+    spikes = LossSpikes()
+    smooth = [5.0 - 0.05 * i + 0.02 * (-1) ** i for i in range(40)]
+    assert all(spikes.jump(loss) is None for loss in smooth)
+    assert spikes.jump(4.5) == pytest.approx(4.5 - smooth[-1]) and spikes.jump(4.6) is not None
+    assert spikes.jump(3.0) is None
+
+
+def test_schedule_by_time_follows_the_clock():
+    """Warmup by steps, then a cosine over the time that is left; the end of the steps ends it too."""
+    now = 0.0
+    factor = cosine_by_time(warmup_steps=10, total_steps=1000, time_share=lambda: now)
+    assert factor(5) == 0.5
+    now = 0.2
+    assert factor(10) == 1.0
+    now = 0.6
+    assert factor(20) == pytest.approx(0.5)
+    now = 1.0
+    assert factor(30) == pytest.approx(0.0)
+    now = 0.6
+    assert factor(1000) == pytest.approx(0.0)
+
+
+def progress_at(step, logs, capsys, max_hours=None):
+    """What the terminal shows for a log, an hour into a run that began at step 0 after 100 s."""
+    watch = FixedWatch()
+    watch.now = 100.0
+    progress = ProgressCallback(watch, max_hours)
+    state = state_at(0, 0.0, max_steps=1000)
+    arguments = TrainingArguments("unused", use_cpu=True, disable_tqdm=True)
+    progress.on_train_begin(arguments, state, TrainerControl())
+    state.global_step, watch.now = step, 3600.0
+    progress.on_log(arguments, state, TrainerControl(), logs=logs)
+    return capsys.readouterr().out
+
+
+def test_one_line_per_log_has_numbers_and_clock(capsys):
+    """Loss, speed, share of the peak, memory, elapsed, what the steps will still take, and the budget."""
+    logs = {"loss": 3.5, "perplexity": 33.1, "tokens_per_second": 12345.6, "mfu": 0.41, "memory_gib": 2.06}
+    line = progress_at(100, logs, capsys, max_hours=2.0)
+    assert line == (
+        "step 100/1,000: loss 3.5000, perplexity 33.10, 12,346 tokens/s, 41% of the device's peak, 2.1 GiB, "
+        "1:00:00 elapsed, 8:45:00 to go, budget 1:00:00 left\n"
+    )
+    assert "budget" not in progress_at(100, logs, capsys)
+
+
+def test_evaluations_have_no_clock_and_unknown_numbers_no_line(capsys):
+    """A validation line says loss and perplexity; the Trainer's closing summary is not repeated."""
+    line = progress_at(100, {"eval_loss": 3.0, "eval_perplexity": 20.09, "eval_tokens": 5000}, capsys, max_hours=2.0)
+    assert line == "step 100/1,000: validation loss 3.0000, validation perplexity 20.09, 5,000 tokens\n"
+    assert progress_at(100, {"train_runtime": 5.0}, capsys) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "tag"),
+    [
+        ("loss", "train/loss"),
+        ("eval_loss", "eval/loss"),
+        ("test_perplexity", "test/perplexity"),
+        ("tokens_per_second", "speed/tokens_per_second"),
+        ("eval_runtime", "speed/evaluation_seconds"),
+        ("my_metric", "train/my_metric"),
+        ("eval_my_metric", "eval/my_metric"),
+        ("train_runtime", None),
+        ("train_loss", None),
+        ("eval_tokens", None),
+        ("eval_samples_per_second", None),
+        ("eval_model_preparation_time", None),
+    ],
+)
+def test_tensorboard_tags(name, tag):
+    """Groups that a person looks for; numbers that are the same at every point have no chart."""
+    assert tag_of(name) == tag
+
+
+def test_a_terminal_gets_a_bar_with_the_latest_numbers(capsys, monkeypatch):
+    """On a terminal the numbers of the last log, speed, memory and budget stay in sight."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    watch = FixedWatch()
+    progress = ProgressCallback(watch, 2.0)
+    state, arguments = state_at(10, 0.1, max_steps=1000), TrainingArguments("unused", use_cpu=True, disable_tqdm=False)
+    progress.on_train_begin(arguments, state, TrainerControl())
+    watch.now, state.global_step = 3600.0, 20
+    logs = {"loss": 3.5, "perplexity": 33.1, "tokens_per_second": 12345.6, "memory_gib": 2.06, "learning_rate": 1e-3}
+    progress.on_log(arguments, state, TrainerControl(), logs=logs)
+    progress.on_step_end(arguments, state, TrainerControl())
+    assert progress.training_bar.n == 20
+    shown = str(progress.training_bar)
+    progress.on_train_end(arguments, state, TrainerControl())
+    for part in ("20/1000", "loss 3.5000, perplexity 33.10, 12,346 tokens/s, 2.1 GiB, budget 1:00:00 left"):
+        assert part in shown, part
+    assert "step 20/1,000: loss 3.5000" in capsys.readouterr().out
