@@ -342,11 +342,9 @@ def bare_loop(model: Any, args: Any, samples: Any, collate: Any, turns: Turns) -
     from torch.utils.data import DataLoader
 
     from gpt2_hf.data import EpochSampler
-    from gpt2_hf.runtime.cpu_memory import keep_freed_memory
+    from gpt2_hf.runtime.own_process import suit_changing_shapes
 
     device = str(args.device)
-    if device == "cpu":
-        keep_freed_memory()
     model.to(device).train()
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
@@ -358,16 +356,17 @@ def bare_loop(model: Any, args: Any, samples: Any, collate: Any, turns: Turns) -
     loader = DataLoader(
         samples, args.per_device_train_batch_size, sampler=sampler, collate_fn=collate, pin_memory=device != "cpu"
     )
-    for batch in itertools.chain.from_iterable(itertools.repeat(loader)):
-        turns.wait()
-        batch = {k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
-        with torch.autocast(model.device.type, dtype=dtype, enabled=dtype is not None):
-            loss = model(**batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+    with suit_changing_shapes(device):
+        for batch in itertools.chain.from_iterable(itertools.repeat(loader)):
+            turns.wait()
+            batch = {k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
+            with torch.autocast(model.device.type, dtype=dtype, enabled=dtype is not None):
+                loss = model(**batch).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
 
 
 def generate(entry: Entry, pipe: Connection) -> None:

@@ -111,12 +111,16 @@ def _train(argv: list[str], dry_run: bool = False) -> int:
     if dry_run:
         dataclass_types.append(ClusterArguments)
     parsed = _parse(dataclass_types, argv, "plan" if dry_run else "train")
+    _register()
+    if dry_run:
+        from .job.dry_run import plan
+
+        model_args, data_args, args, cluster = parsed.values
+        return plan(model_args, data_args, args, cluster, parsed.given, watch)
     from .job.main_job import train
 
-    _register()
-    model_args, data_args, args, *cluster = parsed.values
-    plan_for = cluster[0] if dry_run else None
-    return train(model_args, data_args, args, given=parsed.given, watch=watch, plan_for=plan_for)
+    model_args, data_args, args = parsed.values
+    return train(model_args, data_args, args, parsed.given, watch)
 
 
 def _plan(argv: list[str]) -> int:

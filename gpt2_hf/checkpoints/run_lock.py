@@ -38,6 +38,12 @@ class RunLock:
         self._heart: threading.Thread | None = None
         self._record: dict[str, Any] | None = None
 
+    def __enter__(self) -> "RunLock":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
     @property
     def is_held(self) -> bool:
         """Whether this object has the folder."""

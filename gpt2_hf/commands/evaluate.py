@@ -31,8 +31,8 @@ from ..metrics import perplexity
 from ..model.chunked_loss import IGNORE_INDEX
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import DataArguments, EvaluationArguments
-from ..runtime.device_settings import suit_changing_shapes
 from ..runtime.distributed import is_distributed
+from ..runtime.own_process import suit_changing_shapes
 from ..runtime.precision import current_device_type, resolve_precision
 from .model_loading import load_trained
 from .text_units import TextCounts, TextUnits
@@ -210,7 +210,6 @@ def _evaluate(
     precision = resolve_precision(args.precision, processes.device.type)
     model, tokenizer, source = load_trained(args.model_path)
     model.to(processes.device)
-    suit_changing_shapes(processes.device.type)
     max_length = args.max_length or read_trained_option(source, "max_length") or model.config.n_positions
     streaming = data_args.streaming if "streaming" in given else bool(read_trained_option(source, "streaming"))
     _check_options(args, given, streaming, max_length, model.config.n_positions)
@@ -227,7 +226,8 @@ def _evaluate(
         raise UserError(f"--split {args.split}: {_text_of(args.split, data_args)} has no such split; choose another")
     samples, collator = _protocol(data, args, max_length)
     dtype = None if precision.dtype == torch.float32 else precision.dtype
-    result = evaluate_model(model, samples, collator, batch_size=args.batch_size, dtype=dtype, tokenizer=tokenizer)
+    with suit_changing_shapes(processes.device.type):
+        result = evaluate_model(model, samples, collator, batch_size=args.batch_size, dtype=dtype, tokenizer=tokenizer)
     if not processes.is_main_process:
         return
     report = {

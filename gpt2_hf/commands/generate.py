@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..errors import UserError
 from ..options.arguments import GenerationArguments
-from ..runtime.device_settings import suit_changing_shapes
+from ..runtime.own_process import suit_changing_shapes
 from ..runtime.precision import current_device_type, resolve_precision
 from .model_loading import load_trained
 from .packed_weights import packed_weights
@@ -181,10 +181,10 @@ def run_generation(args: GenerationArguments, given: dict[str, str]) -> int:
     device = current_device_type(use_cpu=False)
     # Generation reads every weight once a token, so half the bytes are nearly half the time.
     model.to(device, dtype=resolve_precision(args.precision, device).dtype)
-    if device == "cuda":  # on a CPU, a cache that grows by each token would leave gaps in memory that is kept
-        suit_changing_shapes(device)
     session = _Session(args, model, tokenizer)
-    with packed_weights(model):
+    # On a CPU, a cache that grows by each token would leave gaps in memory that is kept.
+    settings = suit_changing_shapes(device) if device == "cuda" else contextlib.nullcontext()
+    with settings, packed_weights(model):
         if interactive:
             _converse(session)
         elif args.output_file is not None:

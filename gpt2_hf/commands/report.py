@@ -87,8 +87,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def forget_end(output_dir: str | Path) -> None:
-    """Delete what a run wrote when it ended, because it goes on; its checkpoints tell how far it is."""
+def delete_results(output_dir: str | Path) -> None:
+    """Delete what a run wrote when it ended, because it is resumed; its checkpoints tell how far it is."""
     folder = Path(output_dir)
     for path in (folder / TRAINER_STATE_NAME, *folder.glob("*_results.json")):
         path.unlink(missing_ok=True)

@@ -1,31 +1,82 @@
-"""One invocation of the main job, as its stages share it."""
+"""One invocation of the main job, as its stages share it, and what surrounds it."""
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from transformers.utils import logging as transformers_logging
+
+from ..checkpoints import folders
+from ..errors import SaveError
 from ..options.arguments import DataArguments, ModelArguments
 from ..options.training_arguments import GPT2HFTrainingArguments
+from ..runtime import distributed
 from ..runtime.stop_signals import SignalWatch
 from ..runtime.stopwatch import Stopwatch
 
 
 @dataclass
 class Run:
-    """One invocation of the main job: what it was asked, and what it has built so far."""
+    """One invocation of the main job.
+
+    Attributes:
+        model_args, data_args, args: what it was asked.
+        watch: its stopwatch.
+        signals: the signals that it received.
+        given: options that were stated, and where (see `parsing.Parsed`).
+    """
 
     model_args: ModelArguments
     data_args: DataArguments
     args: GPT2HFTrainingArguments
     watch: Stopwatch
-    signals: SignalWatch
-    given: dict[str, str]
+    signals: SignalWatch = field(default_factory=SignalWatch)
+    given: dict[str, str] = field(default_factory=dict)
 
     def say(self, line: str) -> None:
         """Print a line once, whatever the number of processes."""
-        if self.args.process_index == 0:
+        if self.is_first_process:
             print(line, flush=True)
+
+    @property
+    def is_first_process(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.args.process_index == 0
 
     @property
     def output_dir(self) -> Path:
         """Where the run leaves everything."""
         return Path(str(self.args.output_dir))
+
+
+@contextlib.contextmanager
+def surroundings(run: Run) -> Iterator[None]:
+    """Watch for signals, keep libraries quiet, and say in one line what the disk refuses."""
+    with _quiet_libraries():
+        run.signals.install()
+        try:
+            yield
+            distributed.leave()
+        except SaveError:
+            raise
+        except OSError as error:  # what no stage has expected: a disk that fails under TensorBoard or the report
+            newest, _ = folders.newest_valid(run.output_dir)
+            kept = f"{newest} is whole, go on with --resume_from latest" if newest else "nothing was saved"
+            raise SaveError(f"the system refused a file ({error}); {kept} when that is mended") from error
+        finally:
+            run.signals.restore()
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """No progress bars and warnings of transformers: what matters is said in our own lines."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

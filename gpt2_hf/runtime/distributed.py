@@ -14,25 +14,16 @@ def is_distributed() -> bool:
 
 def any_process(flag: bool) -> bool:
     """Whether the flag is set on at least one process; every process must ask."""
-    return any_process_of_each(flag)[0]
+    return bool(largest_of_each(flag)[0])
 
 
-def any_process_of_each(*flags: bool) -> tuple[bool, ...]:
-    """For each flag whether it is set on at least one process, in one exchange; every process must ask."""
+def largest_of_each(*values: float) -> tuple[float, ...]:
+    """For each value the largest that any process has, in one exchange; every process must ask."""
     if not is_distributed():
-        return flags
-    votes = torch.tensor(flags, dtype=torch.uint8)
-    dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=_cpu_group(dist.group.WORLD))
-    return tuple(bool(vote) for vote in votes.tolist())
-
-
-def of_first_process(value: float) -> float:
-    """The value that the first process has; every process must ask."""
-    if not is_distributed():
-        return value
-    shared = torch.tensor(value, dtype=torch.float64)
-    dist.broadcast(shared, 0, group=_cpu_group(dist.group.WORLD))
-    return float(shared.item())
+        return values
+    shared = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX, group=_cpu_group(dist.group.WORLD))
+    return tuple(shared.tolist())
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,8 +1,18 @@
-"""This process as psutil sees it: when it began, and its memory."""
+"""This process: as psutil sees it, and settings that it has while a job of this package runs, and only then."""
 
+import contextlib
+import ctypes
 import os
+from collections.abc import Iterator
 
 import psutil
+
+# malloc.h, with the values that glibc begins with
+_M_TRIM_THRESHOLD, _DEFAULT_TRIM_THRESHOLD = -1, 128 * 1024
+_M_MMAP_MAX, _DEFAULT_MMAP_MAX = -4, 65536
+_NO_TRIMMING = -1
+
+_num_keeping_memory = 0  # nested and parallel uses of `keep_freed_memory`
 
 
 def own_process() -> psutil.Process:
@@ -14,3 +24,68 @@ def own_process() -> psutil.Process:
         return psutil.Process(int(os.readlink("/proc/self")))
     except OSError:  # not on Linux
         return psutil.Process()
+
+
+@contextlib.contextmanager
+def suit_changing_shapes(device_type: str) -> Iterator[None]:
+    """Let a CPU keep the memory that a step frees; keep CUDA from planning attention anew for each shape.
+
+    torch prefers cuDNN's attention on the newest cards. It makes a plan for every new shape, which takes longer than
+    the step, and lines of text, evaluations and generated tokens bring new ones all the time; torch's own flash kernel
+    needs no plan.
+
+    Args:
+        device_type: `cpu`, `cuda`, …; the others are left as they are.
+    """
+    if device_type == "cpu":
+        with keep_freed_memory():
+            yield
+    elif device_type == "cuda":
+        import torch
+
+        planned = torch.backends.cuda.cudnn_sdp_enabled()
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        try:
+            yield
+        finally:
+            torch.backends.cuda.enable_cudnn_sdp(planned)
+    else:
+        yield
+
+
+@contextlib.contextmanager
+def keep_freed_memory() -> Iterator[bool]:
+    """Let this process reuse the memory that it frees, as mallopt(3) describes; its peak hardly changes.
+
+    glibc gives large blocks back to the system as soon as they are freed and asks for them again; each of their pages
+    is then zeroed by the kernel at its first use. A training step frees and allocates all its activations, logits and
+    gradients.
+
+    Yields:
+        Whether it does. Not with another C library than glibc, and not where the user has tuned it by environment
+        variables (mallopt(3), or `GLIBC_TUNABLES`).
+    """
+    global _num_keeping_memory
+    glibc = _tunable_glibc()
+    if glibc is None:
+        yield False
+        return
+    _num_keeping_memory += 1
+    try:
+        # Large blocks from the heap like small ones, and the heap never shrinks.
+        yield glibc.mallopt(_M_MMAP_MAX, 0) == 1 and glibc.mallopt(_M_TRIM_THRESHOLD, _NO_TRIMMING) == 1
+    finally:
+        _num_keeping_memory -= 1
+        if not _num_keeping_memory:
+            glibc.mallopt(_M_MMAP_MAX, _DEFAULT_MMAP_MAX)
+            glibc.mallopt(_M_TRIM_THRESHOLD, _DEFAULT_TRIM_THRESHOLD)
+            glibc.malloc_trim(0)
+
+
+def _tunable_glibc() -> ctypes.CDLL | None:
+    """glibc, if it is this process's C library and nobody has tuned its allocator."""
+    tuned = any(name.startswith("MALLOC_") for name in os.environ)
+    if tuned or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or os.name != "posix":
+        return None
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "gnu_get_libc_version") else None

@@ -32,9 +32,14 @@ class Stopwatch:
     total: dict[str, float] = field(default_factory=dict)
     _started: float = field(default_factory=time.monotonic)
 
+    def restart(self) -> None:
+        """Count from now on; the times of the parts stay known."""
+        self.age_at_start = 0.0
+        self._started = time.monotonic()
+
     @property
     def elapsed(self) -> float:
-        """Seconds since the process began."""
+        """Seconds since the process began, or since `restart`."""
         return self.age_at_start + time.monotonic() - self._started
 
     @contextlib.contextmanager

@@ -32,8 +32,8 @@ from ..errors import SaveError
 from ..options.training_arguments import GPT2HFTrainingArguments
 from ..runtime import distributed
 from ..runtime.random_state import get_rng_state, set_rng_state
-from ..runtime.stopwatch import Stopwatch
 from .callbacks.cadence import ends_epoch
+from .job_context import JobContext
 
 _OPTIMIZER_FILE = "optimizer.safetensors"
 _SCHEDULER_FILE = "scheduler.safetensors"
@@ -49,16 +49,13 @@ class CheckpointingTrainer(Trainer):
     """Saves and resumes safely and exactly.
 
     Attributes:
-        watch: the invocation's stopwatch; saving is measured on it.
-        run_files: small files (`name: path`) to be copied into every checkpoint.
+        job: the job around it; saving is measured on its stopwatch.
     """
 
     args: GPT2HFTrainingArguments
     optimizer: Any
     lr_scheduler: Any
-    watch: Stopwatch
-    run_files: dict[str, Path]
-    forget_best = False  # of the run that is gone on with: its evaluations cannot be compared with those to come
+    job: JobContext
     _gathered: tuple[dict[str, Any], dict[str, Any]] | None = None  # while a sharded run is being saved
     _best_before: _Best = _NO_BEST  # before the last evaluation
 
@@ -79,7 +76,7 @@ class CheckpointingTrainer(Trainer):
         run_dir = Path(self._get_output_dir(trial=trial))
         target = run_dir / folders.checkpoint_folder(self.state.global_step)
         problem: BaseException | None = None
-        with self.watch.measure("save"), self._gathered_shards():
+        with self.job.watch.measure("save"), self._gathered_shards():
             for stage in (self._open_checkpoint, self._fill_checkpoint, self._commit_checkpoint):
                 try:
                     stage(run_dir, target)
@@ -167,7 +164,7 @@ class CheckpointingTrainer(Trainer):
         for callback in [*self.callback_handler.callbacks, self.control]:
             if isinstance(callback, ExportableState):
                 self.state.stateful_callbacks[type(callback).__name__] = callback.state()
-        for name, source in self.run_files.items():
+        for name, source in self.job.run_files.items():
             shutil.copyfile(source, folder / name)
         self.state.save_to_json(str(folder / folders.TRAINER_STATE_NAME))
 
@@ -256,7 +253,7 @@ class CheckpointingTrainer(Trainer):
         published = folders.read_names(run_dir).get(folders.BEST_MODEL) == best.name
         there = published or best == folder or (best.is_dir() and folders.damage(best) is None)
         distributed.barrier()  # before the first process changes what the others have looked at
-        if self.forget_best or not (within and there):
+        if not (self.job.best_is_comparable and within and there):
             self._set_best(_NO_BEST)
         if not (within and self.args.should_save):
             return

@@ -57,7 +57,7 @@ class ExactEvaluationTrainer(CheckpointingTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate without touching the random numbers of training."""
-        with preserved_rng(self.args.device), self.watch.measure("evaluate"):
+        with preserved_rng(self.args.device), self.job.watch.measure("evaluate"):
             return super().evaluate(*args, **kwargs)
 
     def evaluation_loop(

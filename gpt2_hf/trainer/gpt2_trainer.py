@@ -14,7 +14,6 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,9 +29,9 @@ from ..data import EpochSampler, Samples, StreamingLoader, StreamingSamples
 from ..errors import TrainingDivergedError
 from ..metrics import perplexity
 from ..options.training_arguments import GPT2HFTrainingArguments
-from ..runtime.device_settings import suit_changing_shapes
+from ..runtime.own_process import suit_changing_shapes
 from ..runtime.random_state import preserved_rng
-from ..runtime.stop_signals import SignalWatch, shield_workers
+from ..runtime.stop_signals import shield_workers
 from ..runtime.stopwatch import Stopwatch
 from ..runtime.utilization import flops_per_token, peak_flops, used_memory
 from .callbacks import (
@@ -45,20 +44,18 @@ from .callbacks import (
 )
 from .callbacks import ProgressCallback as TerminalCallback
 from .exact_evaluation import ExactEvaluationTrainer
+from .job_context import JobContext
 from .muon import MuonWithAdamW, hidden_matrices
-from .schedule import cosine_by_time
+from .remaining import RemainingWork, checkpoint_seconds, generation_seconds, split_seconds
+from .schedule import CosineByTime
 
 
 class GPT2HFTrainer(ExactEvaluationTrainer):
     """Trains a causal language model exactly and safely.
 
     Args beyond those of `transformers.Trainer`:
-        watch: stopwatch of the invocation; the time budget counts from its start.
-        signals: signals on which to save and stop; without it they are left to the caller.
-        run_files: small files (`name: path`) to be copied into every checkpoint.
-        closing_seconds: estimated time of what the job still does after `train()`, for the time budget.
-        test_dataset: what the job scores then, if there is time for it.
-        write_sample: makes a text with the model; it is shown after each evaluation during training.
+        job: the job around it. Without one, signals are left to the caller, and `max_training_hours` counts from the
+            call of `train()`.
     """
 
     def __init__(
@@ -70,29 +67,15 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
-        watch: Stopwatch | None = None,
-        signals: SignalWatch | None = None,
-        run_files: dict[str, Path] | None = None,
-        closing_seconds: Callable[[], float] | None = None,
-        test_dataset: Any = None,
-        write_sample: Callable[[Any], str] | None = None,
+        job: JobContext | None = None,
         **kwargs: Any,
     ):
-        self.watch = watch if watch is not None else Stopwatch()
-        self.run_files = run_files or {}
-        self.closing_seconds = closing_seconds or (lambda: 0.0)
-        self.test_dataset = test_dataset
-        self.write_sample = write_sample
+        self._counts_from_train = job is None
+        self.job = job if job is not None else JobContext(Stopwatch(age_at_start=0.0))
+        self.watch = self.job.watch
         self.non_finite_guard = NonFiniteGuard()
-        self.time_budget = TimeBudgetCallback(
-            args.max_training_hours,
-            self.watch,
-            closing_seconds=self.closing_seconds,
-            test_seconds=lambda: self.evaluation_seconds(self.test_dataset),
-            evaluation_seconds=self._validation_seconds,
-            save_seconds=self._save_seconds,
-        )
-        stop = StopCallback(self.time_budget, signals if signals is not None else SignalWatch())
+        self.time_budget = TimeBudgetCallback(args.max_training_hours, self.watch, self.remaining_work)
+        stop = StopCallback(self.time_budget, self.job.signals)
         own_callbacks = [CadenceCallback(), self.time_budget, stop, self.non_finite_guard, *(callbacks or [])]
         self._trained_tokens: torch.Tensor | float = 0.0  # since the last log
         self._speed_mark: tuple[float, float] | None = None
@@ -114,7 +97,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             self.remove_callback(callback)
         self.add_callback(TerminalCallback(self.watch, args.max_training_hours))
         if self.pop_callback(TensorBoardCallback) is not None:
-            tensorboard = ContinuousTensorBoardCallback(self.run_files)
+            tensorboard = ContinuousTensorBoardCallback(self.job.run_files)
             tensorboard.on_init_end(self.args, self.state, self.control)
             self.add_callback(tensorboard)
         # transformers' smoother would not shift the labels of a model class that it does not know.
@@ -127,7 +110,6 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         count = getattr(self.model, "num_parameters", None)
         self._flops_per_token = 6 * count(exclude_embeddings=True) if count else 0
         self._peak_tokens_per_second = self._find_peak_tokens_per_second()
-        suit_changing_shapes(self.args.device.type)
         if args.process_index:
             set_seed(args.seed + args.process_index)  # or dropout would be the same in every process's samples
 
@@ -192,21 +174,35 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         """The base class's schedules, and the one that follows the time budget."""
         if self.lr_scheduler is None and self.args.schedule_by_time:
             warmup = self.args.get_warmup_steps(num_training_steps)
-            factor = cosine_by_time(warmup, num_training_steps, self.time_budget.share_of_training_time)
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+            budget = self.time_budget
+            schedule = CosineByTime(warmup, num_training_steps, lambda: budget.time_share, budget.earlier_progress)
+            budget.schedule = schedule
+            # a function, since torch would keep the attributes of an object in the checkpoint
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer, lambda step: schedule(step)
+            )
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return super()._inner_training_loop(*args, **kwargs)
+            with suit_changing_shapes(self.args.device.type):
+                return super()._inner_training_loop(*args, **kwargs)
         except TrainingDivergedError as error:
             message = f"{error}{self._divergence_context(error.step)}"
             raise TrainingDivergedError(message, error.step) from error
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, as the base class does."""
+        if self._counts_from_train:
+            self.watch.restart()
+        return super().train(*args, **kwargs)
+
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         self._speed_mark, self._trained_tokens = None, 0.0
-        return super()._init_training_state(*args, **kwargs)
+        result = super()._init_training_state(*args, **kwargs)
+        self.time_budget.restore(self.state)  # before the schedule is made, which follows it
+        return result
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         # With save_total_limit 1 the base class deletes all but the best checkpoint, the newest among them.
@@ -349,9 +345,9 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate exactly, and during training show a text that the model writes."""
         metrics = super().evaluate(*args, **kwargs)
-        if self.write_sample is not None and self.is_in_train and not self.is_fsdp_enabled:
+        if self.job.write_sample is not None and self.is_in_train and not self.is_fsdp_enabled:
             with preserved_rng(self.args.device), self.watch.measure("sample"):
-                self._show_sample(self.write_sample)
+                self._show_sample(self.job.write_sample)
         return metrics
 
     def _show_sample(self, write_sample: Callable[[Any], str]) -> None:
@@ -365,42 +361,22 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
 
     # ---- the time budget ----
 
-    def generation_seconds(self, num_tokens: int) -> float:
-        """Upper estimate of the time to generate so many tokens.
+    def remaining_work(self) -> RemainingWork:
+        """What the run does besides its steps, as long as each part is expected to take now."""
+        sample = evaluation = checkpoint = 0.0
+        if self.eval_dataset is not None and self.args.eval_strategy != IntervalStrategy.NO:
+            if self.job.write_sample is not None:
+                estimate = generation_seconds(self.args.sample_tokens, self.num_parameters)
+                sample = self.watch.longest("sample") or estimate
+            evaluation = self._split_seconds(self.eval_dataset) + sample
+        if self.args.save_strategy != SaveStrategy.NO:
+            checkpoint = checkpoint_seconds(self.watch, self.num_parameters)
+        test = self._split_seconds(self.job.test_dataset) if self.job.test_dataset is not None else 0.0
+        return RemainingWork(evaluation, checkpoint, test, self.job.closing_seconds)
 
-        Each token reads every weight once; 4 GB/s is what a slow machine's memory gives.
-        """
-        return num_tokens * (4 * self.num_parameters / 4e9 + 0.01)
-
-    def _validation_seconds(self) -> float:
-        """Upper estimate of the time of an evaluation; 0 where there is none, infinite while it is not known."""
-        if self.eval_dataset is None or self.args.eval_strategy == IntervalStrategy.NO:
-            return 0.0
-        sample = 0.0
-        if self.write_sample is not None:
-            sample = self.watch.longest("sample") or self.generation_seconds(self.args.sample_tokens)
-        return self.evaluation_seconds(self.eval_dataset) + sample
-
-    def _save_seconds(self) -> float:
-        """Upper estimate of the time of a checkpoint; before the first, a slow disk's 100 MB/s is reckoned with."""
-        if self.args.save_strategy == SaveStrategy.NO:
-            return 0.0
-        weights_and_moments = 12 * self.num_parameters  # bytes, fp32
-        return self.watch.longest("save") or 1.0 + weights_and_moments / 100e6
-
-    def evaluation_seconds(self, dataset: Any) -> float:
-        """Time to evaluate a dataset: as measured on the validation split, before that guessed from the steps.
-
-        A sample costs a third of its training step's arithmetic; a half is reckoned with. Before the third step
-        nothing is known, and the time is infinite: a first step may compile kernels for minutes. 0 for no dataset.
-        """
-        if dataset is None:
-            return 0.0
-        measured = self.watch.longest("evaluate")
-        if measured is not None and self.eval_dataset is not None:
-            return measured * len(dataset) / max(len(self.eval_dataset), 1)
-        step = self.watch.median("step")
-        return 0.5 * step * len(dataset) / self.args.samples_per_step if step is not None else math.inf
+    def _split_seconds(self, dataset: Any) -> float:
+        num_validation = len(self.eval_dataset) if self.eval_dataset is not None else 0
+        return split_seconds(self.watch, len(dataset), num_validation, self.args.samples_per_step)
 
     # ---- what a checkpoint keeps ----
 

@@ -4,31 +4,41 @@ import math
 from collections.abc import Callable
 
 
-def cosine_by_time(warmup_steps: int, total_steps: int, time_share: Callable[[], float]) -> Callable[[int], float]:
+class CosineByTime:
     """Linear warmup over steps, then a cosine that reaches 0 when the time is up, or the steps are.
 
     A budget stops training long before the last step; a schedule over steps would then end at a high rate, which
     costs quality (Hoffmann et al. 2022, section 3.1, on schedules of the wrong length).
 
+    Call it with a step for the factor on the peak learning rate, as `torch.optim.lr_scheduler.LambdaLR` does.
+
     Args:
         warmup_steps: steps of linear warmup.
         total_steps: the last step, should time not run out first.
         time_share: share of this invocation's training time that has gone by, from 0 to 1.
+        progress: where an earlier invocation of the same run left the cosine.
 
-    Returns:
-        The factor on the peak learning rate for a step that begins now, for `torch.optim.lr_scheduler.LambdaLR`.
+    Attributes:
+        progress: place on the cosine, from 0 at the peak to 1 at the end.
     """
-    share_after_warmup: float | None = None
 
-    def factor(step: int) -> float:
-        nonlocal share_after_warmup
-        if step < warmup_steps:
-            return step / warmup_steps
-        share = time_share()
-        if share_after_warmup is None:
-            share_after_warmup = share
-        by_time = (share - share_after_warmup) / max(1.0 - share_after_warmup, 1e-9)
-        by_steps = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
-        return 0.5 * (1.0 + math.cos(math.pi * min(max(by_time, by_steps), 1.0)))
+    def __init__(
+        self, warmup_steps: int, total_steps: int, time_share: Callable[[], float], progress: float = 0.0
+    ) -> None:
+        self.warmup_steps = warmup_steps
+        self.total_steps = total_steps
+        self.time_share = time_share
+        self.progress = self._progress_at_start = progress
+        self._share_at_start: float | None = None
 
-    return factor
+    def __call__(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return step / self.warmup_steps
+        share = self.time_share()
+        if self._share_at_start is None:
+            self._share_at_start = share
+        by_time = (share - self._share_at_start) / max(1.0 - self._share_at_start, 1e-9)
+        by_time = self._progress_at_start + (1.0 - self._progress_at_start) * by_time
+        by_steps = (step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1)
+        self.progress = min(max(by_time, by_steps), 1.0)
+        return 0.5 * (1.0 + math.cos(math.pi * self.progress))

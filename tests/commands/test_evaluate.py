@@ -1,5 +1,6 @@
 """Scoring a model: exact whatever the batches, and by the protocol that was asked for."""
 
+import contextlib
 import json
 import math
 import shutil
@@ -270,7 +271,8 @@ def test_the_training_split_of_a_streamed_run(stock_folder, tmp_path, capsys):
 def test_command_finds_checkpoints_by_name(finished_run, capsys, monkeypatch):
     """A checkpoint's name behind the run's path is a model path too; on a CPU, freed memory is kept."""
     asked = []
-    monkeypatch.setattr("gpt2_hf.runtime.device_settings.keep_freed_memory", lambda: asked.append(True))
+    keep = contextlib.nullcontext()
+    monkeypatch.setattr("gpt2_hf.runtime.own_process.keep_freed_memory", lambda: asked.append(True) or keep)
     assert main(["evaluate", "--model_path", str(finished_run / "checkpoint_epoch_1"), "--split", "validation"]) == 0
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert printed["loss"] == pytest.approx(read_json(finished_run / "eval_results.json")["eval_loss"], abs=1e-6)

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gpt2_hf.__main__ import main
 from gpt2_hf.checkpoints import folders
 from gpt2_hf.commands.report import read_run
-from gpt2_hf.job.main_job import report_seconds
+from gpt2_hf.job.results import report_seconds
 from gpt2_hf.options.arguments import DataArguments, ModelArguments
 from gpt2_hf.options.parsing import parse
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
@@ -227,7 +227,7 @@ def train_until_signal(output_dir, step, train_tiny, *options, event="on_step_be
     """Train and send this process SIGTERM at an event of a step, as a cluster would."""
     from transformers import TrainerCallback
 
-    from gpt2_hf.trainer.gpt2_trainer import gpt2_trainer as trainer_module
+    from gpt2_hf.trainer import gpt2_trainer as trainer_module
 
     class SignalAtStep(TrainerCallback):
         sent = False

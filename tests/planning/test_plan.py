@@ -192,12 +192,12 @@ def test_a_full_disk_and_long_evaluations_are_told(plan):
 @pytest.fixture
 def plan_of(tiny_options, tmp_path, monkeypatch):
     """`plan_of(*options)` runs the command `plan` in this process and returns the plan it printed."""
-    from gpt2_hf.job import main_job
+    from gpt2_hf.job import dry_run
     from gpt2_hf.planning import plan as plan_module
 
     plans = []
     original = plan_module.make_plan
-    monkeypatch.setattr(main_job, "make_plan", lambda *args: plans.append(original(*args)) or plans[-1])
+    monkeypatch.setattr(dry_run, "make_plan", lambda *args: plans.append(original(*args)) or plans[-1])
 
     def run(*options):
         assert main(["plan", *tiny_options, "--checkpoint_dir", str(tmp_path / "planned"), *options]) == 0

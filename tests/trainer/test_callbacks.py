@@ -20,7 +20,8 @@ from gpt2_hf.trainer.callbacks import (
 )
 from gpt2_hf.trainer.callbacks.cadence import is_new_best
 from gpt2_hf.trainer.callbacks.tensorboard import tag_of
-from gpt2_hf.trainer.schedule import cosine_by_time
+from gpt2_hf.trainer.remaining import RemainingWork
+from gpt2_hf.trainer.schedule import CosineByTime
 
 
 @pytest.fixture
@@ -84,8 +85,7 @@ class FixedWatch(Stopwatch):
 def run_out_of_budget(args, step_seconds, **estimates):
     """Steps of 5 s, or as told by their number, in a budget of 100 s; the budget and the control at its end."""
     watch = FixedWatch()
-    estimates = {name: lambda seconds=seconds: seconds for name, seconds in estimates.items()}
-    budget = TimeBudgetCallback(100 / 3600, watch, **estimates)
+    budget = TimeBudgetCallback(100 / 3600, watch, lambda: RemainingWork(**estimates))
     stop = StopCallback(budget, SignalWatch())
     state, control = state_at(0, 0.0), TrainerControl()
     budget.on_train_begin(args, state, control)
@@ -100,7 +100,7 @@ def run_out_of_budget(args, step_seconds, **estimates):
     return budget, control
 
 
-CLOSING = {"closing_seconds": 6.0, "save_seconds": 3.0}
+CLOSING = {"closing": 6.0, "checkpoint": 3.0}
 
 
 @pytest.mark.parametrize("step_seconds", [{}, {1: 30.0}, {5: 30.0}])
@@ -109,7 +109,7 @@ def test_budget_stops_while_the_rest_still_fits(args, step_seconds):
 
     Also where one step took much longer than all others.
     """
-    budget, control = run_out_of_budget(args, step_seconds, **CLOSING, evaluation_seconds=5.0, test_seconds=6.0)
+    budget, control = run_out_of_budget(args, step_seconds, **CLOSING, evaluation=5.0, test=6.0)
     # 100 s − 1.15 × (6 + 6 + 5 + 3) s to close, test, evaluate and save − 3 s leaving − 5 s for the next step
     assert 65 <= budget.watch.now <= 70
     assert control.should_evaluate and not budget.skipped_evaluation
@@ -118,9 +118,9 @@ def test_budget_stops_while_the_rest_still_fits(args, step_seconds):
 @pytest.mark.parametrize(
     ("optional", "earliest", "evaluates"),
     [
-        ({"evaluation_seconds": 5.0, "test_seconds": 90.0}, 75, True),  # 100 − 1.15 × 14 − 3 − 5
-        ({"evaluation_seconds": 90.0, "test_seconds": 1.0}, 80, False),  # 100 − 1.15 × 9 − 3 − 5
-        ({"evaluation_seconds": math.inf, "test_seconds": math.inf}, 80, False),
+        ({"evaluation": 5.0, "test": 90.0}, 75, True),  # 100 − 1.15 × 14 − 3 − 5
+        ({"evaluation": 90.0, "test": 1.0}, 80, False),  # 100 − 1.15 × 9 − 3 − 5
+        ({"evaluation": math.inf, "test": math.inf}, 80, False),
     ],
 )
 def test_budget_is_for_training_where_an_evaluation_takes_longer(args, optional, earliest, evaluates):
@@ -226,7 +226,7 @@ def test_loss_spikes_are_noticed_and_noise_is_not():
 def test_schedule_by_time_follows_the_clock():
     """Warmup by steps, then a cosine over the time that is left; the end of the steps ends it too."""
     now = 0.0
-    factor = cosine_by_time(warmup_steps=10, total_steps=1000, time_share=lambda: now)
+    factor = CosineByTime(warmup_steps=10, total_steps=1000, time_share=lambda: now)
     assert factor(5) == 0.5
     now = 0.2
     assert factor(10) == 1.0
@@ -236,6 +236,17 @@ def test_schedule_by_time_follows_the_clock():
     assert factor(30) == pytest.approx(0.0)
     now = 0.6
     assert factor(1000) == pytest.approx(0.0)
+
+
+def test_schedule_by_time_is_resumed_where_it_was():
+    """After an interruption the rate does not jump: it goes down from where it was to 0 in the new time."""
+    factor = CosineByTime(warmup_steps=10, total_steps=1000, time_share=lambda: now, progress=0.5)
+    now = 0.1
+    assert factor(400) == pytest.approx(0.5)
+    now = 0.55
+    assert factor(410) == pytest.approx(0.5 * (1 + math.cos(0.75 * math.pi)))
+    now = 1.0
+    assert factor(420) == pytest.approx(0.0)
 
 
 def progress_at(step, logs, capsys, max_hours=None):

@@ -1,5 +1,6 @@
 """The Trainer's numerical promises, on a real tiny model and a real tiny corpus."""
 
+import contextlib
 import math
 import time
 from types import SimpleNamespace
@@ -19,10 +20,11 @@ from gpt2_hf.model.configuration_gpt2_hf import GPT2HFConfig
 from gpt2_hf.model.modeling_gpt2_hf import GPT2HFForCausalLM
 from gpt2_hf.options.arguments import DataArguments
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
-from gpt2_hf.runtime.device_settings import suit_changing_shapes
+from gpt2_hf.runtime.own_process import suit_changing_shapes
 from gpt2_hf.trainer.callbacks import ContinuousTensorBoardCallback
 from gpt2_hf.trainer.checkpointing import CheckpointingTrainer
 from gpt2_hf.trainer.gpt2_trainer import GPT2HFTrainer
+from gpt2_hf.trainer.remaining import generation_seconds
 
 MAX_LENGTH = 32
 
@@ -118,11 +120,20 @@ def test_eval_loss_is_exact_whatever_the_batch_size(tmp_path, load, tokenizer, m
 
 
 def test_a_trainer_on_a_cpu_keeps_freed_memory(tmp_path, load, tokenizer, monkeypatch):
-    """It asks for it once, when it is made."""
+    """While it trains, and no longer: a trainer that is only made changes nothing of the process."""
     asked = []
-    monkeypatch.setattr("gpt2_hf.runtime.device_settings.keep_freed_memory", lambda: asked.append(True))
-    make_trainer(tmp_path, load("padded"), tokenizer)
-    assert asked == [True]
+
+    @contextlib.contextmanager
+    def keep():
+        asked.append(True)
+        yield
+        asked.append(False)
+
+    monkeypatch.setattr("gpt2_hf.runtime.own_process.keep_freed_memory", keep)
+    trainer = make_trainer(tmp_path, load("padded"), tokenizer, max_steps=1)
+    assert asked == []
+    trainer.train()
+    assert asked == [True, False]
 
 
 def test_a_loss_scale_is_left_behind_with_its_precision(tmp_path, load, tokenizer):
@@ -195,7 +206,7 @@ def test_evaluating_changes_nothing(tmp_path, load, tokenizer):
         torch.rand(3)
         return samples[-1][0]
 
-    always.write_sample = write_sample
+    always.job.write_sample = write_sample
     assert torch.equal(never[2], trajectory(always)[2])
     assert len(samples) == 6
 
@@ -204,15 +215,16 @@ def test_the_time_of_samples_counts_in_the_budget(tmp_path, load, tokenizer):
     """An evaluation is reckoned with its sample, guessed and then as measured; the speed is without it."""
     options = {"eval_strategy": "steps", "eval_steps": 2, "max_steps": 4}
     trainer = make_trainer(tmp_path, load("padding_free"), tokenizer, **options)
-    assert trainer._validation_seconds() == math.inf  # before the third step
+    assert trainer.remaining_work().evaluation == math.inf  # before the third step
     for seconds in (60.0, 0.5, 0.4):  # the first one compiles
         trainer.watch.add("step", seconds)
-    alone = trainer._validation_seconds()
+    alone = trainer.remaining_work().evaluation
     assert alone == 0.5 * 0.5 * len(trainer.eval_dataset) / 8
-    trainer.write_sample = lambda model: time.sleep(0.6) or "text"
-    assert trainer._validation_seconds() == alone + trainer.generation_seconds(trainer.args.sample_tokens) > alone
+    trainer.job.write_sample = lambda model: time.sleep(0.6) or "text"
+    guessed = generation_seconds(trainer.args.sample_tokens, trainer.num_parameters)
+    assert trainer.remaining_work().evaluation == alone + guessed > alone
     trainer.train()
-    assert trainer._validation_seconds() >= 0.6 + trainer.evaluation_seconds(trainer.eval_dataset)
+    assert trainer.remaining_work().evaluation >= 0.6 + trainer.watch.longest("evaluate")
     speeds = [entry["tokens_per_second"] for entry in trainer.state.log_history if "tokens_per_second" in entry]
     tokens = trainer.train_dataset.lengths.mean() * 8
     assert all(tokens / speed < 0.6 for speed in speeds)
@@ -291,8 +303,6 @@ def test_settings_of_a_cuda_device(monkeypatch):
         trainer.create_accelerator_and_postprocess()
         assert config.non_blocking == (device == "cuda" and pinned)
     planned = torch.backends.cuda.cudnn_sdp_enabled()
-    try:
-        suit_changing_shapes("cuda")
+    with suit_changing_shapes("cuda"):
         assert not torch.backends.cuda.cudnn_sdp_enabled()
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(planned)
+    assert torch.backends.cuda.cudnn_sdp_enabled() == planned

@@ -5,7 +5,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ...data import Samples
-from ...runtime.distributed import any_process, any_process_of_each, is_distributed
+from ...runtime.distributed import any_process, is_distributed, largest_of_each
 from ...runtime.stop_signals import SignalWatch
 from .time_budget import TimeBudgetCallback
 
@@ -43,7 +43,10 @@ class StopCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        used_up, received = any_process_of_each(self.budget.is_used_up(control), self.signals.received is not None)
+        # Each process has its own clock; with different learning rates the copies of the model would drift apart.
+        used_up, received, self.budget.time_share = largest_of_each(
+            self.budget.is_used_up(control), self.signals.received is not None, self.budget.measured_time_share()
+        )
         if used_up:
             self.budget.stop(state, control)
         if received:

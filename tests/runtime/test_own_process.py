@@ -9,14 +9,18 @@ import pytest
 
 CODE = """
 import resource, torch
-from gpt2_hf.runtime.cpu_memory import keep_freed_memory
+from gpt2_hf.runtime.own_process import keep_freed_memory
 
-kept = keep_freed_memory()
-torch.empty(64 << 20, dtype=torch.uint8).fill_(1)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
+def new_pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.empty(64 << 20, dtype=torch.uint8).fill_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+with keep_freed_memory(), keep_freed_memory() as kept:
     torch.empty(64 << 20, dtype=torch.uint8).fill_(1)
-print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    pages = new_pages()
+print(kept, pages, new_pages())
 """
 
 # The package asks glibc alone; elsewhere the function only says that it did nothing.
@@ -24,19 +28,26 @@ glibc_only = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs
 
 
 def run(**environment):
-    """Whether memory is kept, and how many pages were new, as the code prints it."""
+    """Whether memory is kept, and how many pages were new inside and afterwards, as the code prints it."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k != "GLIBC_TUNABLES"}
     command = [sys.executable, "-c", CODE]
     out = subprocess.run(command, env={**clean, **environment}, capture_output=True, text=True, check=True).stdout
-    kept, new_pages = out.split()
-    return kept == "True", int(new_pages)
+    kept, new_pages, afterwards = out.split()
+    return kept == "True", int(new_pages), int(afterwards)
 
 
 @glibc_only
 def test_freed_memory_is_used_again():
     """Of five more tensors of 64 MB, one after the other, at most one needs new pages."""
-    kept, new_pages = run()
+    kept, new_pages, _ = run()
     assert kept and new_pages < 1.1 * (64 << 20) / os.sysconf("SC_PAGESIZE")
+
+
+@glibc_only
+def test_the_host_program_has_its_allocator_back():
+    """After the last nested use, each tensor of 64 MB is given back to the system again."""
+    _, _, afterwards = run()
+    assert afterwards > 4 * (64 << 20) / os.sysconf("SC_PAGESIZE")
 
 
 @glibc_only
@@ -45,5 +56,5 @@ def test_freed_memory_is_used_again():
 )
 def test_a_users_own_tuning_is_left_alone(tuned):
     """What the environment says about malloc stays in force."""
-    kept, _ = run(**tuned)
+    kept, _, _ = run(**tuned)
     assert not kept

@@ -1,0 +1,52 @@
+"""The plan of a run on the command line: what `train` would do, from the same options, and nothing written."""
+
+from ..errors import EXIT_OK, UserError
+from ..options.arguments import ClusterArguments, DataArguments, ModelArguments
+from ..options.training_arguments import GPT2HFTrainingArguments
+from ..planning import parallel_plan
+from ..planning.plan import make_plan
+from ..runtime.stopwatch import Stopwatch
+from .preparation import announce, build
+from .results import closing_seconds, sample_writer
+from .run import Run, surroundings
+
+
+def plan(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: GPT2HFTrainingArguments,
+    cluster: ClusterArguments,
+    given: dict[str, str] | None = None,
+    watch: Stopwatch | None = None,
+) -> int:
+    """Print what a run will be, measured on some real steps.
+
+    Args:
+        model_args, data_args, args: the options of the run.
+        cluster: devices that the plan is made for.
+        given: options that were stated, and where (see `parsing.Parsed`).
+        watch: stopwatch of the invocation.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: if the input is wrong.
+    """
+    run = Run(model_args, data_args, args, watch or Stopwatch(), given=given or {})
+    with surroundings(run):
+        if data_args.streaming:
+            raise UserError("a plan counts samples, which --streaming does not; leave it out for the plan")
+        tokenizer, data, model = build(run)
+        announce(run, model, data)
+        start = run.watch.elapsed
+        run.say("probing: some real steps, then an evaluation; nothing is written")
+        write_sample = sample_writer(run, tokenizer, data, args.sample_tokens)
+        made = make_plan(args, model, data, start, closing_seconds(run, model), write_sample)
+        for line in made.lines():
+            run.say(line)
+        if cluster.nproc * cluster.nodes > 1:
+            per_sample = made.measured.step_seconds / args.samples_per_step if made.measured else None
+            for line in parallel_plan.describe(args, cluster, model, per_sample):
+                run.say(line)
+        return EXIT_OK

@@ -1,0 +1,118 @@
+"""What a run needs before its first step: tokenizer, data and model, and lines that say what is going to happen.
+
+In: the filled options. Out: what the trainer is made of, or one line about what is wrong. Nothing is written.
+"""
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from ..commands.model_loading import build_model, load_model_tokenizer
+from ..data import LoadedData, StreamingSamples, load_data
+from ..data.tokenizer import load_tokenizer
+from ..errors import UserError
+from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
+from ..planning.plan import make_schedule, schedule_warning
+from ..runtime.fallbacks import missing_for_attention
+from .run import Run
+
+
+def build(run: Run) -> tuple[PreTrainedTokenizerBase, LoadedData, GPT2HFForCausalLM]:
+    """Tokenizer, data and model, in this order; the slowest last.
+
+    Raises:
+        UserError: if one of them cannot be had, or options contradict what the data are.
+    """
+    tokenizer = _load_tokenizer(run)
+    data = _load_data(run, tokenizer)
+    set_seed(run.args.seed)
+    return tokenizer, data, _build_model(run, tokenizer, data)
+
+
+def _load_tokenizer(run: Run) -> PreTrainedTokenizerBase:
+    start = run.model_args.model_name_or_path
+    if run.data_args.tokenizer_name is None and start is not None:
+        return load_model_tokenizer(start)
+    return load_tokenizer(run.data_args.tokenizer_name)
+
+
+def _load_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> LoadedData:
+    # One process tokenises and fills the cache. The others wait at its lock, however long that takes: a barrier would
+    # give up after --ddp_timeout.
+    with run.watch.measure("data"):
+        seed = run.args.seed if run.args.data_seed is None else run.args.data_seed
+        splits = ("train", "validation", *(["test"] if run.args.do_predict else []))
+        length, batch_size = run.model_args.max_length, run.args.train_batch_size
+        data = load_data(run.data_args, tokenizer, length, splits, batch_size=batch_size, seed=seed)
+    if "train" not in data.samples:
+        raise UserError("there is no training text: give --train_file, or a --dataset_name with a train split")
+    if "validation" not in data.samples:
+        raise UserError("there is no validation text: give --validation_file")
+    if run.data_args.test_file is not None and not run.args.do_predict:
+        raise UserError("--test_file has no effect with --do_predict false; leave one of them out")
+    if run.data_args.streaming:
+        _check_streaming(run)
+    return data
+
+
+def _check_streaming(run: Run) -> None:
+    if run.args.max_steps < 1:
+        raise UserError("--streaming needs --max_steps: nobody knows how long a stream is before it has been read")
+    if run.args.train_sampling_strategy != "random":
+        raise UserError("--train_sampling_strategy has no effect with --streaming, which reads in order; leave it out")
+    if run.model_args.tie_unused_tokens:
+        raise UserError("--tie_unused_tokens needs to know all the text beforehand; leave it out with --streaming")
+
+
+def _build_model(run: Run, tokenizer: PreTrainedTokenizerBase, data: LoadedData) -> GPT2HFForCausalLM:
+    assert run.args.resolved_precision is not None
+    attention, precision = run.model_args.attn_implementation, run.args.resolved_precision
+    if (missing := missing_for_attention(attention, precision.name, run.model_args.dropout)) is not None:
+        run.args.notices.append(f"--attn_implementation sdpa is used: {missing}; training goes on, slower")
+        run.model_args.attn_implementation = "sdpa"
+    model = build_model(run.model_args, tokenizer)
+    if run.model_args.tie_unused_tokens:
+        used = data.documents["train"].used_ids(model.config.num_tokens)
+        num_tied = model.tie_unused_tokens(torch.tensor([*used, *tokenizer.all_special_ids]))
+        run.args.notices.append(
+            f"{num_tied:,} of {model.config.num_tokens:,} tokens are not in the training text and share one embedding"
+            if num_tied
+            else "--tie_unused_tokens: the training text uses every token, so none is tied"
+        )
+    return model
+
+
+def announce(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> None:
+    """Say what is going to happen."""
+    for line in data.lines:
+        run.say(line)
+    config = model.config
+    run.say(
+        f"model: {model.num_parameters() / 1e6:.1f}M parameters ({config.n_layer} layers, {config.n_head} heads, "
+        f"width {config.n_embd}, {config.n_positions} positions), {config._attn_implementation} attention"
+    )
+    how = "sharded over " if run.args.wants_fsdp else ""
+    processes = f", {how}{run.args.world_size} processes" if run.args.world_size > 1 else ""
+    run.say(f"device: {run.args.device}{processes}; {run.args.resolved_precision}")
+    for notice in run.args.notices:
+        run.say(notice)
+    if run.args.torch_compile:
+        run.say("the model is compiled during the first step, which takes a minute or more")
+    if (devices := torch.cuda.device_count()) > 1 and run.args.device.type == "cuda" and run.args.world_size == 1:
+        run.say(f"one of {devices} GPUs is used; all of them: torchrun --nproc_per_node {devices} run_clm.py ...")
+    run.say(
+        f"batch: {run.args.samples_per_step:,} samples a step = {run.args.world_size} "
+        f"{'process' if run.args.world_size == 1 else 'processes'} × "
+        f"{run.args.train_batch_size} samples × {run.args.gradient_accumulation_steps} accumulated"
+    )
+    schedule = make_schedule(run.args, num_samples(data.samples["train"]))
+    epochs = "" if run.data_args.streaming else f"{schedule.steps_per_epoch:,} an epoch, "
+    run.say(f"steps: {epochs}{schedule.total_steps:,} in all")
+    if (warning := schedule_warning(schedule)) is not None:
+        run.say(f"warning: {warning}")
+
+
+def num_samples(samples: Any) -> int | None:
+    """Samples of a dataset, `None` for a stream."""
+    return None if isinstance(samples, StreamingSamples) else len(samples)

@@ -1,0 +1,160 @@
+"""What a run leaves when its training is over: scores, a sample, a report, and lines for the person who waits.
+
+In: a trained model and its data. Out: result files, model card and curves in the output folder.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.trainer_callback import TrainerState
+
+from ..checkpoints import folders
+from ..commands.generate import generate_text
+from ..commands.report import CURVES_NAME, write_report
+from ..data import LoadedData
+from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
+from ..runtime import distributed
+from ..runtime.hub import upload_model
+from ..runtime.random_state import preserved_rng
+from ..trainer.gpt2_trainer import GPT2HFTrainer
+from ..trainer.remaining import generation_seconds
+from .run import Run
+
+# What the job still does after training besides the test split, as a share of the time it took to start, reading the
+# text not counted: both are importing, reading and writing, and a machine that is slow at one is slow at the other.
+_REPORT_SHARE_OF_START = 0.75
+_SAMPLE_TOKENS = 120
+_PROMPT_TOKENS = 12
+
+
+def closing_seconds(run: Run, model: GPT2HFForCausalLM) -> float:
+    """Estimated time of results, sample and report, asked when the run is about to start."""
+    return report_seconds(run) + generation_seconds(_SAMPLE_TOKENS, model.num_parameters())
+
+
+def report_seconds(run: Run) -> float:
+    """Estimated time of results and report."""
+    return _REPORT_SHARE_OF_START * (run.watch.elapsed - run.watch.total.get("data", 0.0))
+
+
+def finish(
+    run: Run,
+    trainer: GPT2HFTrainer,
+    tokenizer: PreTrainedTokenizerBase,
+    data: LoadedData,
+    train_metrics: dict[str, Any],
+) -> None:
+    """Score the best model, write results and report, and show a sample."""
+    trainer.save_state()
+    if train_metrics:
+        trainer.save_metrics("train", train_metrics)
+    saved = saved_model(run.output_dir)
+    if saved is not None:
+        trainer.load_weights(saved)
+    eval_metrics = best_eval_metrics(trainer.state)
+    if eval_metrics:
+        trainer.save_metrics("eval", eval_metrics)
+    test_metrics = _score_test(run, trainer)
+    sample = _final_sample(run, trainer, tokenizer, data) if run.args.process_index == 0 else ""
+    if run.args.process_index == 0:
+        write_report(run.output_dir, sample)
+    say_results(run, eval_metrics, test_metrics, sample)
+    if run.args.push_to_hub and run.args.process_index == 0 and saved is not None:
+        run.say(f"uploading {saved} to {trainer.hub_model_id}")
+        token, revision = run.args.hub_token, run.args.hub_revision
+        run.say(f"uploaded: {upload_model(saved, str(trainer.hub_model_id), token, revision)}")
+
+
+def saved_model(output_dir: Path) -> Path | None:
+    """The best model of a run; its last checkpoint where nothing was evaluated; `None` where nothing was saved."""
+    best = output_dir / folders.BEST_MODEL
+    if best.is_dir():
+        return best
+    newest, _ = folders.newest_valid(output_dir)
+    return newest
+
+
+def best_eval_metrics(state: TrainerState) -> dict[str, Any]:
+    """The validation metrics of the best model, as they were measured when it was saved."""
+    entries = [entry for entry in state.log_history if "eval_loss" in entry]
+    of_best = [entry for entry in entries if entry["step"] == state.best_global_step]
+    chosen = (of_best or entries)[-1:]
+    return {
+        name: value for entry in chosen for name, value in entry.items() if name.startswith("eval_") or name == "step"
+    }
+
+
+def _score_test(run: Run, trainer: GPT2HFTrainer) -> dict[str, float]:
+    if trainer.job.test_dataset is None:
+        return {}
+    hours = run.args.max_training_hours
+    if hours is not None:
+        remaining = trainer.remaining_work()
+        needed = remaining.test + remaining.closing
+        if math.isinf(needed) and not trainer.time_budget.expired:
+            needed = 0.0  # a run of a step or two that never evaluated
+        if distributed.any_process(run.watch.elapsed + needed > hours * 3600):
+            model = saved_model(run.output_dir)
+            hint = f"; score it with: python -m gpt2_hf evaluate --model_path {model}" if model is not None else ""
+            run.say(f"no time is left for the test split{hint}")
+            return {}
+    metrics = trainer.evaluate(trainer.job.test_dataset, metric_key_prefix="test")
+    trainer.save_metrics("test", metrics)
+    return metrics
+
+
+def sample_writer(
+    run: Run, tokenizer: PreTrainedTokenizerBase, data: LoadedData, num_tokens: int
+) -> Callable[[GPT2HFForCausalLM], str] | None:
+    """A function that lets a model continue the first words of the validation text; `None` for 0 tokens."""
+    if num_tokens == 0:
+        return None
+
+    def write(model: GPT2HFForCausalLM) -> str:
+        positions = model.config.n_positions
+        ids = data.samples["validation"][0]["input_ids"]
+        prompt = tokenizer.decode(ids[: min(_PROMPT_TOKENS, positions // 2)])
+        # cut within a character, a text can have more tokens than it was made of
+        room = positions - len(tokenizer(prompt, add_special_tokens=False).input_ids)
+        dtype = run.args.resolved_precision.dtype if run.args.resolved_precision is not None else torch.float32
+        flash = "flash" in model.config._attn_implementation  # which computes in 16 bits alone
+        with torch.autocast(model.device.type, dtype=dtype, enabled=flash and dtype != torch.float32):
+            return generate_text(model, tokenizer, prompt, max_new_tokens=min(num_tokens, room), seed=run.args.seed)[0]
+
+    return write
+
+
+def _final_sample(run: Run, trainer: GPT2HFTrainer, tokenizer: PreTrainedTokenizerBase, data: LoadedData) -> str:
+    write = sample_writer(run, tokenizer, data, _SAMPLE_TOKENS)
+    assert write is not None
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.is_fsdp_enabled:
+        # a sharded model runs on all processes at once, and only this one has something to say
+        saved = saved_model(run.output_dir)
+        if saved is None:
+            return ""
+        model = GPT2HFForCausalLM.from_pretrained(saved).to(trainer.args.device)
+    with preserved_rng(trainer.args.device):
+        return write(model)
+
+
+def say_results(run: Run, eval_metrics: dict[str, Any], test_metrics: dict[str, float], sample: str) -> None:
+    """The end of the job as a person reads it."""
+    if eval_metrics:
+        run.say(
+            f"best model: step {eval_metrics['step']:,}, validation loss {eval_metrics['eval_loss']:.4f}, "
+            f"perplexity {eval_metrics['eval_perplexity']:.2f}"
+        )
+    if test_metrics:
+        run.say(f"test loss {test_metrics['test_loss']:.4f}, perplexity {test_metrics['test_perplexity']:.2f}")
+    if sample:
+        run.say(f"\n--- a sample of the model ---\n{sample.strip()}\n---\n")
+    model = saved_model(run.output_dir)
+    run.say(f"results: {run.output_dir}  (model: {model or 'not saved'}, curves: {run.output_dir / CURVES_NAME})")
+    if model is not None:
+        run.say(f'next: python -m gpt2_hf generate --model_path {model} --prompt "..."')
+    run.say(f"      tensorboard --logdir {run.output_dir / 'runs'}")

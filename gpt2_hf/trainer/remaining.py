@@ -1,0 +1,83 @@
+"""What a run still does after its last step, and how long each part of it takes.
+
+In: times that were measured so far. Out: seconds. Used by: the time budget, which must leave room for it, and `plan`,
+which adds it up before the run.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+from ..runtime.stopwatch import Stopwatch
+
+# On top of the known times: a share for those that grow, and a few seconds for ending the process.
+_MARGIN = 1.15
+_LEAVING_SECONDS = 3.0
+# A sample costs a third of its training step's arithmetic; a half leaves room for reading it.
+_EVALUATION_SHARE_OF_STEP = 0.5
+
+
+@dataclass(frozen=True)
+class RemainingWork:
+    """Seconds that each part besides the training steps takes.
+
+    Attributes:
+        evaluation: the validation split and the text that is shown after it; 0 if the run never evaluates, infinite
+            while it is not known.
+        checkpoint: saving one; 0 if the run never saves.
+        test: the score of the test split; 0 if there is none, infinite while it is not known.
+        closing: results, sample and report at the very end.
+    """
+
+    evaluation: float = 0.0
+    checkpoint: float = 0.0
+    test: float = 0.0
+    closing: float = 0.0
+
+    def to_end(self) -> list[float]:
+        """From stopping to the end of the process: without optional work, with an evaluation, with the test too."""
+        needed = self.checkpoint + self.closing
+        return [with_margin(needed + seconds) for seconds in itertools.accumulate((0.0, self.evaluation, self.test))]
+
+    @property
+    def evaluation_and_checkpoint(self) -> float:
+        """What comes right after the last step."""
+        return with_margin(self.evaluation + self.checkpoint)
+
+
+def with_margin(seconds: float) -> float:
+    """A known time with room for what nobody knows."""
+    return _MARGIN * seconds + _LEAVING_SECONDS
+
+
+def generation_seconds(num_tokens: int, num_parameters: int) -> float:
+    """Upper estimate of the time to generate a text.
+
+    Each token reads every weight once; 4 GB/s is what a slow machine's memory gives.
+    """
+    return num_tokens * (4 * num_parameters / 4e9 + 0.01)
+
+
+def checkpoint_seconds(watch: Stopwatch, num_parameters: int) -> float:
+    """Time to save a checkpoint; before the first, weights and moments at a slow disk's 100 MB/s."""
+    return watch.longest("save") or 1.0 + 12 * num_parameters / 100e6
+
+
+def split_seconds(watch: Stopwatch, num_samples: int, num_validation_samples: int, samples_per_step: int) -> float:
+    """Time to score a split: as measured on the validation split, before that estimated from the training steps.
+
+    Args:
+        watch: has measured evaluations and steps.
+        num_samples: of the split; 0 for no split.
+        num_validation_samples: of the split that was measured.
+        samples_per_step: of an optimizer step.
+
+    Returns:
+        Seconds; infinite before the third step, since a first step may compile for minutes.
+    """
+    if not num_samples:
+        return 0.0
+    measured = watch.longest("evaluate")
+    if measured is not None and num_validation_samples:
+        return measured * num_samples / num_validation_samples
+    step = watch.median("step")
+    return _EVALUATION_SHARE_OF_STEP * step * num_samples / samples_per_step if step is not None else float("inf")
