@@ -1,0 +1,87 @@
+"""Runs of earlier versions are resumed and their models loaded: nothing a user has on the disk is lost by an update.
+
+`fixtures/run_of_dc2dd75.zip` was made with commit dc2dd75, OMP_NUM_THREADS=1, torch 2.13.0 on a Zen 5:
+    python run_clm.py --d_model 16 --num_layers 2 --num_heads 2 --max_length 24 --train_file train.txt
+    --validation_file validation.txt --tokenizer_name ./tokenizer --precision fp32 --use_cpu --learning_rate 3e-3
+    --max_steps 8 --warmup_steps 2 --logging_steps 1 --eval_every 2 --save_every 4 --batch_size 4
+    --checkpoint_dir run --sample_tokens 8 --save_total_limit none
+Its checkpoints of steps 2 and 6, event files and pictures are left out.
+"""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gpt2_hf.__main__ import main
+
+from ..conftest import read_json
+
+MADE_ON = ("2.13.0", "AuthenticAMD", "26")
+
+
+def this_machine():
+    """torch's version, and maker and family of the processor where the system tells them."""
+    fields = {}
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+    return torch.__version__.split("+")[0], fields.get("vendor_id"), fields.get("cpu family")
+
+
+@pytest.fixture
+def old_run(tmp_path, monkeypatch):
+    """The folder of the run, in a working folder that also has its text and its tokenizer."""
+    zipfile.ZipFile(Path(__file__).parent / "fixtures" / "run_of_dc2dd75.zip").extractall(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "run"
+
+
+def test_an_old_run_is_resumed_bit_for_bit(old_run):
+    """From its checkpoint of step 4 and its own resolved config, it ends in the weights and the history it had."""
+    options = ["--config", "run/checkpoint-4/resolved_config.json", "--resume_from", "checkpoint-4"]
+    assert main(["train", *options]) == 0
+    ends = [old_run / "abandoned-checkpoint-8", old_run / "checkpoint-8"]
+    before, after = (load_file(folder / "model.safetensors") for folder in ends)
+    assert before.keys() == after.keys()
+    # another processor or torch adds up in another order
+    tolerance = 0.0 if this_machine() == MADE_ON else 1e-6
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=tolerance)
+    histories = [
+        [
+            (entry["step"], entry[key])
+            for entry in read_json(folder / "trainer_state.json")["log_history"]
+            for key in ("loss", "eval_loss", "learning_rate")
+            if key in entry
+        ]
+        for folder in ends
+    ]
+    assert histories[0] == [(step, pytest.approx(value, abs=tolerance)) for step, value in histories[1]]
+
+
+def test_an_old_model_is_evaluated(old_run, capsys):
+    """By its name, with the protocol it was trained with."""
+    assert main(["evaluate", "--model_path", "run/best_model", "--split", "validation"]) == 0
+    assert f"{read_json(old_run / 'eval_results.json')['eval_loss']:.4f}" in capsys.readouterr().out
+
+
+def test_an_old_model_loads_where_the_package_is_not_installed(old_run):
+    """With the source that was saved beside it."""
+    code = """if True:
+        import sys
+        sys.modules["gpt2_hf"] = None  # as if it were not installed
+        from transformers import AutoModelForCausalLM
+        model = AutoModelForCausalLM.from_pretrained("run/best_model", trust_remote_code=True)
+        print(model.num_parameters())
+    """
+    environment = {**os.environ, "HF_HOME": str(old_run / "hf_home"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=old_run.parent, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "11776", done.stderr
