@@ -32,6 +32,7 @@ from transformers.masking_utils import create_causal_mask, create_masks_for_gene
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
@@ -484,12 +485,10 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        shift_labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         return_logits: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        label_smoothing: float = 0.0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Compute next-token logits, and the loss when labels are given.
@@ -497,17 +496,21 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         Args (beyond those of [`GPT2HFModel.forward`]):
             labels: int64 `[B, T]`, the input ids themselves; shifted here, with `cu_seq_lens_q` within each document.
                 −100 is not scored.
-            shift_labels: int64 `[B, T]`, already shifted: the target of each position. Used instead of `labels`.
             logits_to_keep: compute logits for the last so many positions only (0: all), for these indices
                 (`[T']`, or `[B, T']` for each row), or where this mask `[B, T]` is true.
             return_logits: force or forbid the logits. By default they are left out while training with labels,
                 where only the loss is needed and `[B, T, V]` would be the largest tensor of the step.
             num_items_in_batch: divide the summed loss by this instead of by the number of scored positions.
-            label_smoothing: share of the target mass spread evenly over the vocabulary.
+            **kwargs: `shift_labels`, int64 `[B, T]`, already shifted: the target of each position, used instead of
+                `labels`; and `label_smoothing`, the share of the target mass that is spread evenly over the
+                vocabulary. The rest goes to [`GPT2HFModel.forward`].
 
         Returns:
             `loss` (fp32 scalar, nats per token), `logits` `[B, T', V]` or `None`, `past_key_values`.
         """
+        # No parameters by name: transformers' Trainer takes every parameter with "label" in its name for one that each
+        # batch must hold, and finds no loss where one is missing.
+        shift_labels, label_smoothing = kwargs.pop("shift_labels", None), kwargs.pop("label_smoothing", 0.0)
         scored = labels is not None or shift_labels is not None
         outputs = self.transformer(
             input_ids,
@@ -618,5 +621,9 @@ def _select_positions(hidden_states: Tensor, logits_to_keep: int | Tensor) -> Te
         return torch.take_along_dim(hidden_states, logits_to_keep[..., None], dim=1)
     return hidden_states[:, logits_to_keep]
 
+
+# transformers goes by this list of names where it shifts the labels that the Trainer smooths, and where a pipeline or
+# a model card asks what the model does. `AutoModelForCausalLM.register` does not add to it.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[GPT2HFConfig.model_type] = GPT2HFForCausalLM.__name__
 
 __all__ = ["GPT2HFForCausalLM", "GPT2HFModel", "GPT2HFPreTrainedModel"]
