@@ -252,6 +252,7 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
 
     def __init__(self, config: GPT2HFConfig):
         super().__init__(config)
+        config.check_heads()
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.drop = Dropout(config.embd_pdrop)
