@@ -23,7 +23,7 @@ DEFAULT_OUTPUT_DIR = "checkpoints"
 
 def build_config(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> GPT2HFConfig:
     """The config of a new model: sizes from the arguments, vocabulary and special tokens from the tokenizer."""
-    return GPT2HFConfig(
+    config = GPT2HFConfig(
         vocab_size=num_ids(tokenizer),
         n_positions=args.max_length,
         n_embd=args.d_model,
@@ -38,6 +38,8 @@ def build_config(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> GP
         pad_token_id=tokenizer.pad_token_id,
         attn_implementation=args.attn_implementation,
     )
+    config.check_heads()
+    return config
 
 
 def build_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> GPT2HFForCausalLM:
@@ -123,7 +125,9 @@ def read_config(source: str, option: str) -> GPT2HFConfig:
             raise UserError(
                 f"{option}: {source} is a {config_dict.get('model_type')!r} model; gpt2_hf takes gpt2 and gpt2_hf"
             )
-        return GPT2HFConfig.from_dict(config_dict)
+        config = GPT2HFConfig.from_dict(config_dict)
+        config.check_heads()
+        return config
     except UserError:
         raise
     except (OSError, ValueError) as error:

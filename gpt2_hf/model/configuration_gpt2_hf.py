@@ -33,7 +33,7 @@ class GPT2HFConfig(PreTrainedConfig):
         n_positions (`int`, *optional*, defaults to 1024): Longest sequence in tokens (learned positions).
         n_embd (`int`, *optional*, defaults to 768): Width C of the residual stream.
         n_layer (`int`, *optional*, defaults to 12): Number of blocks.
-        n_head (`int`, *optional*, defaults to 12): Attention heads H; must divide `n_embd`.
+        n_head (`int`, *optional*, defaults to 12): Attention heads H; a model can be built if they divide `n_embd`.
         n_inner (`int`, *optional*): Width of the MLP; `4 * n_embd` when left out.
         activation_function (`str`, *optional*, defaults to `"gelu_new"`): MLP activation, a key of transformers'
             `ACT2FN`. `"gelu_new"` is the tanh approximation, computed by torch's fused kernel.
@@ -51,8 +51,7 @@ class GPT2HFConfig(PreTrainedConfig):
         tie_word_embeddings (`bool`, *optional*, defaults to `True`): The head shares its weight with `wte`.
 
     Raises:
-        ValueError: if a size is not a positive integer, heads do not divide the width, a rate is outside
-            [0, 1), or the activation is unknown.
+        ValueError: if a size is not a positive integer, a rate is outside [0, 1), or the activation is unknown.
 
     Source: Radford et al., *Language Models are Unsupervised Multitask Learners* (2019).
     """
@@ -120,11 +119,6 @@ class GPT2HFConfig(PreTrainedConfig):
             raise ValueError(f"n_vocab_padding must be an integer in [0, vocab_size), got {padding!r}")
         if self.n_inner is not None:
             _check_positive_int("n_inner", self.n_inner)
-        if self.n_embd % self.n_head:
-            raise ValueError(
-                f"n_embd (d_model) must be divisible by n_head (num_heads), got {self.n_embd} and {self.n_head}; "
-                f"heads that divide {self.n_embd}: {_nearest_divisors(self.n_embd, self.n_head)}"
-            )
         for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0.0 <= value < 1.0:
@@ -137,6 +131,18 @@ class GPT2HFConfig(PreTrainedConfig):
             known = ", ".join(sorted(ACT2FN))
             raise ValueError(f"activation_function {self.activation_function!r} is unknown; choose one of {known}")
 
+    def check_heads(self) -> None:
+        """Raise a `ValueError` if the heads do not divide the width.
+
+        Asked when a model is built: transformers' GPT2Config, and tools that change one size after another, hold
+        such sizes too.
+        """
+        if self.n_embd % self.n_head:
+            raise ValueError(
+                f"n_embd (d_model) must be divisible by n_head (num_heads), got {self.n_embd} and {self.n_head}; "
+                f"heads that divide {self.n_embd}: {_nearest_divisors(self.n_embd, self.n_head)}"
+            )
+
 
 def _check_positive_int(name: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -145,7 +151,8 @@ def _check_positive_int(name: str, value: object) -> None:
 
 def _nearest_divisors(number: int, wanted: int) -> str:
     """The divisors of `number` just below and above `wanted`, for an error message."""
-    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    divisors = sorted({*small, *(number // d for d in small)})
     below = max(d for d in divisors if d <= wanted)
     above = [d for d in divisors if d > wanted][:1]
     return " or ".join(str(d) for d in [below, *above])

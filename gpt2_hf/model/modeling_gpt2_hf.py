@@ -6,7 +6,8 @@ and logits of the tied head. Next stage: `trainer`, or transformers' `generate`.
 What is special here, compared with transformers' own GPT-2:
   - the parameters keep GPT-2's names and layout (`c_attn` is `[in, out]`), so OpenAI's weights load as they are;
   - several documents may share one row without padding (`cu_seq_lens_q`): attention alone sees them as
-    separate rows, on every backend, so no token can look into another document;
+    separate rows, or is told their lengths where its kernel takes these (flash attention), so no token can look
+    into another document;
   - on a CPU, dropout and attention have kernels of their own (`dropout`, `chunked_attention`);
   - training returns no logits: `chunked_loss` forms loss and gradient a few hundred positions at a time;
   - the GELU is torch's fused tanh approximation.
@@ -19,7 +20,6 @@ Legend: B batch, T time, C channels, H heads, D head size, V vocabulary, S docum
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from transformers.masking_utils import create_causal_mask, create_masks_for_gene
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
@@ -40,63 +41,8 @@ from .chunked_attention import chunked_causal_attention
 from .chunked_loss import IGNORE_INDEX, chunked_cross_entropy
 from .configuration_gpt2_hf import GPT2HFConfig
 from .dropout import Dropout
+from .packing import PackedDocuments, Packing, lengths_of_documents
 from .unused_tokens import UnusedTokens
-
-
-@dataclass(frozen=True)
-class PackedDocuments:
-    """Where the documents of a flattened batch lie, and how attention sees them.
-
-    Attention is the only layer in which positions meet. It gets the documents as right-padded rows
-    `[S, L]`; with a causal mask the padding is never read by a real position, so no mask is needed and the
-    fast kernels stay in use. Everything else works on the flat row.
-    """
-
-    slots: Tensor  # [T] int64, the place of each token in the flattened [S * L] rows
-    num_documents: int  # S
-    max_length: int  # L
-    boundaries: tuple[int, ...] | None = None  # [S + 1], where the host knows them
-
-    @classmethod
-    def from_cu_seq_lens(
-        cls, cu_seq_lens: Tensor | None, max_length: int | None, inputs_embeds: Tensor
-    ) -> "PackedDocuments":
-        """Read the field's usual cumulative lengths `[0, end of document 1, …, T]`, int32 `[S + 1]`."""
-        if cu_seq_lens is None or max_length is None:
-            raise ValueError("cu_seq_lens_q needs max_length_q, the length of the longest document")
-        num_rows, num_tokens, _ = inputs_embeds.shape
-        if num_rows != 1:
-            raise ValueError(f"cu_seq_lens_q describes one row with several documents, got {num_rows} rows")
-        starts = cu_seq_lens[:-1].long()
-        lengths = cu_seq_lens[1:].long() - starts
-        # An accelerator would have to be waited for; there the caller is trusted, as by the varlen kernels.
-        boundaries = None
-        if cu_seq_lens.device.type == "cpu" and not torch.compiler.is_compiling():
-            boundaries = tuple(cu_seq_lens.tolist())
-            if (
-                (boundaries[0], boundaries[-1]) != (0, num_tokens)
-                or int(lengths.max()) > max_length
-                or int(lengths.min()) < 1
-            ):
-                raise ValueError(
-                    f"cu_seq_lens_q must rise from 0 to the {num_tokens} tokens of the row in steps of 1 to "
-                    f"max_length_q ({max_length}), got {cu_seq_lens.tolist()}"
-                )
-        document = torch.repeat_interleave(
-            torch.arange(lengths.shape[0], device=lengths.device), lengths, output_size=num_tokens
-        )
-        positions = torch.arange(num_tokens, device=lengths.device) - starts[document]
-        return cls(document * max_length + positions, lengths.shape[0], max_length, boundaries)
-
-    def to_rows(self, flat: Tensor) -> Tensor:
-        """`[1, T, X]` to right-padded `[S, L, X]`."""
-        rows = flat.new_zeros(self.num_documents * self.max_length, flat.shape[-1])
-        rows = rows.index_copy_(0, self.slots.to(flat.device), flat[0])
-        return rows.view(self.num_documents, self.max_length, flat.shape[-1])
-
-    def to_flat(self, rows: Tensor) -> Tensor:
-        """`[S, L, X]` back to `[1, T, X]`."""
-        return rows.flatten(0, 1).index_select(0, self.slots.to(rows.device)).unsqueeze(0)
 
 
 def eager_attention_forward(
@@ -306,6 +252,7 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
 
     def __init__(self, config: GPT2HFConfig):
         super().__init__(config)
+        config.check_heads()
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.drop = Dropout(config.embd_pdrop)
@@ -353,87 +300,113 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
             ValueError: if both or neither of ids and embeddings are given, if the sequence is longer than
                 `n_positions`, or if packing is combined with a mask or a cache (documents would see each other).
         """
-        kwargs.pop("output_attentions", None)
-        kwargs.pop("output_hidden_states", None)
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("pass either input_ids or inputs_embeds, not both and not neither")
-        if inputs_embeds is None:
-            inputs_embeds = self.wte(input_ids)
-        num_tokens = inputs_embeds.shape[1]
-
-        # `generate_batch` brings a paged cache, and a mask that keeps the documents apart.
-        paged = kwargs.get("cache") is not None
-        packed = cu_seq_lens_q is not None
-        restarts = position_ids is not None and not (packed or paged) and _restarts(position_ids, attention_mask)
-        if restarts or (packed and not paged):
-            _refuse_leaks(attention_mask=attention_mask, past_key_values=past_key_values, use_cache=use_cache)
-            use_cache = False
-        if use_cache is None:
-            use_cache = self.config.use_cache
-        if self.gradient_checkpointing and self.training:
-            use_cache = False  # the recomputation would write every key and value twice
-        if self.config._attn_implementation == "flex_attention" and getattr(past_key_values, "is_compileable", False):
-            # flex reads its mask, which holds the cache's own counter, only after the cache has been moved on.
-            raise ValueError(
-                "flex_attention cannot use a static cache; use a dynamic one, or attn_implementation='sdpa'"
-            )
-        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
-
-        rows = None
-        if packed and not paged:
-            rows = PackedDocuments.from_cu_seq_lens(cu_seq_lens_q, max_length_q, inputs_embeds)
-        documents = None if "flash" in self.config._attn_implementation else rows
-        if packed and documents is None:  # the backend takes the lengths themselves
-            kwargs |= {
-                "cu_seq_lens_q": cu_seq_lens_q,
-                "cu_seq_lens_k": cu_seq_lens_q if cu_seq_lens_k is None else cu_seq_lens_k,
-                "max_length_q": max_length_q,
-                "max_length_k": max_length_q if max_length_k is None else max_length_k,
-            }
-        if packed:
-            self.check_length(max_length_q or 0)
-        elif not (restarts or paged or (position_ids is not None and torch.compiler.is_compiling())):
-            # A row whose positions restart may be longer, but a compiler cannot look at them. A compileable cache
-            # counts on the device; reading it here would stall decoding.
-            self.check_length(num_tokens + (past_length if isinstance(past_length, int) else 0))
-        if position_ids is not None and position_ids.device.type == "cpu" and not torch.compiler.is_compiling():
-            self.check_length(int(position_ids.max()) + 1)
-
-        # Stock's convention for packed rows, position ids that restart, is honoured by create_causal_mask,
-        # at the price of a full T x T mask.
-        user_position_ids = position_ids
+        for name in ("output_attentions", "output_hidden_states"):  # read by the decorator
+            kwargs.pop(name, None)
+        inputs_embeds = self._embed_tokens(input_ids, inputs_embeds)  # [B, T, C]
+        packing = Packing.read(
+            lengths_of_documents(cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k),
+            position_ids,
+            attention_mask,
+            paged=kwargs.get("cache") is not None,
+        )
+        use_cache = self._decide_use_cache(use_cache, past_key_values, attention_mask, packing)
+        rows = packing.as_rows(inputs_embeds)
+        self._check_positions(position_ids, inputs_embeds.shape[1], past_key_values, packing)
+        documents, lengths = self._for_the_backend(rows, packing)
+        mask = self._causal_mask(inputs_embeds, attention_mask, past_key_values, position_ids, documents, packing)
+        # Not before the mask: for a call with a cache, even an empty one, restarting positions are not looked at.
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
-            if rows is not None:
-                position_ids = (rows.slots % rows.max_length).unsqueeze(0)
-            else:
-                position_ids = (torch.arange(num_tokens, device=inputs_embeds.device) + past_length).unsqueeze(0)
+            position_ids = _count_positions(inputs_embeds, past_key_values, rows)
+
         hidden_states = inputs_embeds + self.wpe(position_ids).to(inputs_embeds.device)
         if token_type_ids is not None:
             hidden_states = hidden_states + self.wte(token_type_ids)
         hidden_states = self.drop(hidden_states)
-
-        attention_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=_attention_shape(inputs_embeds, documents),
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=None if packed else user_position_ids,
-        )
-        # Not before the mask: for a call with a cache, even an empty one, restarting positions are not looked at.
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
         for block in self.h:
             hidden_states = block(
                 hidden_states,
                 past_key_values=past_key_values,
-                attention_mask=attention_mask,
+                attention_mask=mask,
                 documents=documents,
                 position_ids=position_ids,
+                **lengths,
                 **kwargs,
             )
         return BaseModelOutputWithPast(
             last_hidden_state=self.ln_f(hidden_states),
             past_key_values=past_key_values if use_cache else None,
+        )
+
+    def _embed_tokens(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """The token embeddings `[B, T, C]`, looked up or given."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass either input_ids or inputs_embeds, not both and not neither")
+        return self.wte(input_ids) if inputs_embeds is None else inputs_embeds
+
+    def _decide_use_cache(
+        self,
+        use_cache: bool | None,
+        past_key_values: Cache | None,
+        attention_mask: Tensor | None,
+        packing: Packing,
+    ) -> bool:
+        """Whether to return a cache; refuses what would let documents of one row see each other."""
+        if packing.must_isolate:
+            packing.refuse_leaks(attention_mask=attention_mask, past_key_values=past_key_values, use_cache=use_cache)
+            return False
+        if self.config._attn_implementation == "flex_attention" and getattr(past_key_values, "is_compileable", False):
+            # flex reads its mask, which holds the cache's own counter, only after the cache has been moved on.
+            raise ValueError(
+                "flex_attention cannot use a static cache; use a dynamic one, or attn_implementation='sdpa'"
+            )
+        if self.gradient_checkpointing and self.training:
+            return False  # the recomputation would write every key and value twice
+        return self.config.use_cache if use_cache is None else use_cache
+
+    def _check_positions(
+        self, position_ids: Tensor | None, num_tokens: int, past_key_values: Cache | None, packing: Packing
+    ) -> None:
+        """Refuse more positions than the model has, where the host can tell."""
+        compiling = torch.compiler.is_compiling()
+        if packing.lengths:
+            self.check_length(packing.lengths["max_length_q"] or 0)
+        elif not (packing.restarts or packing.paged or (position_ids is not None and compiling)):
+            # A row whose positions restart may be longer, but a compiler cannot look at them. A compileable cache
+            # counts on the device; reading it here would stall decoding.
+            past_length = _past_length(past_key_values)
+            self.check_length(num_tokens + (past_length if isinstance(past_length, int) else 0))
+        if position_ids is not None and position_ids.device.type == "cpu" and not compiling:
+            self.check_length(int(position_ids.max()) + 1)
+
+    def _for_the_backend(
+        self, rows: PackedDocuments | None, packing: Packing
+    ) -> tuple[PackedDocuments | None, dict[str, Any]]:
+        """How attention learns of the documents: rows to split into, or the lengths where the backend reads these."""
+        if rows is not None and "flash" not in self.config._attn_implementation:
+            return rows, {}
+        return None, packing.lengths
+
+    def _causal_mask(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None,
+        past_key_values: Cache | None,
+        position_ids: Tensor | None,
+        documents: PackedDocuments | None,
+        packing: Packing,
+    ) -> Any:
+        """The mask in the backend's form; `None` where being causal is all that is asked.
+
+        Position ids that restart, stock's convention for packed rows, cost a full `T × T` mask.
+        """
+        return create_causal_mask(
+            config=self.config,
+            inputs_embeds=_attention_shape(inputs_embeds, documents),
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=None if packing.lengths else position_ids,
         )
 
     def check_length(self, num_tokens: int) -> None:
@@ -445,18 +418,17 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
             )
 
 
-def _restarts(position_ids: Tensor, attention_mask: Tensor | None) -> bool:
-    """Whether a document begins inside a row: position 0 right after a token that is no padding."""
-    num_tokens = position_ids.shape[-1]
-    if num_tokens == 1 or torch.compiler.is_compiling():
-        return False
-    begins = position_ids[:, 1:] == 0
-    if attention_mask is not None:
-        if attention_mask.ndim != 2:
-            return False  # the caller has decided who sees whom
-        real = attention_mask[:, -num_tokens:].to(position_ids.device, torch.bool)
-        begins = begins & real[:, 1:] & real[:, :-1]
-    return bool(begins.any())
+def _past_length(past_key_values: Cache | None) -> Any:
+    """Tokens in the cache; a tensor if it counts on the device."""
+    return past_key_values.get_seq_length() if past_key_values is not None else 0
+
+
+def _count_positions(inputs_embeds: Tensor, past_key_values: Cache | None, rows: PackedDocuments | None) -> Tensor:
+    """Position ids `[1, T]`: from 0 in each document, else on from the cache."""
+    if rows is not None:
+        return (rows.slots % rows.max_length).unsqueeze(0)
+    counted = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
+    return (counted + _past_length(past_key_values)).unsqueeze(0)
 
 
 def _attention_shape(inputs_embeds: Tensor, documents: PackedDocuments | None) -> Tensor:
@@ -464,15 +436,6 @@ def _attention_shape(inputs_embeds: Tensor, documents: PackedDocuments | None) -
     if documents is None:
         return inputs_embeds
     return inputs_embeds.new_empty(documents.num_documents, documents.max_length, 0)
-
-
-def _refuse_leaks(**leaks: Any) -> None:
-    for name, value in leaks.items():
-        if value is not None and value is not False:
-            raise ValueError(
-                f"several documents in one row (cu_seq_lens_q, or position_ids that restart) cannot be combined with "
-                f"{name}: they would see each other; leave it out"
-            )
 
 
 class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
@@ -523,12 +486,10 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        shift_labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         return_logits: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        label_smoothing: float = 0.0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Compute next-token logits, and the loss when labels are given.
@@ -536,19 +497,22 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         Args (beyond those of [`GPT2HFModel.forward`]):
             labels: int64 `[B, T]`, the input ids themselves; shifted here, with `cu_seq_lens_q` within each document.
                 −100 is not scored.
-            shift_labels: int64 `[B, T]`, already shifted: the target of each position. Used instead of `labels`.
             logits_to_keep: compute logits for the last so many positions only (0: all), for these indices
                 (`[T']`, or `[B, T']` for each row), or where this mask `[B, T]` is true.
             return_logits: force or forbid the logits. By default they are left out while training with labels,
                 where only the loss is needed and `[B, T, V]` would be the largest tensor of the step.
             num_items_in_batch: divide the summed loss by this instead of by the number of scored positions.
-            label_smoothing: share of the target mass spread evenly over the vocabulary.
+            **kwargs: `shift_labels`, int64 `[B, T]`, already shifted: the target of each position, used instead of
+                `labels`; and `label_smoothing`, the share of the target mass that is spread evenly over the
+                vocabulary. The rest goes to [`GPT2HFModel.forward`].
 
         Returns:
             `loss` (fp32 scalar, nats per token), `logits` `[B, T', V]` or `None`, `past_key_values`.
         """
-        if use_cache is None and (labels is not None or shift_labels is not None):
-            use_cache = False
+        # No parameters by name: transformers' Trainer takes every parameter with "label" in its name for one that each
+        # batch must hold, and finds no loss where one is missing.
+        shift_labels, label_smoothing = kwargs.pop("shift_labels", None), kwargs.pop("label_smoothing", 0.0)
+        scored = labels is not None or shift_labels is not None
         outputs = self.transformer(
             input_ids,
             past_key_values=past_key_values,
@@ -556,26 +520,16 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
+            use_cache=False if use_cache is None and scored else use_cache,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state  # [B, T, C]
-        loss = None
-        if labels is not None or shift_labels is not None:
-            if shift_labels is None:
-                assert labels is not None
-                if kwargs.get("cu_seq_lens_q") is not None:
-                    # The first token of a document is not a continuation of the one before it.
-                    labels = labels.index_fill(1, kwargs["cu_seq_lens_q"][1:-1].long(), IGNORE_INDEX)
-                shift_labels = nn.functional.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX)
-            loss = self._summed_loss(hidden_states, shift_labels, label_smoothing)
-            if num_items_in_batch is None:
-                num_items_in_batch = (shift_labels != IGNORE_INDEX).sum()
-            if isinstance(num_items_in_batch, Tensor):
-                num_items_in_batch = num_items_in_batch.to(loss.device)
-            loss = loss / num_items_in_batch
-        logits = None
-        if return_logits or (return_logits is None and not (self.training and loss is not None)):
+        loss = logits = None
+        if scored:
+            targets = _next_tokens(labels, kwargs.get("cu_seq_lens_q")) if shift_labels is None else shift_labels
+            loss = self._summed_loss(hidden_states, targets, label_smoothing)
+            loss = loss / _num_scored(targets, num_items_in_batch, loss.device)
+        if return_logits or (return_logits is None and not (self.training and scored)):
             logits = self._logits(_select_positions(hidden_states, logits_to_keep))
         return CausalLMOutputWithPast(
             loss=loss,
@@ -636,6 +590,22 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         return generation_config
 
 
+def _next_tokens(labels: Tensor | None, cu_seq_lens: Tensor | None) -> Tensor:
+    """The target of each position, int64 `[B, T]`: the label of the next one, if it is of the same document."""
+    assert labels is not None
+    if cu_seq_lens is not None:
+        # The first token of a document is not a continuation of the one before it.
+        labels = labels.index_fill(1, cu_seq_lens[1:-1].long(), IGNORE_INDEX)
+    return nn.functional.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX)
+
+
+def _num_scored(targets: Tensor, num_items_in_batch: Tensor | int | None, device: torch.device) -> Tensor | int:
+    """What the summed loss is divided by."""
+    if num_items_in_batch is None:
+        num_items_in_batch = (targets != IGNORE_INDEX).sum()
+    return num_items_in_batch.to(device) if isinstance(num_items_in_batch, Tensor) else num_items_in_batch
+
+
 def _select_positions(hidden_states: Tensor, logits_to_keep: int | Tensor) -> Tensor:
     """The positions whose logits are wanted.
 
@@ -652,5 +622,9 @@ def _select_positions(hidden_states: Tensor, logits_to_keep: int | Tensor) -> Te
         return torch.take_along_dim(hidden_states, logits_to_keep[..., None], dim=1)
     return hidden_states[:, logits_to_keep]
 
+
+# transformers goes by this list of names where it shifts the labels that the Trainer smooths, and where a pipeline or
+# a model card asks what the model does. `AutoModelForCausalLM.register` does not add to it.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[GPT2HFConfig.model_type] = GPT2HFForCausalLM.__name__
 
 __all__ = ["GPT2HFForCausalLM", "GPT2HFModel", "GPT2HFPreTrainedModel"]

@@ -6,7 +6,7 @@ import math
 import pytest
 from transformers import AutoConfig, GPT2Config
 
-from gpt2_hf import GPT2HFConfig
+from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM, GPT2HFModel
 
 # openai-community/gpt2/config.json, word for word.
 OPENAI_CONFIG = {
@@ -52,8 +52,6 @@ def test_defaults_are_those_of_gpt2():
         ({"n_positions": True}, "n_positions"),
         ({"vocab_size": "50257"}, "vocab_size"),
         ({"n_inner": 0}, "n_inner"),
-        ({"n_embd": 768, "n_head": 7}, "6 or 8"),
-        ({"n_embd": 8, "n_head": 16}, "n_head"),
         ({"resid_pdrop": 1.0}, "resid_pdrop"),
         ({"attn_pdrop": -0.1}, "attn_pdrop"),
         ({"embd_pdrop": math.nan}, "embd_pdrop"),
@@ -64,7 +62,6 @@ def test_defaults_are_those_of_gpt2():
         ({"vocab_size": 10, "n_vocab_padding": 10}, "n_vocab_padding"),
         ({"add_cross_attention": True}, "add_cross_attention"),
         ({"activation_function": "gelu_newer"}, "gelu_newer"),
-        ({"hidden_size": 100}, "n_embd"),
         ({"num_attention_heads": 0}, "n_head"),
     ],
 )
@@ -72,6 +69,23 @@ def test_impossible_values_are_refused_by_name(changes, named):
     """A value that no GPT-2 can have raises a ValueError that names the field or the remedy."""
     with pytest.raises(ValueError, match=named):
         GPT2HFConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "named"),
+    [
+        ({"n_embd": 768, "n_head": 7}, "6 or 8"),
+        ({"n_embd": 8, "n_head": 16}, "n_head"),
+        ({"hidden_size": 100}, "n_embd"),
+        ({"n_embd": 37, "n_head": 12}, "1 or 37"),
+    ],
+)
+def test_heads_that_do_not_divide_the_width_are_refused_by_the_model(sizes, named):
+    """The config may hold them, as stock's may; no model can be built from it."""
+    assert GPT2Config(**sizes).n_embd == GPT2HFConfig(**sizes).n_embd
+    for model_class in (GPT2HFModel, GPT2HFForCausalLM):
+        with pytest.raises(ValueError, match=named):
+            model_class(GPT2HFConfig(**sizes))
 
 
 def test_reads_the_config_of_openais_weights(tmp_path):
