@@ -128,7 +128,7 @@ def test_of_two_that_find_a_dead_owner_one_gets_the_folder(tmp_path):
 
 @pytest.mark.usefixtures("links", "quick")
 def test_an_owner_learns_that_its_lock_was_taken(tmp_path):
-    """It leaves the other's lock alone from then on, does not call itself the owner, and is refused if it asks again."""
+    """It leaves the other's lock alone from then on, and does not call itself the owner."""
     lock = RunLock(tmp_path)
     lock.acquire()
     other = {**json.loads(lock.path.read_text()), "started": 1.0, "host": "elsewhere"}
