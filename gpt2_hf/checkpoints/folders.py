@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,7 @@ def commit(staging: Path, target: Path) -> None:
 
 def write_manifest(folder: Path) -> None:
     """Record size and SHA-256 of every file of the folder, after syncing them to the disk."""
+    follow_umask(folder)
     entries = {}
     for path in _files_of(folder):
         _sync(path)
@@ -94,6 +96,18 @@ def write_manifest(folder: Path) -> None:
     write_json(folder / MANIFEST_NAME, {"files": entries})
     for directory in {path.parent for path in _files_of(folder)}:
         _sync(directory)
+
+
+def follow_umask(folder: Path) -> None:
+    """Give every file of a folder the permissions of a new file there: safetensors lets only the owner read its own."""
+    probe = folder / f"{_STAGING_PREFIX}new-file"
+    probe.touch()  # to ask for the umask is to change it, for every thread
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in _files_of(folder):
+        if stat.S_IMODE(path.stat().st_mode) != mode:
+            with contextlib.suppress(PermissionError):  # a mounted file system whose permissions are fixed
+                path.chmod(mode)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -210,6 +224,8 @@ def damage(folder: str | Path) -> str | None:
         files: dict[str, dict[str, Any]] = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))["files"]
     except FileNotFoundError:
         return f"{MANIFEST_NAME} is missing"
+    except PermissionError as error:
+        return f"{MANIFEST_NAME} cannot be read: {error.strerror}"
     except (OSError, ValueError, KeyError, TypeError):
         return f"{MANIFEST_NAME} is damaged"
     if not isinstance(files, dict) or not all(_is_entry(entry) for entry in files.values()):
@@ -220,15 +236,28 @@ def damage(folder: str | Path) -> str | None:
             return f"{name} was put there by somebody else and could run code"
     for name, entry in files.items():
         path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != entry["size"]:
-            return f"{name} has {path.stat().st_size:,} bytes instead of {entry['size']:,}"
         try:
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != entry["size"]:
+                return f"{name} has {path.stat().st_size:,} bytes instead of {entry['size']:,}"
             if _sha256(path) != entry["sha256"]:
                 return f"{name} does not have the content that was written"
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
+    return None
+
+
+def unreadable(folder: Path) -> str | None:
+    """What of a saved model this user has no permission to read, in a few words; `None` if there is no such file."""
+    try:
+        os.listdir(folder)  # glob finds nothing in a folder that may not be listed
+        for pattern in _MODEL_FILE_PATTERNS:
+            for path in sorted(folder.glob(pattern)):
+                if not os.path.isdir(path):
+                    open(path, "rb").close()
+    except PermissionError as error:
+        return f"{error.filename} cannot be read: {error.strerror}"
     return None
 
 

@@ -1,7 +1,14 @@
 """One living run per output folder.
 
 The lock is a small file that its owner touches every few seconds. A second process is refused while the owner
-lives; a lock whose owner was killed, here or on another host of a shared file system, is taken over.
+lives; a lock whose owner was killed, here or on another host of a shared file system, is taken over. An owner that
+stood still for so long that another host took its lock learns of it at its next touch (`RunLock.lost`).
+
+filelock, which guards the token cache, does not do this. Its locks of the operating system are not seen by other
+hosts on many network file systems. Its `SoftFileLock` of a process that was killed on another host stays for ever.
+Its `SoftFileLease` goes by age alone where the owner lives, so that it gives away the folder of a run that was
+suspended on this very machine (Ctrl-Z, a scheduler's SIGSTOP), and it waits for a living owner where a user wants to
+be told at once.
 """
 
 import contextlib
@@ -23,6 +30,8 @@ LOCK_NAME = "run.lock"
 _HEARTBEAT_SECONDS = 5.0
 # A lock of another host that was not touched for so long belongs to nobody any more.
 _STALE_SECONDS = 4 * _HEARTBEAT_SECONDS
+# A lock that cannot be read may be one that is just being written.
+_WRITING_SECONDS = 0.5
 
 
 class RunLock:
@@ -35,6 +44,7 @@ class RunLock:
     def __init__(self, output_dir: str | Path):
         self.path = Path(output_dir) / LOCK_NAME
         self._stop = threading.Event()
+        self._lost = threading.Event()
         self._heart: threading.Thread | None = None
         self._record: dict[str, Any] | None = None
 
@@ -47,7 +57,12 @@ class RunLock:
     @property
     def is_held(self) -> bool:
         """Whether this object has the folder."""
-        return self._heart is not None
+        return self._heart is not None and not self.lost
+
+    @property
+    def lost(self) -> bool:
+        """Whether another process may have taken the folder; then the run must stop and write nothing more."""
+        return self._lost.is_set()
 
     def acquire(self) -> str | None:
         """Take the folder.
@@ -61,7 +76,7 @@ class RunLock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         note = None
         while not self._create():
-            owner = self._read(self.path)
+            owner = self._read_settled()
             if owner is not None and self._is_alive(owner):
                 raise UserError(
                     f"{self.path.parent} is in use by process {owner['pid']} on {owner['host']}; "
@@ -70,6 +85,8 @@ class RunLock:
             if owner is not None:
                 note = f"process {owner['pid']} on {owner['host']} left a lock in {self.path.parent}; it is taken over"
             self._remove(owner)
+        self._stop.clear()
+        self._lost.clear()
         self._heart = threading.Thread(target=self._beat, name="run-lock", daemon=True)
         self._heart.start()
         return note
@@ -93,22 +110,25 @@ class RunLock:
             os.replace(self.path, aside)
         except FileNotFoundError:
             return
-        if self._read(aside) != owner:
-            with contextlib.suppress(OSError):
-                os.link(aside, self.path)
+        taken = self._read(aside)
+        if taken is not None and taken != owner:
+            self._place(taken)
         aside.unlink(missing_ok=True)
 
     def _create(self) -> bool:
         """Create the file with this process as owner, unless there is one."""
         process = own_process()
-        owner = {
+        self._record = {
             "pid": process.pid,
             "host": socket.gethostname(),
             "processes": _process_table(),
             "started": process.create_time(),
         }
-        self._record = owner
-        temporary = self.path.with_name(f"tmp-{LOCK_NAME}-{owner['host']}-{process.pid}")
+        return self._place(self._record)
+
+    def _place(self, owner: dict[str, Any]) -> bool:
+        """Create the file with this content, unless there is one."""
+        temporary = self.path.with_name(f"tmp-{LOCK_NAME}-{socket.gethostname()}-{os.getpid()}")
         temporary.write_text(json.dumps(owner), encoding="utf-8")
         try:
             # A hard link appears whole or not at all, and not if the name is taken, also over a network.
@@ -116,12 +136,12 @@ class RunLock:
         except FileExistsError:
             return False
         except OSError:  # no hard links here; exclusive creation is the next best
-            return self._create_exclusively(owner)
+            return self._place_exclusively(owner)
         finally:
             temporary.unlink(missing_ok=True)
         return True
 
-    def _create_exclusively(self, owner: dict[str, Any]) -> bool:
+    def _place_exclusively(self, owner: dict[str, Any]) -> bool:
         try:
             with open(self.path, "x", encoding="utf-8") as file:
                 json.dump(owner, file)
@@ -129,13 +149,18 @@ class RunLock:
             return False
         return True
 
+    def _read_settled(self) -> dict[str, Any] | None:
+        owner = self._read(self.path)
+        if owner is None and self.path.exists():
+            time.sleep(_WRITING_SECONDS)
+            owner = self._read(self.path)
+        return owner
+
     def _read(self, path: Path) -> dict[str, Any] | None:
         try:
-            owner = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None  # gone in the meantime, or half written by a process that was killed
-        known = isinstance(owner, dict) and {"pid", "host", "started"} <= owner.keys()
-        return owner if known else None
+            return _parse(path.read_text(encoding="utf-8", errors="replace"))
+        except OSError:
+            return None  # gone in the meantime
 
     def _is_alive(self, owner: dict[str, Any]) -> bool:
         if owner["host"] == socket.gethostname() and owner.get("processes") == _process_table():
@@ -160,11 +185,46 @@ class RunLock:
             return None
 
     def _beat(self) -> None:
+        touched = time.time()
         while not self._stop.wait(_HEARTBEAT_SECONDS):
             try:
-                os.utime(self.path)
+                if not self._renew(time.time() - touched):
+                    self._lost.set()
+                    return
             except OSError:  # a full or vanished disk is reported by whoever writes to it
                 continue
+            touched = time.time()
+
+    def _renew(self, seconds: float) -> bool:
+        """Touch the file, if it is still this process's.
+
+        Args:
+            seconds: since it was last touched, on the clock that goes on while a machine sleeps.
+        """
+        assert self._record is not None
+        try:
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            # Another process may have it in its hands, to see whose it is, or a user has deleted it. But in a long
+            # time another run may have come and gone.
+            if seconds > _STALE_SECONDS:
+                return False
+            self._place(self._record)
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+        owner = _parse(text)
+        if owner == self._record:
+            os.utime(self.path)
+        return owner in (self._record, None)  # one that is just being written may be this one, given back
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+    """The record of an owner; `None` if it is only half written, perhaps by a process that was killed."""
+    try:
+        owner = json.loads(text)
+    except ValueError:
+        return None
+    known = isinstance(owner, dict) and {"pid", "host", "started"} <= owner.keys()
+    return owner if known else None
 
 
 def _process_table() -> str:

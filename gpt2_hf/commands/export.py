@@ -67,6 +67,7 @@ def export_to_gpt2(
             tokenizer = copy.deepcopy(tokenizer)
             tokenizer.model_max_length = model.config.n_positions
             tokenizer.save_pretrained(staging)
+        folders.follow_umask(staging)
         difference = _largest_logit_difference(model, staging)
         if target.exists():
             target.rmdir()  # empty, or this fails

@@ -104,13 +104,19 @@ def load_model_tokenizer(model_name_or_path: str) -> PreTrainedTokenizerBase:
 def resolve_model_path(reference: str, output_dir: str, option: str) -> str | Path:
     """A folder with a model for a path or checkpoint name, or the reference itself if it is a hub id."""
     try:
-        return folders.resolve_model(reference, output_dir)
+        folder = folders.resolve_model(reference, output_dir)
+        problem = folders.unreadable(folder)
+    except PermissionError as error:  # a folder on the way
+        problem = f"{error.filename} cannot be read: {error.strerror}"
     except UserError as error:
         # "name" and "owner/name" may be hub ids; anything with the marks of a path is not.
         if is_hub_id(reference) and reference.count("/") <= 1 and not os.path.isdir(os.path.dirname(reference) or ""):
             ensure_hub_or_offline()
             return reference
         raise UserError(f"{option}: {error}") from error
+    if problem is not None:
+        raise UserError(f"{option}: {problem}; its owner can allow it with chmod -R a+rX")
+    return folder
 
 
 def read_config(source: str, option: str) -> GPT2HFConfig:

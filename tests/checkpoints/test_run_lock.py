@@ -62,9 +62,9 @@ def test_another_host_is_judged_by_its_heartbeat(tmp_path, monkeypatch):
     monkeypatch.setattr(run_lock, "_HEARTBEAT_SECONDS", 0.1)
     monkeypatch.setattr(run_lock, "_STALE_SECONDS", 0.5)
     living = RunLock(tmp_path)
-    living.acquire()
-    owner = json.loads(living.path.read_text())
-    living.path.write_text(json.dumps({**owner, "host": "elsewhere"}))
+    with monkeypatch.context() as there:
+        there.setattr(run_lock.socket, "gethostname", lambda: "elsewhere")
+        living.acquire()
     with pytest.raises(UserError, match="on elsewhere"):
         RunLock(tmp_path).acquire()
     living._stop.set()
@@ -72,3 +72,120 @@ def test_another_host_is_judged_by_its_heartbeat(tmp_path, monkeypatch):
     successor = RunLock(tmp_path)
     assert "elsewhere left a lock" in (successor.acquire() or "")
     successor.release()
+
+
+def wait_for(condition):
+    """Wait until a heartbeat has seen what it is about to see."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Heartbeats that a test can wait for."""
+    monkeypatch.setattr(run_lock, "_HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(run_lock, "_STALE_SECONDS", 0.5)
+    monkeypatch.setattr(run_lock, "_WRITING_SECONDS", 0.1)
+
+
+@pytest.fixture(params=["links", "no links"])
+def links(request, monkeypatch):
+    """With hard links, and on a file system without them."""
+    if request.param == "no links":
+
+        def refuse(*_, **__):
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(run_lock.os, "link", refuse)
+
+
+def dead_owner(folder):
+    """The record of a process that is gone, left in the folder."""
+    lock = RunLock(folder)
+    lock.acquire()
+    record = json.loads(lock.path.read_text()) | {"pid": 2**22 + 1, "started": 1.0}
+    lock.release()
+    lock.path.write_text(json.dumps(record))
+    return record
+
+
+@pytest.mark.usefixtures("links", "quick")
+def test_of_two_that_find_a_dead_owner_one_gets_the_folder(tmp_path):
+    """The slower one, which has read the dead owner's record, gives the faster one's lock back."""
+    dead = dead_owner(tmp_path)
+    faster, slower = RunLock(tmp_path), RunLock(tmp_path)
+    faster.acquire()
+    slower._remove(dead)
+    with pytest.raises(UserError, match="is in use by"):
+        slower.acquire()
+    time.sleep(0.3)
+    assert faster.is_held and not faster.lost
+    faster.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("links", "quick")
+def test_an_owner_learns_that_its_lock_was_taken(tmp_path):
+    """It leaves the other's lock alone from then on, and does not call itself the owner."""
+    lock = RunLock(tmp_path)
+    lock.acquire()
+    other = {**json.loads(lock.path.read_text()), "started": 1.0, "host": "elsewhere"}
+    lock.path.write_text(json.dumps(other))
+    wait_for(lambda: lock.lost)
+    assert not lock.is_held
+    touched = lock.path.stat().st_mtime_ns
+    time.sleep(0.3)
+    assert lock.path.stat().st_mtime_ns == touched
+    lock.release()
+    assert json.loads(lock.path.read_text()) == other
+
+
+@pytest.mark.usefixtures("links", "quick")
+def test_a_lock_that_vanished_is_made_again(tmp_path):
+    """A user who deletes it, or a process that looks whose it is, does not end a run."""
+    lock = RunLock(tmp_path)
+    lock.acquire()
+    record = lock.path.read_text()
+    lock.path.unlink()
+    wait_for(lambda: lock.path.exists() and lock.path.read_text() == record)
+    assert lock.is_held
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_lock_that_vanished_while_the_owner_stood_still_is_lost(tmp_path):
+    """In that time another run may have come, written and gone."""
+    lock = RunLock(tmp_path)
+    lock.acquire()
+    assert lock._renew(0.4)
+    lock.path.unlink()
+    assert not lock._renew(0.6)
+    lock.release()
+
+
+@pytest.mark.usefixtures("links", "quick")
+def test_a_lock_that_is_just_being_written_is_respected(tmp_path):
+    """Without hard links a reader may see an empty file of a living process."""
+    living = RunLock(tmp_path)
+    living.acquire()
+    record = living.path.read_text()
+    late = RunLock(tmp_path)
+    answers = iter([None])
+    read = late._read
+    late._read = lambda path: next(answers, read(path))
+    with pytest.raises(UserError, match="is in use by"):
+        late.acquire()
+    assert living.path.read_text() == record
+    living.release()
+
+
+def test_a_lock_can_be_taken_again(tmp_path):
+    """After it was given back, with a heart that beats."""
+    lock = RunLock(tmp_path)
+    for _ in range(2):
+        lock.acquire()
+        assert lock._heart.is_alive() and lock.is_held
+        lock.release()
