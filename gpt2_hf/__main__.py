@@ -113,7 +113,6 @@ def _train(argv: list[str], dry_run: bool = False) -> int:
     parsed = _parse(dataclass_types, argv, "plan" if dry_run else "train")
     from .job.main_job import train
 
-    _register()
     model_args, data_args, args, *cluster = parsed.values
     plan_for = cluster[0] if dry_run else None
     return train(model_args, data_args, args, given=parsed.given, watch=watch, plan_for=plan_for)
@@ -129,7 +128,6 @@ def _evaluate(argv: list[str]) -> int:
     parsed = _parse([EvaluationArguments, DataArguments], argv, "evaluate")
     from .commands.evaluate import run_evaluation
 
-    _register()
     args, data_args = parsed.values
     return run_evaluation(args, data_args, given=parsed.given)
 
@@ -140,7 +138,6 @@ def _generate(argv: list[str]) -> int:
     parsed = _parse([GenerationArguments], argv, "generate")
     from .commands.generate import run_generation
 
-    _register()
     (args,) = parsed.values
     return run_generation(args, given=parsed.given)
 
@@ -151,7 +148,6 @@ def _export(argv: list[str]) -> int:
     parsed = _parse([ExportArguments], argv, "export")
     from .commands.export import run_export
 
-    _register()
     return run_export(*parsed.values)
 
 
@@ -171,12 +167,6 @@ def _tokenizer(argv: list[str]) -> int:
     from .data.tokenizer_training import TokenizerTrainingArguments, run_tokenizer_training
 
     return run_tokenizer_training(*_parse([TokenizerTrainingArguments], argv, "tokenizer").values)
-
-
-def _register() -> None:
-    import gpt2_hf
-
-    gpt2_hf.register_auto_classes()
 
 
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
