@@ -1,6 +1,6 @@
 """The main job: python run_clm.py --config training_args/base.json [--option value ...]
 
-The same as `python -m gpt2_hf train`.
+The same as `gpt2-hf train`, without an installed command.
 """
 
 import sys

@@ -1,12 +1,13 @@
 """Train a GPT-2 in the Hugging Face world: exact, fast, and never lost.
 
-Public names are imported on first use, so that `python -m gpt2_hf --help` need not wait for torch.
-Importing the package registers its config and models with transformers' Auto classes.
+Public names are imported on first use, so that `gpt2-hf --help` need not wait for torch. Importing the package makes
+transformers' Auto classes know its config and models (see `auto_classes`), and changes nothing else of the process.
 """
 
 import importlib
-import sys
 from typing import TYPE_CHECKING, Any
+
+from .auto_classes import register_when_imported
 
 __version__ = "0.1.0"
 
@@ -71,26 +72,4 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def register_auto_classes() -> None:
-    """Make `AutoConfig`, `AutoModel` and `AutoModelForCausalLM` know `model_type: gpt2_hf`.
-
-    Also marks the classes so that `save_pretrained` copies their source beside the weights: the saved model
-    then loads with `trust_remote_code=True` where this package is not installed.
-    """
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-
-    from .model.configuration_gpt2_hf import GPT2HFConfig
-    from .model.modeling_gpt2_hf import GPT2HFForCausalLM, GPT2HFModel
-
-    AutoConfig.register(GPT2HFConfig.model_type, GPT2HFConfig)
-    AutoModel.register(GPT2HFConfig, GPT2HFModel)
-    AutoModelForCausalLM.register(GPT2HFConfig, GPT2HFForCausalLM)
-    GPT2HFConfig.register_for_auto_class()
-    GPT2HFModel.register_for_auto_class("AutoModel")
-    GPT2HFForCausalLM.register_for_auto_class("AutoModelForCausalLM")
-
-
-# While `python -m gpt2_hf` looks for the module to run, sys.argv[0] is "-m" (documented in the sys module).
-# Only then is registration left to the command, which does it once it knows that it needs a model.
-if not (sys.argv[:1] == ["-m"] and __name__ in sys.orig_argv):
-    register_auto_classes()
+register_when_imported()

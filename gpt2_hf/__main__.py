@@ -1,4 +1,4 @@
-"""The command `python -m gpt2_hf`, also installed as `gpt2-hf`: train, plan, evaluate, generate, export, report,
+"""The command `gpt2-hf`, also to be had as `python -m gpt2_hf`: train, plan, evaluate, generate, export, report,
 tokenizer.
 
 Only this module turns errors into exit codes.
@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 from .errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USER_ERROR, SaveError, TrainingDivergedError, UserError
 
 if TYPE_CHECKING:
+    from .options.fields import OptionGroup
     from .options.parsing import Parsed
+    from .options.source import ClassInSource
 
 _SECONDS_FOR_THE_FIRST = 3.0
 
-_USAGE = """usage: python -m gpt2_hf COMMAND [--config FILE.json] [--option value ...]
+_USAGE = """usage: gpt2-hf COMMAND [--config FILE.json] [--option value ...]
 
 Train a GPT-2 in the Hugging Face world: exact, fast, and never lost.
 
@@ -30,9 +32,18 @@ commands:
   report    draw a run again, or compare several in one picture
   tokenizer learn a tokenizer from your own text
 
-python -m gpt2_hf COMMAND --help lists the options of a command with their defaults.
+gpt2-hf COMMAND --help lists the options of a command with their defaults.
 Options stand in a flat JSON file, on the command line, or both; the command line wins.
+gpt2-hf --version prints the version.
+
+Two other names: `python -m gpt2_hf COMMAND` is the same, with the Python that you name;
+`python run_clm.py`, in a copy of the repository, is `gpt2-hf train`.
 """
+
+_TRAIN_HELP = (
+    "With --dry_run it is `gpt2-hf plan`. `python run_clm.py`, in a copy of the repository, is the same as "
+    "`gpt2-hf train`."
+)
 
 
 _OUT_OF_MEMORY = (
@@ -104,19 +115,20 @@ def _train(argv: list[str], dry_run: bool = False) -> int:
 
     watch = Stopwatch()
     from .options.arguments import ClusterArguments, DataArguments, ModelArguments
-    from .options.training_arguments import GPT2HFTrainingArguments
+    from .options.source import TRAINING
 
     argv, dry_run = _take_flag(argv, "--dry_run", dry_run)
-    dataclass_types = [ModelArguments, DataArguments, GPT2HFTrainingArguments]
-    if dry_run:
-        dataclass_types.append(ClusterArguments)
-    parsed = _parse(dataclass_types, argv, "plan" if dry_run else "train")
-    _register()
+    command = "plan" if dry_run else "train"
+    cluster = [ClusterArguments] if dry_run else []
+    _check([ModelArguments, DataArguments], TRAINING, cluster, argv=argv, command=command)
+    from .options.training_arguments import GPT2HFTrainingArguments
+
+    parsed = _parse([ModelArguments, DataArguments, GPT2HFTrainingArguments, *cluster], argv, command)
     if dry_run:
         from .job.dry_run import plan
 
-        model_args, data_args, args, cluster = parsed.values
-        return plan(model_args, data_args, args, cluster, parsed.given, watch)
+        model_args, data_args, args, devices = parsed.values
+        return plan(model_args, data_args, args, devices, parsed.given, watch)
     from .job.main_job import train
 
     model_args, data_args, args = parsed.values
@@ -133,7 +145,6 @@ def _evaluate(argv: list[str]) -> int:
     parsed = _parse([EvaluationArguments, DataArguments], argv, "evaluate")
     from .commands.evaluate import run_evaluation
 
-    _register()
     args, data_args = parsed.values
     return run_evaluation(args, data_args, given=parsed.given)
 
@@ -144,7 +155,6 @@ def _generate(argv: list[str]) -> int:
     parsed = _parse([GenerationArguments], argv, "generate")
     from .commands.generate import run_generation
 
-    _register()
     (args,) = parsed.values
     return run_generation(args, given=parsed.given)
 
@@ -155,7 +165,6 @@ def _export(argv: list[str]) -> int:
     parsed = _parse([ExportArguments], argv, "export")
     from .commands.export import run_export
 
-    _register()
     return run_export(*parsed.values)
 
 
@@ -172,15 +181,12 @@ def _report(argv: list[str]) -> int:
 
 
 def _tokenizer(argv: list[str]) -> int:
+    from .options.source import TOKENIZER_TRAINING
+
+    _check([], TOKENIZER_TRAINING, [], argv=argv, command="tokenizer")
     from .data.tokenizer_training import TokenizerTrainingArguments, run_tokenizer_training
 
     return run_tokenizer_training(*_parse([TokenizerTrainingArguments], argv, "tokenizer").values)
-
-
-def _register() -> None:
-    import gpt2_hf
-
-    gpt2_hf.register_auto_classes()
 
 
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -194,11 +200,23 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 
 
-def _parse(dataclass_types: Sequence[type], argv: list[str], command: str) -> "Parsed":
+def _check(
+    before: list[type], source: "tuple[ClassInSource, ...]", after: list[type], *, argv: list[str], command: str
+) -> None:
+    """Show the help, or find what is wrong, before the class in `source` and with it torch is imported."""
+    from .options.source import group_in_source
+
+    group = group_in_source(*source)
+    if group is not None:
+        _parse([*before, group, *after], argv, command)
+
+
+def _parse(sources: "Sequence[type | OptionGroup]", argv: list[str], command: str) -> "Parsed":
     from .options.parsing import parse
 
     argv, config_path = _take_option(argv, "--config")
-    return parse(dataclass_types, argv, config_path, prog=f"python -m gpt2_hf {command}")
+    epilog = _TRAIN_HELP if command == "train" else None
+    return parse(sources, argv, config_path, prog=f"gpt2-hf {command}", epilog=epilog)
 
 
 def _take_option(argv: list[str], name: str) -> tuple[list[str], str | None]:
@@ -219,8 +237,10 @@ def _take_option(argv: list[str], name: str) -> tuple[list[str], str | None]:
 
 
 def _take_flag(argv: list[str], name: str, default: bool) -> tuple[list[str], bool]:
-    """Remove a flag without value from the arguments."""
-    return [token for token in argv if token != name], default or name in argv
+    """Remove a flag without value, written with underscores or hyphens, from the arguments."""
+    names = {name, "--" + name.removeprefix("--").replace("_", "-")}
+    rest = [token for token in argv if token not in names]
+    return rest, default or len(rest) < len(argv)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
-from ..runtime.stop_signals import IgnoringSignals
+from ..runtime.stop_signals import shield_workers
 from .cache import entry_key
 from .encoding import EncodedBatch, Encoder
 from .samples import SequenceMode
@@ -259,12 +259,11 @@ class StreamingLoader:
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             collate_fn=_PositionedCollator(self.collator),
-            worker_init_fn=IgnoringSignals(),
             # of its own, so that making it does not move the random numbers of training
             generator=torch.Generator(),
             **self.options,
         )
-        for batch in _plain_errors(loader):
+        for batch in _plain_errors(shield_workers(loader)):
             position = Position(*batch.pop(POSITION_KEY)[0].tolist())
             self._positions[position.shard] = position
             self._next_worker = (position.shard + 1) % max(self.num_workers, 1)

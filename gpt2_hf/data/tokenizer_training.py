@@ -1,6 +1,6 @@
 """A tokenizer of one's own: byte-level BPE, as GPT-2's, learned from a text.
 
-In: text files or a dataset. Out: a folder for `--tokenizer_name`. The command is `python -m gpt2_hf tokenizer`.
+In: text files or a dataset. Out: a folder for `--tokenizer_name`. The command is `gpt2-hf tokenizer`.
 """
 
 import contextlib

@@ -174,7 +174,7 @@ def run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> d
     if trainer.time_budget.expired:
         run.say(f"time budget of {run.args.max_training_hours:g} h reached at step {trainer.state.global_step:,}")
         if trainer.time_budget.skipped_evaluation:
-            run.say("no time was left for an evaluation; --resume_from latest goes on, or use: gpt2_hf evaluate")
+            run.say("no time was left for an evaluation; --resume_from latest goes on, or use: gpt2-hf evaluate")
     return {
         **output.metrics,
         "train_steps": trainer.state.global_step,

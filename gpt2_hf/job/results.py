@@ -99,7 +99,7 @@ def _score_test(run: Run, trainer: GPT2HFTrainer) -> dict[str, float]:
             needed = 0.0  # a run of a step or two that never evaluated
         if distributed.any_process(run.watch.elapsed + needed > hours * 3600):
             model = saved_model(run.output_dir)
-            hint = f"; score it with: python -m gpt2_hf evaluate --model_path {model}" if model is not None else ""
+            hint = f"; score it with: gpt2-hf evaluate --model_path {model}" if model is not None else ""
             run.say(f"no time is left for the test split{hint}")
             return {}
     metrics = trainer.evaluate(trainer.job.test_dataset, metric_key_prefix="test")
@@ -156,5 +156,5 @@ def say_results(run: Run, eval_metrics: dict[str, Any], test_metrics: dict[str, 
     model = saved_model(run.output_dir)
     run.say(f"results: {run.output_dir}  (model: {model or 'not saved'}, curves: {run.output_dir / CURVES_NAME})")
     if model is not None:
-        run.say(f'next: python -m gpt2_hf generate --model_path {model} --prompt "..."')
+        run.say(f'next: gpt2-hf generate --model_path {model} --prompt "..."')
     run.say(f"      tensorboard --logdir {run.output_dir / 'runs'}")

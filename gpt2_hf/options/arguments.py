@@ -5,6 +5,8 @@ Names follow transformers' examples where they have one; the user's guide's name
 """
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,18 +14,31 @@ from ..errors import UserError
 
 DEFAULT_HEAD_SIZE = 64
 
+# What `train --help` and `plan --help` show; `--help-all` shows the rest.
+COMMON = {
+    *("model_name_or_path", "d_model", "num_layers", "num_heads", "dropout", "max_length"),
+    *("dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file", "text_column"),
+    *("document_unit", "tokenizer_name", "sequence_mode", "max_train_samples"),
+    *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "num_train_epochs", "max_steps"),
+    *("max_training_hours", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
+    *("weight_decay", "warmup_steps", "activation_checkpointing", "precision", "logging_steps", "eval_steps"),
+    *("save_steps", "report_to", "seed", "torch_compile"),
+    *("nproc", "nodes", "link_gb_per_second", "network_gb_per_second"),
+}
+
 
 def option(default: Any, help: str, *aliases: str) -> Any:
     """A dataclass field with the help text and further names that the command line shows."""
     metadata: dict[str, Any] = {"help": help}
     if aliases:
-        metadata["aliases"] = [spelling for name in aliases for spelling in _spellings(name)]
+        metadata["aliases"] = [spelling for name in aliases for spelling in spellings(name)]
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def _spellings(name: str) -> list[str]:
+def spellings(name: str) -> list[str]:
+    """What may be typed for a name: with underscores or hyphens."""
     return list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
 
 
@@ -51,6 +66,7 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
+        require_finite(vars(self))
         if self.tie_unused_tokens and self.model_name_or_path is not None:
             raise UserError(
                 "--tie_unused_tokens is for new models: the embeddings of --model_name_or_path differ; leave it out"
@@ -125,6 +141,7 @@ class DataArguments:
     dataset_config_is_inherited: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
+        require_finite(vars(self))
         for name in ("max_train_samples", "max_eval_samples", "preprocessing_num_workers", "shuffle_buffer_size"):
             if getattr(self, name) is not None:
                 require_at_least(name, getattr(self, name), 1)
@@ -171,6 +188,7 @@ class ClusterArguments:
     network_gb_per_second: float = option(12.5, "plan: what a machine sends to others, in GB/s; 12.5 is 100 Gbit/s.")
 
     def __post_init__(self) -> None:
+        require_finite(vars(self))
         for name in ("nproc", "nodes"):
             require_at_least(name, getattr(self, name), 1)
         for name in ("link_gb_per_second", "network_gb_per_second"):
@@ -202,6 +220,7 @@ class GenerationArguments:
     )
 
     def __post_init__(self) -> None:
+        require_finite(vars(self))
         for name in ("batch_size", "num_samples"):
             require_at_least(name, getattr(self, name), 1)
         if self.max_new_tokens is not None:
@@ -223,7 +242,9 @@ class EvaluationArguments:
     _argument_group_name = "evaluation"
 
     model_path: str = option("checkpoints/best_model", "Model folder, checkpoint name or path, or hub id.")
-    split: Literal["train", "validation", "test"] = option("test", "Split to score.")
+    split: Literal["train", "validation", "test"] | None = option(
+        None, "Split to score; when left out the one whose file is given, else test."
+    )
     stride: int | None = option(
         None, "Sliding windows of max_length tokens that move on by so many; the training protocol when left out."
     )
@@ -271,6 +292,15 @@ def names_of(dataclass_type: type) -> set[str]:
 def own_names(dataclass_type: type) -> list[str]:
     """The options that the class itself states, in its order, without those it merely inherits."""
     return [name for name in dataclass_type.__annotations__ if name in names_of(dataclass_type)]
+
+
+def require_finite(values: Mapping[str, Any]) -> None:
+    """Raise a `UserError` if a number among the values is infinite or none, also inside a list or an object."""
+    for name, value in values.items():
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        wrong = [number for number in inner if isinstance(number, float) and not math.isfinite(number)]
+        if wrong:
+            raise UserError(f"--{name} must be a finite number, got {wrong[0]}")
 
 
 def require_at_least(name: str, value: float, minimum: float) -> None:

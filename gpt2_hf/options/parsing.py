@@ -1,22 +1,22 @@
 """From a JSON file and a command line to filled arguments: default < JSON < command line.
 
-Every layer is parsed by the same argparse parser, so a value is checked alike wherever it stands. Nothing is
-ignored: an unknown name, a value of the wrong type, or an option that another one makes pointless is an error.
+In every layer a value is read by the same `Reader`, so it is checked alike wherever it stands. Nothing is ignored: an unknown name, a value of the wrong type, or an option that another one makes pointless is an error.
 """
 
 import argparse
-import dataclasses
 import difflib
 import json
-import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
-
-from transformers import HfArgumentParser
+from typing import Any, NoReturn
 
 from ..errors import UserError
+from .arguments import COMMON, names_of, require_finite
+from .fields import Option, OptionGroup, Reader, group_of
+from .synonyms import SYNONYMS
+
+HELP_ALL = ("--help-all", "--help_all")
 
 # A written resolved_config.json is itself a config file; this key of it records circumstances, not options.
 PROVENANCE_KEY = "provenance"
@@ -57,38 +57,62 @@ class Parsed:
     given: dict[str, str]
 
 
-class Parser(HfArgumentParser):
-    """transformers' dataclass parser that raises one-line errors and takes `none` for optional values."""
+class Parser(argparse.ArgumentParser):
+    """An argparse parser of the options of arguments classes, with errors of one line.
 
-    def __init__(self, dataclass_types: Sequence[type], **kwargs: Any):
+    Args:
+        sources: arguments classes, or what is known of their options from their source.
+    """
+
+    def __init__(self, sources: Sequence[type | OptionGroup], **kwargs: Any):
         kwargs = {"usage": "%(prog)s [--config FILE.json] [--option value ...]", **kwargs}
-        super().__init__(
-            dataclass_types, allow_abbrev=False, exit_on_error=False, formatter_class=_HelpFormatter, **kwargs
-        )
-        self._group_inherited(dataclass_types)
-        self.optional = _optional_names(dataclass_types)
-        for action in self._actions:
-            if action.dest in self.optional and action.type is not None:
-                action.type = _or_none(action.type)
+        super().__init__(allow_abbrev=False, exit_on_error=False, formatter_class=_HelpFormatter, **kwargs)
+        self.optional: set[str] = set()
+        self._seldom: list[argparse.Action] = []
+        groups = [source if isinstance(source, OptionGroup) else group_of(source) for source in sources]
+        are_many = any(group.base for group in groups)
+        for group in groups:
+            self._add_options(group, all_common=not are_many)
+        if self._seldom and self.add_help:
+            self.add_argument(*HELP_ALL, action="store_true", help="show all options and exit")
 
-    def _group_inherited(self, dataclass_types: Sequence[type]) -> None:
-        """Show what a class merely inherits, transformers' many options, after its own."""
-        for group, dataclass_type in zip(list(self._action_groups[2:]), dataclass_types, strict=True):
-            own = set(dataclass_type.__annotations__)
-            inherited = [action for action in group._group_actions if action.dest not in own]
-            if inherited:
-                group._group_actions = [action for action in group._group_actions if action.dest in own]
-                further = self.add_argument_group(f"{group.title}, of {dataclass_type.__mro__[1].__name__}")
-                further._group_actions = inherited
+    def _add_options(self, options: OptionGroup, all_common: bool) -> None:
+        """Options of a class, and after them those that it merely inherits, transformers' many."""
+        group = self.add_argument_group(options.title)
+        further = self.add_argument_group(f"{options.title}, of {options.base}") if options.base else group
+        for option in options.options:
+            action = self._add_option(group if option.is_own else further, option)
+            if action is not None and not all_common and option.name not in COMMON:
+                self._seldom.append(action)
+
+    def _add_option(self, group: argparse._ArgumentGroup, option: Option) -> argparse.Action | None:
+        reader = Reader(option.hint)
+        if not reader.is_readable:
+            return None  # an object that only Python code can give
+        kwargs: dict[str, Any] = {}
+        if reader.takes_list:
+            kwargs = {"nargs": "+"}
+        elif reader.takes_bool:
+            kwargs = {"nargs": "?", "const": True}
+        if reader.optional:
+            self.optional.add(option.name)
+        action = group.add_argument(
+            *option.spellings, dest=option.name, type=reader, default=option.default, help=option.help, **kwargs
+        )
+        if reader.takes_bool and option.default is True:
+            opposites = (f"--no_{option.name}", f"--no-{option.name.replace('_', '-')}")
+            group.add_argument(
+                *opposites, dest=option.name, action="store_false", default=True, help=argparse.SUPPRESS
+            )
+        return action
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
 
     def parse_layer(self, tokens: Sequence[str]) -> dict[str, Any]:
         """Parse tokens and return only the options that were given."""
-        if {"-h", "--help"} & set(tokens):
-            self.print_help()  # here, where the defaults are still known
-            self.exit()
+        if {"-h", "--help", *HELP_ALL} & set(tokens):
+            self._show_help(everything=bool({*HELP_ALL} & set(tokens)))  # here, where the defaults are still known
         defaults = {action: action.default for action in self._actions}
         try:
             for action in self._actions:
@@ -103,7 +127,24 @@ class Parser(HfArgumentParser):
                 action.default = default
         if unknown:
             self._unknown(unknown[0])
-        return vars(namespace)
+        layer = {name: self._without_list(name, value) for name, value in vars(namespace).items()}
+        require_finite(layer)
+        return layer
+
+    def _without_list(self, name: str, value: Any) -> Any:
+        """`none`, or the one value of an option that may have several but need not."""
+        reader = next(action.type for action in self._actions if action.dest == name)
+        alone = isinstance(value, list) and len(value) == 1 and isinstance(reader, Reader)
+        return value[0] if alone and (value[0] is None or reader.takes_one) else value  # type: ignore[union-attr]
+
+    def _show_help(self, everything: bool) -> NoReturn:
+        if not everything and self._seldom:
+            for action in self._seldom:
+                action.help = argparse.SUPPRESS
+            further = f"{HELP_ALL[0]} shows {len(self._seldom)} further options."
+            self.epilog = f"{further} {self.epilog or ''}".rstrip()
+        self.print_help()
+        self.exit()
 
     def _unknown(self, token: str) -> NoReturn:
         if not token.startswith("-"):
@@ -111,15 +152,22 @@ class Parser(HfArgumentParser):
         self.error(f"unknown option {token.split('=')[0]}{self.suggestion(token)}")
 
     def suggestion(self, token: str) -> str:
-        """`; did you mean …?` for the nearest option, or a pointer to the help."""
+        """`; did you mean …?` for what it is called here or the nearest option, or a pointer to the help."""
         name = token.split("=")[0].lstrip("-").replace("-", "_")
-        known = [option.lstrip("-") for option in self._option_string_actions]
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        return f"; did you mean {nearest[0]}?" if nearest else "; --help lists the options"
+        known = ["config", *(option.lstrip("-") for option in self._option_string_actions)]
+        meant = [synonym for synonym in SYNONYMS.get(name.lower(), ()) if synonym in known]
+        nearest = meant or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        return f"; did you mean {' or '.join(nearest)}?" if nearest else f"; {self._help_option} lists the options"
+
+    @property
+    def _help_option(self) -> str:
+        return HELP_ALL[0] if self._seldom else "--help"
 
     def action_of(self, key: str) -> argparse.Action | None:
-        """The action behind an option name or one of its aliases."""
-        return self._option_string_actions.get(f"--{key}")
+        """The action behind a key of a config file: an option's name or one of its aliases."""
+        action = self._option_string_actions.get(f"--{key}")
+        is_option = action is not None and isinstance(action.type, Reader)
+        return action if is_option and (action.dest == key or f"--{key}" in action.option_strings) else None
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -128,24 +176,37 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     _MOST_CHOICES = 12
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        names = [name for name in action.option_strings if "-" not in name.lstrip("-")]
+        names = [name for name in action.option_strings if name == "--help-all" or "-" not in name.lstrip("-")]
         return " ".join([", ".join(names), self._kind(action)]).rstrip()
 
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.nargs == 0 else super()._get_help_string(action)
+
     def _kind(self, action: argparse.Action) -> str:
-        if action.nargs == 0:
+        if action.nargs == 0 or not isinstance(action.type, Reader):
             return ""
         if action.nargs == "?":
             return "[true|false]"
-        if action.choices is not None and len(list(action.choices)) <= self._MOST_CHOICES:
-            return "{" + ",".join(map(str, action.choices)) + "}"
-        kind = {"int": "N", "float": "X"}.get(getattr(action.type, "__name__", ""), "TEXT")
+        choices = action.type.choices
+        if choices and len(choices) <= self._MOST_CHOICES:
+            return "{" + ",".join(choices) + "}"
+        kind = {"int": "N", "float": "X"}.get(action.type.__name__, "TEXT")
         return f"{kind} ..." if action.nargs == "+" else kind
 
 
 def parse(
-    dataclass_types: Sequence[type], argv: Sequence[str], config_path: str | None = None, **parser_options: Any
+    dataclass_types: Sequence[type | OptionGroup],
+    argv: Sequence[str],
+    config_path: str | None = None,
+    **parser_options: Any,
 ) -> Parsed:
     """Fill the dataclasses from their defaults, a JSON file, and the command line.
+
+    Args:
+        dataclass_types: the classes; one of which only the options are known is checked, and its value is `None`.
+        argv: the command line.
+        config_path: the JSON file.
+        parser_options: of `argparse.ArgumentParser`.
 
     Raises:
         UserError: one line, naming the option and the remedy.
@@ -160,8 +221,7 @@ def parse(
     _check_pointless(merged, command_line)
     given = {name: "command line" if name in command_line else "config" for name in merged}
     values = tuple(
-        _build(dataclass_type, {name: merged[name] for name in _field_names(dataclass_type) if name in merged})
-        for dataclass_type in dataclass_types
+        None if isinstance(source, OptionGroup) else _build(source, merged) for source in dataclass_types
     )
     for value in values:
         _check_acting(value, command_line)
@@ -190,40 +250,47 @@ def read_config(parser: Parser, path: str) -> dict[str, Any]:
     layer: dict[str, Any] = {}
     for key, value in content.items():
         action = parser.action_of(key)
-        if action is None or action.dest == "help" or (action.dest != key and key not in _names(action)):
+        if action is None:
             raise UserError(f"--config: {path}: unknown key {key!r}{parser.suggestion(key)}")
         if action.dest in layer:
             raise UserError(f"--config: {path}: {key!r} and another key both set {action.dest}; keep one of them")
+        if value is None and action.dest not in parser.optional:
+            raise UserError(f"--config: {path}: {key} cannot be null; leave it out for its default")
         try:
-            layer.update(parser.parse_layer(_tokens(action, key, value)) if value is not None else {})
+            layer[action.dest] = _from_json(key, value, action.type)  # type: ignore[arg-type]
+            require_finite({key: layer[action.dest]})
         except UserError as error:
             raise UserError(f"--config: {path}: {error}") from error
-        if value is None:
-            if action.dest not in parser.optional:
-                raise UserError(f"--config: {path}: {key} cannot be null; leave it out for its default")
-            layer[action.dest] = None
-        elif value == [] and action.nargs == "+":  # as `report_to` is written down where nothing is reported to
-            layer[action.dest] = []
     return layer
 
 
-def _names(action: argparse.Action) -> list[str]:
-    return [option.lstrip("-") for option in action.option_strings]
-
-
-def _tokens(action: argparse.Action, key: str, value: Any) -> list[str]:
-    """A JSON value as command-line tokens."""
+def _from_json(key: str, value: Any, reader: Reader) -> Any:
+    """A JSON value as the same text on the command line would be read; objects as they are."""
+    if value is None:
+        return None
     if isinstance(value, list):
-        if action.nargs != "+":
+        if not reader.takes_list:
             raise UserError(f"--{key}: a list is not expected")
-        return [f"--{key}", *map(str, value)] if value else []
+        return [_from_text(key, str(item), reader) for item in value]
     if isinstance(value, dict):
-        return [f"--{key}={json.dumps(value)}"]
+        if not reader.takes_object:
+            raise UserError(f"--{key}: an object is not expected")
+        return value
     if isinstance(value, bool):
-        if action.nargs != "?":
+        if not reader.reads_bool:
             raise UserError(f"--{key}: true and false are not expected")
-        return [f"--{key}={str(value).lower()}"]
-    return [f"--{key}={value}"] if action.nargs != "+" else [f"--{key}", str(value)]
+        return value
+    item = _from_text(key, str(value), reader)
+    return [item] if reader.takes_list and not reader.takes_one and item is not None else item
+
+
+def _from_text(key: str, text: str, reader: Reader) -> Any:
+    try:
+        return reader(text)
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"--{key}: {error}") from error
+    except ValueError as error:  # argparse's own words
+        raise UserError(f"--{key}: invalid {reader.__name__} value: {text!r}") from error
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -274,7 +341,8 @@ def _check_acting(value: Any, command_line: dict[str, Any]) -> None:
         raise UserError("--warmup_steps has no effect with --lr_scheduler_type constant; constant_with_warmup has one")
 
 
-def _build(dataclass_type: type, values: dict[str, Any]) -> Any:
+def _build(dataclass_type: type, merged: dict[str, Any]) -> Any:
+    values = {name: merged[name] for name in names_of(dataclass_type) if name in merged}
     try:
         return dataclass_type(**values)
     except UserError:
@@ -282,25 +350,3 @@ def _build(dataclass_type: type, values: dict[str, Any]) -> Any:
     except (ValueError, RuntimeError, ImportError, TypeError) as error:
         # transformers' own checks; their messages name the option but may run over several lines
         raise UserError(" ".join(str(error).split())) from error
-
-
-def _field_names(dataclass_type: type) -> list[str]:
-    return [field.name for field in dataclasses.fields(dataclass_type) if field.init]
-
-
-def _optional_names(dataclass_types: Sequence[type]) -> set[str]:
-    names = set()
-    for dataclass_type in dataclass_types:
-        for name, hint in get_type_hints(dataclass_type).items():
-            if get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint):
-                names.add(name)
-    return names
-
-
-def _or_none(convert: Any) -> Any:
-    def convert_or_none(text: str) -> Any:
-        return None if text.lower() in ("none", "null") else convert(text)
-
-    # argparse names the converter in "invalid int value: 'x'"
-    convert_or_none.__name__ = getattr(convert, "__name__", "value")
-    return convert_or_none

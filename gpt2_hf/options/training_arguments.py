@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..runtime import distributed
 from ..runtime.fallbacks import missing_for_compile
 from ..runtime.precision import Precision, current_device_type, resolve_precision
-from .arguments import option, require_at_least, require_fraction, require_positive
+from .arguments import option, require_at_least, require_finite, require_fraction, require_positive
 
 MUON = "muon"
 
@@ -221,6 +221,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
         return flags[0] if flags else self.precision
 
     def _check_ranges(self) -> None:
+        require_finite(vars(self))
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             require_at_least(name, getattr(self, name), 1)
         for name in ("learning_rate", "num_train_epochs", "adam_epsilon", "logging_steps", "save_steps"):

@@ -1,12 +1,16 @@
 """Signals that announce the end, and the exit codes that say "run me again"."""
 
 import atexit
-import multiprocessing.util  # its exit handler is to be registered before ours, and runs after it
+import copy
+import multiprocessing
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
 
@@ -83,18 +87,43 @@ class IgnoringSignals:
             self.then(worker)
 
 
-@atexit.register
-def _end_workers() -> None:
+# The processes that prepare batches of ours; other children of this process are none of our business.
+_workers: "weakref.WeakSet[BaseProcess]" = weakref.WeakSet()
+
+
+def shield_workers(loader: Any) -> Any:
+    """A torch `DataLoader` whose processes are deaf to signals that are meant for this one, and end when it does."""
+    if not isinstance(loader.worker_init_fn, IgnoringSignals):
+        loader.worker_init_fn = IgnoringSignals(loader.worker_init_fn)
+    if loader.num_workers > 0:
+        method = (loader.multiprocessing_context or multiprocessing).get_start_method()
+        loader.multiprocessing_context = _context_that_remembers(method)
+        # Registered after multiprocessing's own handler, and so run before it.
+        atexit.unregister(_end_workers)
+        atexit.register(_end_workers, os.getpid())
+    return loader
+
+
+def _context_that_remembers(start_method: str) -> BaseContext:
+    """A context of multiprocessing whose processes are kept in `_workers`."""
+    context = copy.copy(multiprocessing.get_context(start_method))
+    make = context.Process  # type: ignore[attr-defined]
+
+    def make_and_remember(*args: Any, **kwargs: Any) -> BaseProcess:
+        worker: BaseProcess = make(*args, **kwargs)
+        _workers.add(worker)
+        return worker
+
+    context.Process = make_and_remember  # type: ignore[attr-defined]
+    return context
+
+
+def _end_workers(parent: int) -> None:
     """End what is still there of them: they are deaf to the signal that multiprocessing sends before it waits."""
-    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    if os.getpid() != parent:
+        return  # a fork of the process that made them
+    workers = [worker for worker in multiprocessing.active_children() if worker in _workers]
     if workers and hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take it for a failure
     for worker in workers:
         worker.kill()
-
-
-def shield_workers(loader: Any) -> Any:
-    """A torch `DataLoader` whose processes are deaf to signals that are meant for this one."""
-    if not isinstance(loader.worker_init_fn, IgnoringSignals):
-        loader.worker_init_fn = IgnoringSignals(loader.worker_init_fn)
-    return loader
