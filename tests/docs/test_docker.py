@@ -81,9 +81,9 @@ def test_compose_runs_the_image_with_tensorboard_beside_it():
     """Both services see the same checkpoints; memory, GPU and time to save are as the README tells for docker run."""
     services = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())["services"]
     train, board = services["train"], services["tensorboard"]
-    # No registry has this image: either service is built, whichever is started first on a new machine.
-    assert all(service["build"] == "." and service["image"] == "gpt2_hf" for service in services.values())
-    assert all(service["pull_policy"] == "build" for service in services.values())
+    # No registry has this image, and a stranger's of this name is not wanted.
+    assert train["build"] == "." and board["depends_on"] == ["train"]
+    assert all((service["image"], service["pull_policy"]) == ("gpt2_hf", "never") for service in services.values())
     assert "./checkpoints:/work/checkpoints" in train["volumes"]
     assert "./checkpoints:/work/checkpoints:ro" in board["volumes"]
     assert board["entrypoint"][board["entrypoint"].index("--logdir") + 1] == "/work/checkpoints"
