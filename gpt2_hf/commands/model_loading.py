@@ -48,12 +48,15 @@ def build_config(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> GP
 def build_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> GPT2HFForCausalLM:
     """A new model, or the weights of `--model_name_or_path` with this run's dropout.
 
+    The tokenizer learns the model's length, with which it is then saved.
+
     Raises:
         UserError: if the weights cannot be loaded, or do not fit the tokenizer or `--max_length`.
     """
     if args.model_name_or_path is None:
         config = build_config(args, tokenizer)
         _check_memory(config)
+        tokenizer.model_max_length = config.n_positions
         try:
             return GPT2HFForCausalLM(config)
         except (ImportError, ValueError) as error:
@@ -66,6 +69,7 @@ def build_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> GPT
             f"use --max_length {config.n_positions}"
         )
     check_vocabulary(tokenizer, config.num_tokens)
+    tokenizer.model_max_length = config.n_positions
     config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = args.dropout
     return load_weights(source, config, args.attn_implementation, "--model_name_or_path")
 
@@ -91,6 +95,7 @@ def load_trained(
     model = load_weights(source, config, attn_implementation, "--model_path").eval()
     tokenizer = _load_own_tokenizer(source, config, "--model_path")
     check_vocabulary(tokenizer, config.num_tokens)
+    tokenizer.model_max_length = config.n_positions
     return model, tokenizer, source
 
 

@@ -1,5 +1,6 @@
 """Weights come in from every kind of folder without a changed bit; what cannot be loaded is refused in one line."""
 
+import copy
 import json
 import os
 import shutil
@@ -11,7 +12,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2DoubleHeadsModel, GPT2ForSequenceClassification, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2DoubleHeadsModel,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    pipeline,
+)
 
 from gpt2_hf import GPT2HFForCausalLM, GPT2HFModel, ModelArguments, load_tokenizer
 from gpt2_hf.commands.model_loading import build_model, load_model_tokenizer, load_trained, load_weights, read_config
@@ -262,6 +270,35 @@ def test_a_model_that_just_fits_is_built(tokenizer, monkeypatch):
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=size - 1))
     with pytest.raises(UserError, match=r"this machine has 0\.0 GiB free"):
         build_model(args, tokenizer)
+
+
+def test_a_tokenizer_is_saved_with_the_models_length(tmp_path, tokenizer):
+    """A new model's, a loaded model's, and that of a folder saved before this was so."""
+    tokenizer = copy.deepcopy(tokenizer)
+    model = build_model(ModelArguments(d_model=32, num_layers=1, num_heads=2, max_length=16), tokenizer)
+    assert tokenizer.model_max_length == 16
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    saved = AutoTokenizer.from_pretrained(tmp_path)
+    assert saved.model_max_length == 16 and saved.pad_token == saved.eos_token
+    saved.model_max_length = int(1e30)
+    saved.save_pretrained(tmp_path)
+    assert load_trained(str(tmp_path))[1].model_max_length == 16
+    build_model(ModelArguments(model_name_or_path=str(tmp_path), max_length=8), saved)
+    assert saved.model_max_length == 16
+
+
+def test_a_pipeline_truncates_a_long_prompt(tmp_path, tokenizer):
+    """To the model's length, or to what leaves room for the new tokens."""
+    tokenizer = copy.deepcopy(tokenizer)
+    model = build_model(ModelArguments(d_model=32, num_layers=1, num_heads=2, max_length=16), tokenizer)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    pipe = pipeline("text-generation", str(tmp_path), device="cpu")
+    assert len(pipe.preprocess("one two three" * 50, truncation=True)["input_ids"][0]) == 16
+    options = {"truncation": True, "max_new_tokens": 4, "do_sample": False}
+    (out,) = pipe("one two three" * 50, handle_long_generation="hole", return_full_text=False, **options)
+    assert len(tokenizer(out["generated_text"]).input_ids) > 0
 
 
 def test_an_unknown_attention_backend_is_refused(tmp_path, tokenizer):
