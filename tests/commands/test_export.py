@@ -145,6 +145,21 @@ def relative_error(quantised, exact):
     return float((quantised - exact).square().mean().sqrt() / exact.square().mean().sqrt())
 
 
+@torch.no_grad()
+def test_torch_quantises_the_linear_layers():
+    """torch's own dynamic int8 finds every layer, where it found none but the head, and errs by little."""
+    model, ids = make_model(), random_ids(2, 12)
+    exact = model(ids).logits
+    to_linear_layers(model)
+    if not torch.backends.quantized.supported_engines[1:]:
+        pytest.skip("this build of torch has no engine for int8")
+    names = {name: torch.ao.quantization.default_dynamic_qconfig for name, _ in model.named_modules() if "c_" in name}
+    quantised = torch.ao.quantization.quantize_dynamic(model, names)
+    changed = [m for m in quantised.modules() if isinstance(m, torch.ao.nn.quantized.dynamic.Linear)]
+    assert len(changed) == 4 * SIZES["n_layer"]
+    assert 0 < relative_error(quantised(ids).logits, exact) < 0.03
+
+
 @pytest.mark.parametrize("how", ["weight_only", "dynamic"])
 @torch.no_grad()
 def test_torchao_quantises_the_linear_layers(how):
