@@ -46,7 +46,7 @@ def plain_folder(folder: str) -> Iterator[PlainFolder]:
     """The folder itself, or for as long as the context lasts a copy of its names."""
     names = [os.path.relpath(os.path.join(root, name), folder) for root, _, files in os.walk(folder) for name in files]
     place = Path(os.path.realpath(folder))
-    if all(_PLAIN.fullmatch(Path(name).as_posix()) for name in (place.relative_to(place.anchor), *names)):
+    if all(_PLAIN.fullmatch(path.as_posix()) for path in (place.relative_to(place.anchor), *map(Path, names))):
         yield PlainFolder(folder)
         return
     with tempfile.TemporaryDirectory() as copy:

@@ -22,7 +22,7 @@ import os
 import re
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -138,7 +138,9 @@ class TextFile:
             return f"each {self.unit} of {self.format} is a document"
         text = f"column {self.column!r} of {self.format} is the text"
         if self.format in (Format.CSV, Format.TSV):
-            text += f", the delimiter is a {_DELIMITERS.get(self.delimiter, self.delimiter)}, the first row is the header"
+            text += (
+                f", the delimiter is a {_DELIMITERS.get(self.delimiter, self.delimiter)}, the first row is the header"
+            )
         return text
 
     def fail(self, problem: str, remedy: str) -> UserError:
@@ -448,7 +450,7 @@ def _json_texts(file: TextFile, start: Place) -> Iterator[Row]:
         yield _checked(file, record.fields.get(str(file.column)), record)
 
 
-def _json_rows(file: TextFile, start: Place) -> Iterator[_Record]:
+def _json_rows(file: TextFile, start: Place) -> Generator[_Record, None, None]:
     """Rows of JSON lines, or of a file that is one array of objects."""
     if _is_array(file):
         yield from _json_array(file, start)
@@ -582,7 +584,7 @@ def _names_of(file: TextFile, header: _Record | None) -> list[str]:
     return list(header.fields)
 
 
-def _csv_rows(file: TextFile, start: Place) -> Iterator[_Record]:
+def _csv_rows(file: TextFile, start: Place) -> Generator[_Record, None, None]:
     """The rows of a CSV file; a row without any field, an empty line, is none."""
     lines: list[str] = []
     place = start
@@ -650,19 +652,18 @@ def is_text(column_type: pa.DataType) -> bool:
     return any(getattr(pa.types, f"is_{kind}")(column_type) for kind in kinds)
 
 
-def strings_of(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+def texts_of(values: list[Any]) -> list[Any]:
     """The values of a column; bytes are read as UTF-8.
 
     Raises:
         UnicodeDecodeError: if they are not.
     """
-    values = column.to_pylist()
     return [value.decode("utf-8") if isinstance(value, bytes) else value for value in values]
 
 
 def _strings(file: TextFile, column: pa.Array, first_row: int) -> list[str | None]:
     try:
-        return strings_of(column)
+        return texts_of(column.to_pylist())
     except UnicodeDecodeError as error:
         row = next(i for i in range(len(column)) if not _is_utf8(column.slice(i, 1)))
         raise file.fail(f" is not UTF-8 in row {first_row + row + 1}", "write it again from text in UTF-8") from error
@@ -670,7 +671,7 @@ def _strings(file: TextFile, column: pa.Array, first_row: int) -> list[str | Non
 
 def _is_utf8(column: pa.Array) -> bool:
     try:
-        strings_of(column)
+        texts_of(column.to_pylist())
     except UnicodeDecodeError:
         return False
     return True

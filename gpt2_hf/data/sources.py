@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import datasets
+import fsspec.asyn
 import pyarrow as pa
 from datasets import Dataset, IterableDataset
+from torch.utils.data import get_worker_info
 
 from ..errors import UserError
 from ..options.arguments import DataArguments
@@ -33,13 +35,15 @@ from .readers import (
     headers_of,
     is_empty,
     read_rows,
-    strings_of,
     text_file,
+    texts_of,
 )
 
 SPLITS = ("train", "validation", "test")
 
 _DEFAULT_TEXT_COLUMNS = ("text", "content")
+_ROWS_AT_A_TIME = 1000
+_STREAMED_ROWS_AT_A_TIME = 64  # which may come over a slow line
 
 
 class Cursor(NamedTuple):
@@ -67,10 +71,10 @@ class Source(Protocol):
         """What is taken for the text, for the user."""
 
     def parts(self, count: int) -> Sequence["Source"] | None:
-        """So many sources of which each document is in one, and each file read by one; `None` if there are too few.
+        """So many sources of which each document is in one, and each file read by one; `None` if there are too few."""
 
-        Cursors of a part are cursors of the whole.
-        """
+    def in_order(self, parts: Sequence[Any]) -> Iterator[tuple[str | None, Cursor]]:
+        """The documents in their order, each with the cursor that it has in its part."""
 
     def documents(self, start: Cursor = ...) -> Iterator[tuple[str | None, Cursor]]:
         """Each document from `start` on, blank ones included, and where it begins."""
@@ -119,6 +123,10 @@ class FileSource:
             loads[part] += sizes[number] + 1
         return [dataclasses.replace(self, numbers=tuple(sorted(numbers))) for numbers in parts]
 
+    def in_order(self, parts: Sequence["FileSource"]) -> Iterator[tuple[str | None, Cursor]]:
+        """The documents; parts number the files as the whole does."""
+        return self.documents()
+
     def documents(self, start: Cursor = Cursor()) -> Iterator[tuple[str | None, Cursor]]:  # noqa: B008
         """Read the files as a stream."""
         for number in range(len(self.files)) if self.numbers is None else self.numbers:
@@ -154,7 +162,7 @@ class RowSource:
         unit: what is one document.
         version: of the files, where the dataset has no fingerprint of its own because it is streamed.
         dataset_name: what the user called it.
-        first_row: its number in the whole, where this is a part.
+        part: number of a part, which its cursors have in the place of a file's.
     """
 
     name: str
@@ -163,7 +171,7 @@ class RowSource:
     unit: DocumentUnit
     version: str = ""
     dataset_name: str = ""
-    first_row: int = 0
+    part: int = 0
 
     @property
     def origin(self) -> str:
@@ -177,28 +185,29 @@ class RowSource:
         return f"column {self.column!r} is the text{unit}"
 
     def parts(self, count: int) -> Sequence["RowSource"] | None:
-        """Parts of consecutive rows; a dataset that is streamed has no numbers of rows to cut it at."""
-        if isinstance(self.dataset, IterableDataset) or count > len(self.dataset):
+        """Parts of consecutive rows, of a dataset that is streamed parts of consecutive files."""
+        available = self.dataset.num_shards if isinstance(self.dataset, IterableDataset) else len(self.dataset)
+        if count > available:
             return None
-        bounds = [len(self.dataset) * part // count for part in range(count + 1)]
-        return [
-            dataclasses.replace(self, dataset=self.dataset.select(range(first, stop)), first_row=first)
-            for first, stop in itertools.pairwise(bounds)
-        ]
+        shards = [self.dataset.shard(count, part, contiguous=True) for part in range(count)]
+        return [dataclasses.replace(self, dataset=shard, part=part) for part, shard in enumerate(shards)]
+
+    def in_order(self, parts: Sequence["RowSource"]) -> Iterator[tuple[str | None, Cursor]]:
+        """The documents of part after part."""
+        return itertools.chain.from_iterable(part.documents() for part in parts)
 
     def documents(self, start: Cursor = Cursor()) -> Iterator[tuple[str | None, Cursor]]:  # noqa: B008
         """Read the rows from a row number on."""
-        first = max(start.offset - self.first_row, 0)
-        for number, text in enumerate(self._texts(first), self.first_row + first):
+        for number, text in enumerate(self._texts(start.offset), start.offset):
             if text is not None and not isinstance(text, str):
                 raise UserError(f"--text_column: column {self.column!r} holds {type(text).__name__}, not text")
             skipped = start.part if number == start.offset else 0
             for part, document in enumerate(split_document(text, self.unit)):
                 if part >= skipped:
-                    yield document, Cursor(0, number, number, part)
+                    yield document, Cursor(self.part, number, number, part)
 
     def _texts(self, first: int) -> Iterator[Any]:
-        number = self.first_row + first
+        number = first
         try:
             for text in self._column(first):
                 yield text
@@ -211,13 +220,15 @@ class RowSource:
 
     def _column(self, first: int) -> Iterator[Any]:
         if isinstance(self.dataset, IterableDataset):
-            for row in self.dataset.skip(first):
-                text = row[self.column]
-                yield text.decode("utf-8") if isinstance(text, bytes) else text
+            if get_worker_info() is not None:
+                fsspec.asyn.reset_lock()  # the library does so too: a lock taken before a fork stays locked
+            # in batches, because row by row the library would divide the rows among the workers by itself
+            for batch in self.dataset.skip(first).iter(_STREAMED_ROWS_AT_A_TIME):
+                yield from texts_of(batch[self.column])
             return
         column = self.dataset.select_columns([self.column]).with_format("arrow")
-        for start in range(first, len(column), 1000):
-            yield from strings_of(column[start : start + 1000][self.column])
+        for start in range(first, len(column), _ROWS_AT_A_TIME):
+            yield from texts_of(column[start : start + _ROWS_AT_A_TIME][self.column].to_pylist())
 
     def key(self) -> str:
         """The library's fingerprint, which follows the content of the hub's files."""
