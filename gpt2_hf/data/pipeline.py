@@ -185,9 +185,8 @@ def _non_empty_samples(
     if not len(samples):
         found = samples.accounting
         raise UserError(
-            f"{source.origin}: the {split} split has no text to use ({found.rows:,} rows, {found.blank_rows:,} blank), "
-            "and a document of a single token has nothing to predict; give a text that is not blank, or another "
-            "--text_column or --document_unit"
+            f"{source.origin}: the {split} split has no text to use ({found.rows:,} rows, {found.blank_rows:,} blank; "
+            "a document of a single token has nothing to predict); give another text, --text_column or --document_unit"
         )
     return samples
 
