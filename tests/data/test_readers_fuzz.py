@@ -5,7 +5,6 @@ long as that; hypothesis prints the example that fails, and how to run it again.
 """
 
 import bz2
-import contextlib
 import csv
 import gzip
 import io
@@ -13,6 +12,7 @@ import json
 import lzma
 import os
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -44,8 +44,16 @@ PACK = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compr
 
 # What readers have stumbled over: ends of lines that are none, marks of a byte order, halves of characters, quotes.
 PIECES = st.sampled_from(
-    list('\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\0\ufeff",;\t|\\{}[]: é字🙂')
-    + ["\r\n", '""', "text", "content", '"text"', "NaN", "7" * 99]
+    [
+        *'\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\0\ufeff",;\t|\\{}[]: é字🙂',
+        "\r\n",
+        '""',
+        "text",
+        "content",
+        '"text"',
+        "NaN",
+        "7" * 99,
+    ]
 )
 texts = st.lists(PIECES | st.text(max_size=5)).map("".join)
 dirty = st.lists(
@@ -163,33 +171,37 @@ def check_round_trip(folder: Path, ending: str, rows: list[str]) -> None:
         assert "".join(lines) == "".join(rows)
 
 
-@fuzz
-@given(ending=st.sampled_from(ENDINGS), raw=dirty | headed, unit=st.sampled_from(UNITS), column=st.none() | texts)
-def test_any_bytes(tmp_path_factory, ending, raw, unit, column):
-    """Any bytes in any format, compressed or not, are documents or one line of error."""
-    check_any_bytes(tmp_path_factory.mktemp("fuzz"), ending, raw, unit, column)
+PROPERTIES = {
+    check_any_bytes: (st.sampled_from(ENDINGS), dirty | headed, st.sampled_from(UNITS), st.none() | texts),
+    check_damage: (st.sampled_from(ENDINGS), st.lists(texts, min_size=1), st.integers(0, 1 << 32)),
+    check_round_trip: (st.sampled_from(ENDINGS), st.lists(texts)),
+}
 
 
-@fuzz
-@given(ending=st.sampled_from(ENDINGS), rows=st.lists(texts, min_size=1), seed=st.integers(0, 1 << 32))
-def test_damaged_files(tmp_path_factory, ending, rows, seed):
-    """A good file of any format that was damaged is documents or one line of error."""
-    check_damage(tmp_path_factory.mktemp("fuzz"), ending, rows, seed)
+@pytest.mark.parametrize("check", PROPERTIES)
+def test_fuzz(check, tmp_path_factory):
+    """Any bytes, and any damage, are documents or one line of error; what is valid comes back as it was."""
 
+    @fuzz
+    @given(st.tuples(*PROPERTIES[check]))
+    def holds(arguments):
+        check(tmp_path_factory.mktemp("fuzz"), *arguments)
 
-@fuzz
-@given(ending=st.sampled_from(ENDINGS), rows=st.lists(texts))
-def test_what_is_valid_comes_back(tmp_path_factory, ending, rows):
-    """Documents written in a format are read as they were, whatever characters are in them."""
-    check_round_trip(tmp_path_factory.mktemp("fuzz"), ending, rows)
+    holds()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("test", [test_any_bytes, test_damaged_files, test_what_is_valid_comes_back])
-def test_for_minutes(test, tmp_path_factory):
-    """The same with fresh examples for `GPT2_HF_FUZZ_MINUTES` in all."""
-    end = time.monotonic() + MINUTES * 60 / 3
-    many = settings(fuzz, max_examples=500, print_blob=True, database=None)
-    with contextlib.suppress(KeyboardInterrupt):
-        while time.monotonic() < end:
-            many(test)(tmp_path_factory)
+@pytest.mark.parametrize("check", PROPERTIES)
+def test_fuzz_for_minutes(check, tmp_path_factory):
+    """The same with ever new examples, for a third of `GPT2_HF_FUZZ_MINUTES` each."""
+    end = time.monotonic() + MINUTES * 60 / len(PROPERTIES)
+    while time.monotonic() < end:
+
+        @settings(fuzz, max_examples=1000, print_blob=True, database=None)
+        @given(st.tuples(*PROPERTIES[check]))
+        def holds(arguments):
+            folder = tmp_path_factory.mktemp("fuzz")
+            check(folder, *arguments)
+            shutil.rmtree(folder)
+
+        holds()
