@@ -136,7 +136,8 @@ class TextFile:
         """What is taken for the text, for the user."""
         if not self.has_columns:
             return f"each {self.unit} of {self.format} is a document"
-        text = f"column {self.column!r} of {self.format} is the text"
+        part = "" if self.unit is DocumentUnit.ROW else f", each {self.unit} of it a document"
+        text = f"column {self.column!r} of {self.format} is the text{part}"
         if self.format in (Format.CSV, Format.TSV):
             text += (
                 f", the delimiter is a {_DELIMITERS.get(self.delimiter, self.delimiter)}, the first row is the header"

@@ -181,8 +181,8 @@ class RowSource:
     @property
     def layout(self) -> str:
         """The column and the unit."""
-        unit = "" if self.unit is DocumentUnit.ROW else f", each {self.unit} of it is a document"
-        return f"column {self.column!r} is the text{unit}"
+        part = "" if self.unit is DocumentUnit.ROW else f", each {self.unit} of it a document"
+        return f"column {self.column!r} is the text{part}"
 
     def parts(self, count: int) -> Sequence["RowSource"] | None:
         """Parts of consecutive rows, of a dataset that is streamed parts of consecutive files."""
