@@ -131,6 +131,11 @@ class GPT2HFTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._check_ranges()
+        if not _is_unicode(str(self.output_dir)):
+            raise UserError(
+                f"--checkpoint_dir: {self.output_dir} is not UTF-8, and safetensors and TensorBoard cannot write it; "
+                "choose another name"
+            )
         for name, remedy in _WITHOUT_EFFECT.items():
             if getattr(self, name, False):
                 raise UserError(f"--{name} has no effect: {remedy}")
@@ -278,3 +283,8 @@ def divide_batch(samples: int, devices: int, most: int) -> tuple[int, int]:
         )
     share = max(size for size in range(1, min(most, part) + 1) if part % size == 0)
     return share, part // share
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether there are only characters in it; Python puts lone surrogates for other bytes of a file's name."""
+    return not any("\ud800" <= mark <= "\udfff" for mark in text)
