@@ -197,7 +197,12 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 
 def _check(
-    before: list[type], source: "tuple[ClassInSource, ...]", after: list[type], *, argv: list[str], command: str
+    before: Sequence[type],
+    source: "tuple[ClassInSource, ...]",
+    after: Sequence[type],
+    *,
+    argv: list[str],
+    command: str,
 ) -> None:
     """Show the help, or find what is wrong, before the class in `source` and with it torch is imported."""
     from .options.source import group_in_source

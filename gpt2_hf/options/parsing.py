@@ -1,6 +1,7 @@
 """From a JSON file and a command line to filled arguments: default < JSON < command line.
 
-In every layer a value is read by the same `Reader`, so it is checked alike wherever it stands. Nothing is ignored: an unknown name, a value of the wrong type, or an option that another one makes pointless is an error.
+In every layer a value is read by the same `Reader`, so it is checked alike wherever it stands. Nothing is ignored:
+an unknown name, a value of the wrong type, or an option that another one makes pointless is an error.
 """
 
 import argparse
@@ -166,8 +167,7 @@ class Parser(argparse.ArgumentParser):
     def action_of(self, key: str) -> argparse.Action | None:
         """The action behind a key of a config file: an option's name or one of its aliases."""
         action = self._option_string_actions.get(f"--{key}")
-        is_option = action is not None and isinstance(action.type, Reader)
-        return action if is_option and (action.dest == key or f"--{key}" in action.option_strings) else None
+        return action if action is not None and isinstance(action.type, Reader) else None
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -176,11 +176,13 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     _MOST_CHOICES = 12
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        names = [name for name in action.option_strings if name == "--help-all" or "-" not in name.lstrip("-")]
+        names = [name for name in action.option_strings if "-" not in name.lstrip("-")]
+        if action.dest == "help_all":
+            names = [HELP_ALL[0]]
         return " ".join([", ".join(names), self._kind(action)]).rstrip()
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.nargs == 0 else super()._get_help_string(action)
+        return action.help if action.nargs == 0 or action.default is None else super()._get_help_string(action)
 
     def _kind(self, action: argparse.Action) -> str:
         if action.nargs == 0 or not isinstance(action.type, Reader):
@@ -220,12 +222,10 @@ def parse(
     merged = {**config, **command_line}
     _check_pointless(merged, command_line)
     given = {name: "command line" if name in command_line else "config" for name in merged}
-    values = tuple(
-        None if isinstance(source, OptionGroup) else _build(source, merged) for source in dataclass_types
-    )
+    values = tuple(None if isinstance(source, OptionGroup) else _build(source, merged) for source in dataclass_types)
     for value in values:
         _check_acting(value, command_line)
-        if hasattr(value, "dataset_config_is_inherited"):
+        if value is not None and hasattr(value, "dataset_config_is_inherited"):
             rank = {None: 0, "config": 1, "command line": 2}
             value.dataset_config_is_inherited = (
                 rank[given.get("dataset_config_name")] < rank[given.get("dataset_name")]
