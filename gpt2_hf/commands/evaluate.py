@@ -263,7 +263,8 @@ def _split_of_the_file(given: dict[str, str]) -> Split:
     splits = [split for split in get_args(Split) if f"{split}_file" in given]
     if len(splits) > 1:
         files = " and ".join(f"--{split}_file" for split in splits)
-        raise UserError(f"{files} are given; add --split {' or '.join(splits)} to say which is scored")
+        choices = " or ".join(f"--split {split}" for split in splits)
+        raise UserError(f"{files} are given; add {choices} to say which is scored")
     return splits[0] if splits else "test"
 
 
