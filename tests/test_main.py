@@ -1,8 +1,12 @@
 """The commands: help at once, clear errors, the right exit codes."""
 
+import json
+import os
 import re
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -140,6 +144,19 @@ def test_bad_commands_are_one_line(argv, message, capsys):
     assert main(argv) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are a POSIX matter")
+@pytest.mark.parametrize("command", ["train", "tokenizer"])
+def test_a_config_may_come_through_a_pipe(command, tmp_path, monkeypatch, capsys):
+    """`--config <(program)` of a shell can be read once only."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    content = {"train_file": "./nowhere.txt", "output_dir": "out"}
+    writer = threading.Thread(target=Path("pipe").write_text, args=(json.dumps(content),), daemon=True)
+    writer.start()
+    assert main([command, "--config", "pipe"]) == 2
+    assert "nowhere.txt" in capsys.readouterr().err
 
 
 def test_too_little_memory_on_the_device_is_one_line(monkeypatch, capsys):

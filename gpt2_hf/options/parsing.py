@@ -6,6 +6,7 @@ an unknown name, a value of the wrong type, or an option that another one makes 
 
 import argparse
 import difflib
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -196,10 +197,39 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return f"{kind} ..." if action.nargs == "+" else kind
 
 
+class ConfigFile:
+    """A flat JSON file of options; it is read once, because it may be a pipe."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    @functools.cached_property
+    def content(self) -> dict[str, Any]:
+        """What the file says.
+
+        Raises:
+            UserError: if it cannot be read or is no JSON object.
+        """
+        path = self.path
+        try:
+            text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise UserError(f"--config: {path} cannot be read ({reason}); give the path of a JSON file") from error
+        try:
+            content = json.loads(text, object_pairs_hook=_refuse_duplicates)
+        except json.JSONDecodeError as error:
+            raise UserError(f"--config: {path} is not JSON: {error.msg} in line {error.lineno}") from error
+        if not isinstance(content, dict):
+            raise UserError(f"--config: {path} must hold one JSON object of options")
+        content.pop(PROVENANCE_KEY, None)
+        return content
+
+
 def parse(
     dataclass_types: Sequence[type | OptionGroup],
     argv: Sequence[str],
-    config_path: str | None = None,
+    config: str | ConfigFile | None = None,
     **parser_options: Any,
 ) -> Parsed:
     """Fill the dataclasses from their defaults, a JSON file, and the command line.
@@ -207,7 +237,7 @@ def parse(
     Args:
         dataclass_types: the classes; one of which only the options are known is checked, and its value is `None`.
         argv: the command line.
-        config_path: the JSON file.
+        config: the JSON file.
         parser_options: of `argparse.ArgumentParser`.
 
     Raises:
@@ -215,11 +245,11 @@ def parse(
     """
     parser = Parser(dataclass_types, **parser_options)
     command_line = parser.parse_layer(argv)
-    config = read_config(parser, config_path) if config_path else {}
-    config = _without_overruled(config, command_line)
-    for layer in (config, command_line):
+    file = ConfigFile(config) if isinstance(config, str) else config
+    stated = _without_overruled(read_config(parser, file) if file else {}, command_line)
+    for layer in (stated, command_line):
         _check_contradictions(layer)
-    merged = {**config, **command_line}
+    merged = {**stated, **command_line}
     _check_pointless(merged, command_line)
     given = {name: "command line" if name in command_line else "config" for name in merged}
     values = tuple(None if isinstance(source, OptionGroup) else _build(source, merged) for source in dataclass_types)
@@ -233,22 +263,11 @@ def parse(
     return Parsed(values, given)
 
 
-def read_config(parser: Parser, path: str) -> dict[str, Any]:
-    """Read and check a flat JSON file of options."""
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise UserError(f"--config: {path} cannot be read ({reason}); give the path of a JSON file") from error
-    try:
-        content = json.loads(text, object_pairs_hook=_refuse_duplicates)
-    except json.JSONDecodeError as error:
-        raise UserError(f"--config: {path} is not JSON: {error.msg} in line {error.lineno}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"--config: {path} must hold one JSON object of options")
-    content.pop(PROVENANCE_KEY, None)
+def read_config(parser: Parser, config: ConfigFile) -> dict[str, Any]:
+    """Check the options of a file and read their values."""
+    path = config.path
     layer: dict[str, Any] = {}
-    for key, value in content.items():
+    for key, value in config.content.items():
         action = parser.action_of(key)
         if action is None:
             raise UserError(f"--config: {path}: unknown key {key!r}{parser.suggestion(key)}")

@@ -232,7 +232,7 @@ def test_names_of_other_programs_get_ours_as_a_suggestion(config, typed, meant):
 
 
 def test_suggestions_are_options_of_the_command():
-    """What a name means may differ from command to command; each synonym means something in one, and is none itself."""
+    """What a name means may differ from command to command; each means something in one, and is no option of train."""
     commands = [
         [*TYPES, ClusterArguments],
         [EvaluationArguments, DataArguments],
