@@ -114,3 +114,13 @@ def test_a_value_of_another_kind_is_refused(tmp_path, content, message):
     """The error names the option and what is expected."""
     with pytest.raises(UserError, match=message):
         read(tmp_path, content)
+
+
+def test_the_record_of_a_run_is_a_config_file(train_tiny, tmp_path):
+    """With the options that could not be read again among them."""
+    options = ["--disable_tqdm", "true", "--ddp_broadcast_buffers", "false", "--hub_private_repo", "--max_steps", "1"]
+    options += ["--accelerator_config", '{"non_blocking": true}', "--debug", "underflow_overflow"]
+    assert train_tiny(tmp_path / "run", *options) == 0
+    _, _, args = parse(TYPES, [], str(tmp_path / "run" / "resolved_config.json")).values
+    assert (args.disable_tqdm, args.ddp_broadcast_buffers, args.hub_private_repo) == (True, False, True)
+    assert args.accelerator_config.non_blocking and args.debug == ["underflow_overflow"] and args.max_steps == 1
