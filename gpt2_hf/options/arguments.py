@@ -22,7 +22,7 @@ COMMON = {
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "num_train_epochs", "max_steps"),
     *("max_training_hours", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
     *("weight_decay", "warmup_steps", "activation_checkpointing", "precision", "logging_steps", "eval_steps"),
-    *("save_steps", "report_to", "seed", "torch_compile"),
+    *("save_steps", "report_to", "seed"),
     *("nproc", "nodes", "link_gb_per_second", "network_gb_per_second"),
 }
 
@@ -239,6 +239,9 @@ class GenerationArguments:
             raise UserError("--prompt has no effect beside --prompt_file; leave one of them out")
 
 
+Split = Literal["train", "validation", "test"]
+
+
 @dataclass
 class EvaluationArguments:
     """Which model is scored, and how."""
@@ -246,9 +249,7 @@ class EvaluationArguments:
     _argument_group_name = "evaluation"
 
     model_path: str = option("checkpoints/best_model", "Model folder, checkpoint name or path, or hub id.")
-    split: Literal["train", "validation", "test"] | None = option(
-        None, "Split to score; when left out the one whose file is given, else test."
-    )
+    split: Split = option("test", "Split to score; when left out the one whose file is given, if there is one.")
     stride: int | None = option(
         None, "Sliding windows of max_length tokens that move on by so many; the training protocol when left out."
     )
