@@ -3,6 +3,7 @@
 Apart from `arguments`, because importing the base class takes seconds that other commands need not wait.
 """
 
+import difflib
 import os
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,6 +11,7 @@ from typing import Literal
 from accelerate.utils import get_int_from_env
 from transformers import IntervalStrategy, SchedulerType, TrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy
+from transformers.training_args import OptimizerNames
 
 from ..errors import UserError
 from ..runtime import distributed
@@ -216,6 +218,13 @@ class GPT2HFTrainingArguments(TrainingArguments):
                 f"--optim {MUON} needs whole matrices, which FSDP divides; use --optim adamw_torch_fused with FSDP"
             )
 
+    def _check_optimizer(self) -> None:
+        names = [MUON, *(optimizer.value for optimizer in OptimizerNames)]
+        if self.optim not in names:
+            alike = [name for name in names if name.startswith(self.optim)]
+            alike += difflib.get_close_matches(self.optim, names, n=1, cutoff=0.5)
+            raise UserError(f"--optim {self.optim} is not known; did you mean {[*alike, 'adamw_torch_fused'][0]}?")
+
     def _check_best_metric(self) -> None:
         names = ("loss", "perplexity", "eval_loss", "eval_perplexity")
         if self.metric_for_best_model is not None and self.metric_for_best_model not in names:
@@ -259,6 +268,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
             )
         if self.hub_strategy not in (HubStrategy.EVERY_SAVE, HubStrategy.END):  # the default, and what is done
             raise UserError("--hub_strategy has no effect: best_model is uploaded when the run is over; leave it out")
+        self._check_optimizer()
         self._check_best_metric()
         if self.schedule_by_time and (self.max_training_hours is None or self.lr_scheduler_type != "cosine"):
             raise UserError("--schedule_by_time needs --max_training_hours and --lr_scheduler_type cosine")
