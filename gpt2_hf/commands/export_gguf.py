@@ -34,7 +34,8 @@ except ImportError as error:
 _TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 _TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # [in, out] here, [out, in] there
 _Q8_BLOCK = 32  # weights of a row that share a scale
-_HALF_STEP = 0.502 / 127  # of a block's largest weight; the scale itself is rounded to 16 bits
+# Of a block's largest weight: half a step, and the rounding of the scale to 16 bits.
+_Q8_ROUNDING = 0.501 / 127 + 2.0**-11
 
 
 def run_gguf_export(args: ExportArguments, target: Path) -> int:
@@ -267,7 +268,7 @@ def _bound(name: str, weight: np.ndarray, outtype: str) -> np.ndarray:
     if number_format == formats.F16:
         return np.maximum(np.abs(weight) * 2.0**-11, 2.0**-25)
     blocks = np.abs(weight).reshape(*weight.shape[:-1], -1, _Q8_BLOCK)
-    return np.repeat(blocks.max(axis=-1) * _HALF_STEP + 2.0**-24, _Q8_BLOCK, axis=-1)
+    return np.repeat(blocks.max(axis=-1) * _Q8_ROUNDING + 127 * 2.0**-25, _Q8_BLOCK, axis=-1)
 
 
 @torch.no_grad()

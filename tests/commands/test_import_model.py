@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 from gpt2_hf import GPT2HFForCausalLM, load_tokenizer
 from gpt2_hf.__main__ import main
 from gpt2_hf.commands import foreign_models, import_model
+from gpt2_hf.commands.import_model import converted_weights
 
 from ..tiny_models import VOCAB_SIZE, make_stock, random_ids
 from .foreign_files import nanogpt_checkpoint, write_llm_c
@@ -42,7 +43,7 @@ def run_import(tmp_path):
 
 
 @torch.no_grad()
-def assert_same_logits(folder, stock, **loading):
+def assert_same_logits(folder, stock):
     """The imported model's logits are those of the stock model with the same weights."""
     ids = random_ids(2, 11)
     ours = GPT2HFForCausalLM.from_pretrained(folder).eval()
@@ -228,12 +229,12 @@ def test_nothing_is_written_over_or_left_behind(tmp_path, run_import, capsys, mo
     checkpoint = nanogpt_checkpoint(make_stock(**TINY))
     assert run_import(checkpoint, "--tokenizer_name", str(tokenizer_folder)) == 2
     assert "--tokenizer_name" in capsys.readouterr().err
-    broken = lambda foreign: {  # noqa: E731
-        name: weight + 1e-3
-        for name, weight in import_model.GPT2HFForCausalLM(import_model.config_of(foreign, None)).state_dict().items()
-    }
+
+    def shifted_weights(foreign):
+        return {name: weight + 1e-3 for name, weight in converted_weights(foreign).items()}
+
     with monkeypatch.context() as patch:
-        patch.setattr(import_model, "converted_weights", broken)
+        patch.setattr(import_model, "converted_weights", shifted_weights)
         with pytest.raises(RuntimeError, match="nothing was imported"):
             run_import(checkpoint)
     assert [path.name for path in tmp_path.iterdir()] == ["ckpt.pt"]
