@@ -224,6 +224,14 @@ class GPT2HFPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, mean=0.0, std=std)
             init.zeros_(module.bias)
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, use_safetensors: bool | None = None, **kwargs: Any) -> Any:
+        """Load as transformers does, but no pickle unless `use_safetensors=False` asks for it.
+
+        transformers reads a `pytorch_model.bin` wherever there is no `model.safetensors`.
+        """
+        return super().from_pretrained(*args, use_safetensors=use_safetensors is not False, **kwargs)
+
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save as transformers does; where the source travels along, every Auto class finds its model in it."""
         if self._auto_class is not None:

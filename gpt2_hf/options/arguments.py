@@ -71,8 +71,12 @@ class ModelArguments:
             raise UserError(
                 "--tie_unused_tokens is for new models: the embeddings of --model_name_or_path differ; leave it out"
             )
-        for name in ("d_model", "num_layers", "max_length"):
+        for name in ("d_model", "num_layers"):
             require_at_least(name, getattr(self, name), 1)
+        if self.max_length < 2:
+            raise UserError(
+                f"--max_length must be at least 2, got {self.max_length}: a token is predicted from one before it"
+            )
         for name in ("num_heads", "d_ff"):
             if getattr(self, name) is not None:
                 require_at_least(name, getattr(self, name), 1)
