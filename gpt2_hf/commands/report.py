@@ -17,6 +17,7 @@ from ..checkpoints.folders import BEST_MODEL, RESOLVED_CONFIG_NAME, TRAINER_STAT
 from ..errors import UserError
 from ..options.arguments import ReportArguments
 from ..options.parsing import PROVENANCE_KEY
+from ..options.secrets import without_secrets
 from ..runtime.hub import is_hub_id
 
 CURVES_NAME = "curves.png"
@@ -79,7 +80,8 @@ def read_run(folder: str | Path) -> RunRecord:
         results.update(min(evaluations, key=lambda entry: float(entry["eval_loss"])))
     if history:
         results.setdefault("train_steps", history[-1]["step"])
-    return RunRecord(folder, _read_json(config), history, results)
+    # earlier versions wrote secrets into it, which must not get into a card that is published
+    return RunRecord(folder, without_secrets(_read_json(config)), history, results)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
