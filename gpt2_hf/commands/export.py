@@ -54,11 +54,15 @@ def export_to_gpt2(
         The largest difference between the logits of the model and of the folder loaded back.
 
     Raises:
+        UserError: if somebody else's folder has the name under which this one is filled.
         RuntimeError: if the folder does not compute what the model computes.
     """
     target = Path(output_dir)
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = folders.open_staging(target.parent, target.name)
+    try:
+        staging = folders.open_staging(target.parent, target.name)
+    except FileExistsError as error:
+        raise UserError(f"--output_dir: {error.filename} is in the way; move it away") from error
     try:
         stock = _with_weights(GPT2LMHeadModel, stock_config(model.config), stock_weights(model))
         stock.generation_config = model.generation_config
@@ -69,6 +73,7 @@ def export_to_gpt2(
             tokenizer.save_pretrained(staging)
         folders.follow_umask(staging)
         difference = _largest_logit_difference(model, staging)
+        folders.close_staging(staging)
         if target.exists():
             target.rmdir()  # empty, or this fails
         staging.rename(target)
