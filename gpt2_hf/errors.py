@@ -38,6 +38,16 @@ class SaveError(_OneLine, OSError):
     exit_code = EXIT_USER_ERROR
 
 
+class FolderLostError(SaveError):
+    """Another process has taken the run's folder while this one stood still; nothing more may be written there."""
+
+    def __init__(self, folder: object):
+        super().__init__(
+            f"another process has taken {folder} while this one stood still; this run stops and saves nothing more. "
+            "Its checkpoints are whole: see which process uses the folder, or go on elsewhere with --resume_from"
+        )
+
+
 class TrainingDivergedError(RuntimeError):
     """A loss or gradient became non-finite; the weights were not touched by it."""
 
