@@ -19,6 +19,12 @@ def printable(text: str) -> str:
     return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode("ascii") for mark in text)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 class _OneLine(Exception):
     """An error whose message is a line, whatever names of files are in it."""
 
