@@ -198,10 +198,9 @@ def _export(argv: list[str]) -> int:
 def _import(argv: list[str]) -> int:
     from .options.arguments import ImportArguments
 
-    parsed = _parse([ImportArguments], argv, "import")
+    parsed = _CommandLine("import", argv).parse(ImportArguments)
     from .commands.import_model import run_import
 
-    _register()
     return run_import(*parsed.values)
 
 
