@@ -80,7 +80,7 @@ def config_of(foreign: ForeignModel, tokenizer: PreTrainedTokenizerBase | None) 
         for name in ("bos_token_id", "eos_token_id", "pad_token_id")
     }
     try:
-        return GPT2HFConfig(
+        config = GPT2HFConfig(
             vocab_size=foreign.vocab_size,
             n_vocab_padding=foreign.vocab_size - num_tokens,
             n_positions=foreign.block_size,
@@ -94,8 +94,10 @@ def config_of(foreign: ForeignModel, tokenizer: PreTrainedTokenizerBase | None) 
             tie_word_embeddings=foreign.is_tied,
             **special,
         )
+        config.check_heads()
     except ValueError as error:
         raise UserError(f"--model_path: its sizes make no GPT-2: {error}") from error
+    return config
 
 
 def converted_weights(foreign: ForeignModel) -> dict[str, Tensor]:

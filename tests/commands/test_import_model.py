@@ -83,6 +83,9 @@ def test_a_padded_vocabulary_is_gpt2s(tmp_path, run_import):
     assert run_import(nanogpt_checkpoint(stock)) == 0
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "imported")
     assert (model.config.vocab_size, model.config.n_vocab_padding, model.config.eos_token_id) == (50304, 47, 50256)
+    new = tmp_path / "new"
+    new.touch()
+    assert {path.stat().st_mode for path in (tmp_path / "imported").iterdir()} == {new.stat().st_mode}
     ids = random_ids(1, 7)
     with torch.no_grad():
         assert (model(ids).logits - stock(ids).logits)[..., :50257].abs().max() <= 1e-5
