@@ -13,7 +13,7 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from ..errors import UserError
 from ..runtime import distributed
 from ..runtime.fallbacks import missing_for_compile
-from ..runtime.precision import Precision, current_device_type, resolve_precision
+from ..runtime.precision import Precision, PrecisionName, current_device_type, resolve_precision
 from .arguments import option, require_at_least, require_finite, require_fraction, require_positive
 
 MUON = "muon"
@@ -247,7 +247,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
 
     def _settle_precision(self) -> None:
         """The precision of transformers' own arguments, which have checked it but for fp16 without CUDA."""
-        name = "fp16" if self.fp16 else "bf16" if self.bf16 else "fp32"
+        name: PrecisionName = "fp16" if self.fp16 else "bf16" if self.bf16 else "fp32"
         if name == "fp16":
             resolve_precision(name, current_device_type(self.use_cpu))
         self.resolved_precision = Precision(name, "asked for")
@@ -318,7 +318,7 @@ def with_own_fields(args: TrainingArguments | None) -> GPT2HFTrainingArguments:
     _refuse(args, {name: remedy for name, remedy in _WITHOUT_EFFECT.items() if name not in _HARMLESS})
     kind: type = GPT2HFTrainingArguments
     if type(args) is not TrainingArguments:  # a subclass keeps its methods
-        kind = dataclass(type(type(args).__name__, (GPT2HFTrainingArguments, type(args)), {}), init=False)  # type: ignore[call-overload]
+        kind = dataclass(type(type(args).__name__, (GPT2HFTrainingArguments, type(args)), {}), init=False)
     inherited = {entry.name for entry in fields(args)}
     result: GPT2HFTrainingArguments = object.__new__(kind)
     result.__dict__ = vars(args)
