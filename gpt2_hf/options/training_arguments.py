@@ -28,6 +28,7 @@ _WITHOUT_EFFECT = {
     "use_liger_kernel": "there are no Liger kernels for this model, which has a chunked loss of its own; leave it out",
     "enable_jit_checkpoint": "a checkpoint is always saved on SIGTERM, SIGINT and SIGUSR1; leave it out",
     "restore_callback_states_from_checkpoint": "callbacks of this package always restore their state; leave it out",
+    "save_on_each_node": "a checkpoint is written once, into a folder that all hosts share; leave it out",
     "auto_find_batch_size": "it would change which samples a step sees; choose --batch_size yourself",
 }
 

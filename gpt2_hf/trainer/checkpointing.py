@@ -341,6 +341,8 @@ class CheckpointingTrainer(Trainer):
         base_lrs = list(getattr(self.lr_scheduler, "base_lrs", []))
         self.optimizer.load_state_dict(divided(load_state(os.path.join(checkpoint, _OPTIMIZER_FILE)), self.optimizer))
         self.lr_scheduler.load_state_dict(load_state(os.path.join(checkpoint, _SCHEDULER_FILE)))
+        if not self._created_lr_scheduler:
+            return  # one of the user's own has a say in rate and momentum, as it stood in the checkpoint
         # Both restore the old hyperparameters too; the arguments of this run are what the user asked for now.
         for group, settings in zip(self.optimizer.param_groups, wanted, strict=True):
             group.update(settings)

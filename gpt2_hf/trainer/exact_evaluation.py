@@ -101,13 +101,13 @@ class ExactEvaluationTrainer(LossTrainer):
 
     @contextlib.contextmanager
     def _each_once(self, dataset: Any) -> Iterator[None]:
-        even_batches = self.accelerator.even_batches
-        self.accelerator.even_batches = False
+        even_batches, drop_last = self.accelerator.even_batches, self.args.dataloader_drop_last
+        self.accelerator.even_batches = self.args.dataloader_drop_last = False
         try:
             with columns_of(self.args, dataset):
                 yield
         finally:
-            self.accelerator.even_batches = even_batches
+            self.accelerator.even_batches, self.args.dataloader_drop_last = even_batches, drop_last
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         """In the order of the data; filler gives every process as many batches as the others."""

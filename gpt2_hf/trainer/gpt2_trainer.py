@@ -344,6 +344,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             logs["hours"] = self.time_budget.total_seconds / 3600
             logs["session_hours"] = self.watch.elapsed / 3600
         super().log(logs, start_time)
+        for name in ("hours", "session_hours"):  # which are in the history now, and no metrics of an evaluation
+            logs.pop(name, None)
 
     def _drain_speed(self) -> dict[str, float]:
         """Trained tokens per second since the last log, evaluations and checkpoints not counted."""
