@@ -24,7 +24,7 @@ from ..planning.plan import make_schedule
 from ..runtime import distributed
 from ..runtime.hub import ensure_hub_or_offline
 from ..runtime.stopwatch import Stopwatch
-from ..trainer.callbacks import EvaluationInterruptedError
+from ..trainer.callbacks import EvaluationInterruptedError, is_out_of_patience
 from ..trainer.gpt2_trainer import GPT2HFTrainer
 from ..trainer.job_context import JobContext
 from .preparation import announce, build, num_samples
@@ -158,8 +158,8 @@ def run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> d
         The Trainer's metrics, empty if the checkpoint is already at the end; `None` if a signal stopped the run.
     """
     schedule = make_schedule(run.args, num_samples(trainer.train_dataset))
-    if checkpoint is not None and folders.step_of(checkpoint) >= schedule.total_steps:
-        run.say(f"{checkpoint} is already at step {schedule.total_steps:,}, the last one; nothing is left to train")
+    if checkpoint is not None and (reason := why_ended(run, checkpoint, schedule.total_steps)) is not None:
+        run.say(f"{checkpoint} {reason}; nothing is left to train")
         trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         trainer.complete_publication(str(checkpoint))
         return {}
@@ -171,6 +171,11 @@ def run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> d
         return None  # an evaluation that was being made up for; the checkpoint still remembers it
     if stopped_by_signal(run, trainer):
         return None
+    if trainer.stopped_early:
+        run.say(
+            f"stopped early at step {trainer.state.global_step:,}: {run.args.early_stopping_patience} evaluations "
+            "in a row were no better (--early_stopping_patience)"
+        )
     if trainer.time_budget.expired:
         run.say(f"time budget of {run.args.max_training_hours:g} h reached at step {trainer.state.global_step:,}")
         if trainer.time_budget.skipped_evaluation:
@@ -180,6 +185,16 @@ def run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> d
         "train_steps": trainer.state.global_step,
         "train_hours": trainer.time_budget.total_seconds / 3600,
     }
+
+
+def why_ended(run: Run, checkpoint: Path, total_steps: int) -> str | None:
+    """Why there is nothing to train after a checkpoint; `None` if there is."""
+    if folders.step_of(checkpoint) >= total_steps:
+        return f"is already at step {total_steps:,}, the last one"
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    if is_out_of_patience(state, run.args.early_stopping_patience):
+        return f"was stopped early (--early_stopping_patience {run.args.early_stopping_patience})"
+    return None
 
 
 def stopped_by_signal(run: Run, trainer: GPT2HFTrainer) -> bool:

@@ -65,6 +65,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
     """
 
     is_in_train: bool
+    early_stopping: EarlyStoppingCallback | None = None  # of `--early_stopping_patience`
 
     def __init__(
         self,
@@ -96,7 +97,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         stop = StopCallback(self.time_budget, self.job.signals)
         own_callbacks = [self.cadence, self.time_budget, stop, self.non_finite_guard, *(callbacks or [])]
         if args.early_stopping_patience is not None:
-            own_callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
+            self.early_stopping = EarlyStoppingCallback(args.early_stopping_patience)
+            own_callbacks.append(self.early_stopping)
         self._skips_no_data = args.ignore_data_skip
         self._forget_training()
         super().__init__(
@@ -129,6 +131,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         """What an earlier call of `train()` has left; the weights stay."""
         self.non_finite_guard.forget()
         self.time_budget.forget()
+        if self.early_stopping is not None:
+            self.early_stopping.early_stopping_patience_counter = 0
         self._trained_tokens: torch.Tensor | float = 0.0  # since the last log
         self._speed_mark: tuple[float, float] | None = None
         self._step_loss: torch.Tensor | None = None
@@ -240,6 +244,14 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         if self.is_in_train and (noise := getattr(self, "neftune_hook_handle", None)) is not None:
             noise.remove()
         self.is_in_train = False
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether `--early_stopping_patience` has ended the training."""
+        stopping = self.early_stopping
+        if stopping is None or self.state.global_step >= self.state.max_steps:
+            return False
+        return stopping.early_stopping_patience_counter >= stopping.early_stopping_patience
 
     def hyperparameter_search(
         self, hp_space: Callable | None = None, compute_objective: Callable | None = None, *args: Any, **kwargs: Any
