@@ -26,7 +26,7 @@ from ..planning.plan import make_schedule
 from ..runtime import distributed
 from ..runtime.hub import ensure_hub_or_offline
 from ..runtime.stopwatch import Stopwatch
-from ..trainer.callbacks import EvaluationInterruptedError
+from ..trainer.callbacks import EvaluationInterruptedError, is_out_of_patience
 from ..trainer.exact_evaluation import owes_evaluation
 from ..trainer.gpt2_trainer import GPT2HFTrainer
 from ..trainer.job_context import JobContext
@@ -186,13 +186,13 @@ def run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> d
     """
     schedule = make_schedule(run.args, num_samples(trainer.train_dataset))
     at_end = checkpoint is not None and folders.step_of(checkpoint) >= schedule.total_steps
-    if at_end and checkpoint is not None and not owes_evaluation(checkpoint):
-        run.say(f"{checkpoint} is already at step {schedule.total_steps:,}, the last one; nothing is left to train")
+    if checkpoint is not None and (reason := why_ended(run, checkpoint, schedule.total_steps)) is not None:
+        run.say(f"{checkpoint} {reason}; nothing is left to train")
         trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         trainer.complete_publication(str(checkpoint))
         return {}
     if at_end:
-        run.say(f"{checkpoint} is at the last step; its evaluation, which a signal broke off, is made up for")
+        run.say(f"{checkpoint} is at the last step; the evaluation that a signal broke off is done now")
     if run.is_first_process:
         delete_results(run.output_dir)
     try:
@@ -201,6 +201,11 @@ def run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> d
         return None  # an evaluation that was being made up for; the checkpoint still remembers it
     if stopped_by_signal(run, trainer):
         return None
+    if trainer.stopped_early:
+        run.say(
+            f"stopped early at step {trainer.state.global_step:,}: {run.args.early_stopping_patience} evaluations "
+            "in a row were no better (--early_stopping_patience)"
+        )
     if trainer.time_budget.expired:
         run.say(f"time budget of {run.args.max_training_hours:g} h reached at step {trainer.state.global_step:,}")
         if trainer.time_budget.skipped_evaluation:
@@ -210,6 +215,18 @@ def run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> d
         "train_steps": trainer.state.global_step,
         "train_hours": trainer.time_budget.total_seconds / 3600,
     }
+
+
+def why_ended(run: Run, checkpoint: Path, total_steps: int) -> str | None:
+    """Why there is nothing to do after a checkpoint; `None` if there is a step or an evaluation left."""
+    if owes_evaluation(checkpoint):
+        return None
+    if folders.step_of(checkpoint) >= total_steps:
+        return f"is already at step {total_steps:,}, the last one"
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    if is_out_of_patience(state, run.args.early_stopping_patience):
+        return f"was stopped early (--early_stopping_patience {run.args.early_stopping_patience})"
+    return None
 
 
 def stopped_by_signal(run: Run, trainer: GPT2HFTrainer) -> bool:

@@ -16,7 +16,7 @@ from transformers.training_args import OptimizerNames
 from ..errors import UserError
 from ..runtime import distributed
 from ..runtime.fallbacks import missing_for_compile
-from ..runtime.precision import Precision, current_device_type, resolve_precision
+from ..runtime.precision import Precision, PrecisionName, current_device_type, resolve_precision
 from .arguments import option, require_at_least, require_finite, require_fraction, require_positive
 
 MUON = "muon"
@@ -34,6 +34,7 @@ _WITHOUT_EFFECT = {
     "use_liger_kernel": "there are no Liger kernels for this model, which has a chunked loss of its own; leave it out",
     "enable_jit_checkpoint": "a checkpoint is always saved on SIGTERM, SIGINT and SIGUSR1; leave it out",
     "restore_callback_states_from_checkpoint": "callbacks of this package always restore their state; leave it out",
+    "save_on_each_node": "a checkpoint is written once, into a folder that all hosts share; leave it out",
     "auto_find_batch_size": "it would change which samples a step sees; choose --batch_size yourself",
 }
 
@@ -265,7 +266,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
 
     def _settle_precision(self) -> None:
         """The precision of transformers' own arguments, which have checked it but for fp16 without CUDA."""
-        name = "fp16" if self.fp16 else "bf16" if self.bf16 else "fp32"
+        name: PrecisionName = "fp16" if self.fp16 else "bf16" if self.bf16 else "fp32"
         if name == "fp16":
             resolve_precision(name, current_device_type(self.use_cpu))
         self.resolved_precision = Precision(name, "asked for")
@@ -341,7 +342,7 @@ def with_own_fields(args: TrainingArguments | None) -> GPT2HFTrainingArguments:
     _refuse(args, {name: remedy for name, remedy in _WITHOUT_EFFECT.items() if name not in _HARMLESS})
     kind: type = GPT2HFTrainingArguments
     if type(args) is not TrainingArguments:  # a subclass keeps its methods
-        kind = dataclass(type(type(args).__name__, (GPT2HFTrainingArguments, type(args)), {}), init=False)  # type: ignore[call-overload]
+        kind = dataclass(type(type(args).__name__, (GPT2HFTrainingArguments, type(args)), {}), init=False)
     inherited = {entry.name for entry in fields(args)}
     result: GPT2HFTrainingArguments = object.__new__(kind)
     result.__dict__ = vars(args)

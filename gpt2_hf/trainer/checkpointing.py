@@ -28,7 +28,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from ..checkpoints import folders
 from ..checkpoints.sharding import divided, load_whole_weights, plain_twin, whole, whole_weights
 from ..checkpoints.state_files import load_state, save_state
-from ..errors import FolderLostError, SaveError
+from ..errors import FolderLostError, SaveError, UserError
 from ..options.training_arguments import GPT2HFTrainingArguments
 from ..runtime import distributed
 from ..runtime.random_state import get_rng_state, set_rng_state
@@ -154,18 +154,15 @@ class CheckpointingTrainer(Trainer):
         folder = folders.staging_of(target)
         self.save_model(str(folder), _internal_call=True)
         if not self.args.save_only_model:
-            self._save_optimizer_and_scheduler(str(folder))
-            self._save_scaler(str(folder))
-            self._save_rng_state(str(folder))
+            self._write_optimizer(folder)
+            self._write_process_state(folder)
         if not self.args.should_save:
             return
         if self.state.best_global_step:
             best = run_dir / folders.checkpoint_folder(self.state.best_global_step)
             if best == target or best.is_dir():
                 self.state.best_model_checkpoint = str(best)
-        for callback in [*self.callback_handler.callbacks, self.control]:
-            if isinstance(callback, ExportableState):
-                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+        self.state.stateful_callbacks |= self._callback_states()
         for name, source in self.job.run_files.items():
             shutil.copyfile(source, folder / name)
         self.state.save_to_json(str(folder / folders.TRAINER_STATE_NAME))
@@ -179,6 +176,14 @@ class CheckpointingTrainer(Trainer):
             names.append(folders.BEST_MODEL)
         return names
 
+    def _callback_states(self) -> dict[str, Any]:
+        """What every callback keeps, by its class; a list where there are several of one class."""
+        states: dict[str, list[Any]] = {}
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState):
+                states.setdefault(type(callback).__name__, []).append(callback.state())
+        return {name: entries[0] if len(entries) == 1 else entries for name, entries in states.items()}
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # As the base class, without training_args.bin, which is a pickle.
         output_dir = output_dir if output_dir is not None else self.args.output_dir
@@ -188,12 +193,9 @@ class CheckpointingTrainer(Trainer):
         if self.is_fsdp_enabled:
             unwrapped = plain_twin(unwrapped)
         unwrapped.save_pretrained(output_dir, state_dict=state_dict)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(output_dir)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # The base class uploads while it trains, in the run's own time; here the job does so once, at its end.
-        return
+        tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(output_dir)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the weights, from the first process; every process must ask."""
@@ -206,19 +208,17 @@ class CheckpointingTrainer(Trainer):
         """Take the weights of a saved model; every process must ask."""
         load_whole_weights(self.accelerator.unwrap_model(self.model), str(folder / SAFE_WEIGHTS_NAME))
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+    def _write_optimizer(self, folder: Path) -> None:
+        """Optimizer, schedule and loss scale."""
         if not self.args.should_save:
             return
-        optimizer = self._gathered[1] if self._gathered else self.optimizer.state_dict()
-        save_state(optimizer, os.path.join(output_dir, _OPTIMIZER_FILE))
-        save_state(self.lr_scheduler.state_dict(), os.path.join(output_dir, _SCHEDULER_FILE))
-
-    def _save_scaler(self, output_dir: str) -> None:
+        save_state(self._gathered[1] if self._gathered else self.optimizer.state_dict(), folder / _OPTIMIZER_FILE)
+        save_state(self.lr_scheduler.state_dict(), folder / _SCHEDULER_FILE)
         scaler = getattr(self.accelerator, "scaler", None)
-        if scaler is not None and self.args.should_save:
-            save_state(scaler.state_dict(), os.path.join(output_dir, _SCALER_FILE))
+        if scaler is not None:
+            save_state(scaler.state_dict(), folder / _SCALER_FILE)
 
-    def _save_rng_state(self, output_dir: str) -> None:
+    def _write_process_state(self, folder: Path) -> None:
         # With the losses since the last log, which the base class forgets: a resumed run logs the same means.
         state = {
             "rng": get_rng_state(self.args.device),
@@ -226,7 +226,7 @@ class CheckpointingTrainer(Trainer):
             "last_logged_step": self._globalstep_last_logged,
             **self.process_state(),
         }
-        save_state(state, os.path.join(output_dir, self._process_state_file()))
+        save_state(state, folder / self._process_state_file())
 
     def _process_state_file(self) -> str:
         suffix = "" if self.args.world_size <= 1 else f"_{self.args.process_index}"
@@ -235,17 +235,64 @@ class CheckpointingTrainer(Trainer):
     # ---- resuming ----
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        # The base class lets the cadence of the checkpoint win over the arguments.
-        result = super()._init_training_state(max_steps, *args, **kwargs)
+        # The base class lets the cadence of the checkpoint win over the arguments, and would make callbacks anew.
+        restores, self.args.restore_callback_states_from_checkpoint = (
+            self.args.restore_callback_states_from_checkpoint,
+            False,
+        )
+        try:
+            result = super()._init_training_state(max_steps, *args, **kwargs)
+        finally:
+            self.args.restore_callback_states_from_checkpoint = restores
+        self._best_before = _NO_BEST
+        self._restore_callbacks(self.state.stateful_callbacks if self.state.global_step else {})
         self.complete_publication(args[2])
         self.state.compute_steps(self.args, max_steps)
         return result
+
+    def _restore_callbacks(self, saved: dict[str, Any]) -> None:
+        """Give callbacks what they kept in the checkpoint; their settings are those of this run."""
+        left = {name: list(entries) if isinstance(entries, list) else [entries] for name, entries in saved.items()}
+        for callback in self.callback_handler.callbacks:
+            # one with a method of its own for it is asked elsewhere
+            if isinstance(callback, ExportableState) and not hasattr(callback, "restore"):
+                for state in left.get(type(callback).__name__, [])[:1]:
+                    left[type(callback).__name__].pop(0)
+                    vars(callback).update(state.get("attributes", {}))
+
+    def find_checkpoint(self, wanted: str | bool | None) -> str | None:
+        """The checkpoint that `train(resume_from_checkpoint=…)` means.
+
+        Args:
+            wanted: a path or a name such as latest; `True` for the newest whole one in `output_dir`.
+
+        Raises:
+            ValueError: if `output_dir` holds none.
+            UserError: if there is no such checkpoint, or it is damaged.
+        """
+        if not wanted:
+            return None
+        run_dir = str(self.args.output_dir)
+        if wanted is True:
+            newest, passed_over = folders.newest_valid(run_dir)
+            for line in passed_over:
+                print(f"warning: {line}", file=sys.stderr)
+            if newest is None:
+                raise ValueError(f"No valid checkpoint found in output directory ({run_dir})")
+            return str(newest)
+        folder = folders.resolve(str(wanted), run_dir)
+        if (problem := folders.damage(folder)) is not None:
+            raise UserError(f"resume_from_checkpoint: {folder} is not a whole checkpoint of this package ({problem})")
+        return str(folder)
 
     def complete_publication(self, checkpoint: str | None) -> None:
         """Do again what follows a checkpoint's commit: the process may have been killed in between.
 
         And let `best_model` be the best one again where a later one was published, if a run goes back to an earlier
         checkpoint; a best one that is gone, or that is not to be compared with, is forgotten.
+
+        Raises:
+            UserError: if a process does not see the checkpoint.
         """
         if checkpoint is None:
             return
@@ -254,9 +301,12 @@ class CheckpointingTrainer(Trainer):
         best = run_dir / folders.checkpoint_folder(self.state.best_global_step or 0)
         published = folders.read_names(run_dir).get(folders.BEST_MODEL) == best.name
         there = published or best == folder or (best.is_dir() and folders.damage(best) is None)
-        # hosts may see different states of a shared disk
-        within, published, there = distributed.decided_by_first(lambda: (within, published, there))
-        if not (self.job.best_is_comparable and within and there):
+        # The first process decides, as it will write; it does so once all have looked, since it changes the folder.
+        forgets = self.args.process_index == 0 and not (self.job.best_is_comparable and within and there)
+        unseen, forgotten = distributed.largest_of_each(not folder.is_dir(), forgets)
+        if unseen:
+            raise UserError(f"{folder} is not seen by every process; give a folder that all hosts share")
+        if forgotten:
             self._set_best(_NO_BEST)
         if not (within and self.args.should_save):
             return
@@ -266,10 +316,14 @@ class CheckpointingTrainer(Trainer):
             folders.publish_best_model(best, run_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if not self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        folder = Path(resume_from_checkpoint)
+        if self.is_fsdp_enabled:
+            load_whole_weights(model or self.model, str(folder / SAFE_WEIGHTS_NAME))
             return
-        load_whole_weights(model or self.model, os.path.join(resume_from_checkpoint, SAFE_WEIGHTS_NAME))
+        # The base class would take a pickle in its place.
+        if not any(folder.glob("*.safetensors.index.json")) and not any(folder.glob("**/*model.safetensors")):
+            raise UserError(f"resume_from_checkpoint: {folder} holds no weights ({SAFE_WEIGHTS_NAME} is missing)")
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled and self.state.best_model_checkpoint is not None:
@@ -280,12 +334,17 @@ class CheckpointingTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
+        if not os.path.isfile(os.path.join(checkpoint, _OPTIMIZER_FILE)):
+            # The base class would start anew with the optimizer, without a word.
+            raise UserError(f"resume_from_checkpoint: {checkpoint} holds no optimizer ({_OPTIMIZER_FILE} is missing)")
         wanted = [
             {key: group[key] for key in _GROUP_SETTINGS if key in group} for group in self.optimizer.param_groups
         ]
         base_lrs = list(getattr(self.lr_scheduler, "base_lrs", []))
         self.optimizer.load_state_dict(divided(load_state(os.path.join(checkpoint, _OPTIMIZER_FILE)), self.optimizer))
         self.lr_scheduler.load_state_dict(load_state(os.path.join(checkpoint, _SCHEDULER_FILE)))
+        if not self._created_lr_scheduler:
+            return  # one of the user's own has a say in rate and momentum, as it stood in the checkpoint
         # Both restore the old hyperparameters too; the arguments of this run are what the user asked for now.
         for group, settings in zip(self.optimizer.param_groups, wanted, strict=True):
             group.update(settings)

@@ -1,21 +1,27 @@
 """transformers' Trainer with a loss of a split that does not depend on batches, processes or interruptions.
 
-In: a model and samples. Out: loss, perplexity and the number of scored tokens. Next stage: `trainer`.
+In: a model and samples. Out: loss, perplexity and the number of scored tokens, and whatever metrics the user computes.
+Next stage: `trainer`.
 
 What differs from the base class, each with its reason at the method:
   - token losses are summed over the split, where the base class averages the means of batches;
-  - no sample is scored twice, and no logits are kept;
+  - no sample is scored twice, and no logits are kept unless metrics are computed from them;
   - the random numbers of training are left alone, so that how often is evaluated changes nothing;
   - an evaluation that a signal breaks off is made up for when the run goes on.
 """
 
+import contextlib
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.trainer_utils import EvalLoopOutput
+from torch.utils.data import SequentialSampler
+from transformers import TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput, SaveStrategy
 
 from ..checkpoints.state_files import load_state
 from ..data import EpochSampler, Samples
@@ -25,15 +31,60 @@ from ..runtime import distributed
 from ..runtime.random_state import preserved_rng
 from ..runtime.stop_signals import shield_workers
 from .callbacks import EvaluationInterruptedError
-from .checkpointing import CheckpointingTrainer
+from .layouts import one_row_per_sample
+from .loss import LossTrainer, targets_of
 
 
-class ExactEvaluationTrainer(CheckpointingTrainer):
+@dataclass
+class _Sums:
+    """Running sums over a split.
+
+    Attributes:
+        loss: of all scored tokens, in nats.
+        counts: scored tokens, and batches that have labels.
+    """
+
+    loss: torch.Tensor
+    counts: torch.Tensor
+
+    @classmethod
+    def zero(cls, device: torch.device) -> "_Sums":
+        # float64 where the device has it: the sum over a large split must not depend on its order
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        return cls(torch.zeros((), dtype=dtype, device=device), torch.zeros(2, dtype=torch.int64, device=device))
+
+    def add(self, mean: torch.Tensor, num_tokens: torch.Tensor) -> None:
+        """Take in the mean loss of a batch; that of one without tokens may be anything."""
+        self.loss += torch.where(num_tokens > 0, mean.to(self.loss.dtype) * num_tokens, 0.0)
+        self.counts += torch.stack([num_tokens, torch.ones_like(num_tokens)])
+
+    def of_all_processes(self) -> tuple[float, int] | None:
+        """Loss per token, NaN if none was scored, and the number of tokens; `None` if there were no labels."""
+        if distributed.is_distributed():
+            torch.distributed.all_reduce(self.loss)
+            torch.distributed.all_reduce(self.counts)
+        tokens, batches = self.counts.tolist()
+        if not batches:
+            return None
+        return (self.loss.item() / tokens if tokens else float("nan")), tokens
+
+
+@contextlib.contextmanager
+def columns_of(args: TrainingArguments, dataset: Any) -> Iterator[None]:
+    """Drop columns that the model does not take, as the arguments say, but not those of this package's samples."""
+    removes = args.remove_unused_columns
+    args.remove_unused_columns = removes and not isinstance(dataset, Samples)
+    try:
+        yield
+    finally:
+        args.remove_unused_columns = removes
+
+
+class ExactEvaluationTrainer(LossTrainer):
     """Scores a split exactly."""
 
-    # Running sums while a split is scored: token losses in nats, and scored tokens.
-    _nll_sum: torch.Tensor | None = None
-    _scored_tokens: torch.Tensor | None = None
+    _sums: _Sums | None = None  # while a split is scored
+    _is_evaluating = False
     _owes_evaluation = False
     _resumed_from: str | None = None
     _making_up = False
@@ -42,26 +93,71 @@ class ExactEvaluationTrainer(CheckpointingTrainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Every sample on exactly one process: none is repeated to make the shares even."""
-        even_batches = self.accelerator.even_batches
-        self.accelerator.even_batches = False
-        try:
+        dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
+        with self._each_once(self.eval_dataset[dataset] if isinstance(dataset, str) else dataset):
             return shield_workers(super().get_eval_dataloader(eval_dataset))
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """As for an evaluation."""
+        with self._each_once(test_dataset):
+            return shield_workers(super().get_test_dataloader(test_dataset))
+
+    @contextlib.contextmanager
+    def _each_once(self, dataset: Any) -> Iterator[None]:
+        even_batches, drop_last = self.accelerator.even_batches, self.args.dataloader_drop_last
+        self.accelerator.even_batches = self.args.dataloader_drop_last = False
+        try:
+            with columns_of(self.args, dataset):
+                yield
         finally:
-            self.accelerator.even_batches = even_batches
+            self.accelerator.even_batches, self.args.dataloader_drop_last = even_batches, drop_last
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         """In the order of the data; filler gives every process as many batches as the others."""
-        if self.args.world_size <= 1 or not isinstance(eval_dataset, Samples):
+        if not isinstance(eval_dataset, Samples):
             return super()._get_eval_sampler(eval_dataset)
+        if self.args.world_size <= 1:
+            return SequentialSampler(eval_dataset)
         # A sharded model runs on all processes at once or hangs.
         return EpochSampler(len(eval_dataset), 0, self.args.eval_batch_size * self.args.world_size, shuffle=False)
 
     # ---- its loss ----
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate without touching the random numbers of training."""
-        with preserved_rng(self.args.device), self.job.watch.measure("evaluate"):
-            return super().evaluate(*args, **kwargs)
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluate one split or several, without touching the random numbers of training.
+
+        Returns:
+            The metrics. Of several splits `{name: split}` those of each under `eval_{name}_`, and `eval_loss` and
+            `eval_perplexity` over the tokens of all.
+        """
+        if self._is_evaluating:  # one of several, for which the base class comes back here
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        self._is_evaluating = True
+        part = "evaluate" if eval_dataset is None else "evaluate_other"  # the budget reckons with the first
+        try:
+            with preserved_rng(self.args.device), self.job.watch.measure(part):
+                metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        finally:
+            self._is_evaluating = False
+        splits = eval_dataset if eval_dataset is not None else self.eval_dataset
+        if isinstance(splits, dict):
+            metrics |= self._over_all(splits, metrics, metric_key_prefix)
+        return metrics
+
+    def _over_all(self, splits: dict[str, Any], metrics: dict[str, float], prefix: str) -> dict[str, float]:
+        """Loss and perplexity over the tokens of several splits, by which a model can be the best one."""
+        parts = [f"{prefix}_{name}" for name in splits if metrics.get(f"{prefix}_{name}_tokens")]
+        if not parts or f"{prefix}_loss" in metrics:
+            return {}
+        tokens = sum(metrics[f"{part}_tokens"] for part in parts)
+        loss = sum(metrics[f"{part}_loss"] * metrics[f"{part}_tokens"] for part in parts) / tokens
+        result = {f"{prefix}_loss": loss}
+        if not self.has_own_loss:
+            result[f"{prefix}_perplexity"] = perplexity(loss)
+        self.log(dict(result))
+        return result
 
     def evaluation_loop(
         self,
@@ -71,25 +167,28 @@ class ExactEvaluationTrainer(CheckpointingTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """The base class's loop, with the loss of the split made from sums over its tokens."""
-        if not prediction_loss_only:
-            return super().evaluation_loop(
+        """The base class's loop, with the loss of the split made from sums over its tokens.
+
+        A loss of the user's own is averaged alike: that of each batch counts by its scored tokens. A metric that the
+        user computes takes the place of one of that name here.
+        """
+        outer, self._sums = self._sums, _Sums.zero(self.args.device)  # a metric may evaluate in its turn
+        try:
+            output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
-        # float64 where the device has it: the sum over a large split must not depend on its order
-        dtype = torch.float32 if self.args.device.type == "mps" else torch.float64
-        self._nll_sum = torch.zeros((), dtype=dtype, device=self.args.device)
-        self._scored_tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
-        output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
-        if distributed.is_distributed():
-            torch.distributed.all_reduce(self._nll_sum)
-            torch.distributed.all_reduce(self._scored_tokens)
-        tokens = int(self._scored_tokens.item())
-        loss = self._nll_sum.item() / tokens if tokens else float("nan")
-        output.metrics[f"{metric_key_prefix}_loss"] = loss
-        output.metrics[f"{metric_key_prefix}_perplexity"] = perplexity(loss)
-        output.metrics[f"{metric_key_prefix}_tokens"] = tokens
-        self._nll_sum = self._scored_tokens = None
+            result = self._sums.of_all_processes()
+        finally:
+            self._sums = outer
+        if result is not None:
+            loss, tokens = result
+            exact = {"loss": loss, "tokens": tokens}
+            if not self.has_own_loss:
+                exact["perplexity"] = perplexity(loss)
+            # where the base class averages losses, what it has under this name is its mean
+            averaged = [f"{metric_key_prefix}_loss"] if "loss" in self.args.include_for_metrics else []
+            computed = {name: value for name, value in output.metrics.items() if name not in averaged}
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in exact.items()} | computed)
         return output
 
     def prediction_step(
@@ -99,30 +198,62 @@ class ExactEvaluationTrainer(CheckpointingTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
-        """Add a batch to the running sums; nothing is gathered, so memory does not grow with the split."""
-        if self._nll_sum is None or self._scored_tokens is None:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        """Add a batch to the running sums; without metrics nothing is kept, so memory does not grow with the split.
+
+        Returns:
+            Loss, logits and labels as the base class does, one row a sample; `None` for what nobody asks for.
+        """
         inputs = self._prepare_inputs(inputs)
-        targets = inputs["shift_labels"] if "shift_labels" in inputs else inputs["labels"][..., 1:]
+        targets = targets_of(inputs)
+        if self._sums is None or targets is None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        num_tokens = (targets != IGNORE_INDEX).sum()
+        loss, outputs = self._evaluation_loss(model, dict(inputs), num_tokens, prediction_loss_only)
+        self._sums.add(loss, num_tokens)
+        if prediction_loss_only:
+            return None, None, None
+        hidden = ignore_keys if ignore_keys is not None else self._ignored_outputs()
+        logits = tuple(value for name, value in outputs.items() if name not in [*hidden, "loss"])
+        logits, labels = one_row_per_sample(logits, inputs, self.label_names)
+        loss = loss if "loss" in self.args.include_for_metrics else None
+        return loss, logits[0] if len(logits) == 1 else logits, labels
+
+    def _evaluation_loss(
+        self, model: nn.Module, inputs: dict[str, Any], num_tokens: torch.Tensor, loss_only: bool
+    ) -> tuple[torch.Tensor, Any]:
+        """The mean loss of a batch on this process, as `compute_loss` has it, and the model's outputs."""
+        # `compute_loss` multiplies by the number of processes what it divides by the tokens of all of them.
+        num_shares = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        if self.is_own_model:
+            inputs["return_logits"] = not loss_only or self.has_own_loss
         with torch.no_grad(), self.compute_loss_context_manager():
-            nll = model(**inputs, num_items_in_batch=1, return_logits=False).loss
-        self._nll_sum += nll
-        self._scored_tokens += (targets != IGNORE_INDEX).sum()
-        return None, None, None
+            loss, outputs = self.compute_loss(
+                model, inputs, return_outputs=True, num_items_in_batch=num_tokens.clamp(min=1) * num_shares
+            )
+        return loss.detach().mean(), outputs
+
+    def _ignored_outputs(self) -> list[str]:
+        return getattr(getattr(self.model, "config", None), "keys_to_ignore_at_inference", ["past_key_values"])
 
     # ---- broken off, and made up for ----
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False) -> Any:
+        num_logs, kept = len(self.state.log_history), self._callback_states()
         try:
-            return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+            metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
         except EvaluationInterruptedError:
             if self._making_up:
                 raise  # the checkpoint that the run came from still remembers
             # The checkpoint remembers that this evaluation is owed, so that the history of a resumed run is whole.
+            del self.state.log_history[num_logs:]
+            self._restore_callbacks(kept)
             self._owes_evaluation = True
             self.control.should_evaluate = False
             self.control.should_save = self.control.should_training_stop = True
             return None
+        if self.control.should_training_stop and self.args.save_strategy != SaveStrategy.NO:
+            self.control.should_save = True  # a callback ends the run because of these metrics
+        return metrics
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         if self.state.global_step >= self.state.max_steps:
@@ -143,6 +274,8 @@ class ExactEvaluationTrainer(CheckpointingTrainer):
     def _determine_best_metric(self, metrics: dict[str, float] | None, trial: Any) -> bool:
         # save_strategy "best" takes the answer for whether to save, also where a stop has asked for a checkpoint.
         is_best = metrics is not None and super()._determine_best_metric(metrics, trial)
+        if is_best and self.args.save_strategy != SaveStrategy.NO:
+            self.control.should_save = True  # a callback may not have seen it: it is told of each split alone
         return is_best or self.control.should_save
 
     def process_state(self) -> dict[str, Any]:

@@ -13,22 +13,23 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, default_compute_objective
 
 from ..checkpoints.sharding import check_engine
-from ..data import EpochSampler, Samples, StreamingLoader, StreamingSamples
+from ..data import EpochSampler, Samples, StreamingLoader, StreamingSamples, train_sampler
+from ..data.sampling import STRATEGIES
 from ..errors import TrainingDivergedError
 from ..metrics import perplexity
-from ..options.training_arguments import GPT2HFTrainingArguments
+from ..options.training_arguments import with_own_fields
 from ..runtime.own_process import suit_changing_shapes
 from ..runtime.random_state import preserved_rng
 from ..runtime.stop_signals import shield_workers
@@ -43,46 +44,63 @@ from .callbacks import (
     TimeBudgetCallback,
 )
 from .callbacks import ProgressCallback as TerminalCallback
-from .exact_evaluation import ExactEvaluationTrainer
+from .combinations import check_combinations
+from .exact_evaluation import ExactEvaluationTrainer, columns_of
 from .job_context import JobContext
 from .muon import MuonWithAdamW, hidden_matrices
-from .remaining import RemainingWork, checkpoint_seconds, generation_seconds, split_seconds
+from .remaining import RemainingWork, checkpoint_seconds, generation_seconds, num_samples_of, split_seconds
 from .schedule import CosineByTime
+
+# Numbers that an evaluation here has beside the loss; not what a search for hyperparameters is to minimise.
+_BESIDE_THE_LOSS = ("_perplexity", "_tokens")
 
 
 class GPT2HFTrainer(ExactEvaluationTrainer):
     """Trains a causal language model exactly and safely.
 
-    Args beyond those of `transformers.Trainer`:
+    Takes what `transformers.Trainer` takes, in the same order, and:
+        args: `GPT2HFTrainingArguments`; with transformers' own, or none, there is no time budget.
         job: the job around it. Without one, signals are left to the caller, and `max_training_hours` counts from the
             call of `train()`.
     """
 
+    is_in_train: bool
+    early_stopping: EarlyStoppingCallback | None = None  # of `--early_stopping_patience`
+
     def __init__(
         self,
-        model: nn.Module,
-        args: GPT2HFTrainingArguments,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
         data_collator: Callable | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
-        callbacks: list[TrainerCallback] | None = None,
+        processing_class: Any = None,
+        model_init: Callable | None = None,
+        compute_loss_func: Callable | None = None,
+        compute_metrics: Callable | None = None,
+        callbacks: list[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable | None = None,
+        *,
         job: JobContext | None = None,
-        **kwargs: Any,
     ):
+        args = with_own_fields(args)
         self._counts_from_train = job is None
         self.job = job if job is not None else JobContext(Stopwatch(age_at_start=0.0))
         self.watch = self.job.watch
+        self.compute_loss_func, self.compute_metrics = compute_loss_func, compute_metrics
+        check_combinations(args, data_collator, train_dataset, eval_dataset, optimizers, self, has_job=job is not None)
         self.non_finite_guard = NonFiniteGuard()
         self.time_budget = TimeBudgetCallback(args.max_training_hours, self.watch, self.remaining_work)
+        self.cadence = CadenceCallback()
         stop = StopCallback(self.time_budget, self.job.signals, lambda: self.job.folder_is_lost())
-        own_callbacks = [CadenceCallback(), self.time_budget, stop, self.non_finite_guard, *(callbacks or [])]
-        self._trained_tokens: torch.Tensor | float = 0.0  # since the last log
-        self._speed_mark: tuple[float, float] | None = None
-        self._step_loss: torch.Tensor | None = None
-        self._loss_spikes = LossSpikes()
-        self._stream: StreamingLoader | None = None
-        self._train_sampler: EpochSampler | None = None
+        own_callbacks = [self.cadence, self.time_budget, stop, self.non_finite_guard, *(callbacks or [])]
+        if args.early_stopping_patience is not None:
+            self.early_stopping = EarlyStoppingCallback(args.early_stopping_patience)
+            own_callbacks.append(self.early_stopping)
+        self._skips_no_data = args.ignore_data_skip
+        self._forget_training()
         super().__init__(
             model,
             args,
@@ -90,8 +108,13 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
+            model_init=model_init,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
             callbacks=own_callbacks,
-            **kwargs,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
@@ -100,18 +123,35 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             tensorboard = ContinuousTensorBoardCallback(self.job.run_files)
             tensorboard.on_init_end(self.args, self.state, self.control)
             self.add_callback(tensorboard)
-        # transformers' smoother would not shift the labels of a model class that it does not know.
-        self.label_smoother = None
-        # The Trainer turns the cache off in the config that it saves. The model needs no such help: it never
-        # builds a cache when it computes a loss.
-        if hasattr(self.model, "config"):
-            self.model.config.use_cache = True
-        self.num_parameters = sum(p.numel() for p in self.model.parameters())
-        count = getattr(self.model, "num_parameters", None)
-        self._flops_per_token = 6 * count(exclude_embeddings=True) if count else 0
-        self._peak_tokens_per_second = self._find_peak_tokens_per_second()
+        self._look_at_model()
         if args.process_index:
             set_seed(args.seed + args.process_index)  # or dropout would be the same in every process's samples
+
+    def _forget_training(self) -> None:
+        """What an earlier call of `train()` has left; the weights stay."""
+        self.non_finite_guard.forget()
+        self.time_budget.forget()
+        if self.early_stopping is not None:
+            self.early_stopping.early_stopping_patience_counter = 0
+        self._trained_tokens: torch.Tensor | float = 0.0  # since the last log
+        self._speed_mark: tuple[float, float] | None = None
+        self._step_loss: torch.Tensor | None = None
+        self._loss_spikes = LossSpikes()
+        self._stream: StreamingLoader | None = None
+        self._train_sampler: EpochSampler | None = None
+        self._owes_evaluation = False
+
+    def _look_at_model(self) -> None:
+        """What depends on the model, which `model_init` makes anew."""
+        if self.is_own_model:
+            self.label_smoother = None  # the model smooths, without logits
+            # The Trainer turns the cache off in the config that it saves. The model needs no such help: it never
+            # builds a cache when it computes a loss.
+            self.plain_model.config.use_cache = True
+        self.num_parameters = sum(p.numel() for p in self.model.parameters())
+        count = getattr(self.plain_model, "num_parameters", None)
+        self._flops_per_token = 6 * count(exclude_embeddings=True) if count else 0
+        self._peak_tokens_per_second = self._find_peak_tokens_per_second()
 
     def create_accelerator_and_postprocess(self) -> None:
         """The base class's engine, unless it would be unsafe or inexact."""
@@ -130,26 +170,21 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
 
     # ---- the training step ----
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
-        """The summed token losses over the tokens of the whole accumulated batch on all processes."""
-        if self.args.label_smoothing_factor:
-            inputs = {**inputs, "label_smoothing": self.args.label_smoothing_factor}
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """One forward and backward pass; its loss is kept, on the device, for the message of a divergence."""
         self._step_loss = super().training_step(model, inputs, num_items_in_batch)
         return self._step_loss
 
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """The batches of an optimizer step; their tokens are counted for the speed, on the device."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if num_items is not None:
+            self._trained_tokens = self._trained_tokens + num_items
+        return batches, num_items
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The base class's choice, or Muon."""
-        if self.optimizer is None and self.args.uses_muon:
+        if self.optimizer is None and self.optimizer_cls_and_kwargs is None and self.args.uses_muon:
             model = model if model is not None else self.model
             matrices = hidden_matrices(model)
             decay = self.args.weight_decay
@@ -184,22 +219,49 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
-    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, as the base class does; names of checkpoints work as paths do.
+
+        Raises:
+            TrainingDivergedError: if a gradient became non-finite; the weights were not touched by it.
+            UserError: if there is no such checkpoint, or it is damaged.
+        """
+        if self._counts_from_train:
+            self.watch.restart()
+            resume_from_checkpoint = self.find_checkpoint(resume_from_checkpoint)
+        self._forget_training()
         try:
             with suit_changing_shapes(self.args.device.type):
-                return super()._inner_training_loop(*args, **kwargs)
+                return super().train(resume_from_checkpoint, *args, **kwargs)
         except TrainingDivergedError as error:
             message = f"{error}{self._divergence_context(error.step)}"
             raise TrainingDivergedError(message, error.step) from error
+        finally:
+            self._leave_training()
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, as the base class does."""
-        if self._counts_from_train:
-            self.watch.restart()
-        return super().train(*args, **kwargs)
+    def _leave_training(self) -> None:
+        """What the base class leaves undone when training is broken off."""
+        if self.is_in_train and (noise := getattr(self, "neftune_hook_handle", None)) is not None:
+            noise.remove()
+        self.is_in_train = False
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether `--early_stopping_patience` has ended the training."""
+        stopping = self.early_stopping
+        if stopping is None or self.state.global_step >= self.state.max_steps:
+            return False
+        return stopping.early_stopping_patience_counter >= stopping.early_stopping_patience
+
+    def hyperparameter_search(
+        self, hp_space: Callable | None = None, compute_objective: Callable | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As the base class; by default the objective is the loss, or the sum of the metrics that are computed."""
+        return super().hyperparameter_search(hp_space, compute_objective or _objective, *args, **kwargs)
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        self._speed_mark, self._trained_tokens = None, 0.0
+        if self.model_init is not None:
+            self._look_at_model()
         result = super()._init_training_state(*args, **kwargs)
         self.time_budget.restore(self.state)  # before the schedule is made, which follows it
         return result
@@ -216,26 +278,15 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         """Loss and samples of a bad step, read only now that the run is over."""
         loss = f"; loss of the last batch {float(self._step_loss):.4g}" if self._step_loss is not None else ""
         dataloader = self.callback_handler.train_dataloader
-        if self._stream is not None:
+        if self._train_sampler is None:
             return loss
         steps_per_epoch = math.ceil(len(dataloader) / self.args.gradient_accumulation_steps)
         epoch, step_in_epoch = divmod(step - 1, steps_per_epoch)
-        if self._train_sampler is not None:
-            self._train_sampler.set_epoch(epoch)
+        self._train_sampler.set_epoch(epoch)
         first = step_in_epoch * self.args.gradient_accumulation_steps
         batches = itertools.islice(dataloader.batch_sampler, first, first + self.args.gradient_accumulation_steps)
         rows = [row for batch in batches for row in batch]
         return f"{loss}; samples of that step: {', '.join(map(str, rows))}"
-
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
-        # The base class looks for "labels" before it counts "shift_labels".
-        batches = [
-            {"labels": batch["shift_labels"], **batch} if "shift_labels" in batch else batch for batch in batch_samples
-        ]
-        num_items = super()._get_num_items_in_batch(batches, device)
-        if num_items is not None:
-            self._trained_tokens = self._trained_tokens + num_items  # stays on the device until the next log
-        return num_items
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         # Between clipping and the optimizer's step: the last moment to keep a bad gradient from the weights.
@@ -248,25 +299,17 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """6 operations per parameter and token (Kaplan et al. 2020, section 2.1); the count is made once."""
-        return int(self._flops_per_token * inputs["input_ids"].numel())
+        return int(self._flops_per_token * inputs["input_ids"].numel()) if "input_ids" in inputs else 0
 
     # ---- the order of the data ----
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """An order that depends on seed and epoch alone; by length with `group_by_length`."""
         samples = train_dataset if train_dataset is not None else self.train_dataset
-        strategy = self.args.train_sampling_strategy
         # only the data stage's own samples know the filler that completes the last batch
-        if not isinstance(samples, Samples) or strategy not in ("random", "sequential", "group_by_length"):
+        if not isinstance(samples, Samples) or self.args.train_sampling_strategy not in STRATEGIES:
             return super()._get_train_sampler(train_dataset)
-        self._train_sampler = EpochSampler(
-            len(samples),
-            self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            self._train_batch_size * self.args.world_size,
-            lengths=samples.lengths if strategy == "group_by_length" else None,
-            shuffle=strategy != "sequential",
-            step_size=self.args.samples_per_step,
-        )
+        self._train_sampler = train_sampler(self.args, samples)
         return self._train_sampler
 
     def _run_epoch(self, model: nn.Module, epoch: int, **kwargs: Any) -> Any:
@@ -277,8 +320,11 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
 
     def get_train_dataloader(self) -> Any:
         """The base class's loader, or for text that is not stored one that knows exactly where it is."""
+        self.cadence.has_epochs = not isinstance(self.train_dataset, StreamingSamples)
+        self.args.ignore_data_skip = self._skips_no_data
         if not isinstance(self.train_dataset, StreamingSamples):
-            return shield_workers(super().get_train_dataloader())
+            with columns_of(self.args, self.train_dataset):
+                return shield_workers(super().get_train_dataloader())
         shard = dataclasses.replace(self.train_dataset, rank=self.args.process_index, world_size=self.args.world_size)
         self._stream = StreamingLoader(
             shard,
@@ -297,21 +343,26 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add perplexity and speed to a training log before anyone sees it."""
         if "loss" in logs:
-            logs["perplexity"] = perplexity(logs["loss"])
+            if not self.has_own_loss:
+                logs["perplexity"] = perplexity(logs["loss"])
             logs.update(self._drain_speed())
             if (jump := self._loss_spikes.jump(logs["loss"])) is not None:
                 logs["loss_spike"] = jump
             if (scaler := getattr(self.accelerator, "scaler", None)) is not None:
                 self.non_finite_guard.check_scale(scaler.get_scale(), self.state.global_step)
-        if "loss" in logs or "eval_loss" in logs:  # where the second one falls, the run was resumed
+        if "loss" in logs or any(
+            name.startswith("eval_") for name in logs
+        ):  # where the second one falls, the run was resumed
             logs["hours"] = self.time_budget.total_seconds / 3600
             logs["session_hours"] = self.watch.elapsed / 3600
         super().log(logs, start_time)
+        for name in ("hours", "session_hours"):  # which are in the history now, and no metrics of an evaluation
+            logs.pop(name, None)
 
     def _drain_speed(self) -> dict[str, float]:
         """Trained tokens per second since the last log, evaluations and checkpoints not counted."""
         now = time.monotonic()
-        aside = sum(self.watch.total.get(part, 0.0) for part in ("evaluate", "sample", "save"))
+        aside = sum(self.watch.total.get(part, 0.0) for part in ("evaluate", "evaluate_other", "sample", "save"))
         tokens = float(self._trained_tokens)
         self._trained_tokens = 0.0
         previous, self._speed_mark = self._speed_mark, (now, aside)
@@ -345,7 +396,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate exactly, and during training show a text that the model writes."""
         metrics = super().evaluate(*args, **kwargs)
-        if self.job.write_sample is not None and self.is_in_train and not self.is_fsdp_enabled:
+        is_part = self._is_evaluating  # of several splits
+        if self.job.write_sample is not None and self.is_in_train and not self.is_fsdp_enabled and not is_part:
             with preserved_rng(self.args.device), self.watch.measure("sample"):
                 self._show_sample(self.job.write_sample)
         return metrics
@@ -375,8 +427,10 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         return RemainingWork(evaluation, checkpoint, test, self.job.closing_seconds)
 
     def _split_seconds(self, dataset: Any) -> float:
-        num_validation = len(self.eval_dataset) if self.eval_dataset is not None else 0
-        return split_seconds(self.watch, len(dataset), num_validation, self.args.samples_per_step)
+        if dataset is self.eval_dataset and (measured := self.watch.longest("evaluate")) is not None:
+            return measured
+        num_samples, num_validation = num_samples_of(dataset), num_samples_of(self.eval_dataset)
+        return split_seconds(self.watch, num_samples, num_validation, self.args.samples_per_step)
 
     # ---- what a checkpoint keeps ----
 
@@ -403,3 +457,9 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             self._stream.load_state_dict(state["stream"])
         vars(self._loss_spikes).update(state["loss_spikes"])
         super().load_process_state(state)
+
+
+def _objective(metrics: dict[str, float]) -> float:
+    """transformers' objective, without the numbers that only this package's evaluation has."""
+    chosen = {name: value for name, value in metrics.items() if not name.endswith(_BESIDE_THE_LOSS)}
+    return default_compute_objective(chosen)

@@ -6,6 +6,7 @@ which adds it up before the run.
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 from ..runtime.stopwatch import Stopwatch
 
@@ -62,20 +63,37 @@ def checkpoint_seconds(watch: Stopwatch, num_parameters: int) -> float:
     return watch.longest("save") or 1.0 + 12 * num_parameters / 100e6
 
 
-def split_seconds(watch: Stopwatch, num_samples: int, num_validation_samples: int, samples_per_step: int) -> float:
+def num_samples_of(dataset: Any) -> int | None:
+    """Samples of a split, or of all splits of a dict; `None` where one does not know its length."""
+    if isinstance(dataset, dict):
+        sizes = [num_samples_of(split) for split in dataset.values()]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
+    if dataset is None:
+        return 0
+    try:
+        return len(dataset)
+    except TypeError:
+        return None
+
+
+def split_seconds(
+    watch: Stopwatch, num_samples: int | None, num_validation_samples: int | None, samples_per_step: int
+) -> float:
     """Time to score a split: as measured on the validation split, before that estimated from the training steps.
 
     Args:
         watch: has measured evaluations and steps.
-        num_samples: of the split; 0 for no split.
+        num_samples: of the split; 0 for no split, `None` if nobody knows.
         num_validation_samples: of the split that was measured.
         samples_per_step: of an optimizer step.
 
     Returns:
-        Seconds; infinite before the third step, since a first step may compile for minutes.
+        Seconds; infinite for an unknown size, and before the third step, since a first step may compile for minutes.
     """
-    if not num_samples:
+    if num_samples == 0:
         return 0.0
+    if num_samples is None:
+        return float("inf")
     measured = watch.longest("evaluate")
     if measured is not None and num_validation_samples:
         return measured * num_samples / num_validation_samples

@@ -1,6 +1,7 @@
 """What watches a run and decides when it evaluates, saves and stops: one module per concern."""
 
 from .cadence import CadenceCallback
+from .early_stopping import is_out_of_patience
 from .loss_spikes import LossSpikes
 from .non_finite import NonFiniteGuard
 from .progress import ProgressCallback
@@ -17,4 +18,5 @@ __all__ = [
     "ProgressCallback",
     "StopCallback",
     "TimeBudgetCallback",
+    "is_out_of_patience",
 ]

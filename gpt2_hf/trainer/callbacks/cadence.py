@@ -12,13 +12,19 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 
 class CadenceCallback(TrainerCallback):
-    """Evaluate and save at the end of each epoch and of the run, and save at each new best."""
+    """Evaluate and save at the end of each epoch and of the run, and save at each new best.
+
+    Attributes:
+        has_epochs: whether the training data have an end.
+    """
+
+    has_epochs = True
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         is_last = state.global_step >= state.max_steps
-        if args.ignore_data_skip:
+        if not self.has_epochs:
             # Streamed text has no epochs; the Trainer would count from 0 again after each resume.
             state.epoch = state.global_step / state.max_steps
         at_epoch = ends_epoch(state)

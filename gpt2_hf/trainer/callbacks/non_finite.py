@@ -32,6 +32,10 @@ class NonFiniteGuard(TrainerCallback):
 
     def __init__(self, deferred: bool | None = None):
         self.deferred = deferred
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew, as for another call of `train()`."""
         self._bad_step: torch.Tensor | None = None  # the first bad step, −1 if there is none
 
     def observe(self, grad_norm: torch.Tensor | float, optimizer: Any, step: int, uses_scaler: bool) -> None:

@@ -24,6 +24,8 @@ _FORMATS = {
     "memory_gib": "{:.1f} GiB",
     "eval_tokens": "{:,.0f} tokens",
 }
+# Numbers of an evaluation that are no metrics.
+_TIMES = ("_runtime", "_per_second", "_preparation_time")
 # What the bar keeps showing between two logs.
 _ON_BAR = ("loss", "perplexity", "tokens_per_second", "mfu", "memory_gib")
 _BAR = "{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
@@ -86,6 +88,7 @@ class ProgressCallback(TransformersProgressCallback):
     ) -> None:
         logs = logs or {}
         parts = [text.format(logs[name]) for name, text in _FORMATS.items() if name in logs]
+        parts += [f"{_spoken(name)} {value:.4g}" for name, value in logs.items() if _is_further_metric(name, value)]
         if not state.is_world_process_zero or not parts:
             return
         if "loss" in logs:
@@ -137,6 +140,19 @@ class ProgressCallback(TransformersProgressCallback):
             self.training_bar.write(line, file=sys.stdout)
         else:
             print(line, flush=True)
+
+
+def _is_further_metric(name: str, value: Any) -> bool:
+    """Whether a number of an evaluation is of one of several splits, or of a metric that the user computes."""
+    known = name in _FORMATS or name.endswith(_TIMES)
+    return name.startswith("eval_") and not known and isinstance(value, int | float)
+
+
+def _spoken(name: str) -> str:
+    """`eval_news_loss` as `validation loss of news`, `eval_accuracy` as `validation accuracy`."""
+    *split, metric = name.removeprefix("eval_").split("_")
+    of_split = bool(split) and metric in ("loss", "perplexity", "tokens")
+    return f"validation {metric} of {'_'.join(split)}" if of_split else f"validation {'_'.join([*split, metric])}"
 
 
 def duration(seconds: float) -> str:

@@ -36,6 +36,10 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
         self.max_hours = max_hours
         self.watch = watch if watch is not None else Stopwatch()
         self.remaining = remaining
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew, as for another call of `train()`."""
         self.expired = False
         self.skipped_evaluation = False
         self.earlier_seconds = 0.0  # of all invocations before this one

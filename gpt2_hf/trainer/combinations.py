@@ -1,0 +1,97 @@
+"""What a Trainer is asked for that contradicts itself, or that its data cannot give: refused when it is made.
+
+In: the arguments of `GPT2HFTrainer`. Out: nothing, or one line about what to change. Used by: `gpt2_trainer`.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from transformers.trainer_utils import HubStrategy
+
+from ..data import FlatteningCollator, PaddingCollator, Samples
+from ..errors import UserError
+from ..options.training_arguments import GPT2HFTrainingArguments
+from .loss import LossTrainer
+
+_OVER_ALL = ("loss", "perplexity", "eval_loss", "eval_perplexity")
+
+
+def check_combinations(
+    args: GPT2HFTrainingArguments,
+    data_collator: Any,
+    train_dataset: Any,
+    eval_dataset: Any,
+    optimizers: tuple[Any, Any],
+    trainer: LossTrainer,
+    has_job: bool,
+) -> None:
+    """Refuse what would have no effect, or another one than it says.
+
+    Args:
+        args, data_collator, train_dataset, eval_dataset, optimizers: as the Trainer got them.
+        trainer: not yet initialised; its loss and its metrics are looked at.
+        has_job: whether a job around it uploads the model.
+
+    Raises:
+        UserError: with the option and the remedy.
+    """
+    problems = [
+        *_of_the_collator(args, data_collator, trainer),
+        *_of_the_loss(args, trainer),
+        *_of_the_splits(args, eval_dataset),
+        *_of_the_rest(args, train_dataset, optimizers, has_job),
+    ]
+    if problems:
+        raise UserError(problems[0])
+
+
+def _of_the_collator(args: GPT2HFTrainingArguments, collator: Any, trainer: LossTrainer) -> Iterator[str]:
+    is_flat = isinstance(collator, FlatteningCollator)
+    is_own = isinstance(collator, FlatteningCollator | PaddingCollator)
+    if args.neftune_noise_alpha is not None and is_flat:
+        yield (
+            "--neftune_noise_alpha goes by the length of a row, and in sequence_mode padding_free a row holds many "
+            "samples; use --sequence_mode padded"
+        )
+    if args.include_num_input_tokens_seen == "non_padding" and is_own:
+        yield (
+            "--include_num_input_tokens_seen non_padding needs an attention mask, which the batches do not have; "
+            "use --include_num_input_tokens_seen all with --sequence_mode padding_free, where nothing is padding"
+        )
+    if trainer.compute_loss_func is not None and is_own:
+        yield (
+            "compute_loss_func needs labels, and this package's collators give shift_labels; override compute_loss "
+            "in a subclass, or use a collator of transformers"
+        )
+    if trainer.compute_metrics is not None and "inputs" in args.include_for_metrics and is_flat:
+        yield (
+            "include_for_metrics=['inputs'] needs one row a sample, and in sequence_mode padding_free a row holds "
+            "many; use --sequence_mode padded"
+        )
+
+
+def _of_the_loss(args: GPT2HFTrainingArguments, trainer: LossTrainer) -> Iterator[str]:
+    if trainer.has_own_loss and str(args.metric_for_best_model).endswith("perplexity"):
+        yield "--metric_for_best_model perplexity is not known for a loss of your own; use loss"
+    if trainer.has_own_loss and args.label_smoothing_factor and trainer.compute_loss_func is not None:
+        yield "--label_smoothing_factor has no effect with compute_loss_func; leave it out"
+
+
+def _of_the_splits(args: GPT2HFTrainingArguments, eval_dataset: Any) -> Iterator[str]:
+    names = [f"eval_{name}_loss" for name in eval_dataset] if isinstance(eval_dataset, dict) else []
+    if args.early_stopping_patience is not None and names and args.metric_for_best_model in _OVER_ALL:
+        yield (
+            f"--early_stopping_patience is told of one split after the other; set --metric_for_best_model to one of "
+            f"them, such as {names[0]}"
+        )
+
+
+def _of_the_rest(
+    args: GPT2HFTrainingArguments, train_dataset: Any, optimizers: tuple[Any, Any], has_job: bool
+) -> Iterator[str]:
+    if args.dataloader_drop_last and isinstance(train_dataset, Samples):
+        yield "--dataloader_drop_last has no effect: the last batch is completed with samples without targets"
+    if args.schedule_by_time and optimizers[1] is not None:
+        yield "--schedule_by_time has no effect beside a scheduler of your own; leave one of them out"
+    if args.push_to_hub and not has_job and args.hub_strategy != HubStrategy.END:
+        yield "--push_to_hub uploads nothing while it trains; set --hub_strategy end and call push_to_hub() afterwards"

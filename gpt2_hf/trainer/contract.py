@@ -1,0 +1,86 @@
+"""What this package relies on inside transformers' Trainer, beyond what its documentation promises.
+
+A private method that is overridden must still be called, from the same places and with the same arguments, or a promise
+here would be broken without an error. `tests/trainer/test_contract.py` compares this list with the installed version;
+it holds from transformers 5.17 to 5.23.
+"""
+
+from typing import NamedTuple
+
+
+class Hook(NamedTuple):
+    """A private method of transformers' Trainer that is overridden.
+
+    Attributes:
+        parameters: its parameters.
+        callers: the methods of the Trainer that call it.
+        purpose: what is done in it, and what must be true where it is called.
+    """
+
+    parameters: tuple[str, ...]
+    callers: tuple[str, ...]
+    purpose: str
+
+
+_EPOCH = ("model", "epoch", "train_dataloader", "steps_in_epoch", "num_update_steps_per_epoch", "trial")
+_EPOCH += ("ignore_keys_for_eval", "start_time", "resume_from_checkpoint", "epochs_trained")
+_EPOCH += ("steps_trained_in_current_epoch",)
+_TRAINING_STATE = ("max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial")
+
+OVERRIDDEN = {
+    "_determine_best_metric": Hook(
+        ("metrics", "trial"),
+        ("_maybe_log_save_evaluate",),
+        "keeps the best before; comes between evaluating and saving",
+    ),
+    "_evaluate": Hook(
+        ("trial", "ignore_keys_for_eval", "skip_scheduler"),
+        ("_inner_training_loop", "_maybe_log_save_evaluate"),
+        "an evaluation that a signal breaks off ends the training with a checkpoint",
+    ),
+    "_finalize_training": Hook(
+        ("trial", "num_train_samples", "start_time"),
+        ("_inner_training_loop",),
+        "with save_total_limit 1 the newest checkpoint is kept",
+    ),
+    "_get_eval_sampler": Hook(
+        ("eval_dataset",), ("get_eval_dataloader", "get_test_dataloader"), "in order, filled up for every process"
+    ),
+    "_get_grad_norm": Hook(
+        ("model", "grad_norm"), ("_run_epoch",), "comes between clipping and the optimizer's step, in every step"
+    ),
+    "_get_train_sampler": Hook(("train_dataset",), ("get_train_dataloader",), "an order by seed and epoch alone"),
+    "_init_training_state": Hook(
+        _TRAINING_STATE,
+        ("_inner_training_loop",),
+        "the state of the checkpoint is there, the schedule is not yet made",
+    ),
+    "_load_best_model": Hook((), ("_finalize_training",), "a sharded model is loaded from one file"),
+    "_load_from_checkpoint": Hook(
+        ("resume_from_checkpoint", "model"), ("_prepare_for_training", "train"), "safetensors alone, no pickle"
+    ),
+    "_load_optimizer_and_scheduler": Hook(("checkpoint",), ("_prepare_for_training",), "no pickle; new settings win"),
+    "_load_rng_state": Hook(
+        ("checkpoint",), ("_run_epoch",), "the state of the process; comes when the data are at their place"
+    ),
+    "_load_scaler": Hook(("checkpoint",), ("_prepare_for_training",), "no pickle"),
+    "_run_epoch": Hook(_EPOCH, ("_inner_training_loop",), "the epoch reaches the sampler of every process"),
+    "_save": Hook(("output_dir", "state_dict"), ("save_model",), "without training_args.bin, a pickle"),
+    "_save_checkpoint": Hook(
+        ("model", "trial"), ("_maybe_log_save_evaluate",), "complete or absent; everything of a checkpoint is in it"
+    ),
+}
+"""The private methods that are overridden."""
+
+USED = {
+    "_created_lr_scheduler": "true once the schedule is made from the arguments, false for one of the user's own",
+    "_get_num_items_in_batch": "counts `shift_labels` of a list of batches, over all processes",
+    "_get_output_dir": "where checkpoints go, for a trial too",
+    "_globalstep_last_logged": "step of the last log",
+    "_maybe_log_save_evaluate": "does what `control` asks for",
+    "_prepare_inputs": "moves a batch to the device",
+    "_total_loss_scalar": "summed loss of this call up to the last log",
+    "_tr_loss": "summed loss since the last log, a tensor",
+    "_train_batch_size": "samples of a process in one forward pass",
+}
+"""Private methods that are called, and attributes that are read or set."""

@@ -1,0 +1,109 @@
+"""transformers' Trainer with a loss per token: divided by the tokens that are scored, whoever counts them.
+
+In: batches with `labels` or `shift_labels`. Out: the loss of an optimizer step, and of an evaluation batch.
+Next stage: `exact_evaluation`.
+
+What differs from the base class:
+  - tokens are counted as the model scores them, whatever its class is called;
+  - labels are smoothed inside this package's model, and in training alone;
+  - a loss of the user's own (`compute_loss` of a subclass, `compute_loss_func`) gets the logits it may ask for.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..model.chunked_loss import IGNORE_INDEX
+from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
+from .checkpointing import CheckpointingTrainer
+
+
+def targets_of(batch: Mapping[str, Any]) -> torch.Tensor | None:
+    """The tokens to be predicted, −100 where none is; `None` for a batch without labels.
+
+    Args:
+        batch: with `shift_labels` `[B, T]`, or `labels` `[B, T]`, or neither.
+
+    Returns:
+        int64 `[B, T]`, or `[B, T − 1]` where the labels are shifted here.
+    """
+    if batch.get("shift_labels") is not None:
+        return batch["shift_labels"]
+    labels = batch.get("labels")
+    if not isinstance(labels, torch.Tensor):
+        return None
+    if batch.get("cu_seq_lens_q") is not None:  # the first token of a document does not continue the one before
+        labels = labels.index_fill(1, batch["cu_seq_lens_q"][1:-1].long(), IGNORE_INDEX)
+    return labels[..., 1:]
+
+
+class LossTrainer(CheckpointingTrainer):
+    """Computes the loss of a batch."""
+
+    label_smoother: Any
+
+    @property
+    def plain_model(self) -> nn.Module:
+        """The model without what was put around it: compilation, copies for several devices, an adapter."""
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    @property
+    def is_own_model(self) -> bool:
+        """Whether the model is this package's."""
+        return isinstance(self.plain_model, GPT2HFForCausalLM)
+
+    @property
+    def overrides_loss(self) -> bool:
+        """Whether a subclass, or an assignment to the instance, has taken the place of `compute_loss`."""
+        return "compute_loss" in vars(self) or type(self).compute_loss is not LossTrainer.compute_loss
+
+    @property
+    def has_own_loss(self) -> bool:
+        """Whether the loss is the user's, of which nobody knows that it is a cross-entropy."""
+        return self.compute_loss_func is not None or self.overrides_loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The summed token losses over the tokens of the whole accumulated batch on all processes.
+
+        Labels are smoothed in training alone, so that the perplexity of an evaluation is one.
+        """
+        if not return_outputs:  # then the logits are of no use, even to a subclass that calls this
+            inputs.pop("return_logits", None)
+        smoother = self.label_smoother
+        if not model.training:
+            self.label_smoother = None
+        elif self.args.label_smoothing_factor and smoother is None:
+            inputs = {**inputs, "label_smoothing": self.args.label_smoothing_factor}
+        try:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        finally:
+            self.label_smoother = smoother
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """One forward and backward pass."""
+        if self.overrides_loss and self.is_own_model:
+            inputs = {**inputs, "return_logits": True}  # which the model leaves out in training
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor | int | None]:
+        """The batches of an optimizer step, and the number of tokens that they score on all processes."""
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        targets = [targets_of(batch) for batch in batches]
+        # The base class counts the first token of a row too, where the model's class has an unusual name.
+        counted = [{"labels": each, "shift_labels": each} for each in targets if each is not None]
+        num_items = self._get_num_items_in_batch(counted, device)
+        if isinstance(num_items, torch.Tensor):
+            num_items = num_items.to(torch.int64)  # mixed precision would round a floating-point number
+        return batches, num_items

@@ -1,0 +1,349 @@
+"""What works with transformers' Trainer and GPT-2 works with `GPT2HFTrainer`."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from transformers import (
+    DataCollatorForLanguageModeling,
+    EarlyStoppingCallback,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from gpt2_hf import GPT2HFTrainer, GPT2HFTrainingArguments, load_tokenizer
+from gpt2_hf.commands.model_loading import load_trained
+from gpt2_hf.errors import UserError
+from gpt2_hf.options.training_arguments import with_own_fields
+
+from .helpers import BLOCKS, COLLATORS, assert_exact, logged, make_model, make_trainer, settings, true_loss
+
+
+def weights_of(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+# ---- arguments ----
+
+
+def test_plain_arguments(tmp_path):
+    """transformers' TrainingArguments train, evaluate, save and resume, without a time budget."""
+    trainer = make_trainer(tmp_path / "whole", plain=True, do_train=True, dataloader_drop_last=True)
+    assert isinstance(trainer.args, GPT2HFTrainingArguments) and trainer.args.max_training_hours is None
+    trainer.train()
+    assert_exact(trainer.evaluate(), true_loss(trainer.model, BLOCKS[:11]))
+    assert (tmp_path / "whole" / "checkpoint-4" / "manifest.json").is_file()
+    resumed = make_trainer(tmp_path / "resumed", plain=True)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert torch.equal(weights_of(resumed.model), weights_of(trainer.model))
+
+
+def test_no_arguments(tmp_path, monkeypatch):
+    """Without any, transformers' defaults hold, in its folder."""
+    monkeypatch.chdir(tmp_path)
+    trainer = GPT2HFTrainer(make_model(), train_dataset=BLOCKS)
+    assert trainer.args.output_dir == "tmp_trainer" and trainer.args.num_train_epochs == 3.0
+    assert trainer.remaining_work().evaluation == 0.0
+
+
+@dataclasses.dataclass
+class TheirArguments(TrainingArguments):
+    """A subclass of the user's own."""
+
+    weight_of_loss: float = 2.0
+
+    def half(self):
+        return self.weight_of_loss / 2
+
+
+def test_arguments_of_a_subclass_keep_what_they_have(tmp_path):
+    """Fields and methods stay, and a later change of the arguments is seen."""
+    args = TheirArguments(str(tmp_path), **settings(weight_of_loss=3.0))
+    taken = with_own_fields(args)
+    assert isinstance(taken, TheirArguments) and taken.half() == 1.5 and "weight_of_loss" in taken.to_dict()
+    args.learning_rate = 0.5
+    assert taken.learning_rate == 0.5 and with_own_fields(taken) is taken
+
+
+def test_plain_arguments_that_cannot_be_followed_are_refused(tmp_path):
+    """One line each, before anything is written."""
+    for name in ("use_liger_kernel", "enable_jit_checkpoint", "auto_find_batch_size", "save_on_each_node"):
+        with pytest.raises(UserError, match=f"--{name} has no effect"):
+            make_trainer(tmp_path / "run", plain=True, **{name: True})
+    with pytest.raises(UserError, match="--push_to_hub uploads nothing while it trains"):
+        make_trainer(tmp_path / "run", plain=True, push_to_hub=True)
+    with pytest.raises(UserError, match="fp16 needs a CUDA device"):
+        make_trainer(tmp_path / "run", plain=True, fp16=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"neftune_noise_alpha": 5.0}, "--neftune_noise_alpha goes by the length of a row"),
+        ({"include_num_input_tokens_seen": "non_padding"}, "--include_num_input_tokens_seen non_padding needs"),
+    ],
+)
+def test_what_goes_by_the_length_of_a_row_is_refused_without_padding(tmp_path, options, message):
+    """A row of `padding_free` holds many samples."""
+    with pytest.raises(UserError, match=message):
+        make_trainer(tmp_path / "run", data_collator=COLLATORS["padding_free"], **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_noise_on_embeddings(tmp_path):
+    """NEFTune adds noise in training alone, and a training that is broken off leaves none behind."""
+
+    class Break(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    trainer = make_trainer(tmp_path, neftune_noise_alpha=50.0, max_steps=2, callbacks=[Break()])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert not trainer.is_in_train and not trainer.model.get_input_embeddings()._forward_hooks
+    trainer.remove_callback(Break)
+    trainer.train()
+    plain = make_trainer(tmp_path, max_steps=2)
+    plain.train()
+    assert abs(logged(trainer, "loss")[0] - logged(plain, "loss")[0]) > 0.01
+
+
+# ---- data and models ----
+
+
+def test_a_dataset_with_its_text_column(tmp_path):
+    """The twenty lines of a tutorial: text column, collator with a tokenizer, remove_unused_columns left alone."""
+    datasets = pytest.importorskip("datasets")
+    tokenizer = load_tokenizer()
+    rows = datasets.Dataset.from_dict({"text": [f"The number {i} comes before {i + 1}." for i in range(16)]})
+    rows = rows.map(lambda batch: tokenizer(batch["text"]), batched=True)
+    model = make_model().__class__(make_model().config.__class__(vocab_size=50257, n_embd=16, n_layer=1, n_head=1))
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    options = {"data_collator": collator, "train_dataset": rows, "eval_dataset": rows, "max_steps": 2}
+    trainer = make_trainer(tmp_path, model=model, **options)
+    trainer.train()
+    assert len(logged(trainer, "eval_loss")) == 1
+    assert load_trained(str(tmp_path / "best_model"))[1].pad_token is not None
+
+
+def test_stock_gpt2_is_trained_and_evaluated_exactly(tmp_path):
+    """The same losses as this package's model, though the stock class's name hides that its loss shifts labels."""
+    options = {"gradient_accumulation_steps": 2, "max_grad_norm": 0.0, "optim": "sgd", "learning_rate": 0.01}
+    trainers = [make_trainer(tmp_path / which, model=make_model(which), **options) for which in ("ours", "stock")]
+    for trainer in trainers:
+        trainer.train()
+        assert_exact(trainer.evaluate(), true_loss(trainer.model, BLOCKS[:11]))
+    for name in ("loss", "eval_loss", "grad_norm"):
+        ours, stock = (logged(trainer, name) for trainer in trainers)
+        assert ours == pytest.approx(stock, abs=1e-5)
+    assert trainers[1].model.config.use_cache is False
+
+
+def test_an_adapter(tmp_path):
+    """best_model/ holds the adapter and loads with peft; resumed equals uninterrupted; our commands name it."""
+    peft = pytest.importorskip("peft")
+    make_model().save_pretrained(tmp_path / "base")
+
+    def adapted():
+        torch.manual_seed(1)
+        base = make_model().from_pretrained(tmp_path / "base")
+        config = peft.LoraConfig(r=4, target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True)
+        return peft.get_peft_model(base, config)
+
+    whole = make_trainer(tmp_path / "whole", model=adapted(), load_best_model_at_end=True)
+    whole.train()
+    best = tmp_path / "whole" / "best_model"
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in best.iterdir()}
+    loaded = peft.AutoPeftModelForCausalLM.from_pretrained(best)
+    assert true_loss(loaded, BLOCKS[:11]) == pytest.approx(whole.state.best_metric, abs=1e-5)
+    resumed = make_trainer(tmp_path / "whole", model=adapted())
+    resumed.train(resume_from_checkpoint="checkpoint_step_2")
+    assert torch.equal(weights_of(resumed.model), weights_of(whole.model))
+    with pytest.raises(UserError, match="is an adapter, not a model; merge it first") as caught:
+        load_trained(str(best))
+    assert "\n" not in str(caught.value)
+
+
+def test_frozen_layers_stay_as_they_are(tmp_path):
+    """With frozen embeddings, AdamW and Muon train the rest."""
+    for optim in ("adamw_torch", "muon"):
+        model = make_model()
+        before = copy.deepcopy(model)
+        model.transformer.wte.weight.requires_grad_(False)
+        model.transformer.h[0].requires_grad_(False)
+        make_trainer(tmp_path / optim, model=model, optim=optim).train()
+        assert torch.equal(model.transformer.wte.weight, before.transformer.wte.weight)
+        assert torch.equal(model.transformer.h[0].mlp.c_fc.weight, before.transformer.h[0].mlp.c_fc.weight)
+        assert not torch.equal(model.transformer.h[1].mlp.c_fc.weight, before.transformer.h[1].mlp.c_fc.weight)
+
+
+# ---- optimizers ----
+
+
+def own_optimizer(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=10)
+
+
+def test_own_optimizer_and_schedule(tmp_path):
+    """`optimizers=(optimizer, schedule)` are used, saved and resumed exactly."""
+    models = [make_model(), make_model()]
+    whole, resumed = (make_trainer(tmp_path / "run", model=model, optimizers=own_optimizer(model)) for model in models)
+    whole.train()
+    assert 0 < logged(whole, "learning_rate")[1] != logged(whole, "learning_rate")[2]
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert torch.equal(weights_of(models[0]), weights_of(models[1]))
+    assert logged(resumed, "learning_rate") == logged(whole, "learning_rate")
+    with pytest.raises(UserError, match="--schedule_by_time has no effect beside a scheduler"):
+        options = {"schedule_by_time": True, "max_training_hours": 1.0, "lr_scheduler_type": "cosine"}
+        make_trainer(tmp_path, model=models[0], optimizers=own_optimizer(models[0]), **options)
+
+
+def test_own_optimizer_class(tmp_path):
+    """`optimizer_cls_and_kwargs` wins over --optim."""
+    trainer = make_trainer(tmp_path, optim="muon", optimizer_cls_and_kwargs=(torch.optim.SGD, {"lr": 0.1}))
+    trainer.train()
+    assert type(trainer.optimizer.optimizer) is torch.optim.SGD
+
+
+# ---- train() ----
+
+
+def test_the_budget_counts_from_train(tmp_path):
+    """A notebook: what passes between making the Trainer and `train()` is not the run's time."""
+    trainer = make_trainer(tmp_path, max_training_hours=60 / 3600)
+    trainer.watch._started -= 3600.0  # an hour goes by
+    assert trainer.watch.elapsed > 3600
+    trainer.train()
+    assert trainer.state.global_step == 4 and not trainer.time_budget.expired
+
+
+def test_train_twice(tmp_path):
+    """The second call trains on from the weights there are, with nothing of the first but the optimizer."""
+    from gpt2_hf.trainer.callbacks import LossSpikes
+
+    trainer = make_trainer(tmp_path, max_training_hours=1.0, early_stopping_patience=3)
+    trainer.train()
+    trainer.time_budget.expired = trainer._owes_evaluation = True
+    trainer.non_finite_guard._bad_step = torch.tensor(3)
+    trainer._loss_spikes.ordinary, first = -1.0, logged(trainer, "loss")
+    trainer.train()
+    second = logged(trainer, "loss")
+    assert trainer.state.global_step == 4 and len(second) == 4 and second[0] < first[0]
+    assert not trainer.time_budget.expired and isinstance(trainer._loss_spikes, LossSpikes)
+    assert not logged(trainer, "loss_spike") and trainer.time_budget.earlier_seconds == 0.0
+    stock = make_trainer(tmp_path / "again")
+    stock.train()
+    stock.train()
+    assert second == pytest.approx(logged(stock, "loss"))
+
+
+def test_resuming_finds_the_newest_whole_checkpoint(tmp_path, capsys):
+    """`train(resume_from_checkpoint=True)` passes over a damaged one; a name works; a damaged path is refused."""
+    whole = make_trainer(tmp_path)
+    whole.train()
+    weights = tmp_path / "checkpoint-4" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(UserError, match="checkpoint-4 is not a whole checkpoint"):
+        make_trainer(tmp_path).train(resume_from_checkpoint="checkpoint-4")
+    resumed = make_trainer(tmp_path)
+    resumed.train(resume_from_checkpoint=True)
+    assert "checkpoint-4 is damaged" in capsys.readouterr().err
+    assert logged(resumed, "loss") == logged(whole, "loss")
+    with pytest.raises(ValueError, match="No valid checkpoint found"):
+        make_trainer(tmp_path / "empty").train(resume_from_checkpoint=True)
+
+
+def test_only_safetensors_are_read(tmp_path):
+    """Weights that are a pickle are refused, though the base class would take them."""
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    folder = tmp_path / "checkpoint-4"
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="holds no weights"):
+        trainer._load_from_checkpoint(str(folder))
+
+
+class Counter(TrainerCallback):
+    """Counts evaluations and ends the training at the third."""
+
+    def __init__(self, last=3):
+        self.count, self.last = 0, last
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.count += 1
+        control.should_training_stop = self.count >= self.last
+
+
+def test_callbacks_that_change_control(tmp_path):
+    """A callback that stops after an evaluation ends the run there, with a checkpoint of that step."""
+    trainer = make_trainer(tmp_path, eval_steps=1, save_steps=4, callbacks=[Counter])
+    trainer.train()
+    assert trainer.state.global_step == 3 and (tmp_path / "checkpoint-3").is_dir()
+
+
+def test_early_stopping_survives_a_resume(tmp_path):
+    """transformers' callback counts on where the checkpoint was written, by the option and as a callback."""
+    worse = {"learning_rate": 1e-9, "lr_scheduler_type": "constant", "max_steps": 8, "eval_steps": 1, "save_steps": 1}
+    for name, given in (
+        ("option", {"early_stopping_patience": 3}),
+        ("callback", {"callbacks": [EarlyStoppingCallback(3)]}),
+    ):
+        values = iter([1.0, 2.0, 2.0, 2.0, 2.0, 2.0])
+        given = {**worse, **given, "metric_for_best_model": "my_loss"}
+        run = {"compute_metrics": lambda p, values=values: {"my_loss": next(values)}, **given}
+        broken = make_trainer(tmp_path / name, **{**run, "max_steps": 3, "lr_scheduler_type": "constant"})
+        broken.train()
+        assert broken.state.best_global_step == 1 and broken.state.global_step == 3
+        (counter,) = [c for c in broken.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)]
+        assert counter.early_stopping_patience_counter == 2
+        counter.early_stopping_patience_counter = 0  # the same object is given to the second one
+        resumed = make_trainer(tmp_path / name, **run)
+        resumed.train(resume_from_checkpoint=True)
+        assert resumed.state.global_step == 4
+        assert (tmp_path / name / "checkpoint-4").is_dir()
+
+
+def test_early_stopping_needs_evaluations(tmp_path):
+    """Refused in one line without them, or without a metric."""
+    for option, value in (("eval_strategy", "no"), ("metric_for_best_model", None)):
+        with pytest.raises(UserError, match="--early_stopping_patience"):
+            make_trainer(tmp_path, early_stopping_patience=2, **{option: value})
+
+
+# ---- search for hyperparameters ----
+
+
+def test_model_init(tmp_path):
+    """The model is made anew by each `train()`."""
+    trainer = make_trainer(tmp_path, model_init=make_model)
+    trainer.train()
+    first, model = logged(trainer, "loss"), trainer.model
+    trainer.train()
+    assert logged(trainer, "loss") == first and trainer.model is not model
+    assert trainer.model.config.use_cache is True
+
+
+def test_hyperparameter_search(tmp_path):
+    """optuna searches for the lowest loss: perplexity and numbers of tokens are no part of the objective."""
+    optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    trainer = make_trainer(tmp_path, model_init=make_model, max_steps=2)
+    rates = {"learning_rate": [1e-6, 1e-2]}
+    best = trainer.hyperparameter_search(
+        lambda trial: {"learning_rate": trial.suggest_categorical("learning_rate", rates["learning_rate"])},
+        n_trials=2,
+        backend="optuna",
+        sampler=optuna.samplers.GridSampler(rates),
+    )
+    assert best.hyperparameters == {"learning_rate": 1e-2}
+    assert best.objective == pytest.approx(trainer_loss(tmp_path), abs=1e-5)
+    assert (tmp_path / f"run-{best.run_id}" / "best_model" / "model.safetensors").is_file()
+
+
+def trainer_loss(folder):
+    trainer = make_trainer(folder / "alone", learning_rate=1e-2, max_steps=2)
+    trainer.train()
+    return logged(trainer, "eval_loss")[-1]

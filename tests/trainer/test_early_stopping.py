@@ -1,0 +1,29 @@
+"""--early_stopping_patience as an option of the job."""
+
+from ..conftest import read_json
+
+
+def test_the_job_stops_early_and_keeps_the_best_model(train_tiny, tmp_path, capsys):
+    """At a rate that makes it worse the run ends with its best model, says why, and has nothing left when resumed."""
+    run = tmp_path / "run"
+    options = ("--learning_rate", "0.3", "--early_stopping_patience", "2", "--lr_scheduler_type", "constant")
+    options += ("--eval_every", "2", "--max_epochs", "4", "--gradient_clip", "0", "--sample_tokens", "0")
+    assert train_tiny(run, *options) == 0
+    printed = capsys.readouterr().out
+    assert "2 evaluations in a row were no better (--early_stopping_patience)" in printed
+    state = read_json(run / "trainer_state.json")
+    last, best = state["global_step"], state["best_global_step"]
+    assert best < last < state["max_steps"] and (run / f"checkpoint-{last}").is_dir()
+    assert read_json(run / "checkpoint_names.json")["best_model"] == f"checkpoint-{best}"
+    assert train_tiny(run, *options, "--resume_from", "latest") == 0
+    printed = capsys.readouterr().out
+    assert f"checkpoint-{last} was stopped early (--early_stopping_patience 2); nothing is left to train" in printed
+    assert train_tiny(run, *options, "--resume_from", "latest", "--early_stopping_patience", "3") == 0
+    assert read_json(run / "trainer_state.json")["global_step"] > last
+
+
+def test_without_evaluations_it_is_refused(train_tiny, tmp_path, capsys):
+    """One line, before anything is written."""
+    assert train_tiny(tmp_path / "run", "--early_stopping_patience", "2", "--eval_strategy", "no") == 2
+    assert "--early_stopping_patience has no effect with --eval_strategy no" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,308 @@
+"""Evaluation with metrics, losses and splits of the user's own: as with transformers' Trainer, and exact."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import IterableDataset
+from transformers import Trainer, TrainingArguments, default_data_collator
+
+from gpt2_hf import GPT2HFTrainer
+from gpt2_hf.errors import UserError
+from gpt2_hf.trainer.callbacks import EvaluationInterruptedError
+
+from .helpers import BLOCKS, COLLATORS, DOCUMENTS, assert_exact, logged, make_model, make_trainer, settings, true_loss
+
+
+def accuracy(prediction):
+    """Of the next token, with logits or with ids that were chosen already; labels are shifted as in transformers."""
+    predicted = prediction.predictions
+    predicted = predicted.argmax(-1) if predicted.ndim == 3 else predicted
+    labels = prediction.label_ids
+    assert predicted.shape == labels.shape
+    scored = labels[:, 1:] != -100
+    return {"hits": int(((predicted[:, :-1] == labels[:, 1:]) & scored).sum()), "scored": int(scored.sum())}
+
+
+def choose(logits, labels):
+    return logits.argmax(dim=-1)
+
+
+def data_of(collator):
+    return {"data_collator": COLLATORS[collator], "eval_dataset": BLOCKS[:11] if collator == "stock" else DOCUMENTS}
+
+
+@pytest.mark.parametrize("collator", ["padded", "padding_free", "stock"])
+def test_metrics_are_computed_and_the_loss_stays_exact(tmp_path, collator):
+    """f sees logits and labels one row a sample, for each collator and batch size; loss and perplexity are exact."""
+    rows = data_of(collator)["eval_dataset"]
+    expected = true_loss(make_model(), rows)
+    for batch_size in (1, 3, 8):
+        options = {"per_device_eval_batch_size": batch_size, "compute_metrics": accuracy}
+        metrics = make_trainer(tmp_path, **data_of(collator), **options).evaluate()
+        assert_exact(metrics, expected)
+        assert metrics["eval_scored"] == metrics["eval_tokens"] == sum(len(row["input_ids"]) - 1 for row in rows)
+        chosen = make_trainer(tmp_path, **data_of(collator), **options, preprocess_logits_for_metrics=choose)
+        assert chosen.evaluate()["eval_hits"] == metrics["eval_hits"]
+        assert metrics["eval_hits"] == hits_of(make_model(), rows)
+
+
+def hits_of(model, rows):
+    """Right guesses of the model, row by row."""
+    ids = [torch.as_tensor(row["input_ids"]) for row in rows]
+    with torch.no_grad():
+        return sum(int((model(row[None]).logits[0, :-1].argmax(-1) == row[1:]).sum()) for row in ids)
+
+
+def test_training_with_metrics_finds_the_best_by_them(tmp_path):
+    """`metric_for_best_model` may be a metric of f, and a higher one is better unless its name says loss."""
+    values = iter([1.0, 2.0])
+    trainer = make_trainer(tmp_path, compute_metrics=lambda p: {"up": next(values)}, metric_for_best_model="up")
+    trainer.train()
+    assert logged(trainer, "eval_up") == [1.0, 2.0] and len(logged(trainer, "eval_loss")) == 2
+    assert (trainer.state.best_metric, trainer.state.best_global_step) == (2.0, 4)
+    assert (tmp_path / "best_model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("collator", ["padded", "padding_free", "stock"])
+def test_metrics_by_batches(tmp_path, collator):
+    """`batch_eval_metrics` hands f one batch after the other, and asks for the result at the last."""
+    counts = np.zeros(2, dtype=int)
+
+    def by_batch(prediction, compute_result):
+        logits, labels = (value.numpy() for value in (prediction.predictions, prediction.label_ids))
+        part = accuracy(type(prediction)(predictions=logits, label_ids=labels))
+        counts[:] += part["hits"], part["scored"]
+        return {"hits": int(counts[0]), "scored": int(counts[1])} if compute_result else {}
+
+    trainer = make_trainer(tmp_path, **data_of(collator), compute_metrics=by_batch, batch_eval_metrics=True)
+    metrics = trainer.evaluate()
+    assert metrics["eval_scored"] == metrics["eval_tokens"]
+    assert_exact(metrics, true_loss(make_model(), data_of(collator)["eval_dataset"]))
+
+
+def test_metrics_may_ask_for_inputs_and_losses(tmp_path):
+    """`include_for_metrics`; the loss is exact all the same, and one row a sample is refused where there is none."""
+    shapes = {}
+
+    def look(prediction):
+        shapes["inputs"], shapes["losses"] = prediction.inputs.shape, prediction.losses.shape
+        return {}
+
+    options = {"compute_metrics": look, "include_for_metrics": ["inputs", "loss"]}
+    assert_exact(make_trainer(tmp_path, **options).evaluate(), true_loss(make_model(), BLOCKS[:11]))
+    assert shapes == {"inputs": (11, 32), "losses": (11,)}
+    with pytest.raises(UserError, match="include_for_metrics"):
+        make_trainer(tmp_path / "refused", **data_of("padding_free"), **options)
+    assert not (tmp_path / "refused").exists()
+
+
+def test_a_metric_takes_the_place_of_one_of_that_name(tmp_path):
+    """As in transformers, f may give its own loss."""
+    assert make_trainer(tmp_path, compute_metrics=lambda p: {"loss": 7.0}).evaluate()["eval_loss"] == 7.0
+
+
+@pytest.mark.parametrize("collator", ["padded", "padding_free", "stock"])
+def test_predict_returns_what_the_stock_trainer_returns(tmp_path, collator):
+    """Logits, labels and the loss; with this package's collators those of the padded rows with labels."""
+    rows = BLOCKS[:7] if collator == "stock" else DOCUMENTS[:7]
+    ours = make_trainer(tmp_path / "ours", data_collator=COLLATORS[collator]).predict(rows)
+    stock = Trainer(
+        make_model(),
+        TrainingArguments(str(tmp_path / "stock"), **settings()),
+        padded_with_labels,
+        eval_dataset=rows,
+    ).predict(rows)
+    assert ours.predictions.shape == stock.predictions.shape
+    np.testing.assert_array_equal(ours.label_ids, stock.label_ids)
+    scored = stock.label_ids[:, 1:] != -100
+    np.testing.assert_allclose(ours.predictions[:, :-1][scored], stock.predictions[:, :-1][scored], atol=1e-5)
+    assert_exact(ours.metrics, true_loss(make_model(), rows), "test")
+
+
+def padded_with_labels(rows):
+    """A batch as transformers' collators make it."""
+    ids = [torch.as_tensor(row["input_ids"]) for row in rows]
+    pad = {
+        name: torch.nn.utils.rnn.pad_sequence(ids, True, value)
+        for name, value in (("input_ids", 96), ("labels", -100))
+    }
+    return pad
+
+
+def test_predict_without_labels_gives_logits_alone(tmp_path):
+    """Rows that have no labels: no loss, and no metric of one."""
+    output = make_trainer(tmp_path).predict([{"input_ids": row["input_ids"]} for row in BLOCKS[:7]])
+    assert output.predictions.shape[:2] == (7, 32) and output.label_ids is None
+    assert not {"test_loss", "test_perplexity", "test_tokens"} & output.metrics.keys()
+
+
+def test_predict_after_an_interrupted_evaluation(tmp_path):
+    """Nothing of the evaluation that was broken off is left."""
+    trainer = make_trainer(tmp_path)
+    broken = trainer.callback_handler.on_prediction_step
+
+    def interrupt(*args):
+        raise EvaluationInterruptedError
+
+    trainer.callback_handler.on_prediction_step = interrupt
+    with pytest.raises(EvaluationInterruptedError):
+        trainer.evaluate()
+    trainer.callback_handler.on_prediction_step = broken
+    assert trainer.predict(BLOCKS[:3]).predictions.shape[0] == 3
+    assert_exact(trainer.evaluate(), true_loss(make_model(), BLOCKS[:11]))
+
+
+# ---- a loss of the user's own ----
+
+
+class TenTimes(GPT2HFTrainer):
+    """A subclass that weighs the loss."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return (10 * result[0], result[1]) if return_outputs else 10 * result
+
+
+class FromLogits(GPT2HFTrainer):
+    """A subclass as tutorials show it: the model computes its loss, and logits are taken from the outputs."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        labels = inputs.get("labels")
+        outputs = model(**inputs)
+        logits = outputs.get("logits")[:, :-1].flatten(0, 1)
+        loss = 10 * torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten())
+        return (loss, outputs) if return_outputs else loss
+
+
+def ten_times(outputs, labels, num_items_in_batch=None):
+    """A `compute_loss_func` as in transformers' documentation."""
+    logits = outputs.logits[:, :-1].flatten(0, 1)
+    total = torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum")
+    return 10 * total / num_items_in_batch
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [(TenTimes, {}), (FromLogits, {}), (GPT2HFTrainer, {"compute_loss_func": ten_times})],
+    ids=["subclass", "from_logits", "function"],
+)
+def test_a_loss_of_the_users_own_is_trained_on_and_evaluated(tmp_path, kind, given):
+    """eval_loss is the mean of that loss over the scored tokens, whatever the batch; no perplexity is made of it."""
+    expected = 10 * true_loss(make_model(), BLOCKS[:11])
+    for batch_size in (3, 8):
+        trainer = make_trainer(tmp_path, kind, per_device_eval_batch_size=batch_size, learning_rate=1e-4, **given)
+        metrics = trainer.evaluate()
+        assert metrics["eval_loss"] == pytest.approx(expected, abs=1e-4)
+        assert "eval_perplexity" not in metrics
+    trainer.train()
+    first = logged(trainer, "loss")[0]
+    assert first > 10 * 0.8 * math.log(97) and not logged(trainer, "perplexity")
+    assert logged(trainer, "eval_loss")[0] == pytest.approx(trainer.state.log_history[2]["eval_loss"])
+
+
+def test_a_loss_function_needs_labels(tmp_path):
+    """With this package's collators it is refused before anything is written."""
+    for name in ("padded", "padding_free"):
+        with pytest.raises(UserError, match="compute_loss_func needs labels"):
+            make_trainer(tmp_path / "run", compute_loss_func=ten_times, data_collator=COLLATORS[name])
+    assert not (tmp_path / "run").exists()
+
+
+def test_smoothing_is_for_training_alone(tmp_path):
+    """eval_loss is that of the labels as they are; stock GPT-2 is smoothed too."""
+    first = {}
+    for which, smoothing in (("ours", 0.3), ("stock", 0.3), ("stock", 0.0)):
+        trainer = make_trainer(tmp_path, model=make_model(which), label_smoothing_factor=smoothing, max_steps=1)
+        assert_exact(trainer.evaluate(), true_loss(make_model(), BLOCKS[:11]))
+        trainer.train()
+        first[which, smoothing] = logged(trainer, "loss")[0]
+    assert first["ours", 0.3] == pytest.approx(first["stock", 0.3], abs=1e-5)
+    assert abs(first["stock", 0.3] - first["stock", 0.0]) > 1e-3
+
+
+# ---- splits ----
+
+SPLITS = {"news": BLOCKS[:7], "books": BLOCKS[7:18]}
+
+
+def test_several_splits(tmp_path, capsys):
+    """Each is exact and shown, and one of them decides which model is best."""
+    trainer = make_trainer(tmp_path, eval_dataset=SPLITS, metric_for_best_model="eval_news_loss")
+    before = {name: true_loss(make_model(), rows) for name, rows in SPLITS.items()}
+    metrics = trainer.evaluate()
+    for name, expected in before.items():
+        assert_exact(metrics, expected, f"eval_{name}")
+    trainer.train()
+    assert trainer.state.best_metric == min(logged(trainer, "eval_news_loss"))
+    assert (tmp_path / "best_model" / "model.safetensors").is_file()
+    assert "validation loss of news" in capsys.readouterr().out
+    assert len(trainer.watch.recent["evaluate"]) == 3 and len(logged(trainer, "eval_books_loss")) == 2
+
+
+def test_the_loss_over_all_splits_decides_unless_one_is_chosen(tmp_path):
+    """With the default metric the best model is that of the lowest loss over the tokens of all splits."""
+    trainer = make_trainer(tmp_path, eval_dataset=SPLITS, save_steps=4)
+    assert_exact(trainer.evaluate(), true_loss(make_model(), BLOCKS[:18]))
+    trainer.train()
+    assert trainer.state.best_metric == min(logged(trainer, "eval_loss")) and trainer.state.best_global_step
+    assert (tmp_path / "best_model" / "model.safetensors").is_file()
+    with pytest.raises(UserError, match="--early_stopping_patience is told of one split"):
+        make_trainer(tmp_path, eval_dataset=SPLITS, early_stopping_patience=2)
+
+
+class Stream(IterableDataset):
+    """Rows whose number nobody knows."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+def test_splits_of_unknown_size(tmp_path):
+    """A stream is scored exactly, and its time is learnt from the first evaluation."""
+    trainer = make_trainer(tmp_path, eval_dataset={"a": Stream(BLOCKS[:7]), "b": BLOCKS[7:9]})
+    for _ in range(3):
+        trainer.watch.add("step", 1.0)
+    assert trainer.remaining_work().evaluation == math.inf
+    metrics = trainer.evaluate()
+    assert_exact(metrics, true_loss(make_model(), BLOCKS[:7]), "eval_a")
+    assert trainer.remaining_work().evaluation == trainer.watch.longest("evaluate")
+
+
+def test_time_of_several_splits(tmp_path):
+    """Before the first evaluation the sizes are added up."""
+    trainer = make_trainer(tmp_path, eval_dataset=SPLITS)
+    for _ in range(3):
+        trainer.watch.add("step", 1.0)
+    assert trainer.remaining_work().evaluation == pytest.approx(0.5 * 18 / 4)
+
+
+def test_an_interrupted_evaluation_of_several_splits_is_made_up_for_once(tmp_path):
+    """The split that was scored before the interruption does not stand twice in the history."""
+    whole = make_trainer(tmp_path / "whole", eval_dataset=SPLITS)
+    whole.train()
+    trainer = make_trainer(tmp_path / "run", eval_dataset=SPLITS)
+    steps = iter(range(100))
+    once = trainer.callback_handler.on_prediction_step
+
+    def interrupt(*args):
+        if next(steps) == 3:  # in the second split of the first evaluation
+            raise EvaluationInterruptedError
+        return once(*args)
+
+    trainer.callback_handler.on_prediction_step = interrupt
+    trainer.train()
+    assert trainer.state.global_step == 2 and not logged(trainer, "eval_news_loss")
+    resumed = make_trainer(tmp_path / "run", eval_dataset=SPLITS)
+    resumed.train(resume_from_checkpoint=True)
+    for name in ("loss", "eval_news_loss", "eval_books_loss"):
+        assert logged(resumed, name) == logged(whole, name)
+
+
+def test_default_collator_is_stocks(tmp_path):
+    """Without a collator the base class chooses, as always."""
+    assert make_trainer(tmp_path, data_collator=None).data_collator is default_data_collator
