@@ -40,7 +40,7 @@ def test_the_rule_is_transformers_own_and_more():
         f"https://bucket/x?X-Amz-Signature={MARK}",
         f"run_clm.py --hub_token {MARK} --seed 1",
         f"run_clm.py --hub-token={MARK}",
-        f"run_clm.py --lr_scheduler_kwargs '{{\"api_key\": \"{MARK}\"}}'",
+        f'run_clm.py --lr_scheduler_kwargs \'{{"api_key": "{MARK}"}}\'',
         f"hf_{MARK * 3}",
     ],
 )
@@ -71,10 +71,8 @@ def command_of(monkeypatch, argv):
     return main(argv)
 
 
-def test_no_file_and_no_stream_shows_a_secret(
-    tiny_options, tmp_path, capfd, monkeypatch, secret_environment
-):
-    """Secrets in every option that is masked, in the environment and in addresses; train, resume, plan, report, fail."""
+def test_no_file_and_no_stream_shows_a_secret(tiny_options, tmp_path, capfd, monkeypatch, secret_environment):
+    """Secrets in every option that is masked, in the environment and in addresses: train, resume, plan, report."""
     run = tmp_path / "run"
     secrets = [word for name in MASKED for word in (f"--{name}", f"{MARK}-{name}")]
     short = ["--max_steps", "2", "--sample_tokens", "0", "--checkpoint_dir", str(run)]
