@@ -80,7 +80,7 @@ def _build_loader(args: Any) -> None:
     """With the options that decide how batches are prepared; it starts no processes."""
     workers = args.dataloader_num_workers
     DataLoader(
-        [0],  # type: ignore[arg-type]
+        [0],
         num_workers=workers,
         prefetch_factor=args.dataloader_prefetch_factor,
         persistent_workers=args.dataloader_persistent_workers,

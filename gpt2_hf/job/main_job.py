@@ -6,6 +6,7 @@
 """
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,9 @@ def train(
         tokenizer, data, model = build(run)
         best_is_comparable = checkpoint is None or check_resumable(run, checkpoint, model, data)
         announce(run, model, data)
-        trainer = make_trainer(run, tokenizer, data, model, best_is_comparable, lock)
-        check_training(run, trainer)
+        with leaving_no_folder(run.output_dir):  # which transformers' Trainer makes when it is constructed
+            trainer = make_trainer(run, tokenizer, data, model, best_is_comparable, lock)
+            check_training(run, trainer)
         take_folder(run, lock)
         check_shared(run, lock.path)
         if run.is_first_process:
@@ -92,6 +94,7 @@ def train(
             train_metrics = run_training(run, trainer, checkpoint)
         except BaseException:
             if checkpoint is None and trainer.state.global_step == 0 and not lock.lost:
+                trainer.close_reports()
                 delete_run(run)  # no step was made: the corrected command finds an empty folder
             raise
         if train_metrics is None:
@@ -101,6 +104,19 @@ def train(
             raise FolderLostError(run.output_dir)
         finish(run, trainer, tokenizer, data, train_metrics)
         return EXIT_OK
+
+
+@contextlib.contextmanager
+def leaving_no_folder(path: Path) -> Iterator[None]:
+    """If something is wrong, remove the folder again, and those above it, unless they were there."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # another process was quicker, or has something in it
+                folder.rmdir()
+        raise
 
 
 def take_folder(run: Run, lock: RunLock) -> None:

@@ -3,11 +3,13 @@
 In: the arguments of a run, its data and model, and what a probe measured. Out: numbers, and advice that names flags.
 """
 
+import bisect
+import functools
 import math
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -21,10 +23,14 @@ from ..options.training_arguments import GPT2HFTrainingArguments, divide_batch
 from ..runtime.utilization import used_memory
 from ..trainer.callbacks.progress import duration
 from ..trainer.muon import state_bytes
+from ..trainer.remaining import with_margin
 from . import probe
 
 # A share of all evaluations above which they are worth a line.
 _MUCH_EVALUATION = 0.25
+# Warmup as a share of the steps: what is advised, and above what it is worth advice.
+_GOOD_WARMUP = 0.1
+_LARGEST_WARMUP = 0.2
 
 
 @dataclass(frozen=True)
@@ -181,6 +187,23 @@ class Plan:
         hours = self.args.max_training_hours
         return hours is None or self.total_seconds <= hours * 3600
 
+    @functools.cached_property
+    def steps_in_budget(self) -> int:
+        """The most steps of a run that ends within the time budget, its evaluations and checkpoints included."""
+        assert self.args.max_training_hours is not None
+        # as much as the run itself keeps free for its end
+        closing = self.seconds["end"] + self.save_seconds
+        if self.measured is not None and self.events.evaluations:
+            closing += self.measured.evaluation_seconds + self.measured.sample_seconds
+        room = self.args.max_training_hours * 3600 - (with_margin(closing) - closing)
+        return bisect.bisect_right(
+            range(1, self.schedule.total_steps + 1), room, key=lambda steps: self._shortened(steps).total_seconds
+        )
+
+    def _shortened(self, steps: int) -> "Plan":
+        schedule = replace(self.schedule, total_steps=steps)
+        return replace(self, schedule=schedule, events=list_events(self.args, schedule))
+
     @property
     def fits_memory(self) -> bool:
         """Whether the largest batch fits into the device."""
@@ -239,12 +262,17 @@ class Plan:
     def advice(self) -> list[str]:
         """What to change, each line with its flag."""
         lines = []
-        if (warning := schedule_warning(self.schedule)) is not None:
+        if (warning := schedule_warning(self.schedule)) is not None and self.fits_budget:
             lines.append(warning)
         if not self.fits_memory:
             lines.append(self._memory_advice())
-        if not self.fits_budget and not self.args.schedule_by_time:  # which ends at learning rate 0 all the same
+        if not self.fits_budget and not self.args.schedule_by_time:
             lines.append(self._budget_advice())
+        elif not self.fits_budget and (warmup := self._warmup_within(self.steps_in_budget)):
+            lines.append(
+                f"about {self.steps_in_budget:,} steps fit into the budget, and {self.schedule.warmup_steps:,} are "
+                f"warmup; use{warmup}"
+            )
         parts = self.seconds
         if parts and parts["evaluations"] > _MUCH_EVALUATION * self.total_seconds:
             share = parts["evaluations"] / self.total_seconds
@@ -273,17 +301,29 @@ class Plan:
         return "a single sample does not fit; use a smaller --max_length, --d_model or --num_layers"
 
     def _budget_advice(self) -> str:
-        args, parts = self.args, self.seconds
-        assert args.max_training_hours is not None
-        training = parts["steps"] + parts["evaluations"] + parts["checkpoints"]
-        room = max(args.max_training_hours * 3600 - parts["start"] - parts["end"], 0.0)
-        step = int(self.schedule.total_steps * room / training)
-        needed = math.ceil(1.1 * self.total_seconds / 36) / 100
-        by_time = ", or --schedule_by_time" if args.lr_scheduler_type == "cosine" else ""
+        steps, warmup = self.steps_in_budget, self._warmup_within(self.steps_in_budget)
+        hours = f"--max_training_hours {math.ceil(1.1 * self.total_seconds / 36) / 100:g}"
+        if self._has_warmup and self.schedule.warmup_share > _LARGEST_WARMUP:
+            hours += f" --warmup_steps {_GOOD_WARMUP:g}"
+        if not steps:
+            return f"the budget ends before the first step is evaluated and saved; use {hours}"
+        ways = [hours, f"--max_steps {steps}{warmup}"]
+        if self.args.lr_scheduler_type == "cosine":
+            ways.append(f"or --schedule_by_time{warmup}")
         return (
-            f"the budget ends at about step {step:,} of {self.schedule.total_steps:,}, with the learning rate still "
-            f"high; use --max_training_hours {needed:g}, --max_steps {max(step, 1)}{by_time}"
+            f"the budget ends at about step {steps:,} of {self.schedule.total_steps:,}, with the learning rate still "
+            f"high; use {', '.join(ways)}"
         )
+
+    def _warmup_within(self, steps: int) -> str:
+        """The flag for a warmup that suits a run of so many steps; empty if the present one does."""
+        if not self._has_warmup or self.schedule.warmup_steps <= _GOOD_WARMUP * steps:
+            return ""
+        return f" --warmup_steps {int(_GOOD_WARMUP * steps)}"
+
+    @property
+    def _has_warmup(self) -> bool:
+        return self.args.lr_scheduler_type not in ("constant", "greedy")
 
 
 def make_plan(

@@ -55,10 +55,10 @@ def decided_by_first(decide: Callable[[], _T]) -> _T:
         except UserError as error:
             outcome[1] = error
     dist.broadcast_object_list(outcome, src=0, group=_cpu_group(dist.group.WORLD))
-    decided, error = outcome
-    if error is not None:
-        raise error
-    return decided  # type: ignore[no-any-return]
+    decided, refusal = outcome
+    if refusal is not None:
+        raise refusal
+    return decided
 
 
 def barrier() -> None:

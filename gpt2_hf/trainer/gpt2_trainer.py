@@ -391,6 +391,12 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         needed = flops_per_token(matmul_parameters, config.n_layer, config.n_embd, context)
         return peak * self.args.world_size / needed
 
+    def close_reports(self) -> None:
+        """Close the event file, so that it can be deleted."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ContinuousTensorBoardCallback):
+                callback.close()
+
     # ---- a text at each evaluation ----
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

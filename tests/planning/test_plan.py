@@ -153,6 +153,45 @@ def test_a_schedule_that_follows_the_budget_may_end_early(plan):
     assert plan.advice() == [] and not plan.fits_budget
 
 
+def alternatives(line):
+    """What an advice says to use: the flags of each way, as a dictionary."""
+    ways = re.split(r", or |, ", line.split("; use ")[1])
+    return [dict(re.findall(r"--(\w+)(?: ([\d.]+))?", way)) for way in ways]
+
+
+@pytest.mark.parametrize("hours", [0.2, 0.5, 1.0, 4.0, 8.0])
+@pytest.mark.parametrize("warmup", [0, 100, 2000, 9000, 0.05, 0.9])
+@pytest.mark.parametrize("eval_steps", [50, 500])
+def test_advice_gives_a_good_run_when_it_is_followed(plan, hours, warmup, eval_steps):
+    """Every way out of a budget that is too small: it fits, and warmup is a fifth of its steps or less."""
+    plan.args.max_training_hours, plan.args.warmup_steps, plan.args.eval_steps = hours, warmup, eval_steps
+    schedule = make_schedule(plan.args, 8000)
+    tight = replace(plan, schedule=schedule, events=list_events(plan.args, schedule))
+    ways = [way for line in tight.advice() if "budget" in line for way in alternatives(line)]
+    assert len(ways) == (0 if tight.fits_budget else 3)
+    for way in ways:
+        plan.args.max_training_hours = float(way.get("max_training_hours", hours))
+        plan.args.max_steps = int(way.get("max_steps", -1))
+        plan.args.warmup_steps = float(way.get("warmup_steps", warmup))
+        followed = make_schedule(plan.args, 8000)
+        good = replace(plan, schedule=followed, events=list_events(plan.args, followed))
+        steps = tight.steps_in_budget if "schedule_by_time" in way else followed.total_steps
+        assert followed.warmup_steps / steps <= 0.2, way
+        if "schedule_by_time" in way:
+            plan.args.schedule_by_time = True
+        else:
+            assert good.fits_budget, way
+        assert not [line for line in good.advice() if "budget" in line or "warmup" in line], way
+        plan.args.schedule_by_time = False
+
+
+def test_a_budget_for_no_step_is_told_so(plan):
+    """There is nothing to shorten then."""
+    plan.args.max_training_hours = 0.01
+    (line,) = plan.advice()
+    assert "before the first step" in line and "--max_training_hours 9.62" in line and "--max_steps" not in line
+
+
 @pytest.mark.parametrize(
     ("options", "flags"),
     [

@@ -113,6 +113,12 @@ class ContinuousTensorBoardCallback(TensorBoardCallback):
         writer.add_text("sample", _as_code(text), state.global_step)
         writer.flush()
 
+    def close(self) -> None:
+        """Finish writing; what is logged later gets a file of its own."""
+        if self.tb_writer is not None:
+            self.tb_writer.close()
+            self.tb_writer = None
+
     def _writer(self) -> SummaryWriter:
         if self.tb_writer is None:
             self.tb_writer = SummaryWriter(log_dir=self.logging_dir, filename_suffix=EVENT_FILE_SUFFIX)

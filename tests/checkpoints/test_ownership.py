@@ -1,0 +1,150 @@
+"""What stands in a folder under the names of a run is a run's, or it is never touched."""
+
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from gpt2_hf.checkpoints import folders, written
+from gpt2_hf.checkpoints.ownership import foreign, own_events, refuse_foreign
+from gpt2_hf.errors import UserError
+
+from .test_folders import make_checkpoint
+
+OLD_RUN = Path(__file__).parent.parent / "job" / "fixtures" / "run_of_dc2dd75.zip"
+
+# Every name and pattern of ours.
+FILES = (
+    *written.FILE_NAMES,
+    *(f"tmp-{name}" for name in written.FILE_NAMES),
+    *("written_files.json", "tmp-written_files.json", "run.lock", "tmp-run.lock-host-7"),
+    *("runs", "runs/events.out.tfevents.1.host.7.0", "runs/events.out.tfevents.1.host.7.0.gpt2_hf"),
+)
+FOLDERS = [
+    f"{prefix}{name}{suffix}"
+    for name in ("checkpoint-7", "best_model")
+    for prefix, suffix in (("", ""), ("tmp-", ""), ("", ".replaced"), ("abandoned-", ""))
+    if (prefix, name) != ("abandoned-", "best_model")
+]
+CONTENTS = [b"mine", b'{"mine": 1}', b"\x89PNG mine", b"---\nmine\n---\n# mine"]
+
+
+def contents(folder):
+    """Every file with its bytes."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def plant(folder, name, content=b"mine"):
+    """Somebody else's file, or folder with a file."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if name in FOLDERS:
+        path = path / "model.safetensors"
+        path.parent.mkdir()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", [*FILES, *FOLDERS])
+def test_whatever_has_a_name_of_ours_is_refused_and_kept(tmp_path, name):
+    """In a folder of its own, whatever its content: refused by its name, and no function changes a byte of it."""
+    for content in CONTENTS:
+        shutil.rmtree(tmp_path / "folder", ignore_errors=True)
+        plant(tmp_path / "folder", name, content)
+        before = contents(tmp_path / "folder")
+        with pytest.raises(UserError, match="was not written by a run of gpt2_hf"):
+            refuse_foreign(tmp_path / "folder")
+        assert contents(tmp_path / "folder") == before
+
+
+@pytest.mark.parametrize("name", [*written.FILE_NAMES, *FOLDERS])
+def test_writing_deleting_and_rotating_leave_what_no_run_wrote(tmp_path, name):
+    """Where a run is in the folder already, and nobody has looked before."""
+    make_checkpoint(tmp_path, 1)
+    make_checkpoint(tmp_path, 9)
+    plant(tmp_path, name)
+    before = contents(tmp_path)[name if name not in FOLDERS else f"{name}/model.safetensors"]
+    if name in written.FILE_NAMES:
+        with pytest.raises(FileExistsError, match="left as it is"):
+            written.write_text(tmp_path, name, "ours")
+        written.delete(tmp_path, name)
+    elif name in ("checkpoint-7", "tmp-checkpoint-7", "checkpoint-7.replaced"):
+        with pytest.raises(FileExistsError):
+            make_checkpoint(tmp_path, 7)
+    folders.rotate(tmp_path, keep_last=1)
+    folders.set_aside_after(tmp_path, 1)
+    folders.delete_run(tmp_path)
+    assert before == contents(tmp_path)[name if name not in FOLDERS else f"{name}/model.safetensors"]
+
+
+def test_what_a_run_wrote_is_its_own_until_it_is_edited(tmp_path):
+    """Written twice, it may be written a third time and deleted; edited by hand, it stays."""
+    for text in ("first", "second", "first"):
+        written.write_text(tmp_path, "README.md", text)
+    refuse_foreign(tmp_path)
+    (tmp_path / "README.md").write_text("first, and a word of mine")
+    with pytest.raises(UserError, match=r"README\.md was not written by a run of gpt2_hf, or was changed since"):
+        refuse_foreign(tmp_path)
+    written.delete(tmp_path, "README.md")
+    assert (tmp_path / "README.md").read_text() == "first, and a word of mine"
+
+
+@pytest.mark.parametrize("size", [0, 1, 9, 40])
+def test_a_process_killed_while_it_writes_does_not_lock_itself_out(tmp_path, size):
+    """Torn files under temporary names, before and after the first record, are a run's."""
+    record = '{\n  "sha256": {\n    "checkpoint_names.json": ["0"]\n  }\n}\n'
+    (tmp_path / "tmp-written_files.json").write_text(record[:size])
+    (tmp_path / "tmp-run.lock-host-7").write_text('{"pid": 7, "host": "here", "processes": ""}'[:size])
+    refuse_foreign(tmp_path)
+    written.write_json(tmp_path, "resolved_config.json", {"seed": 1})
+    (tmp_path / "tmp-README.md").write_text("---\nlibrary_name: transformers and more\n"[:size])
+    (tmp_path / "tmp-resolved_config.json").write_text('{\n "d_model": 32, "num_layers": 2, "seed": 42}'[:size])
+    folders.open_staging(tmp_path, "checkpoint-5")
+    refuse_foreign(tmp_path)
+
+
+def test_files_added_to_a_checkpoint_stay(tmp_path):
+    """It is not rotated away, its successor takes them over, and a deletion is refused before it begins."""
+    (make_checkpoint(tmp_path, 1) / "notes.txt").write_text("mine")
+    make_checkpoint(tmp_path, 2)
+    folders.rotate(tmp_path, keep_last=1)
+    assert (tmp_path / "checkpoint-1" / "notes.txt").read_text() == "mine"
+    make_checkpoint(tmp_path, 1, "new")
+    assert (tmp_path / "checkpoint-1" / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "checkpoint-1" / "model.safetensors").read_text() == "new"
+    refuse_foreign(tmp_path)
+    with pytest.raises(UserError, match=r"notes\.txt was not written by a run"):
+        refuse_foreign(tmp_path, deleting=True)
+
+
+def test_names_stand_for_checkpoints_of_the_run_alone(tmp_path):
+    """Whatever somebody has written into the file of names, it leads nowhere else."""
+    make_checkpoint(tmp_path / "run", 10)
+    make_checkpoint(tmp_path / "other", 10)
+    names = {"best_model": "../other/checkpoint-10", "a": str(tmp_path), "b": ["checkpoint-10"], "c": "checkpoint-10"}
+    folders.write_json(tmp_path / "run" / folders.NAMES_FILE, names)
+    assert folders.read_names(tmp_path / "run") == {"c": "checkpoint-10"}
+
+
+def test_a_run_of_an_earlier_version_is_known_by_its_content(tmp_path):
+    """It has no record; nothing of it is refused, and all of it can be deleted."""
+    zipfile.ZipFile(OLD_RUN).extractall(tmp_path)
+    run = tmp_path / "run"
+    assert list(foreign(run, deleting=True)) == []
+    (run / "README.md").write_text("# my project")
+    assert list(foreign(run)) == [run / "README.md"]
+    folders.delete_run(run)
+    assert [path.name for path in run.iterdir()] == ["README.md"]
+
+
+def test_event_files_of_other_programs_stay(tmp_path, finished_run):
+    """Those in folders of their own are no clash; those beside a run's would be mixed into its curves."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / "runs" / "other").mkdir()
+    (run / "runs" / "other" / "events.out.tfevents.1").write_bytes(b"mine")
+    (run / "runs" / "notes.txt").write_bytes(b"mine")
+    assert list(foreign(run, deleting=True)) == []
+    assert own_events(run) == sorted((run / "runs").glob("*.gpt2_hf"))
+    (run / "runs" / "events.out.tfevents.2").write_bytes(b"mine")
+    assert list(foreign(run)) == [run / "runs" / "events.out.tfevents.2"]

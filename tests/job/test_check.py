@@ -1,0 +1,107 @@
+"""What can be wrong with the options is found before anything is written."""
+
+import pytest
+import torch
+
+from gpt2_hf.runtime.fallbacks import missing_for_attention
+from gpt2_hf.trainer.gpt2_trainer import GPT2HFTrainer
+
+from ..conftest import read_json
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--optim", "adamw_bnb_8bit"), "--optim adamw_bnb_8bit: "),
+        (("--optim", "galore_adamw"), "--optim galore_adamw: "),
+        (("--optim", "lomo"), "--optim lomo: "),
+        (("--optim", "nonsense"), "nonsense"),
+        (("--lr_scheduler_type", "cosine_with_min_lr"), "--lr_scheduler_type cosine_with_min_lr: "),
+        (("--lr_scheduler_type", "warmup_stable_decay"), "--lr_scheduler_type warmup_stable_decay: "),
+        (("--lr_scheduler_kwargs", '{"nonsense": 1}'), "--lr_scheduler_type cosine: "),
+        (("--torch_compile_mode", "nonsense"), "--torch_compile"),
+        (("--num_workers", "1", "--dataloader_prefetch_factor", "-1"), "--dataloader"),
+        (("--accelerator_config", '{"nonsense": true}'), "nonsense"),
+        (("--neftune_noise_alpha", "5", "--report_to", "mlflow"), ""),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_refused_command_writes_nothing(train_tiny, tmp_path, capsys, options, message):
+    """Exit 2 and a line that names the option; there is no folder that would be in the way of the corrected one."""
+    assert train_tiny(tmp_path / "run", *options) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--optim", "adafactor"),
+        ("--optim", "muon"),
+        ("--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 1e-5}'),
+        ("--lr_scheduler_type", "reduce_lr_on_plateau"),
+        ("--schedule_by_time",),
+        ("--label_smoothing_factor", "0.1", "--attn_implementation", "eager"),
+    ],
+)
+def test_what_is_tried_before_changes_nothing(train_tiny, tmp_path, monkeypatch, options):
+    """Optimizers and schedules are built twice; a run without the trial logs the same numbers."""
+    from .test_main_job import history
+
+    short = ("--max_steps", "3", "--logging_steps", "1", "--sample_tokens", "0", "--do_predict", "false")
+    without_test = ("--test_file", "none")
+    options = (*options, *short, *without_test)
+    assert train_tiny(tmp_path / "tried", *options) == 0
+    monkeypatch.setattr("gpt2_hf.job.main_job.check_training", lambda run, trainer: None)
+    assert train_tiny(tmp_path / "untried", *options) == 0
+    rates = [entry.pop("learning_rate", None) for name in ("tried",) for entry in history(tmp_path / name)]
+    assert len(rates) == 4 and [e["loss"] for e in history(tmp_path / "tried") if "loss" in e] == [
+        e["loss"] for e in history(tmp_path / "untried") if "loss" in e
+    ]
+
+
+def test_flex_attention_gives_way_where_dropout_is_asked_for(train_tiny, tmp_path, capsys):
+    """It has none: another backend is used, and a line says how to have it."""
+    assert "--dropout 0" in str(missing_for_attention("flex_attention", "fp32", 0.1))
+    assert missing_for_attention("flex_attention", "fp32", 0.0) is None
+    options = ("--attn_implementation", "flex_attention", "--max_steps", "1", "--sample_tokens", "0")
+    assert train_tiny(tmp_path / "run", *options) == 0
+    assert "--attn_implementation sdpa is used: flex_attention knows no dropout" in capsys.readouterr().out
+
+
+def test_a_run_that_fails_at_its_first_step_leaves_the_folder_free(train_tiny, tmp_path, monkeypatch):
+    """Whatever it was, the corrected command does not meet a run in its folder."""
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("a kernel that is not there")
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(GPT2HFTrainer, "training_step", fail)
+        with pytest.raises(RuntimeError, match="a kernel"):
+            train_tiny(tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+    assert train_tiny(tmp_path / "run", "--max_steps", "1") == 0
+
+
+def test_a_run_that_fails_later_keeps_what_it_has(train_tiny, tmp_path, monkeypatch):
+    """After its first step its record stays, and nobody overwrites it."""
+    step = GPT2HFTrainer.training_step
+
+    def fail(self, *args, **kwargs):
+        if self.state.global_step == 2:
+            raise RuntimeError("later")
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(GPT2HFTrainer, "training_step", fail)
+    with pytest.raises(RuntimeError, match="later"):
+        train_tiny(tmp_path / "run")
+    assert read_json(tmp_path / "run" / "resolved_config.json")["d_model"] == 32
+
+
+def test_the_threads_are_recorded(finished_run):
+    """With the number that this process computes with."""
+    provenance = read_json(finished_run / "resolved_config.json")["provenance"]
+    assert provenance["threads"] == torch.get_num_threads()

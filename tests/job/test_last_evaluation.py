@@ -1,0 +1,87 @@
+"""A signal at the end of a run: obeyed at once, and nothing that was trained is lost."""
+
+import signal
+
+import pytest
+from transformers import TrainerCallback
+
+from gpt2_hf.checkpoints import folders
+from gpt2_hf.trainer import gpt2_trainer as trainer_module
+
+from ..conftest import read_json
+from .test_main_job import assert_same_state, final_state, history, train_until_signal
+
+LAST = 25
+
+
+@pytest.mark.parametrize("options", [(), ("--max_steps", "13"), ("--save_strategy", "best"), ("--weight_decay", "0")])
+def test_the_last_evaluation_is_broken_off_and_made_up_for(train_tiny, tmp_path, capsys, options):
+    """At an epoch's end and within one: exit 75 with the last step's checkpoint, and an end as if left alone."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    last = 13 if "--max_steps" in options else LAST
+    assert train_tiny(whole, *options) == 0
+    assert train_until_signal(parts, last + 1, train_tiny, *options, event="on_prediction_step") == 75
+    assert folders.list_checkpoints(parts)[-1].name == f"checkpoint-{last}"
+    assert history(parts / f"checkpoint-{last}")[-1]["step"] == last
+    assert not any("eval_loss" in entry for entry in history(parts / f"checkpoint-{last}") if entry["step"] == last)
+    assert not (parts / "test_results.json").exists()
+    capsys.readouterr()
+    assert train_tiny(parts, *options, "--resume_from", "latest") == 0
+    assert "its evaluation, which a signal broke off, is made up for" in capsys.readouterr().out
+    assert history(parts) == history(whole)
+    assert history(parts / f"checkpoint-{last}") == history(whole / f"checkpoint-{last}")
+    assert_same_state(final_state(parts, last), final_state(whole, last))
+    states = [read_json(run / "trainer_state.json") for run in (parts, whole)]
+    assert states[0]["best_global_step"] == states[1]["best_global_step"]
+    assert states[0]["best_metric"] == states[1]["best_metric"]
+    assert folders.read_names(parts) == folders.read_names(whole)
+    assert read_json(parts / "train_results.json")["train_steps"] == last
+    # once more there is nothing owed
+    assert train_tiny(parts, *options, "--resume_from", "latest") == 0
+    assert "nothing is left to train" in capsys.readouterr().out
+
+
+def test_it_may_be_broken_off_twice(train_tiny, tmp_path):
+    """A signal while it is made up for: again 75, and it is still owed."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train_tiny(whole) == 0
+    for resume in ((), ("--resume_from", "latest")):
+        assert train_until_signal(parts, LAST + 1, train_tiny, *resume, event="on_prediction_step") == 75
+    assert train_tiny(parts, "--resume_from", "latest") == 0
+    assert history(parts) == history(whole)
+    assert_same_state(final_state(parts, LAST), final_state(whole, LAST))
+
+
+@pytest.mark.parametrize("event", ["on_save", "on_step_end"])
+def test_a_signal_at_the_last_step_is_obeyed_before_the_scores(train_tiny, tmp_path, capsys, event):
+    """In the last step, or when its checkpoint is written: 75, and the next start has only the scores to make."""
+    run = tmp_path / "run"
+    assert train_until_signal(run, LAST + 1, train_tiny, event=event) == 75
+    assert "go on from" in capsys.readouterr().out and not (run / "test_results.json").exists()
+    assert train_tiny(run, "--resume_from", "latest") == 0
+    assert (run / "test_results.json").is_file()
+    assert [entry["step"] for entry in history(run) if "eval_loss" in entry] == [10, 20, 25]
+
+
+def test_the_score_of_the_test_split_is_broken_off(train_tiny, tmp_path, monkeypatch):
+    """After training: 75 at once; the next start makes the scores."""
+
+    class SignalInTest(TrainerCallback):
+        def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+            if trainers[0].job.test_dataset is eval_dataloader.dataset:
+                signal.raise_signal(signal.SIGTERM)
+
+    trainers = []
+    original = trainer_module.GPT2HFTrainer.__init__
+
+    def with_callback(self, *args, **kwargs):
+        trainers.insert(0, self)
+        original(self, *args, callbacks=[SignalInTest()], **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module.GPT2HFTrainer, "__init__", with_callback)
+        with pytest.raises(SystemExit) as exit_:
+            train_tiny(tmp_path / "run")
+    assert exit_.value.code == 75
+    assert train_tiny(tmp_path / "run", "--resume_from", "latest") == 0
+    assert (tmp_path / "run" / "test_results.json").is_file()

@@ -1,0 +1,150 @@
+"""What a run goes on from: chosen by one process, seen by all, and compared by what the options do."""
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gpt2_hf.checkpoints import folders
+from gpt2_hf.checkpoints.run_lock import RunLock
+from gpt2_hf.errors import UserError
+from gpt2_hf.job import resuming
+from gpt2_hf.options.arguments import DataArguments, ModelArguments
+from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
+from gpt2_hf.runtime import distributed
+
+from ..conftest import read_json
+from ..faults import harness
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--d_ff", "128"),
+        ("--num_heads", "2"),
+        ("--data_seed", "42"),
+        ("--max_train_samples", "none"),
+        ("--attn_implementation", "sdpa"),
+    ],
+)
+def test_a_default_that_is_stated_is_no_change(train_tiny, finished_run, tmp_path, capsys, options):
+    """Sizes and settings that follow from others when they are left out, given as what they are."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    if "--max_train_samples" in options:
+        shutil.rmtree(run)
+        assert train_tiny(run, "--max_train_samples", "100000") == 0
+    assert train_tiny(run, "--resume_from", "latest", *options) == 0
+    assert "changed since the checkpoint" not in capsys.readouterr().out
+
+
+def test_options_are_compared_by_their_effect(tmp_path):
+    """Either way round: what is left out is what it follows from."""
+    run = SimpleNamespace(
+        model_args=ModelArguments(d_model=128), data_args=DataArguments(), args=GPT2HFTrainingArguments(use_cpu=True)
+    )
+    stated = {"d_model": 128, "num_heads": 2, "d_ff": 512, "eval_steps": 100.0, "logging_steps": 100.0, "seed": 3}
+    left_out = {"d_model": 128, "eval_steps": None, "logging_steps": 100.0, "seed": 3}
+    assert resuming.changed_options(run, stated, left_out) == {}
+    assert resuming.changed_options(run, left_out, {**stated, "data_seed": 3}) == {}
+    assert resuming.changed_options(run, {**left_out, "data_seed": 4}, left_out) == {"data_seed": (4, 3)}
+    for saved, current, size, expected in (
+        (None, 500, 200, False),
+        (500, None, 200, False),
+        (200, 50, 50, True),
+        (50, None, 200, True),
+        (None, 50, 50, True),
+        (300, 400, 200, False),
+    ):
+        found = resuming.changed_options(
+            run, {**left_out, "max_train_samples": saved}, {**left_out, "max_train_samples": current}, size
+        )
+        assert bool(found) == expected, (saved, current)
+
+
+def test_another_number_of_threads_is_said(finished_run, train_tiny, tmp_path, capsys):
+    """It adds in another order; so do another device, precision or torch."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    torch.set_num_threads(2)
+    try:
+        assert train_tiny(run, "--resume_from", "latest") == 0
+    finally:
+        torch.set_num_threads(1)
+    assert "changed since the checkpoint: threads 1 → 2; sums are made in another order" in capsys.readouterr().out
+    assert read_json(run / "resolved_config.json")["provenance"]["threads"] == 2
+
+
+# ---- several processes ----
+
+
+def hide_from_second_process():
+    """A folder of its own under the same name, as on a host without the shared disk: nothing is in it."""
+    import os
+
+    if os.environ["RANK"] == "1":
+        seen = folders.Path.is_file
+        folders.Path.is_file = lambda self: "checkpoint-10" not in str(self) and self.name != "run.lock" and seen(self)
+        resuming._SECONDS_TO_APPEAR = 0.2
+
+
+@pytest.mark.parametrize("options", [("--resume_from", "checkpoint_step_10", "--max_epochs", "2"), ("--fresh",)])
+def test_a_folder_that_is_not_shared_is_refused_by_all(tiny_options, finished_run, tmp_path, options):
+    """A process that does not see what the first one sees: all say so, and nothing is changed."""
+    run, logs = tmp_path / "run", [tmp_path / "log0", tmp_path / "log1"]
+    fresh = options == ("--fresh",)
+    if not fresh:
+        shutil.copytree(finished_run, run)
+    before = sorted(path.relative_to(run) for path in run.rglob("*"))
+    command = ["train", *tiny_options, "--batch_size", "4", "--ddp_backend", "gloo", "--checkpoint_dir", str(run)]
+    processes = harness.start_ranks([*command, *(() if fresh else options)], logs, hide_from_second_process)
+    assert harness.join(processes) == [2, 2], logs[0].read_text() + logs[1].read_text()
+    assert all("the folder must be shared by all hosts" in log.read_text() for log in logs)
+    assert sorted(path.relative_to(run) for path in run.rglob("*")) == before
+
+
+def test_the_first_process_decides_for_all(monkeypatch):
+    """Its answer and its error are those of every process; the others are not asked."""
+    sent, ranks = [], []
+
+    def broadcast(outcome, src, group):
+        if ranks == [0]:
+            sent.append(list(outcome))
+        else:
+            outcome[:] = sent.pop()
+
+    monkeypatch.setattr(distributed, "is_distributed", lambda: True)
+    monkeypatch.setattr(distributed, "_cpu_group", lambda world: None)
+    group = SimpleNamespace(WORLD=None)
+    monkeypatch.setattr(
+        distributed, "dist", SimpleNamespace(get_rank=lambda: ranks[0], broadcast_object_list=broadcast, group=group)
+    )
+
+    def refuse():
+        raise UserError("no")
+
+    for number, decide in ((0, lambda: 7), (1, refuse)):
+        ranks[:] = [number]
+        assert distributed.decided_by_first(decide) == 7
+    for number, decide in ((0, refuse), (1, lambda: 7)):
+        ranks[:] = [number]
+        with pytest.raises(UserError, match="no"):
+            distributed.decided_by_first(decide)
+
+
+# ---- a folder that another process has taken ----
+
+
+@pytest.mark.parametrize("last", [10, 25])
+def test_a_run_that_has_lost_its_folder_saves_nothing_more(train_tiny, tmp_path, capsys, monkeypatch, last):
+    """Lost after a checkpoint: it stops at the next step, or before its results, with one line; the rest is whole."""
+    run = tmp_path / "run"
+    lost = property(lambda lock: (run / folders.checkpoint_folder(last) / "manifest.json").exists())
+    monkeypatch.setattr(RunLock, "lost", lost)
+    assert train_tiny(run) == 2
+    err = capsys.readouterr().err
+    assert "another process has taken" in err and err.count("\n") == 1
+    assert folders.list_checkpoints(run)[-1].name == folders.checkpoint_folder(last)
+    assert folders.newest_valid(run)[1] == []
+    assert not (run / "trainer_state.json").exists() and not (run / "README.md").exists()
