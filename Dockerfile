@@ -5,28 +5,35 @@
 ARG BASE=pytorch/pytorch:2.13.0-cuda13.0-cudnn9-runtime
 FROM ${BASE}
 
+# HOME is a folder that every user may write to, also one that the image does not know (`--user 1000:1000`): Matplotlib,
+# Triton and others keep their caches there, and warn or fail where they cannot.
 ENV PYTHONUNBUFFERED=1 \
     PIP_NO_CACHE_DIR=1 \
     PIP_ROOT_USER_ACTION=ignore \
     PIP_BREAK_SYSTEM_PACKAGES=1 \
+    HOME=/work/.cache \
     HF_HOME=/work/.cache/huggingface
 
 WORKDIR /work
 
 # Dependencies first: this layer is rebuilt only when they change.
-COPY pyproject.toml constraints.txt LICENSE README.md ./
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+COPY pyproject.toml constraints.txt ./source/
+RUN python -c "import tomllib; print(*tomllib.load(open('source/pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
     > requirements.txt \
-    && pip install -c constraints.txt -r requirements.txt \
+    && pip install -c source/constraints.txt -r requirements.txt \
     && rm requirements.txt
 
-COPY gpt2_hf ./gpt2_hf
-COPY training_args ./training_args
-COPY run_clm.py ./
-RUN pip install --no-deps . \
-    && useradd --create-home --uid 10001 trainer \
+# The sources do not stay: beside the installed package they would be a second one, found from /work alone.
+COPY LICENSE README.md ./source/
+COPY gpt2_hf ./source/gpt2_hf
+RUN pip install --no-deps ./source \
+    && rm -r source \
+    && useradd --home-dir /work/.cache --no-create-home --uid 10001 trainer \
     && mkdir -p checkpoints .cache /data \
     && chmod -R a+rwX checkpoints .cache /data
+
+COPY training_args ./training_args
+COPY run_clm.py ./
 
 # By number, so that Kubernetes can tell that it is not root.
 USER 10001

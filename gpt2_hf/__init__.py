@@ -25,6 +25,7 @@ _MODULE_OF = {
     "generate_text": "commands.generate",
     "generate_texts": "commands.generate",
     "load_tokenizer": "data.tokenizer",
+    "to_linear_layers": "commands.export",
     "train": "job.main_job",
 }
 
@@ -43,12 +44,13 @@ __all__ = [
     "generate_text",
     "generate_texts",
     "load_tokenizer",
+    "to_linear_layers",
     "train",
 ]
 
 if TYPE_CHECKING:
     from .commands.evaluate import evaluate_model
-    from .commands.export import export_to_gpt2
+    from .commands.export import export_to_gpt2, to_linear_layers
     from .commands.generate import generate_text, generate_texts
     from .data.tokenizer import load_tokenizer
     from .job.main_job import train

@@ -107,6 +107,32 @@ def _say_error(error: Exception | str, everywhere: bool) -> None:
     print(f"error{process}: {error}", file=sys.stderr, flush=True)
 
 
+class _CommandLine:
+    """What was typed after the name of a command."""
+
+    def __init__(self, command: str, argv: list[str]):
+        from .options.parsing import ConfigFile
+
+        self.command = command
+        self.argv, path = _take_option(argv, "--config")
+        self.config = None if path is None else ConfigFile(path)
+
+    def parse(self, *sources: "type | OptionGroup") -> "Parsed":
+        from .options.parsing import parse
+
+        epilog = _TRAIN_HELP if self.command == "train" else None
+        return parse(sources, self.argv, self.config, prog=f"gpt2-hf {self.command}", epilog=epilog)
+
+    def check(self, *sources: "type | tuple[ClassInSource, ...]") -> None:
+        """Show the help, or find what is wrong, before the classes that stand in a source are imported."""
+        from .options.source import group_in_source
+
+        groups = [group_in_source(*source) if isinstance(source, tuple) else source for source in sources]
+        known = [group for group in groups if group is not None]
+        if len(known) == len(groups):
+            self.parse(*known)
+
+
 # Each command reads its options before it imports what it runs, so that help and errors do not wait for that.
 
 
@@ -118,12 +144,12 @@ def _train(argv: list[str], dry_run: bool = False) -> int:
     from .options.source import TRAINING
 
     argv, dry_run = _take_flag(argv, "--dry_run", dry_run)
-    command = "plan" if dry_run else "train"
+    line = _CommandLine("plan" if dry_run else "train", argv)
     cluster = [ClusterArguments] if dry_run else []
-    _check([ModelArguments, DataArguments], TRAINING, cluster, argv=argv, command=command)
+    line.check(ModelArguments, DataArguments, TRAINING, *cluster)
     from .options.training_arguments import GPT2HFTrainingArguments
 
-    parsed = _parse([ModelArguments, DataArguments, GPT2HFTrainingArguments, *cluster], argv, command)
+    parsed = line.parse(ModelArguments, DataArguments, GPT2HFTrainingArguments, *cluster)
     if dry_run:
         from .job.dry_run import plan
 
@@ -142,7 +168,7 @@ def _plan(argv: list[str]) -> int:
 def _evaluate(argv: list[str]) -> int:
     from .options.arguments import DataArguments, EvaluationArguments
 
-    parsed = _parse([EvaluationArguments, DataArguments], argv, "evaluate")
+    parsed = _CommandLine("evaluate", argv).parse(EvaluationArguments, DataArguments)
     from .commands.evaluate import run_evaluation
 
     args, data_args = parsed.values
@@ -152,7 +178,7 @@ def _evaluate(argv: list[str]) -> int:
 def _generate(argv: list[str]) -> int:
     from .options.arguments import GenerationArguments
 
-    parsed = _parse([GenerationArguments], argv, "generate")
+    parsed = _CommandLine("generate", argv).parse(GenerationArguments)
     from .commands.generate import run_generation
 
     (args,) = parsed.values
@@ -162,7 +188,7 @@ def _generate(argv: list[str]) -> int:
 def _export(argv: list[str]) -> int:
     from .options.arguments import ExportArguments
 
-    parsed = _parse([ExportArguments], argv, "export")
+    parsed = _CommandLine("export", argv).parse(ExportArguments)
     from .commands.export import run_export
 
     return run_export(*parsed.values)
@@ -173,7 +199,7 @@ def _report(argv: list[str]) -> int:
 
     if argv and not argv[0].startswith("-"):
         argv = ["--runs", *argv]
-    parsed = _parse([ReportArguments], argv, "report")
+    parsed = _CommandLine("report", argv).parse(ReportArguments)
     from .commands.report import run_report
 
     (args,) = parsed.values
@@ -183,10 +209,11 @@ def _report(argv: list[str]) -> int:
 def _tokenizer(argv: list[str]) -> int:
     from .options.source import TOKENIZER_TRAINING
 
-    _check([], TOKENIZER_TRAINING, [], argv=argv, command="tokenizer")
+    line = _CommandLine("tokenizer", argv)
+    line.check(TOKENIZER_TRAINING)
     from .data.tokenizer_training import TokenizerTrainingArguments, run_tokenizer_training
 
-    return run_tokenizer_training(*_parse([TokenizerTrainingArguments], argv, "tokenizer").values)
+    return run_tokenizer_training(*line.parse(TokenizerTrainingArguments).values)
 
 
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -198,25 +225,6 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "report": _report,
     "tokenizer": _tokenizer,
 }
-
-
-def _check(
-    before: list[type], source: "tuple[ClassInSource, ...]", after: list[type], *, argv: list[str], command: str
-) -> None:
-    """Show the help, or find what is wrong, before the class in `source` and with it torch is imported."""
-    from .options.source import group_in_source
-
-    group = group_in_source(*source)
-    if group is not None:
-        _parse([*before, group, *after], argv, command)
-
-
-def _parse(sources: "Sequence[type | OptionGroup]", argv: list[str], command: str) -> "Parsed":
-    from .options.parsing import parse
-
-    argv, config_path = _take_option(argv, "--config")
-    epilog = _TRAIN_HELP if command == "train" else None
-    return parse(sources, argv, config_path, prog=f"gpt2-hf {command}", epilog=epilog)
 
 
 def _take_option(argv: list[str], name: str) -> tuple[list[str], str | None]:

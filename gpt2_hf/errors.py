@@ -8,13 +8,31 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL: run the same command again to go on
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, what a shell reports after Ctrl-C
 
 
-class UserError(ValueError):
+def printable(text: str) -> str:
+    """The text as one line that can be printed anywhere: other characters are escaped as in Python's strings.
+
+    File names may hold any of them: line ends, and bytes that are no characters (PEP 383).
+
+    >>> print(printable("a\\nb"))
+    a\\nb
+    """
+    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode("ascii") for mark in text)
+
+
+class _OneLine(Exception):
+    """An error whose message is a line, whatever names of files are in it."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+class UserError(_OneLine, ValueError):
     """The user's input is wrong; the message is one line that names the remedy."""
 
     exit_code = EXIT_USER_ERROR
 
 
-class SaveError(OSError):
+class SaveError(_OneLine, OSError):
     """A checkpoint could not be written; earlier ones are untouched. What the user can mend, hence the exit code."""
 
     exit_code = EXIT_USER_ERROR

@@ -74,6 +74,132 @@ def test_public_names_exist():
         _ = gpt2_hf.Trianer
 
 
+def run(code, *, cwd=REPOSITORY, environment=None):
+    """What a program of its own prints."""
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=180, cwd=cwd, env=environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_importing_is_immediate():
+    """Neither torch nor transformers is imported before something of theirs is used."""
+    code = "import gpt2_hf, sys; print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
+    assert run(code) == "[]"
+
+
+# What a host program may have imported before or after this package, in the middle of which ours must not be imported.
+ORDERS = [
+    "import transformers, gpt2_hf",
+    "from transformers import AutoConfig; import gpt2_hf",
+    "from transformers import AutoModelForCausalLM; import gpt2_hf",
+    "import gpt2_hf, transformers.modeling_layers",
+    "import gpt2_hf.model.modeling_gpt2_hf",
+]
+
+
+@pytest.mark.parametrize("imports", ORDERS)
+def test_the_auto_classes_know_the_models_in_every_order_of_imports(imports):
+    """All three of them, and the models know that their source is saved beside the weights."""
+    code = f"""
+{imports}
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+config = AutoConfig.for_model("gpt2_hf", n_embd=8, n_layer=1, n_head=1, n_positions=8, vocab_size=16)
+models = [auto.from_config(config) for auto in (AutoModel, AutoModelForCausalLM)]
+print(*[type(model).__name__ for model in models], *[one._auto_class for one in (config, *models)])
+import sys
+print(any("auto_classes" in type(finder).__module__ for finder in sys.meta_path))
+"""
+    names, watching = run(code).splitlines()
+    assert names == "GPT2HFModel GPT2HFForCausalLM AutoConfig AutoModel AutoModelForCausalLM"
+    assert watching == "False"  # what is done need not be watched for
+
+
+def test_a_config_alone_is_saved_with_its_source(tmp_path):
+    """No Auto class has been asked for."""
+    run(f"import gpt2_hf; gpt2_hf.GPT2HFConfig().save_pretrained({str(tmp_path)!r})")
+    assert (tmp_path / "configuration_gpt2_hf.py").is_file()
+
+
+def test_saved_models_load_without_remote_code_and_in_spawned_workers(tmp_path):
+    """`import gpt2_hf` is all that a program needs; what it sends to a worker brings the import with it."""
+    (tmp_path / "program.py").write_text("""
+import multiprocessing
+import sys
+
+import gpt2_hf
+
+
+def describe(config):
+    from transformers import AutoModel
+
+    return type(AutoModel.from_config(config)).__name__
+
+
+if __name__ == "__main__":
+    from transformers import AutoModelForCausalLM
+
+    config = gpt2_hf.GPT2HFConfig(n_embd=8, n_layer=1, n_head=1, n_positions=8, vocab_size=16)
+    gpt2_hf.GPT2HFForCausalLM(config).save_pretrained("saved")
+    model = AutoModelForCausalLM.from_pretrained("saved")
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        print(type(model).__module__, pool.apply(describe, (config,)))
+""")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)])}
+    command = [sys.executable, "program.py"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=180, cwd=tmp_path, env=environment)
+    assert result.stdout.strip() == "gpt2_hf.model.modeling_gpt2_hf GPT2HFModel", result.stderr
+
+
+def test_a_failed_import_is_that_of_the_failed_module():
+    """What this package watches for does not change how a missing module is reported."""
+    code = """
+import gpt2_hf
+try:
+    import transformers.models.nothing_of_this_name
+except ModuleNotFoundError as error:
+    print(error.name)
+"""
+    assert run(code) == "transformers.models.nothing_of_this_name"
+
+
+SETTINGS = """
+import csv, importlib, logging, os, pkgutil, signal, sys
+import accelerate, datasets, evaluate, matplotlib, numpy, torch, transformers  # what these change is their own matter
+from transformers.utils import logging as transformers_logging
+
+def settings():
+    return {
+        "signals": {int(number): signal.getsignal(number) for number in signal.valid_signals()},
+        "csv": csv.field_size_limit(),
+        "environment": {name: os.environ.get(name) for name in os.environ if not name.startswith("TORCHINDUCTOR")},
+        "attention": [torch.backends.cuda.cudnn_sdp_enabled(), torch.backends.cuda.flash_sdp_enabled()],
+        "threads": [torch.get_num_threads(), torch.get_num_interop_threads()],
+        "numbers": [torch.get_default_dtype(), torch.get_float32_matmul_precision(), numpy.geterr()],
+        "random": [torch.initial_seed(), str(numpy.random.get_state()[1][:8])],
+        "deterministic": [torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark],
+        "logging": [logging.root.level, transformers_logging.get_verbosity(), logging.root.handlers],
+        "progress bars": transformers_logging.is_progress_bar_enabled(),
+        "hooks": [sys.excepthook, sys.unraisablehook, sys.getrecursionlimit()],
+        "backend": matplotlib.get_backend(auto_select=False),
+    }
+
+before = settings()
+import gpt2_hf
+modules = [module.name for module in pkgutil.walk_packages(gpt2_hf.__path__, "gpt2_hf.")]
+for name in modules:
+    importlib.import_module(name)
+    after = settings()
+    assert after == before, (name, [setting for setting in after if after[setting] != before[setting]])
+print(len(modules))
+"""
+
+
+def test_importing_changes_no_setting_of_the_process():
+    """Of a host program that uses one function of this package, everything else stays as it was."""
+    assert int(run(SETTINGS)) >= len(FILES) - 1  # all but the package itself
+
+
 def test_importing_registers_the_auto_classes():
     """`import gpt2_hf` alone makes AutoConfig know the model type."""
     code = "import gpt2_hf; from transformers import AutoConfig; print(AutoConfig.for_model('gpt2_hf').n_embd)"

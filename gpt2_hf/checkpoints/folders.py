@@ -99,7 +99,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def follow_umask(folder: Path) -> None:
-    """Give every file of a folder the permissions of a new file there: safetensors lets only the owner read its own."""
+    """Give every file of a folder the permissions of a new file: safetensors lets only the owner read its own."""
     probe = folder / f"{_STAGING_PREFIX}new-file"
     probe.touch()  # to ask for the umask is to change it, for every thread
     mode = stat.S_IMODE(probe.stat().st_mode)

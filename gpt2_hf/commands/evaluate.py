@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from ..errors import UserError
 from ..metrics import perplexity
 from ..model.chunked_loss import IGNORE_INDEX
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
-from ..options.arguments import DataArguments, EvaluationArguments
+from ..options.arguments import DataArguments, EvaluationArguments, Split
 from ..runtime.distributed import is_distributed
 from ..runtime.own_process import suit_changing_shapes
 from ..runtime.precision import current_device_type, resolve_precision
@@ -195,6 +195,8 @@ def collate_windows(samples: list[dict[str, np.ndarray]]) -> dict[str, torch.Ten
 
 def run_evaluation(args: EvaluationArguments, data_args: DataArguments, given: dict[str, str]) -> int:
     """The command `evaluate`: print the result, the last line as JSON."""
+    if "split" not in given:
+        args.split = _split_of_the_file(given)
     transformers_logging.disable_progress_bar()
     processes = PartialState(cpu=current_device_type(use_cpu=False) == "cpu")
     try:
@@ -223,7 +225,12 @@ def _evaluate(
         inherited=inherited_options(source, given),
     )
     if args.split not in data.samples:
-        raise UserError(f"--split {args.split}: {_text_of(args.split, data_args)} has no such split; choose another")
+        text = _text_of(args.split, data_args)
+        raise UserError(
+            f"--split {args.split}: {text} has no such split; choose another"
+            if text is not None
+            else f"--split {args.split}: no text is given for it; add --{args.split}_file, or choose another split"
+        )
     samples, collator = _protocol(data, args, max_length)
     dtype = None if precision.dtype == torch.float32 else precision.dtype
     with suit_changing_shapes(processes.device.type):
@@ -249,6 +256,16 @@ def _evaluate(
     if args.output_file:
         _write_report(Path(args.output_file), report)
     print(json.dumps(report))
+
+
+def _split_of_the_file(given: dict[str, str]) -> Split:
+    """The split whose file is given, where `--split` is not."""
+    splits = [split for split in get_args(Split) if f"{split}_file" in given]
+    if len(splits) > 1:
+        files = " and ".join(f"--{split}_file" for split in splits)
+        choices = " or ".join(f"--split {split}" for split in splits)
+        raise UserError(f"{files} are given; add {choices} to say which is scored")
+    return splits[0] if splits else "test"
 
 
 def _check_options(

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from ..checkpoints import folders
@@ -75,6 +77,35 @@ def export_to_gpt2(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return difference
+
+
+def to_linear_layers(model: PreTrainedModel) -> PreTrainedModel:
+    """Exchange each `Conv1D` of a GPT-2 for an `nn.Linear` that computes the same, in place, for quantisation.
+
+    GPT-2 keeps its weights as `[in, out]` in a layer of transformers' own, which torchao and torch's quantisation pass
+    over: they look for `nn.Linear`. After this call they find every layer. The logits stay the same to rounding.
+
+    The names stay and the weights are transposed, so a folder saved from it does not load as a GPT-2: load, convert,
+    then quantise.
+
+    Args:
+        model: ours or stock GPT-2, with or without its head.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: if there is no such layer, for instance because they are exchanged already.
+    """
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, Conv1D)]
+    if not layers:
+        raise ValueError("the model has no Conv1D layer to exchange: is it a GPT-2, and is this the first call?")
+    for name, layer in layers:
+        linear = nn.Linear(*layer.weight.shape, device="meta")
+        linear.weight = nn.Parameter(layer.weight.detach().t().contiguous(), layer.weight.requires_grad)
+        linear.bias = layer.bias
+        model.set_submodule(name, linear.train(layer.training))
+    return model
 
 
 def stock_config(config: GPT2HFConfig) -> GPT2Config:

@@ -6,6 +6,7 @@ are made.
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 from transformers.utils import logging as transformers_logging
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..options.arguments import GenerationArguments
 from ..runtime.own_process import suit_changing_shapes
 from ..runtime.precision import current_device_type, resolve_precision
@@ -78,8 +79,11 @@ def generate_texts(
         An iterator that generates while it is read: the continuations of one prompt, without it; prompt after prompt.
 
     Raises:
-        UserError: at once, if a prompt with its continuation does not fit into the model's positions.
+        UserError: at once, if a prompt with its continuation does not fit into the model's positions, or a string is
+            no text because it holds half of a surrogate pair.
     """
+    for text in (*prompts, *stop):
+        _require_text(text, "a prompt or a stop string")
     rows = [_encode(tokenizer, prompt) for prompt in prompts]
     max_new_tokens = _fitting_new_tokens(rows, max_new_tokens, model.config.max_position_embeddings)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature != 0, "streamer": streamer}
@@ -128,6 +132,16 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
     return torch.tensor(ids)
 
 
+def _require_text(text: str, where: str) -> str:
+    """Refuse what has no characters: half of a surrogate pair, of JSON or of another program."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = text[error.start : error.start + 1]
+        raise UserError(f"{where} holds half of a surrogate pair ({half!r}), which is no text; repair it") from error
+    return text
+
+
 def _fitting_new_tokens(rows: list[torch.Tensor], wanted: int | None, positions: int) -> int:
     """How many tokens to generate; an error if they do not fit after each prompt."""
     new_tokens = wanted
@@ -172,6 +186,7 @@ def run_generation(args: GenerationArguments, given: dict[str, str]) -> int:
     """The command `generate`: print or write the texts, or answer a terminal prompt by prompt."""
     interactive = args.prompt is None and args.prompt_file is None and sys.stdin.isatty()
     _check_pointless(args, given, interactive)
+    args.stop = [_argument(text, "--stop") for text in args.stop]
     records = [] if interactive else _read_prompts(args)
     num_prompts = 1 if interactive else len(records)
     if "batch_size" in given and num_prompts * args.num_samples < 2:
@@ -209,21 +224,67 @@ def _check_pointless(args: GenerationArguments, given: dict[str, str], interacti
 def _read_prompts(args: GenerationArguments) -> list[dict[str, Any]]:
     """What to continue: records with the key `prompt`."""
     if args.prompt is not None:
-        return [{"prompt": args.prompt}]
+        return [{"prompt": _argument(args.prompt, "--prompt")}]
     if args.prompt_file is None:
-        return [{"prompt": sys.stdin.read().rstrip("\n")}]
+        return [{"prompt": _piped_prompt()}]
     path = Path(args.prompt_file).expanduser()
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise UserError(f"--prompt_file: {path} cannot be read ({reason}); give a file of prompts") from error
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+        text = _decoded(path.read_bytes(), f"--prompt_file: {path} cannot be read (it")
+    except OSError as error:
+        raise UserError(f"--prompt_file: {path} cannot be read ({error.strerror}); give a file of prompts") from error
+    numbered = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not numbered:
         raise UserError(f"--prompt_file: {path} is empty; write one prompt a line")
     if path.suffix != ".jsonl":
         return [{"prompt": line} for _, line in numbered]
-    return [_read_record(line, f"--prompt_file: {path}, line {number}") for number, line in numbered]
+    with _integers_of_any_length():
+        return [_read_record(line, f"--prompt_file: {path}, line {number}") for number, line in numbered]
+
+
+def _argument(text: str, option: str) -> str:
+    """A text of the command line. Bytes that the locale has no characters for (LC_ALL=C) are read as UTF-8.
+
+    Python passes such bytes on as lone surrogates (PEP 383).
+    """
+    if text.isascii():
+        return text
+    try:
+        text.encode("utf-8")
+        return text
+    except UnicodeEncodeError:
+        try:
+            raw = os.fsencode(text)
+        except UnicodeEncodeError:  # half of a surrogate pair, from a config file
+            return _require_text(text, option)
+    return _decoded(raw, f"{option} cannot be read (it", normal_line_ends=False)
+
+
+def _piped_prompt() -> str:
+    """Standard input, which is UTF-8 whatever the locale says, without the line end at its end."""
+    stream = getattr(sys.stdin, "buffer", None)
+    if stream is None:  # a stream of text that another program has put in its place
+        return _require_text(sys.stdin.read(), "the prompt from standard input").rstrip("\n")
+    return _decoded(stream.read(), "the prompt from standard input cannot be read (it").rstrip("\n")
+
+
+def _decoded(raw: bytes, problem: str, normal_line_ends: bool = True) -> str:
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte = f"byte 0x{error.object[error.start]:02x} at byte {error.start}"
+        raise UserError(f"{problem} is not UTF-8); {byte}: convert it with iconv -t UTF-8") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n") if normal_line_ends else text
+
+
+@contextlib.contextmanager
+def _integers_of_any_length() -> Iterator[None]:
+    """Lift Python's limit of 4,300 digits, for what stands beside a prompt and is passed on as it is."""
+    before = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)
+    try:
+        yield
+    finally:
+        sys.set_int_max_str_digits(before)
 
 
 def _read_record(line: str, where: str) -> dict[str, Any]:
@@ -231,9 +292,23 @@ def _read_record(line: str, where: str) -> dict[str, Any]:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{where} is not JSON: {error.msg}") from error
+    except RecursionError as error:
+        raise UserError(f"{where} has too many brackets inside each other to be passed on; leave them out") from error
     if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
         raise UserError(f'{where} must be an object like {{"prompt": "..."}}')
+    _require_text(record["prompt"], f"{where}: the prompt")
     return record
+
+
+def _as_json(record: dict[str, Any]) -> str:
+    """A line of JSON, in plain characters as far as there are some for it."""
+    with _integers_of_any_length():
+        line = json.dumps(record, ensure_ascii=False)
+        try:
+            line.encode("utf-8")
+        except UnicodeEncodeError:  # what stands beside the prompt may hold half of a surrogate pair
+            line = json.dumps(record)
+    return line + "\n"
 
 
 @dataclass
@@ -274,11 +349,11 @@ class _Session:
                 for record, completions in zip(records, texts, strict=True):
                     for sample, completion in enumerate(completions):
                         line = {**record, "sample": sample, "completion": completion}
-                        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                        file.write(_as_json(line))
                     file.flush()
         except OSError as error:
             raise UserError(f"--output_file: {path} cannot be written ({error.strerror})") from error
-        print(f"{len(records) * self.args.num_samples:,} texts in {path}")
+        print(f"{len(records) * self.args.num_samples:,} texts in {printable(str(path))}")
 
 
 def _converse(session: _Session) -> None:
@@ -288,11 +363,11 @@ def _converse(session: _Session) -> None:
     print("A prompt a line; Ctrl-D ends.")
     for turn in range(sys.maxsize):
         try:
-            prompt = input("> ")
+            session.show([_argument(input("> "), "the prompt")], prompts_before=turn)
         except EOFError:
             print()
             return
-        try:
-            session.show([prompt], prompts_before=turn)
+        except UnicodeDecodeError as error:
+            print(f"error: the prompt cannot be read ({error.reason}); type UTF-8", file=sys.stderr)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)

@@ -7,6 +7,8 @@ In: `ModelArguments`, or a model path. Out: a `GPT2HFForCausalLM` (and its token
 import os
 from pathlib import Path
 
+import psutil
+import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
@@ -17,6 +19,7 @@ from ..model.configuration_gpt2_hf import GPT2HFConfig
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import ModelArguments
 from ..runtime.hub import ensure_hub_or_offline, is_hub_id
+from .weight_files import check_weight_files
 
 DEFAULT_OUTPUT_DIR = "checkpoints"
 
@@ -45,11 +48,15 @@ def build_config(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> GP
 def build_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> GPT2HFForCausalLM:
     """A new model, or the weights of `--model_name_or_path` with this run's dropout.
 
+    The tokenizer learns the model's length, with which it is then saved.
+
     Raises:
         UserError: if the weights cannot be loaded, or do not fit the tokenizer or `--max_length`.
     """
     if args.model_name_or_path is None:
         config = build_config(args, tokenizer)
+        _check_memory(config)
+        tokenizer.model_max_length = config.n_positions
         try:
             return GPT2HFForCausalLM(config)
         except (ImportError, ValueError) as error:
@@ -62,6 +69,7 @@ def build_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> GPT
             f"use --max_length {config.n_positions}"
         )
     check_vocabulary(tokenizer, config.num_tokens)
+    tokenizer.model_max_length = config.n_positions
     config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = args.dropout
     return load_weights(source, config, args.attn_implementation, "--model_name_or_path")
 
@@ -87,6 +95,7 @@ def load_trained(
     model = load_weights(source, config, attn_implementation, "--model_path").eval()
     tokenizer = _load_own_tokenizer(source, config, "--model_path")
     check_vocabulary(tokenizer, config.num_tokens)
+    tokenizer.model_max_length = config.n_positions
     return model, tokenizer, source
 
 
@@ -148,6 +157,8 @@ def load_weights(source: str, config: GPT2HFConfig, attn_implementation: str | N
     Raises:
         UserError: if a file is missing or damaged, or the model needs a weight that is not there.
     """
+    if os.path.isdir(source):
+        check_weight_files(source, config, option)
     try:
         model, report = GPT2HFForCausalLM.from_pretrained(
             source,
@@ -167,6 +178,21 @@ def load_weights(source: str, config: GPT2HFConfig, attn_implementation: str | N
         others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
         raise UserError(f"{option}: {source!r} lacks weights that the model needs: {missing[0]}{others}")
     return model
+
+
+def _check_memory(config: GPT2HFConfig) -> None:
+    """Refuse a new model whose weights alone are more than the machine can hold now, before any is allocated."""
+    width, inner = config.n_embd, config.n_inner if config.n_inner is not None else 4 * config.n_embd
+    per_layer = 4 * width**2 + 2 * width * inner + 9 * width + inner
+    num_weights = (config.vocab_size + config.n_positions + 2) * width + config.n_layer * per_layer
+    needed = num_weights * torch.float32.itemsize
+    there = psutil.virtual_memory().available + psutil.swap_memory().free
+    if needed > there:
+        raise UserError(
+            f"the model would have {num_weights:,} weights, {needed / 2**30:,.1f} GiB, and this machine has "
+            f"{there / 2**30:,.1f} GiB free; make it smaller: --d_model {width}, --num_layers {config.n_layer}, "
+            f"--d_ff {inner}, --max_length {config.n_positions}"
+        )
 
 
 def _attention_error(attn_implementation: str | None, error: Exception) -> Exception:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.folders import BEST_MODEL, RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME, list_checkpoints
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..options.arguments import ReportArguments
 from ..options.parsing import PROVENANCE_KEY
 from ..runtime.hub import is_hub_id
@@ -98,7 +98,9 @@ def write_report(output_dir: str | Path, sample: str | None = None) -> None:
     """Write the card and the picture of the run in `output_dir` from the files that it left there."""
     run = read_run(output_dir)
     draw_curves(run.history, run.folder / CURVES_NAME)
-    (run.folder / CARD_NAME).write_text(model_card(run.config, run.results, sample), encoding="utf-8")
+    # names of files may hold bytes that are no characters
+    card = model_card(run.config, run.results, sample)
+    (run.folder / CARD_NAME).write_text(card, encoding="utf-8", errors="backslashreplace")
     best = run.folder / BEST_MODEL
     if best.is_dir():
         for name in (CARD_NAME, CURVES_NAME):
@@ -236,7 +238,7 @@ def run_report(args: ReportArguments, given: dict[str, str]) -> int:
 def model_card(config: dict[str, Any], results: dict[str, Any], sample: str | None) -> str:
     """The README of a run: metadata for the hub, results, settings, a sample, and how to load the model."""
     provenance = config.get(PROVENANCE_KEY, {})
-    dataset = config.get("train_file") or config.get("dataset_name")
+    dataset = printable(str(config.get("train_file") or config.get("dataset_name")))
     rows = [(label, results[name], text) for label, name, text in _RESULTS if name in results]
     parts = [
         f"---\n{_metadata(config, results)}\n---",
@@ -285,7 +287,7 @@ def _metadata(config: dict[str, Any], results: dict[str, Any]) -> str:
         EvalResult(
             task_type="text-generation",
             dataset_type=hub_dataset or "text",
-            dataset_name=str(hub_dataset or Path(str(dataset or config.get("train_file"))).name),
+            dataset_name=printable(str(hub_dataset or Path(str(dataset or config.get("train_file"))).name)),
             dataset_config=config.get("dataset_config_name"),
             dataset_split=split,
             metric_type=metric,

@@ -6,6 +6,7 @@ second copy of the interpreter, of the text or of the vocabulary.
 
 import os
 import re
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -80,7 +81,8 @@ class Encoder:
         counts: list[int] = []
         ids = [np.zeros(0, dtype=self.dtype)]
         for group in batches_of(pieces):  # of one long document, not all at once: ids are small, encodings are not
-            encoded = self._encode(group)
+            with _single_thread():
+                encoded = self._encode(group)
             counts += map(len, encoded)
             ids.append(np.fromiter(chain.from_iterable(encoded), dtype=self.dtype))
         lengths = np.bincount(np.array(owners, dtype=np.int64), weights=counts, minlength=len(texts))
@@ -113,7 +115,7 @@ class Encoder:
     def encode_stream(self, texts: Iterable[str | None]) -> Iterator[EncodedBatch]:
         """Tokenise any number of documents in order; only a few batches are in memory at a time."""
         pending: deque[Future[EncodedBatch]] = deque()
-        with _one_thread_a_batch(), ThreadPoolExecutor(self.num_threads, "tokenise") as threads:
+        with ThreadPoolExecutor(self.num_threads, "tokenise") as threads:
             try:
                 for batch in batches_of(texts):
                     pending.append(threads.submit(self.encode, batch))
@@ -157,16 +159,36 @@ def _is_gpt2_style(backend: Tokenizer) -> bool:
     )
 
 
-@contextmanager
-def _one_thread_a_batch() -> Iterator[None]:
-    """Keep the library from spreading each batch over all cores by itself."""
-    name = "TOKENIZERS_PARALLELISM"
-    before = os.environ.get(name)
-    os.environ[name] = "false"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+class _SingleThread:
+    """Keeps the library from spreading a batch over all cores by itself, while any thread is in it.
+
+    The variable is one of the whole process: the first to come sets it, the last to go puts back what was there.
+    """
+
+    _NAME = "TOKENIZERS_PARALLELISM"
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before: str | None = None
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            if not self._inside:
+                self._before = os.environ.get(self._NAME)
+                os.environ[self._NAME] = "false"
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    if self._before is None:
+                        del os.environ[self._NAME]
+                    else:
+                        os.environ[self._NAME] = self._before
+
+
+_single_thread = _SingleThread()

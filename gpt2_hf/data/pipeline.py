@@ -1,7 +1,8 @@
 """The data stage from end to end: arguments in, datasets and a collator out."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +64,31 @@ def load_data(
     Raises:
         UserError: if the text cannot be read, or a split that is there has nothing to train on or to score.
     """
+    with _without_progress_bars():
+        return _load_data(args, tokenizer, max_length, splits, batch_size, seed, inherited)
+
+
+@contextlib.contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Of the datasets library, for as long as the context lasts."""
+    shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _load_data(
+    args: DataArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    splits: tuple[str, ...],
+    batch_size: int,
+    seed: int,
+    inherited: Collection[str],
+) -> LoadedData:
     sources = load_sources(args)
     if "validation" in sources:
         _settle_percentage(args, inherited)
@@ -72,11 +97,14 @@ def load_data(
     documents = _tokenize_splits(args, tokenizer, sources, splits, streamed, lines)
     data = LoadedData({}, make_collator(args, tokenizer, max_length), {}, {}, lines, documents)
     for split, split_documents in documents.items():
-        samples = _non_empty_samples(split, split_documents, args, tokenizer, max_length)
+        source = sources[split if split in sources else "train"]  # a validation split may be cut off
+        samples = _non_empty_samples(split, split_documents, source, args, tokenizer, max_length)
         _limit(split, samples, args, lines)
         share = _batch_share(args, samples, max_length, batch_size)
         data.accounting[split] = dataclasses.replace(samples.accounting, batch_share=share)
         lines.append(data.accounting[split].line(split))
+        if split in sources:
+            lines.append(f"{split}: {source.layout}")
         data.samples[split] = samples
         data.fingerprints[split] = split_documents.fingerprint()
     if streamed is not None:
@@ -97,6 +125,7 @@ def load_data(
             f"{streamed}: streamed, nothing is stored; documents are shuffled {args.shuffle_buffer_size:,} at a time "
             "(--shuffle_buffer_size)"
         )
+        lines.append(f"{streamed}: {sources[streamed].layout}")
     return data
 
 
@@ -147,6 +176,7 @@ def _tokenize_splits(
 def _non_empty_samples(
     split: str,
     documents: TokenizedDocuments,
+    source: Source,
     args: DataArguments,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
@@ -155,8 +185,8 @@ def _non_empty_samples(
     if not len(samples):
         found = samples.accounting
         raise UserError(
-            f"the {split} split has no text to use ({found.rows:,} rows, {found.blank_rows:,} blank), and a document "
-            "of a single token has nothing to predict; check --text_column, --document_unit and the files"
+            f"{source.origin}: the {split} split has no text to use ({found.rows:,} rows, {found.blank_rows:,} blank; "
+            "a document of a single token has nothing to predict); give another text, --text_column or --document_unit"
         )
     return samples
 

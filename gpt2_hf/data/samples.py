@@ -9,7 +9,8 @@ the document and of the model.
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from operator import index as as_int
+from typing import Any, overload
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -84,7 +85,7 @@ class Accounting:
 
 
 class Samples(Dataset):
-    """What both kinds of samples share.
+    """What both kinds of samples share. They are indexed as a list is; `FILLER` is the index of a sampler.
 
     Attributes:
         documents: where the tokens are.
@@ -99,12 +100,20 @@ class Samples(Dataset):
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if index == FILLER:
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        """A sample, counted from the end if negative, or the list of samples that a slice names."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        number = as_int(index)
+        if number == FILLER:
             return {"input_ids": np.zeros(2, dtype=np.int64), "is_filler": True}
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return {"input_ids": self._tokens(index)}
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"sample {number} of {len(self)}")
+        return {"input_ids": self._tokens(number % len(self))}
 
     def _tokens(self, index: int) -> np.ndarray:
         raise NotImplementedError

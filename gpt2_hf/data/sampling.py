@@ -15,8 +15,10 @@ from torch.utils.data import Sampler
 # which samples meet in a step stays random.
 _STEPS_SORTED_TOGETHER = 64
 
-FILLER = -1
-"""The index of a sample without targets; it completes the last batch, and changes no loss and no gradient."""
+FILLER = (1 << 63) - 1
+"""The index of a sample without targets; it completes the last batch, and changes no loss and no gradient.
+
+The largest index there is, so that no index of a user means it: −1 is the last sample."""
 
 
 class EpochSampler(Sampler[int]):

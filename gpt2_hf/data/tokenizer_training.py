@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ..errors import EXIT_OK, UserError
+from ..errors import EXIT_OK, UserError, printable
 from ..options.arguments import DataArguments, option, require_at_least
 from .encoding import batches_of
 from .sources import Source, load_sources
@@ -59,17 +59,20 @@ def run_tokenizer_training(args: TokenizerTrainingArguments) -> int:
     folder = Path(args.output_dir).expanduser()
     _check_folder(folder)
     source = _source(args)
-    tokenizer = train_tokenizer(_texts(source), args.vocab_size, args.min_frequency)
+    tokenizer = train_tokenizer(_texts(source), args.vocab_size, args.min_frequency, source.origin)
     characters, tokens = _measure(source, tokenizer)
     tokenizer.save_pretrained(folder)
     few = f" (fewer than --vocab_size {args.vocab_size:,}: the text has no more to learn)"
+    print(f"text: {source.layout}")
     print(f"tokenizer: {len(tokenizer):,} ids{few if len(tokenizer) < args.vocab_size else ''}")
     print(f"on the first {characters:,} bytes of its text: {characters / max(tokens, 1):.2f} bytes a token")
-    print(f"saved in {folder}; use it with --tokenizer_name {folder}")
+    print(printable(f"saved in {folder}; use it with --tokenizer_name {folder}"))
     return EXIT_OK
 
 
-def train_tokenizer(texts: Iterator[list[str]], vocab_size: int, min_frequency: int = 2) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    texts: Iterator[list[str]], vocab_size: int, min_frequency: int = 2, origin: str = "--train_file"
+) -> PreTrainedTokenizerFast:
     """Learn a byte-level BPE from batches of texts.
 
     Like GPT-2's it has an id for every byte, so that it can write any text, and one special token, the end of text.
@@ -97,7 +100,7 @@ def train_tokenizer(texts: Iterator[list[str]], vocab_size: int, min_frequency: 
 
     backend.train_from_iterator(counted(), trainer)
     if not found:
-        raise UserError("--train_file: all documents are blank; give a file with text")
+        raise UserError(f"{origin}: all documents are blank; give a file with text")
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, unk_token=END_OF_TEXT
     )

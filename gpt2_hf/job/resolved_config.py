@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 from .. import __version__
 from ..data import LoadedData
@@ -58,7 +59,8 @@ def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dic
 
 
 def plain_value(value: Any) -> Any:
-    return getattr(value, "value", value)  # enums by their value
+    """An enum by its value, accelerate's configuration as the object that it was read from."""
+    return value.to_dict() if isinstance(value, AcceleratorConfig) else getattr(value, "value", value)
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:

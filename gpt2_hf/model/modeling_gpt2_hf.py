@@ -32,7 +32,7 @@ from transformers.masking_utils import create_causal_mask, create_masks_for_gene
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
@@ -223,6 +223,14 @@ class GPT2HFPreTrainedModel(PreTrainedModel):
                 std /= math.sqrt(2 * self.config.n_layer)
             init.normal_(module.weight, mean=0.0, std=std)
             init.zeros_(module.bias)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, use_safetensors: bool | None = None, **kwargs: Any) -> Any:
+        """Load as transformers does, but no pickle unless `use_safetensors=False` asks for it.
+
+        transformers reads a `pytorch_model.bin` wherever there is no `model.safetensors`.
+        """
+        return super().from_pretrained(*args, use_safetensors=use_safetensors is not False, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save as transformers does; where the source travels along, every Auto class finds its model in it."""
@@ -623,8 +631,9 @@ def _select_positions(hidden_states: Tensor, logits_to_keep: int | Tensor) -> Te
     return hidden_states[:, logits_to_keep]
 
 
-# transformers goes by this list of names where it shifts the labels that the Trainer smooths, and where a pipeline or
-# a model card asks what the model does. `AutoModelForCausalLM.register` does not add to it.
+# transformers goes by these lists of names where it shifts the labels that the Trainer smooths, and where a pipeline or
+# a model card asks what the model does. `AutoModel.register` and its like do not add to them.
+MODEL_MAPPING_NAMES[GPT2HFConfig.model_type] = GPT2HFModel.__name__
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[GPT2HFConfig.model_type] = GPT2HFForCausalLM.__name__
 
 __all__ = ["GPT2HFForCausalLM", "GPT2HFModel", "GPT2HFPreTrainedModel"]

@@ -20,6 +20,8 @@ from torch.autograd.function import once_differentiable
 
 from .chunked_loss import IGNORE_INDEX
 
+_NO_ROW = torch.iinfo(torch.int64).max
+
 
 class UnusedTokens(nn.Module):
     """Which tokens a training text uses; nothing of it is saved with a model.
@@ -43,8 +45,9 @@ class UnusedTokens(nn.Module):
             raise ValueError(f"used ids must be in [0, {num_tokens}), got {int(used[0])} to {int(used[-1])}")
         is_unused = torch.ones(num_tokens, dtype=torch.bool, device=used.device)
         is_unused[used] = False
-        # An unused token has no row in the compact head: as a target it is out of range, an error.
-        compact_ids = torch.full((num_tokens,), len(used) + 1, device=used.device)
+        # An unused token has no row in the compact head. As a target it is out of range, an error: also of a head
+        # that has more rows than tokens, to suit the device's matrix products.
+        compact_ids = torch.full((num_tokens,), _NO_ROW, device=used.device)
         compact_ids[used] = torch.arange(len(used), device=used.device)
         unused = is_unused.nonzero().squeeze(1)
         self.register_buffer("rows", torch.cat([used, unused[:1]]), persistent=False)
@@ -67,6 +70,7 @@ class UnusedTokens(nn.Module):
         Args:
             labels: int64, ids or −100.
             any_token: allow unused tokens, for a loss without gradients: each has the probability of the last row.
+                Otherwise they get an id that no head has, at which `chunked_cross_entropy` fails.
         """
         compact = self.compact_ids[labels.clamp(min=0)]
         if any_token:

@@ -22,7 +22,7 @@ COMMON = {
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "num_train_epochs", "max_steps"),
     *("max_training_hours", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
     *("weight_decay", "warmup_steps", "activation_checkpointing", "precision", "logging_steps", "eval_steps"),
-    *("save_steps", "report_to", "seed", "torch_compile"),
+    *("save_steps", "report_to", "seed"),
     *("nproc", "nodes", "link_gb_per_second", "network_gb_per_second"),
 }
 
@@ -71,8 +71,12 @@ class ModelArguments:
             raise UserError(
                 "--tie_unused_tokens is for new models: the embeddings of --model_name_or_path differ; leave it out"
             )
-        for name in ("d_model", "num_layers", "max_length"):
+        for name in ("d_model", "num_layers"):
             require_at_least(name, getattr(self, name), 1)
+        if self.max_length < 2:
+            raise UserError(
+                f"--max_length must be at least 2, got {self.max_length}: a token is predicted from one before it"
+            )
         for name in ("num_heads", "d_ff"):
             if getattr(self, name) is not None:
                 require_at_least(name, getattr(self, name), 1)
@@ -235,6 +239,9 @@ class GenerationArguments:
             raise UserError("--prompt has no effect beside --prompt_file; leave one of them out")
 
 
+Split = Literal["train", "validation", "test"]
+
+
 @dataclass
 class EvaluationArguments:
     """Which model is scored, and how."""
@@ -242,9 +249,7 @@ class EvaluationArguments:
     _argument_group_name = "evaluation"
 
     model_path: str = option("checkpoints/best_model", "Model folder, checkpoint name or path, or hub id.")
-    split: Literal["train", "validation", "test"] | None = option(
-        None, "Split to score; when left out the one whose file is given, else test."
-    )
+    split: Split = option("test", "Split to score; when left out the one whose file is given, if there is one.")
     stride: int | None = option(
         None, "Sliding windows of max_length tokens that move on by so many; the training protocol when left out."
     )

@@ -1,7 +1,7 @@
 """An option as a field of an arguments class states it: its name, the text it takes, its default and its help.
 
-In: a dataclass. Out: what `parsing` tells argparse. transformers' HfArgumentParser does the same, but importing it takes
-half a second, it cannot read back each value that a field can have (true for `bool | None`, a list for
+In: a dataclass. Out: what `parsing` tells argparse. transformers' HfArgumentParser does the same, but importing it
+takes half a second, it cannot read each value that a field can have (true for `bool | None`, a list for
 `str | list[str]`), and it shows the help of an option again with its opposite.
 """
 

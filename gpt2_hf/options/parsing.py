@@ -1,10 +1,12 @@
 """From a JSON file and a command line to filled arguments: default < JSON < command line.
 
-In every layer a value is read by the same `Reader`, so it is checked alike wherever it stands. Nothing is ignored: an unknown name, a value of the wrong type, or an option that another one makes pointless is an error.
+In every layer a value is read by the same `Reader`, so it is checked alike wherever it stands. Nothing is ignored:
+an unknown name, a value of the wrong type, or an option that another one makes pointless is an error.
 """
 
 import argparse
 import difflib
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -166,8 +168,7 @@ class Parser(argparse.ArgumentParser):
     def action_of(self, key: str) -> argparse.Action | None:
         """The action behind a key of a config file: an option's name or one of its aliases."""
         action = self._option_string_actions.get(f"--{key}")
-        is_option = action is not None and isinstance(action.type, Reader)
-        return action if is_option and (action.dest == key or f"--{key}" in action.option_strings) else None
+        return action if action is not None and isinstance(action.type, Reader) else None
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -176,11 +177,13 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     _MOST_CHOICES = 12
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        names = [name for name in action.option_strings if name == "--help-all" or "-" not in name.lstrip("-")]
+        names = [name for name in action.option_strings if "-" not in name.lstrip("-")]
+        if action.dest == "help_all":
+            names = [HELP_ALL[0]]
         return " ".join([", ".join(names), self._kind(action)]).rstrip()
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.nargs == 0 else super()._get_help_string(action)
+        return action.help if action.nargs == 0 or action.default is None else super()._get_help_string(action)
 
     def _kind(self, action: argparse.Action) -> str:
         if action.nargs == 0 or not isinstance(action.type, Reader):
@@ -194,10 +197,39 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return f"{kind} ..." if action.nargs == "+" else kind
 
 
+class ConfigFile:
+    """A flat JSON file of options; it is read once, because it may be a pipe."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    @functools.cached_property
+    def content(self) -> dict[str, Any]:
+        """What the file says.
+
+        Raises:
+            UserError: if it cannot be read or is no JSON object.
+        """
+        path = self.path
+        try:
+            text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise UserError(f"--config: {path} cannot be read ({reason}); give the path of a JSON file") from error
+        try:
+            content = json.loads(text, object_pairs_hook=_refuse_duplicates)
+        except json.JSONDecodeError as error:
+            raise UserError(f"--config: {path} is not JSON: {error.msg} in line {error.lineno}") from error
+        if not isinstance(content, dict):
+            raise UserError(f"--config: {path} must hold one JSON object of options")
+        content.pop(PROVENANCE_KEY, None)
+        return content
+
+
 def parse(
     dataclass_types: Sequence[type | OptionGroup],
     argv: Sequence[str],
-    config_path: str | None = None,
+    config: str | ConfigFile | None = None,
     **parser_options: Any,
 ) -> Parsed:
     """Fill the dataclasses from their defaults, a JSON file, and the command line.
@@ -205,7 +237,7 @@ def parse(
     Args:
         dataclass_types: the classes; one of which only the options are known is checked, and its value is `None`.
         argv: the command line.
-        config_path: the JSON file.
+        config: the JSON file.
         parser_options: of `argparse.ArgumentParser`.
 
     Raises:
@@ -213,19 +245,17 @@ def parse(
     """
     parser = Parser(dataclass_types, **parser_options)
     command_line = parser.parse_layer(argv)
-    config = read_config(parser, config_path) if config_path else {}
-    config = _without_overruled(config, command_line)
-    for layer in (config, command_line):
+    file = ConfigFile(config) if isinstance(config, str) else config
+    stated = _without_overruled(read_config(parser, file) if file else {}, command_line)
+    for layer in (stated, command_line):
         _check_contradictions(layer)
-    merged = {**config, **command_line}
+    merged = {**stated, **command_line}
     _check_pointless(merged, command_line)
     given = {name: "command line" if name in command_line else "config" for name in merged}
-    values = tuple(
-        None if isinstance(source, OptionGroup) else _build(source, merged) for source in dataclass_types
-    )
+    values = tuple(None if isinstance(source, OptionGroup) else _build(source, merged) for source in dataclass_types)
     for value in values:
         _check_acting(value, command_line)
-        if hasattr(value, "dataset_config_is_inherited"):
+        if value is not None and hasattr(value, "dataset_config_is_inherited"):
             rank = {None: 0, "config": 1, "command line": 2}
             value.dataset_config_is_inherited = (
                 rank[given.get("dataset_config_name")] < rank[given.get("dataset_name")]
@@ -233,22 +263,11 @@ def parse(
     return Parsed(values, given)
 
 
-def read_config(parser: Parser, path: str) -> dict[str, Any]:
-    """Read and check a flat JSON file of options."""
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise UserError(f"--config: {path} cannot be read ({reason}); give the path of a JSON file") from error
-    try:
-        content = json.loads(text, object_pairs_hook=_refuse_duplicates)
-    except json.JSONDecodeError as error:
-        raise UserError(f"--config: {path} is not JSON: {error.msg} in line {error.lineno}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"--config: {path} must hold one JSON object of options")
-    content.pop(PROVENANCE_KEY, None)
+def read_config(parser: Parser, config: ConfigFile) -> dict[str, Any]:
+    """Check the options of a file and read their values."""
+    path = config.path
     layer: dict[str, Any] = {}
-    for key, value in content.items():
+    for key, value in config.content.items():
         action = parser.action_of(key)
         if action is None:
             raise UserError(f"--config: {path}: unknown key {key!r}{parser.suggestion(key)}")

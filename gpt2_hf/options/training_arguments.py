@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
+from accelerate.utils import get_int_from_env
 from transformers import IntervalStrategy, SchedulerType, TrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 
@@ -17,6 +18,9 @@ from ..runtime.precision import Precision, current_device_type, resolve_precisio
 from .arguments import option, require_at_least, require_finite, require_fraction, require_positive
 
 MUON = "muon"
+
+# What tells a process that it is one of several, from torchrun and from MPI, as accelerate reads it.
+_LOCAL_RANK = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK")
 
 # NumPy takes 32 bits, and each process adds its number.
 _SEEDS = 2**31
@@ -131,6 +135,11 @@ class GPT2HFTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._check_ranges()
+        if not _is_unicode(str(self.output_dir)):
+            raise UserError(
+                f"--checkpoint_dir: {self.output_dir} is not UTF-8, and safetensors and TensorBoard cannot write it; "
+                "choose another name"
+            )
         for name, remedy in _WITHOUT_EFFECT.items():
             if getattr(self, name, False):
                 raise UserError(f"--{name} has no effect: {remedy}")
@@ -244,6 +253,10 @@ class GPT2HFTrainingArguments(TrainingArguments):
             require_fraction(name, getattr(self, name))
         if self.global_batch_size is not None:
             require_at_least("global_batch_size", self.global_batch_size, 1)
+        if self.ddp_backend is not None and get_int_from_env(_LOCAL_RANK, -1) == -1:
+            raise UserError(
+                "--ddp_backend has no effect in a run of one process; start it with torchrun or leave it out"
+            )
         if self.hub_strategy not in (HubStrategy.EVERY_SAVE, HubStrategy.END):  # the default, and what is done
             raise UserError("--hub_strategy has no effect: best_model is uploaded when the run is over; leave it out")
         self._check_best_metric()
@@ -278,3 +291,8 @@ def divide_batch(samples: int, devices: int, most: int) -> tuple[int, int]:
         )
     share = max(size for size in range(1, min(most, part) + 1) if part % size == 0)
     return share, part // share
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether there are only characters in it; Python puts lone surrogates for other bytes of a file's name."""
+    return not any("\ud800" <= mark <= "\udfff" for mark in text)

@@ -300,3 +300,34 @@ def test_bad_input_is_one_line(finished_run, capsys, options, message):
     assert main(["evaluate", *base, *options]) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_without_a_split_the_file_that_is_given_is_scored(finished_run, tmp_path, capsys, split):
+    """It can only be meant."""
+    text = tmp_path / "other.txt"
+    text.write_text("The assert statement is a convenient way to insert assertions.\n" * 5)
+    options = ["--model_path", str(finished_run / "best_model"), f"--{split}_file", str(text)]
+    assert main(["evaluate", *options]) == 0
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (printed["split"], printed["dataset"]) == (split, str(text))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--validation_file", "a.txt", "--test_file", "b.txt"],
+            "add --split validation or --split test to say which",
+        ),
+        (["--validation_file", "TEXT", "--split", "test"], "--split test: no text is given for it; add --test_file"),
+    ],
+)
+def test_a_split_that_cannot_be_known_is_asked_for(finished_run, tmp_path, capsys, options, message):
+    """Exit code 2, and a line that names the options."""
+    text = tmp_path / "other.txt"
+    text.write_text("The assert statement is a convenient way to insert assertions.\n" * 5)
+    options = [str(text) if option == "TEXT" else option for option in options]
+    assert main(["evaluate", "--model_path", str(finished_run / "best_model"), *options]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1 and "None" not in err

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GenerationConfig, GPT2LMHeadModel
 
-from gpt2_hf import GPT2HFForCausalLM, export_to_gpt2, load_tokenizer
+from gpt2_hf import GPT2HFForCausalLM, export_to_gpt2, load_tokenizer, to_linear_layers
 from gpt2_hf.__main__ import main
 
 from ..tiny_models import SIZES, VOCAB_SIZE, make_model, make_stock, random_ids
@@ -112,3 +112,73 @@ def test_the_command(tmp_path, tokenizer, capsys):
     (tmp_path / "file").write_text("")
     assert main([*command[:-1], str(tmp_path / "file")]) == 2
     assert main(["export", "--model_path", str(tmp_path / "nowhere"), "--output_dir", str(tmp_path / "x")]) == 2
+
+
+@pytest.mark.parametrize("which", ["ours", "stock", "base"])
+@torch.no_grad()
+def test_linear_layers_compute_the_same(which):
+    """Every Conv1D is exchanged, the logits stay to 1e-6 of the largest, and a second call is refused."""
+    model = {"ours": make_model, "stock": make_stock, "base": lambda: make_model().transformer}[which]()
+    ids = random_ids(2, 12)
+    expected = model(ids)[0]
+    assert to_linear_layers(model) is model
+    num_linear = sum(isinstance(module, torch.nn.Linear) for module in model.modules())
+    assert num_linear == 4 * SIZES["n_layer"] + (which != "base")
+    difference = (model(ids)[0] - expected).abs().max()
+    assert difference <= 1e-6 * expected.abs().max()
+    with pytest.raises(ValueError, match="no Conv1D"):
+        to_linear_layers(model)
+
+
+def test_linear_layers_train_to_the_same_gradients():
+    """They are ordinary layers: loss and gradients agree, transposed."""
+    model, linear = make_model(), to_linear_layers(make_model())
+    ids = random_ids(2, 12)
+    for one in (model, linear):
+        one.train()(ids, labels=ids).loss.backward()
+    gradient = model.transformer.h[0].attn.c_attn.weight.grad
+    torch.testing.assert_close(linear.transformer.h[0].attn.c_attn.weight.grad.t(), gradient, atol=1e-5, rtol=0)
+
+
+def relative_error(quantised, exact):
+    """Root mean square of the difference, as a share of the exact logits' own."""
+    return float((quantised - exact).square().mean().sqrt() / exact.square().mean().sqrt())
+
+
+@torch.no_grad()
+def test_torch_quantises_the_linear_layers():
+    """torch's own dynamic int8 finds every layer, where it found none but the head, and errs by little."""
+    model, ids = make_model(), random_ids(2, 12)
+    exact = model(ids).logits
+    to_linear_layers(model)
+    if not torch.backends.quantized.supported_engines[1:]:
+        pytest.skip("this build of torch has no engine for int8")
+    names = {name: torch.ao.quantization.default_dynamic_qconfig for name, _ in model.named_modules() if "c_" in name}
+    quantised = torch.ao.quantization.quantize_dynamic(model, names)
+    changed = [m for m in quantised.modules() if isinstance(m, torch.ao.nn.quantized.dynamic.Linear)]
+    assert len(changed) == 4 * SIZES["n_layer"]
+    assert 0 < relative_error(quantised(ids).logits, exact) < 0.03
+
+
+@pytest.mark.parametrize("how", ["weight_only", "dynamic"])
+@torch.no_grad()
+def test_torchao_quantises_the_linear_layers(how):
+    """int8 weight-only and dynamic find every layer but the head, which the embedding shares, and err by little."""
+    quantization = pytest.importorskip("torchao.quantization")
+    config = {
+        "weight_only": quantization.Int8WeightOnlyConfig,
+        "dynamic": quantization.Int8DynamicActivationInt8WeightConfig,
+    }[how]()
+    model = make_model()
+    ids = random_ids(2, 12)
+    exact = model(ids).logits
+    quantization.quantize_(to_linear_layers(model), config, filter_fn=is_linear_but_not_head)
+    changed = [name for name, weight in model.named_parameters() if type(weight) is not torch.nn.Parameter]
+    assert len(changed) == 4 * SIZES["n_layer"]
+    assert 0 < relative_error(model(ids).logits, exact) < 0.03
+    assert model.generate(ids, max_new_tokens=3, pad_token_id=96).shape == (2, 15)
+
+
+def is_linear_but_not_head(module, name):
+    """torchao's `filter_fn`."""
+    return isinstance(module, torch.nn.Linear) and name != "lm_head"

@@ -494,3 +494,85 @@ def test_a_config_gives_way_to_the_command_line(folder, tmp_path, capsys):
     config.write_text(json.dumps({"model_path": folder, "prompt": "The", "top_p": 0.9, "temperature": 0}))
     assert main(["generate", "--config", str(config)]) == 2
     assert "--top_p has no effect" in capsys.readouterr().err
+
+
+# ---- prompts that are no text ----
+
+
+def pipe(monkeypatch, raw):
+    """Let the command read these bytes from a pipe, whatever the locale says of them."""
+    stdin = io.TextIOWrapper(io.BytesIO(raw), encoding="ascii", errors="surrogateescape")
+    stdin.isatty = lambda: False
+    monkeypatch.setattr(sys, "stdin", stdin)
+
+
+def test_a_pipe_is_utf8_whatever_the_locale(folder, model, tokenizer, monkeypatch, capsys):
+    """A prompt in UTF-8 is read as such under LC_ALL=C too; line ends of Windows are line ends."""
+    pipe(monkeypatch, "\ufeffÜber\r\ndie Fähre 🙂\r\n".encode())
+    assert main(["generate", "--model_path", folder, "--temperature", "0", "--max_new_tokens", "4"]) == 0
+    (expected,) = generate_text(model, tokenizer, "Über\ndie Fähre 🙂", temperature=0, max_new_tokens=4)
+    assert capsys.readouterr().out == expected + "\n"
+
+
+def test_arguments_are_utf8_whatever_the_locale(folder, model, tokenizer, capsys):
+    """The bytes of --prompt and --stop that the locale could not decode are UTF-8."""
+    escaped = "Über".encode().decode("ascii", "surrogateescape")
+    command = ["generate", "--model_path", folder, "--temperature", "0", "--max_new_tokens", "4"]
+    assert main([*command, "--prompt", escaped, "--stop", escaped]) == 0
+    (expected,) = generate_text(model, tokenizer, "Über", temperature=0, max_new_tokens=4, stop=["Über"])
+    assert capsys.readouterr().out == expected + "\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "raw", "message"),
+    [
+        (
+            [],
+            "café".encode("latin-1"),
+            "the prompt from standard input cannot be read (it is not UTF-8); byte 0xe9 at",
+        ),
+        (["--prompt", "caf\udce9"], b"", "--prompt cannot be read (it is not UTF-8); byte 0xe9 at byte 3"),
+        (["--prompt", "\ud83d ferry"], b"", "--prompt holds half of a surrogate pair"),
+        (["--prompt", "A", "--stop", "\udce9"], b"", "--stop cannot be read (it is not UTF-8)"),
+        (["--prompt_file", "pair.jsonl"], b"", "pair.jsonl, line 2: the prompt holds half of a surrogate pair"),
+        (["--prompt_file", "latin.jsonl"], b"", "latin.jsonl cannot be read (it is not UTF-8)"),
+        (["--prompt_file", "deep.jsonl"], b"", "deep.jsonl, line 1 has too many brackets inside each other"),
+        (["--prompt_file", "no \udcff.txt"], b"", "no \\udcff.txt cannot be read (No such file or directory)"),
+    ],
+)
+def test_a_prompt_that_is_no_text_is_one_line(folder, tmp_path, monkeypatch, capsys, options, raw, message):
+    """Exit code 2, where the prompt came from and why it is none; no traceback."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pair.jsonl").write_text('{"prompt": "The"}\n{"prompt": "\\ud83d ferry"}\n')
+    (tmp_path / "latin.jsonl").write_bytes('{"prompt": "café"}\n'.encode("latin-1"))
+    (tmp_path / "deep.jsonl").write_text('{"prompt": "The", "x": ' + "[" * 20_000 + "]" * 20_000 + "}\n")
+    pipe(monkeypatch, raw)
+    assert main(["generate", "--model_path", folder, *options]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and message in err and err.count("\n") == 1 and err[:-1].isprintable()
+
+
+def test_what_stands_beside_a_prompt_is_passed_on(folder, tmp_path, capsys):
+    """Numbers of any length, NaN and halves of pairs in other fields come out as they went in."""
+    fields = f'"n": {"7" * 5000}, "pair": "\\ud83d", "name": "Fähre"'
+    (tmp_path / "in.jsonl").write_text(f'{{"prompt": "The", {fields}}}\n', encoding="utf-8")
+    command = [
+        "generate",
+        "--model_path",
+        folder,
+        "--prompt_file",
+        str(tmp_path / "in.jsonl"),
+        "--max_new_tokens",
+        "2",
+    ]
+    assert main([*command, "--output_file", str(tmp_path / "out \udcff.jsonl")]) == 0
+    line = (tmp_path / "out \udcff.jsonl").read_text(encoding="utf-8")
+    assert "7" * 5000 in line and "\\ud83d" in line and json.loads(line, parse_int=str)["name"] == "Fähre"
+    with pytest.raises(ValueError, match="limit"):
+        int("7" * 5000)
+
+
+def test_the_library_refuses_what_is_no_text(model, tokenizer):
+    """In Python too a prompt with half of a pair is an error of the user, before anything is generated."""
+    with pytest.raises(UserError, match="half of a surrogate pair"):
+        generate_texts(model, tokenizer, ["good", "\ud83d bad"])

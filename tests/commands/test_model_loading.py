@@ -1,5 +1,6 @@
 """Weights come in from every kind of folder without a changed bit; what cannot be loaded is refused in one line."""
 
+import copy
 import json
 import os
 import shutil
@@ -7,12 +8,20 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import GPT2DoubleHeadsModel, GPT2ForSequenceClassification, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2DoubleHeadsModel,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    pipeline,
+)
 
-from gpt2_hf import GPT2HFForCausalLM, ModelArguments, load_tokenizer
+from gpt2_hf import GPT2HFForCausalLM, GPT2HFModel, ModelArguments, load_tokenizer
 from gpt2_hf.commands.model_loading import build_model, load_model_tokenizer, load_trained, load_weights, read_config
 from gpt2_hf.errors import UserError
 
@@ -149,6 +158,22 @@ def damage(folder, how):
     elif how == "only a pickle":
         weights.unlink()
         torch.save({}, folder / "pytorch_model.bin")
+    elif how == "other vocabulary":
+        edit_config(folder, vocab_size=50)
+    elif how == "other positions":
+        edit_config(folder, n_positions=64)
+    elif how == "half the weights":
+        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    else:
+        weights.unlink()
+        make_stock().save_pretrained(folder, max_shard_size="20kB")
+        (shard,) = folder.glob("model-00002-of-*.safetensors")
+        if how == "a shard cut":
+            shard.write_bytes(shard.read_bytes()[:-100])
+        elif how == "a shard missing":
+            shard.unlink()
+        else:
+            (folder / "model.safetensors.index.json").write_text("[]")
 
 
 @pytest.mark.parametrize(
@@ -165,7 +190,13 @@ def damage(folder, how):
         ("heads do not divide", "n_head"),
         ("other architecture", "'llama' model"),
         ("cross attention", "add_cross_attention"),
-        ("only a pickle", "safetensors"),
+        ("only a pickle", "model.safetensors are missing"),
+        ("other vocabulary", r"model\.safetensors does not fit .*wte.* \[97, 32\], .* \[50, 32\] \(vocab_size 50\)"),
+        ("other positions", r"model\.safetensors does not fit .* \(n_positions 64\)"),
+        ("half the weights", r"model\.safetensors are damaged, probably cut short .*; copy the file again"),
+        ("a shard cut", r"model-00002-of-000\d\d\.safetensors are damaged"),
+        ("a shard missing", r"model-00002-of-000\d\d\.safetensors are missing"),
+        ("a broken index", r"model\.safetensors\.index\.json is damaged"),
     ],
 )
 def test_what_cannot_be_loaded_is_refused_in_one_line(tmp_path, how, named, monkeypatch):
@@ -178,6 +209,20 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(tmp_path, how, named, monk
         load_trained(str(folder))
     assert str(caught.value).startswith("--model_path: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("model_class", [GPT2HFForCausalLM, GPT2HFModel, AutoModelForCausalLM])
+def test_no_pickle_is_read_beside_missing_weights(tmp_path, model_class):
+    """Not by from_pretrained either, unless it is asked for; weights of another library can then be taken in."""
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    for options in ({}, {"use_safetensors": None}, {"use_safetensors": True}):
+        with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+            model_class.from_pretrained(tmp_path, **options)
+    loaded = model_class.from_pretrained(tmp_path, use_safetensors=False)
+    assert torch.equal(loaded.get_input_embeddings().weight, model.lm_head.weight)
 
 
 def test_training_can_start_from_stock_weights(tmp_path, tokenizer):
@@ -197,6 +242,63 @@ def test_a_new_model_has_the_tokenizers_vocabulary(tokenizer):
     config = model.config
     assert (config.vocab_size, config.n_positions, config.n_inner) == (50257, 16, 48)
     assert config.bos_token_id == config.eos_token_id == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("sizes", [{"d_model": 100_000_000}, {"num_layers": 10**9}, {"d_ff": 10**12}])
+def test_a_model_larger_than_the_machine_is_refused(tokenizer, sizes):
+    """Before anything is allocated, with the sizes that make it so large."""
+    (name, size) = next(iter(sizes.items()))
+    with pytest.raises(UserError, match=rf"weights, .* GiB free; make it smaller: .*--{name} {size}"):
+        build_model(ModelArguments(**sizes), tokenizer)
+
+
+def test_a_model_of_one_position_is_refused_at_once():
+    """It can learn nothing: there is no token before the one that it would predict."""
+    with pytest.raises(
+        UserError, match="--max_length must be at least 2, got 1: a token is predicted from one before"
+    ):
+        ModelArguments(max_length=1)
+
+
+def test_a_model_that_just_fits_is_built(tokenizer, monkeypatch):
+    """The weights are counted exactly."""
+    args = ModelArguments(d_model=32, num_layers=2, num_heads=2, max_length=16, d_ff=48)
+    size = 4 * build_model(args, tokenizer).num_parameters()
+    monkeypatch.setattr("psutil.swap_memory", lambda: SimpleNamespace(free=0))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=size))
+    build_model(args, tokenizer)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=size - 1))
+    with pytest.raises(UserError, match=r"this machine has 0\.0 GiB free"):
+        build_model(args, tokenizer)
+
+
+def test_a_tokenizer_is_saved_with_the_models_length(tmp_path, tokenizer):
+    """A new model's, a loaded model's, and that of a folder saved before this was so."""
+    tokenizer = copy.deepcopy(tokenizer)
+    model = build_model(ModelArguments(d_model=32, num_layers=1, num_heads=2, max_length=16), tokenizer)
+    assert tokenizer.model_max_length == 16
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    saved = AutoTokenizer.from_pretrained(tmp_path)
+    assert saved.model_max_length == 16 and saved.pad_token == saved.eos_token
+    saved.model_max_length = int(1e30)
+    saved.save_pretrained(tmp_path)
+    assert load_trained(str(tmp_path))[1].model_max_length == 16
+    build_model(ModelArguments(model_name_or_path=str(tmp_path), max_length=8), saved)
+    assert saved.model_max_length == 16
+
+
+def test_a_pipeline_truncates_a_long_prompt(tmp_path, tokenizer):
+    """To the model's length, or to what leaves room for the new tokens."""
+    tokenizer = copy.deepcopy(tokenizer)
+    model = build_model(ModelArguments(d_model=32, num_layers=1, num_heads=2, max_length=16), tokenizer)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    pipe = pipeline("text-generation", str(tmp_path), device="cpu")
+    assert len(pipe.preprocess("one two three" * 50, truncation=True)["input_ids"][0]) == 16
+    options = {"truncation": True, "max_new_tokens": 4, "do_sample": False}
+    (out,) = pipe("one two three" * 50, handle_long_generation="hole", return_full_text=False, **options)
+    assert len(tokenizer(out["generated_text"]).input_ids) > 0
 
 
 def test_an_unknown_attention_backend_is_refused(tmp_path, tokenizer):

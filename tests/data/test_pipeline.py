@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -377,3 +378,22 @@ def test_the_cache_is_where_datasets_says(tmp_path, gpt2, cache_folder):  # noqa
     assert Path(datasets.config.HF_DATASETS_CACHE) == cache_folder
     assert len(list((cache_folder / "gpt2_hf").rglob("*.arrow"))) == 2
     assert path.stat().st_mtime <= before
+
+
+def test_a_run_on_names_of_any_kind(tmp_path, corpus_folder, train_tiny, capsys):
+    """A run on a folder and files whose names are no text and look like patterns is trained, saved and described."""
+    folder = tmp_path / "my data [v1] \udcff\n*"
+    try:
+        folder.mkdir()
+    except (OSError, UnicodeEncodeError):
+        pytest.skip("this system has no such names")
+    for split in ("train", "validation", "test"):
+        shutil.copy(corpus_folder / f"{split}.txt", folder / f"{split}.txt")
+    files = [f"--{split}_file={folder / split[:-1]}*.txt" for split in ("train", "validation", "test")]
+    assert train_tiny(tmp_path / "run [1]", *files, "--max_steps", "2") == 0
+    assert "my data [v1] \\udcff\\n*" in (tmp_path / "run [1]" / "README.md").read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert train_tiny(tmp_path / "run \udcff", "--max_steps", "2") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --checkpoint_dir: ") and "not UTF-8" in error and error.count("\n") == 1
+    assert not (tmp_path / "run \udcff").exists()

@@ -139,3 +139,26 @@ def test_samples_are_int64():
     """Samples are int64 whatever the width of the cache."""
     assert DocumentSamples(documents_of([[1, 2, 3]]), 4)[0]["input_ids"].dtype == np.int64
     assert BlockSamples(documents_of([[1, 2, 3]]), 4, SEPARATOR)[0]["input_ids"].dtype == np.int64
+
+
+def test_samples_are_indexed_like_a_list():
+    """-1 is the last sample and no filler; slices, also of numpy's integers, are lists of samples."""
+    for samples in (
+        DocumentSamples(documents_of([[1, 2, 3], [4, 5], [6, 7, 8, 9]]), 8),
+        BlockSamples(documents_of([[1, 2, 3], [4, 5], [6, 7, 8, 9]]), 3, 0),
+    ):
+        everything = [sample["input_ids"].tolist() for sample in samples]
+        assert len(everything) == len(samples)
+        for index in range(-len(samples), len(samples)):
+            for kind in (int, np.int64, np.int32):
+                assert samples[kind(index)]["input_ids"].tolist() == everything[index]
+        for part in (slice(None), slice(1, -1), slice(None, None, -1), slice(-2, 99), slice(5, 2)):
+            assert [sample["input_ids"].tolist() for sample in samples[part]] == everything[part]
+        assert not any("is_filler" in sample for sample in samples[:])
+        for index in (len(samples), -len(samples) - 1):
+            with pytest.raises(IndexError):
+                samples[index]
+        with pytest.raises(TypeError):
+            samples[1.5]
+        samples.limit(2)
+        assert samples[-1]["input_ids"].tolist() == everything[1]

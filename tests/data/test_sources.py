@@ -7,24 +7,29 @@ import gzip
 import io
 import json
 import lzma
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, Features, Value, exceptions
+from datasets import Dataset, DatasetDict, Features, Value, exceptions
 from datasets.arrow_writer import ArrowWriter
 from datasets.table import InMemoryTable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2_hf.data import readers
+from gpt2_hf.data import load_data, readers
+from gpt2_hf.data.encoding import Encoder
 from gpt2_hf.data.sources import Cursor, RowSource, load_sources, split_document
 from gpt2_hf.errors import UserError
 from gpt2_hf.options.arguments import DataArguments
 
-from ..data_fixtures import WIKITEXT, cache_folder, file_arguments, modest  # noqa: F401
+from ..data_fixtures import WIKITEXT, cache_folder, file_arguments, gpt2, modest  # noqa: F401
 
 TEXTS = ["First document.\n", "", "Zweites Dokument, größer.\n", "三つ目の文書。\n", "Last one"]
 
@@ -568,3 +573,268 @@ def test_any_text_comes_back(tmp_path_factory, texts):
     folder = tmp_path_factory.mktemp("texts")
     for ending in (".jsonl", ".parquet", ".csv"):
         assert read(file_arguments(write(folder, ending, texts))) == texts
+
+
+# ---- nothing misread ----
+
+PAGE = "First page\x0c\nsecond page, same paragraph.\nA\u2028\u2029B\x85C\x1c\x1d\x1eD\x0bE, the same line\n"
+
+
+@pytest.mark.parametrize("ending", [".txt", ".jsonl", ".csv", ".parquet"])
+@pytest.mark.parametrize("unit", ["paragraph", "line"])
+def test_only_line_feeds_end_a_line(tmp_path, ending, unit):
+    """Form feeds, U+2028 and their like are text in every format: they end neither a line nor a paragraph."""
+    path = write(tmp_path, ending, [PAGE + "\nNew paragraph.\n"])
+    lines = [line + "\n" for line in PAGE.split("\n")[:-1]]
+    expected = [PAGE, "New paragraph.\n"] if unit == "paragraph" else [*lines, "\n", "New paragraph.\n"]
+    assert read(file_arguments(path, document_unit=unit)) == expected
+
+
+@modest
+@given(text=st.text(alphabet="ab \n\r\x0b\x0c\x1c\x85\u2028", max_size=30))
+def test_paragraphs_lose_blank_lines_only(text):
+    """The paragraphs of a row, joined, are its lines that are not blank."""
+    lines = [line for line in io.StringIO(text, newline="\n") if not line.isspace()]
+    joined = "".join(split_document(text, readers.DocumentUnit.PARAGRAPH))
+    assert joined == ("".join(lines) or text)
+
+
+def test_line_ends_inside_csv_fields_stay(tmp_path):
+    """What stands in quotes is the field, whichever line ends are in it."""
+    (tmp_path / "a.csv").write_bytes(b'text\r\n"one\r\ntwo"\r\n"three\rfour"\r\n"five\n"\r\n')
+    assert read(file_arguments(tmp_path / "a.csv")) == ["one\r\ntwo", "three\rfour", "five\n"]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.csv.gz"])
+def test_the_delimiter_is_found(tmp_path, delimiter, name):
+    """Whichever delimiter makes the header name the column is the delimiter, and a line says so."""
+    rows = [["id", "text", "label"], *([str(i), f"{text}; a, b | c\t", "x"] for i, text in enumerate(TEXTS))]
+    stream = io.StringIO(newline="")
+    csv.writer(stream, delimiter=delimiter).writerows(rows)
+    packed = name.endswith(".gz")
+    (tmp_path / name).write_bytes((gzip.compress if packed else bytes)(stream.getvalue().encode()))
+    source = load_sources(file_arguments(tmp_path / name))["train"]
+    assert [text for text, _ in source.documents()] == [row[1] for row in rows[1:]]
+    kind = "tsv" if name == "a.tsv" else "csv"
+    word = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}[delimiter]
+    assert source.layout == (
+        f"1 file: column 'text' of {kind} is the text, the delimiter is a {word}, the first row is the header"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "column", "message"),
+    [
+        ("The first line of a text\nThe second\n", None, "has a single column, which its first line calls 'The first"),
+        ("story\none\n", None, "has a single column, which its first line calls 'story'; give --text_column"),
+        ("id;body\n1;one\n", None, "holds the text? It has id, body"),
+        ("id;body\n1;one\n", "text", "has no column 'text'; it has id, body"),
+        ("text,text\na,b\n", None, "has 2 columns 'text'; rename them"),
+        ("a,text,b;text;c\n", None, "can be read in 2 ways, with the delimiters ',' and ';'"),
+    ],
+)
+def test_a_csv_header_that_could_be_read_wrongly(tmp_path, content, column, message):
+    """No guess is made about the column: it is refused with the option that decides."""
+    (tmp_path / "a.csv").write_text(content)
+    error = error_of(file_arguments(tmp_path / "a.csv", text_column=column))
+    assert message in error and (error.startswith("--text_column: ") or "delimiters" in error)
+
+
+def test_a_single_csv_column_is_taken_when_it_is_named(tmp_path):
+    """A lone column that is called text, or that is asked for, is the text; semicolons in it are text."""
+    for name, wanted in (("text", None), ("story", "story"), ("a;b", "a;b")):
+        (tmp_path / "a.csv").write_text(f"{name}\none; two\n")
+        assert read(file_arguments(tmp_path / "a.csv", text_column=wanted)) == ["one; two"]
+
+
+OTHER_FIELDS = {
+    "integer of 5,000 digits": b"7" * 5000,
+    "negative": b"-" + b"7" * 5000,
+    "not a number": b"NaN",
+    "infinite": b"-Infinity",
+    "huge float": b"1" * 400 + b"e999999999",
+    "nested": b"[" * 20_000 + b"]" * 20_000,
+    "nested objects": b'{"a":' * 20_000 + b"1" + b"}" * 20_000,
+    "nested with text": b'[{"text": "other", "a": ' + b"[" * 20_000 + b"]" * 20_000 + b"}]",
+    "the same name twice": b'1, "n": 2, "n": {"text": "x", "text": "y"}',
+    "half a pair": b'"\\ud83d"',
+    "not UTF-8": b'"caf\xe9"',
+    "NUL": b'"a\0b"',
+    "many megabytes": b'"' + b"A" * (20 << 20) + b'"',
+}
+
+
+@pytest.mark.parametrize("field", OTHER_FIELDS)
+@pytest.mark.parametrize("form", ["lines", "array"])
+def test_other_fields_of_json(tmp_path, field, form):
+    """Whatever stands in another field of a row, the text is read."""
+    row = b'{"n": %b, "text": "one"}' % OTHER_FIELDS[field]
+    more = b'{"text": "two", "n": %b}' % OTHER_FIELDS[field]
+    (tmp_path / "a.json").write_bytes(b"[%b,\n%b]" % (row, more) if form == "array" else row + b"\n" + more + b"\n")
+    assert read(file_arguments(tmp_path / "a.json")) == ["one", "two"]
+
+
+@pytest.mark.parametrize("field", [b"caf\xe9", b"a\0b", b'"' + b"A" * (20 << 20) + b'"', b"\xed\xa0\x80", b"7" * 5000])
+def test_other_fields_of_csv(tmp_path, field):
+    """The same of a CSV file."""
+    (tmp_path / "a.csv").write_bytes(b"n,text,m\n%b,one,%b\n%b,two,%b\n" % (field, field, field, field))
+    assert read(file_arguments(tmp_path / "a.csv")) == ["one", "two"]
+
+
+def test_other_columns_of_parquet(tmp_path):
+    """The same of a parquet file, one with names that look like a path or stand twice."""
+    odd = [pa.array([b"\xff", None]), pa.array([[1], [2, 3]]), pa.array([{"text": "x"}] * 2), pa.nulls(2)]
+    names = ["bytes", "text.x", "struct", "struct"]
+    pq.write_table(pa.table([*odd, pa.array(["one", "two"])], names=[*names, "text"]), tmp_path / "a.parquet")
+    assert read(file_arguments(tmp_path / "a.parquet")) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    "content", ['{"text": "a", "text": "b"}\n', '[{"text": "a"}, {"text": "b", "n": 1, "text": "c"}]']
+)
+def test_text_that_stands_twice(tmp_path, content):
+    """A row with two texts is refused, because one of them would be lost in silence."""
+    (tmp_path / "a.json").write_text(content)
+    assert "has the field 'text' twice" in error_of(file_arguments(tmp_path / "a.json"))
+
+
+@pytest.mark.parametrize("bad", [b"b\xffd", b"b\0d"])
+def test_the_place_of_a_bad_byte_in_a_row(tmp_path, bad):
+    """In rows over several lines and after a byte order mark the byte and the line are those of the file."""
+    raw = b'\xef\xbb\xbfid,text\n1,good\n2,"two\nlines ' + bad + b'"\n'
+    (tmp_path / "a.csv").write_bytes(raw)
+    message = error_of(file_arguments(tmp_path / "a.csv"))
+    assert f"at byte {raw.index(bad) + 1}, line 4" in message
+
+
+ARROW_TEXT = {
+    "string": pa.array(["one", None, "größer"]),
+    "large_string": pa.array(["one", None, "größer"], pa.large_string()),
+    "string_view": pa.array(["one", None, "größer"], pa.string_view()),
+    "dictionary": pa.array(["one", None, "größer"]).dictionary_encode(),
+    "dictionary of large": pa.array(["one", None, "größer"], pa.dictionary(pa.int8(), pa.large_string())),
+    "binary": pa.array([b"one", None, "größer".encode()]),
+    "large_binary": pa.array([b"one", None, "größer".encode()], pa.large_binary()),
+    "binary_view": pa.array([b"one", None, "größer".encode()], pa.binary_view()),
+    "json": pa.ExtensionArray.from_storage(pa.json_(), pa.array(["one", None, "größer"])),
+}
+
+
+@pytest.mark.parametrize("kind", ARROW_TEXT)
+def test_every_type_of_text_in_parquet(tmp_path, kind):
+    """Every Arrow type that can hold text is text; bytes are read as UTF-8."""
+    pq.write_table(pa.table({"text": ARROW_TEXT[kind]}), tmp_path / "a.parquet")
+    assert read(file_arguments(tmp_path / "a.parquet")) == ["one", None, "größer"]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ARROW_TEXT if kind != "json"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_every_type_of_text_in_arrow_folders(tmp_path, kind, streaming):
+    """The same of a folder of Arrow files."""
+    table = pa.table({"text": ARROW_TEXT[kind]})
+    (tmp_path / "data").mkdir()
+    with pa.ipc.new_file(str(tmp_path / "data" / "train.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    arguments = DataArguments(str(tmp_path / "data"), None, streaming=streaming)
+    assert read(arguments) == ["one", None, "größer"]
+
+
+def test_bytes_that_are_not_utf8(tmp_path):
+    """Bytes of an Arrow column that are not UTF-8 are refused with their row."""
+    pq.write_table(pa.table({"text": [b"good", b"b\xffd"]}), tmp_path / "a.parquet")
+    assert "is not UTF-8 in row 2" in error_of(file_arguments(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_what_save_to_disk_wrote(tmp_path, splits):
+    """A folder that the datasets library wrote is read, with its splits if it has any."""
+    rows = Dataset.from_dict({"text": ["one", "two"]})
+    (DatasetDict({"train": rows, "test": rows}) if splits else rows).save_to_disk(str(tmp_path / "saved"))
+    sources = load_sources(DataArguments(str(tmp_path / "saved"), None))
+    assert list(sources) == (["train", "test"] if splits else ["train"])
+    assert read(DataArguments(str(tmp_path / "saved"), None)) == ["one", "two"]
+    assert "without configs" in error_of(DataArguments(str(tmp_path / "saved"), "plain"))
+
+
+NAMES = [
+    *("my data [v1]", "[0-9]", "a*b", "q?x", "line\nend", "quo'te\"s", "emoji 🙂", "-dash", "not utf8 \udcff\udc80"),
+    *("c::d", "{split}", " spaces  ", "tab\tx", "back\\slash", "#%41", "~home", "$HOME;&", "e\u0301", "file:x"),
+]
+
+
+def named(folder: Path, name: str) -> Path:
+    """The path, if the system has such names."""
+    try:
+        (folder / name).mkdir()
+    except (OSError, UnicodeEncodeError):
+        pytest.skip("this system has no such names")
+    return folder / name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_folders_and_files(tmp_path, name, monkeypatch):
+    """Folders and files may be called anything: as a folder, as a file, and in a glob; errors stay one line."""
+    folder = named(tmp_path, name)
+    for split in ("train", "validation"):
+        (folder / f"{split} {name}.jsonl").write_text(json.dumps({"text": split}) + "\n")
+    sources = load_sources(DataArguments(str(folder), None))
+    assert {split: [text for text, _ in source.documents()] for split, source in sources.items()} == {
+        "train": ["train"],
+        "validation": ["validation"],
+    }
+    monkeypatch.chdir(tmp_path)
+    assert read(file_arguments(folder / f"train {name}.jsonl")) == ["train"]
+    assert read(file_arguments(f"./{name}/tr*.jsonl")) == ["train"]
+    assert read(DataArguments(f"./{name}", None), "validation") == ["validation"]
+    (folder / f"train {name}.jsonl").write_text("{")
+    assert error_of(DataArguments(str(folder), None)).isprintable()
+
+
+def test_a_name_that_is_also_a_pattern(tmp_path):
+    """Where a name matches other files as a pattern, neither is chosen in silence; the name can be written so."""
+    for name in ("data[1]", "data1"):
+        (tmp_path / f"{name}.txt").write_text(f"{name}\n")
+    message = error_of(file_arguments(tmp_path / "data[1].txt"))
+    assert "also a pattern" in message and "data[[]1].txt" in message
+    assert read(file_arguments(tmp_path / "data[[]1].txt")) == ["data[1]\n"]
+
+
+@pytest.mark.parametrize("option", ["train_file", "validation_file", "dataset_name"])
+def test_blank_text_is_named(tmp_path, option, gpt2):  # noqa: F811
+    """A text of blank lines only is refused with its option and file."""
+    (tmp_path / "train.txt").write_text("\n \n\x0c\n" if option != "validation_file" else "text of it\n")
+    (tmp_path / "validation.txt").write_text("\n \n")
+    arguments = DataArguments(str(tmp_path), None)
+    if option != "dataset_name":
+        arguments = file_arguments(tmp_path / "train.txt", validation_file=str(tmp_path / "validation.txt"))
+    with pytest.raises(UserError) as error:
+        load_data(arguments, gpt2, 16)
+    name = "validation.txt" if option == "validation_file" else "train.txt"
+    assert str(error.value).startswith(f"--{option}: {tmp_path / name}: ")
+    assert "no text to use (" in str(error.value) and "blank" in str(error.value)
+
+
+def test_settings_of_the_process_are_left_alone(tmp_path, gpt2, monkeypatch):  # noqa: F811
+    """Importing changes none, and half-read files and texts leave none behind."""
+    script = (
+        "import csv, os; before = csv.field_size_limit(), os.environ.get('TOKENIZERS_PARALLELISM')\n"
+        "import gpt2_hf.data, gpt2_hf.commands.generate\n"
+        "assert before == (csv.field_size_limit(), os.environ.get('TOKENIZERS_PARALLELISM'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    before = csv.field_size_limit()
+    path = write(tmp_path, ".csv", TEXTS * 1000)
+    documents = load_sources(file_arguments(path))["train"].documents()
+    encoded = [Encoder(gpt2, 2).encode_stream(f"text {i}" for i in range(9000)) for _ in range(2)]
+    next(documents)
+    for stream in encoded:
+        next(stream)
+    for stream in encoded:
+        stream.close()
+    load_data(file_arguments(path), gpt2, 16)
+    assert csv.field_size_limit() == before
+    assert "TOKENIZERS_PARALLELISM" not in os.environ
+    assert not datasets.are_progress_bars_disabled()

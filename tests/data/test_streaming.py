@@ -3,16 +3,20 @@
 import dataclasses
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import get_worker_info
 
-from gpt2_hf.data import FlatteningCollator, PaddingCollator, SequenceMode, fingerprints, load_data
+from gpt2_hf.data import FlatteningCollator, PaddingCollator, SequenceMode, fingerprints, load_data, readers
 from gpt2_hf.data.sources import load_sources
 from gpt2_hf.data.streaming import StreamingLoader, StreamingSamples, set_aside_of_stream
 from gpt2_hf.errors import UserError
+from gpt2_hf.options.arguments import DataArguments
 
 from ..data_fixtures import cache_folder, file_arguments, gpt2, modest  # noqa: F401
 
@@ -225,3 +229,155 @@ def test_streaming_stores_no_training_text(tmp_path, gpt2, cache_folder):  # noq
     assert len(arrow) == 1 and arrow[0].stat().st_size < 2000
     assert any("streamed" in line for line in data.lines)
     assert len(list(itertools.islice(data.samples["train"], 380))) == 380
+
+
+# ---- files of one's own for each shard ----
+
+
+@pytest.fixture
+def many_files(tmp_path):
+    """Seven files of different sizes, 155 documents in all."""
+    numbers = iter(range(1000))
+    for name, count in zip("abcdefg", (3, 50, 1, 20, 44, 7, 30), strict=True):
+        (tmp_path / f"{name}.txt").write_text("".join(f"Document number {next(numbers)}.\n" for _ in range(count)))
+    return load_sources(file_arguments(tmp_path / "?.txt"))["train"]
+
+
+def count_opened(monkeypatch, folder: Path) -> Callable[[], dict[str, list[str]]]:
+    """From here on, write down which process opens which file to read its text; returns what was written."""
+    original = readers._open
+
+    def watched(file):
+        info = get_worker_info()
+        (folder / "opened").open("a").write(f"{info.id if info else '-'} {Path(file.path).name}\n")
+        return original(file)
+
+    monkeypatch.setattr(readers, "_open", watched)
+
+    def opened() -> dict[str, list[str]]:
+        by_file: dict[str, list[str]] = {}
+        for line in (folder / "opened").read_text().splitlines():
+            worker, name = line.split()
+            by_file.setdefault(name, []).append(worker)
+        return by_file
+
+    return opened
+
+
+@pytest.mark.parametrize("num_workers", [2, 7])
+def test_each_file_is_opened_by_one_worker(many_files, gpt2, monkeypatch, tmp_path, num_workers):  # noqa: F811
+    """With at least as many files as workers, each file is opened once a pass, by a single worker."""
+    opened = count_opened(monkeypatch, tmp_path)
+    list(StreamingLoader(stream_of(many_files, gpt2), 4, FlatteningCollator(), num_workers))
+    assert {name: len(workers) for name, workers in opened().items()} == {f"{name}.txt": 1 for name in "abcdefg"}
+    assert {worker for workers in opened().values() for worker in workers} == {str(i) for i in range(num_workers)}
+
+
+@pytest.mark.parametrize(("world_size", "num_workers"), [(2, 0), (7, 0), (3, 2)])
+def test_processes_divide_the_files(many_files, gpt2, monkeypatch, tmp_path, world_size, num_workers):  # noqa: F811
+    """Over all processes and workers each file is opened once, and every document comes once."""
+    opened = count_opened(monkeypatch, tmp_path)
+    tokens = []
+    for rank in range(world_size):
+        stream = stream_of(many_files, gpt2, rank=rank, world_size=world_size)
+        for batch in StreamingLoader(stream, 4, FlatteningCollator(), num_workers):
+            tokens += batch["shift_labels"].flatten().tolist()
+    assert all(len(workers) == 1 for workers in opened().values()) and len(opened()) == 7
+    expected = [token for text in documents_in(many_files) for token in gpt2(text).input_ids[1:]]
+    assert sorted(tokens) == sorted(expected)
+
+
+def test_parts_are_of_about_the_same_size(many_files):
+    """No part is larger than the largest file or twice the mean; each has a file; too many parts are none."""
+    sizes = [Path(file.path).stat().st_size for file in many_files.files]
+    for count in range(1, 8):
+        parts = many_files.parts(count)
+        assert sorted(number for part in parts for number in part.numbers) == list(range(7))
+        loads = [sum(sizes[number] for number in part.numbers) for part in parts]
+        assert min(loads) > 0 and max(loads) <= max(max(sizes), 2 * sum(sizes) / count)
+    assert many_files.parts(8) is None
+
+
+def test_over_the_passes_no_part_is_read_more_often(many_files, gpt2):  # noqa: F811
+    """After as many passes as there are shards, each shard has read every document exactly once."""
+    for rank in range(3):
+        texts = texts_of(stream_of(many_files, gpt2, rank=rank, world_size=3, epochs=3), gpt2)
+        assert sorted(texts) == documents_in(many_files)
+
+
+@pytest.mark.parametrize(("num_workers", "percentage"), [(2, None), (2, 10), (0, 10)])
+def test_resumed_with_files_of_its_own(many_files, gpt2, num_workers, percentage):  # noqa: F811
+    """After any batch the state goes on with exactly the next one, over the ends of passes."""
+
+    def loader(**options) -> StreamingLoader:
+        options = {"epochs": 2, "set_aside_percentage": percentage, **options}
+        stream = stream_of(many_files, gpt2, rank=1, world_size=2, buffer_size=32, **options)
+        return StreamingLoader(stream, 4, FlatteningCollator(), num_workers)
+
+    whole = ids_of(loader())
+    for stop in (1, len(whole) // 2, len(whole) - 2):
+        first = loader()
+        begun = ids_of(itertools.islice(first, stop))
+        second = loader()
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        assert begun + ids_of(second) == whole, stop
+
+
+def test_a_state_from_before_goes_on_as_it_began(many_files, gpt2):  # noqa: F811
+    """A state that does not know of files of one's own goes on, bit for bit, with documents divided one by one."""
+
+    def loader(**options) -> StreamingLoader:
+        stream = stream_of(many_files, gpt2, rank=1, world_size=2, set_aside_percentage=10, **options)
+        return StreamingLoader(stream, 4, FlatteningCollator())
+
+    whole = ids_of(loader(whole_files=False))
+    assert whole != ids_of(loader())
+    first = loader(whole_files=False)
+    begun = ids_of(itertools.islice(first, 5))
+    state = json.loads(json.dumps(first.state_dict()))
+    del state["whole_files"]
+    second = loader()
+    second.load_state_dict(state)
+    assert begun + ids_of(second) == whole
+    assert second.state_dict()["whole_files"] is False
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_set_aside_documents_are_not_trained_on_by_any_shard(many_files, gpt2, world_size):  # noqa: F811
+    """What is set aside is the same however the files are divided, and no shard trains on it."""
+    held_out = [text for text, _ in set_aside_of_stream(many_files, 10)[0].documents()]
+    trained = []
+    for rank in range(world_size):
+        stream = stream_of(many_files, gpt2, rank=rank, world_size=world_size, set_aside_percentage=10)
+        trained += texts_of(stream, gpt2)
+    assert len(held_out) >= 15 and sorted(trained + held_out) == documents_in(many_files)
+
+
+@pytest.mark.parametrize("files", [1, 3])
+@pytest.mark.parametrize("percentage", [None, 10])
+def test_rows_of_the_library_with_workers(tmp_path, gpt2, files, percentage):  # noqa: F811
+    """Of what the datasets library streams every row comes once too, though it divides rows among workers itself."""
+    (tmp_path / "rows").mkdir()
+    for number in range(files):
+        table = pa.table({"text": [f"Row {number} {i}.\n" for i in range(40)]})
+        with pa.ipc.new_file(str(tmp_path / "rows" / f"train-{number}.arrow"), table.schema) as writer:
+            writer.write_table(table)
+    source = load_sources(DataArguments(str(tmp_path / "rows"), None, streaming=True))["train"]
+    assert (source.parts(2) is None) == (files == 1)
+    stream = stream_of(source, gpt2, set_aside_percentage=percentage)
+    tokens = []
+    for batch in StreamingLoader(stream, 4, FlatteningCollator(), 2):
+        tokens += batch["shift_labels"].flatten().tolist()
+    held_out = [text for text, _ in set_aside_of_stream(source, percentage)[0].documents()] if percentage else []
+    expected = [text for text in documents_in(source) if text not in held_out]
+    assert sorted(tokens) == sorted(token for text in expected for token in gpt2(text).input_ids[1:])
+
+
+def test_parts_of_stored_rows(gpt2):  # noqa: F811
+    """A dataset that is stored is divided into consecutive rows."""
+    source = load_sources(DataArguments("python-docs", None))["train"]
+    whole = [text for text, _ in source.documents()]
+    assert [text for part in source.parts(3) for text, _ in part.documents()] == whole
+    part = source.parts(3)[1]
+    documents = list(part.documents())
+    assert list(part.documents(documents[9][1])) == documents[9:]

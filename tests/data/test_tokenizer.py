@@ -9,9 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding, PreTrainedTokenizerFast
 
-from gpt2_hf.data.tokenizer import END_OF_TEXT, check_vocabulary, load_tokenizer, num_ids, separator_id
+from gpt2_hf.data.tokenization import tokenizer_key
+from gpt2_hf.data.tokenizer import (
+    END_OF_TEXT,
+    check_vocabulary,
+    gpt2_tokenizer,
+    load_tokenizer,
+    num_ids,
+    separator_id,
+)
 from gpt2_hf.errors import UserError
 
 from ..data_fixtures import gpt2, modest  # noqa: F401
@@ -71,6 +79,40 @@ def test_tokenizer_from_a_folder(gpt2, tmp_path):  # noqa: F811
     gpt2.save_pretrained(tmp_path / "saved")
     loaded = load_tokenizer(str(tmp_path / "saved"))
     assert loaded("Hello world").input_ids == gpt2("Hello world").input_ids
+
+
+def test_the_collators_of_transformers_take_it():
+    """Both pad with end of text; the one for language models does not score what it takes for padding."""
+    tokenizer = load_tokenizer()
+    rows = [tokenizer("Hello world"), tokenizer("Hello, my dog is cute")]
+    for collator in (DataCollatorForLanguageModeling(tokenizer, mlm=False), DataCollatorWithPadding(tokenizer)):
+        batch = collator(rows)
+        assert batch["input_ids"][0].tolist() == [15496, 995, 50256, 50256, 50256, 50256]
+        assert batch["attention_mask"].sum(dim=1).tolist() == [2, 6]
+        assert "labels" not in batch or batch["labels"][0].tolist() == [15496, 995, -100, -100, -100, -100]
+
+
+def test_padding_and_length_do_not_change_the_key_of_the_data(tmp_path, tokenizer_folder):
+    """What is tokenised already, and the checkpoints of a stream, are found again."""
+    plain = gpt2_tokenizer()
+    assert plain.pad_token is None
+    assert tokenizer_key(load_tokenizer()) == tokenizer_key(plain)
+    saved = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
+    completed = load_tokenizer(str(tokenizer_folder))
+    completed.model_max_length = 64
+    completed.save_pretrained(tmp_path)
+    assert completed.pad_token == saved.eos_token
+    assert tokenizer_key(completed) == tokenizer_key(load_tokenizer(str(tmp_path))) == tokenizer_key(saved)
+
+
+def test_it_knows_gpt2s_length_and_does_not_warn_of_it(caplog):
+    """`truncation=True` cuts at 1,024 tokens; a longer text, which the data stage cuts, is no cause for a warning."""
+    tokenizer = load_tokenizer()
+    assert tokenizer.model_max_length == 1024
+    text = "a b" * 2000
+    with caplog.at_level("WARNING"):
+        assert len(tokenizer(text).input_ids) > 1024 == len(tokenizer(text, truncation=True).input_ids)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("name", ["./missing", "~/missing-folder", "/missing/folder"])

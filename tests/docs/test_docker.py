@@ -1,4 +1,4 @@
-"""The image cannot be built here; every path and version in its recipe can be checked, and how it takes signals."""
+"""What can be checked of the image without building it: paths, versions, signals. Built and run: test_container."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import psutil
 import pytest
@@ -49,10 +50,40 @@ def test_entry_point_is_the_main_job_as_an_ordinary_user():
     assert instructions("USER") == ["10001"]
 
 
+def test_home_is_a_folder_that_every_user_may_write_to():
+    """Libraries keep caches in HOME; `--user 1000:1000` has no home of its own."""
+    (variables,) = instructions("ENV")
+    home = dict(pair.split("=", 1) for pair in variables.split())["HOME"]
+    (line,) = [line for line in instructions("RUN") if "chmod -R a+rwX" in line]
+    open_to_all = line.split("chmod -R a+rwX ")[1].split()
+    assert home in [os.path.join("/work", folder) for folder in open_to_all]
+
+
+def test_the_wheel_holds_every_file_of_the_package(tmp_path):
+    """An editable install would not notice a room that is left out."""
+    pytest.importorskip("setuptools", minversion="77")
+    copy = tmp_path / "source"
+    shutil.copytree(REPOSITORY / "gpt2_hf", copy / "gpt2_hf", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, copy)
+    code = f"from setuptools import build_meta; print(build_meta.build_wheel({str(tmp_path)!r}))"
+    built = subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, text=True, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert built.stdout.splitlines()[-1] == wheel.name
+    names = zipfile.ZipFile(wheel).namelist()
+    packed = {name for name in names if ".dist-info/" not in name}
+    package = REPOSITORY / "gpt2_hf"
+    files = {path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    assert packed == {path.relative_to(REPOSITORY).as_posix() for path in files}
+
+
 def test_compose_runs_the_image_with_tensorboard_beside_it():
     """Both services see the same checkpoints; memory, GPU and time to save are as the README tells for docker run."""
     services = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())["services"]
     train, board = services["train"], services["tensorboard"]
+    # No registry has this image, and a stranger's of this name is not wanted.
+    assert train["build"] == "." and board["depends_on"] == ["train"]
+    assert all((service["image"], service["pull_policy"]) == ("gpt2_hf", "never") for service in services.values())
     assert "./checkpoints:/work/checkpoints" in train["volumes"]
     assert "./checkpoints:/work/checkpoints:ro" in board["volumes"]
     assert board["entrypoint"][board["entrypoint"].index("--logdir") + 1] == "/work/checkpoints"
@@ -121,12 +152,15 @@ def test_every_run_line_works_in_a_clean_environment(tmp_path):
             subprocess.run(["sh", "-ec", line], cwd=root, env=environment, check=True)
             continue
         *sources, target = shlex.split(arguments)
+        folder = root / target
         for source in sources:
             if (REPOSITORY / source).is_dir():
-                shutil.copytree(REPOSITORY / source, root / target, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(REPOSITORY / source, folder, ignore=shutil.ignore_patterns("__pycache__"))
             else:
-                shutil.copy(REPOSITORY / source, root / target)
+                folder.mkdir(exist_ok=True)
+                shutil.copy(REPOSITORY / source, folder)
     where = ["python", "-c", "import importlib.util as u; print(u.find_spec('gpt2_hf').origin)"]
     origin = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
     assert str(tmp_path / "venv") in origin
     assert (root / "checkpoints").is_dir() and (root / "run_clm.py").is_file()
+    assert {path.name for path in root.iterdir()} == {".cache", "checkpoints", "run_clm.py", "training_args"}

@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gpt2_hf import GPT2HFForCausalLM
 from gpt2_hf.__main__ import main
 from gpt2_hf.errors import UserError
+from gpt2_hf.model import chunked_loss
 from gpt2_hf.model.chunked_loss import IGNORE_INDEX
 from gpt2_hf.model.unused_tokens import UnusedTokens
 from gpt2_hf.options.arguments import ModelArguments
@@ -100,9 +101,14 @@ def test_evaluation_multiplies_with_the_compact_head():
     assert counter.get_total_flops() == trained.get_total_flops()
 
 
-def test_an_unused_token_as_a_target_is_an_error():
-    """Training on a text with other tokens than were promised does not go on with a wrong loss."""
+@pytest.mark.parametrize("multiple", [1, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_unused_token_as_a_target_is_an_error(dtype, multiple, monkeypatch):
+    """Training on other tokens than were promised ends, in 16 bits with a head made longer for the device too."""
+    monkeypatch.setitem(chunked_loss._HEAD_ROWS_MULTIPLE_OF, "cpu", multiple)
     _, tied = pair()
+    tied.to(dtype)
+    assert torch.isfinite(tied(**batch(0)).loss)
     wrong = batch(0)
     wrong["shift_labels"][0, 0] = 50
     with pytest.raises((IndexError, RuntimeError), match="out of"):

@@ -1,12 +1,26 @@
 """Defaults, a JSON file and the command line become arguments; nothing is accepted and ignored."""
 
+import dataclasses
 import json
 
 import pytest
 
+from gpt2_hf.__main__ import main
+from gpt2_hf.data.tokenizer_training import TokenizerTrainingArguments
 from gpt2_hf.errors import UserError
-from gpt2_hf.options.arguments import DataArguments, ModelArguments
-from gpt2_hf.options.parsing import parse
+from gpt2_hf.options.arguments import (
+    ClusterArguments,
+    DataArguments,
+    EvaluationArguments,
+    ExportArguments,
+    GenerationArguments,
+    ModelArguments,
+    ReportArguments,
+)
+from gpt2_hf.options.fields import Reader, group_of
+from gpt2_hf.options.parsing import Parser, parse
+from gpt2_hf.options.source import TOKENIZER_TRAINING, TRAINING, ClassInSource, group_in_source
+from gpt2_hf.options.synonyms import SYNONYMS
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 
 TYPES = [ModelArguments, DataArguments, GPT2HFTrainingArguments]
@@ -176,3 +190,127 @@ def test_dictionary_options_survive_the_file(config):
     """Options that are objects in transformers are objects in the file."""
     content = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-5}}
     assert parse(TYPES, [], config(content)).values[2].lr_scheduler_kwargs == {"min_lr": 1e-5}
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("lr", "learning_rate"),
+        ("epochs", "max_epochs"),
+        ("num-epochs", "max_epochs"),
+        ("block_size", "max_length"),
+        ("no_cuda", "use_cpu"),
+        ("fp16_opt_level", "precision"),
+        ("wd", "weight_decay"),
+        ("bs", "batch_size"),
+        ("n_layer", "num_layers"),
+        ("n_embd", "d_model"),
+        ("n_head", "num_heads"),
+        ("vocab", "tokenizer_name"),
+        ("vocab_size", "tokenizer_name"),
+        ("data", "train_file or dataset_name"),
+        ("output", "output_dir"),
+        ("model", "model_name_or_path"),
+        ("overwrite", "overwrite_output_dir"),
+        ("resume", "resume_from"),
+        ("evaluation_strategy", "eval_strategy"),
+        ("warmup_ratio", "warmup_steps"),
+        ("max_iters", "max_steps"),
+        ("eval_interval", "eval_every"),
+        ("grad_clip", "gradient_clip"),
+        ("max_seq_length", "max_length"),
+        ("confg", "config"),
+        ("learning_rat", "learning_rate"),
+    ],
+)
+def test_names_of_other_programs_get_ours_as_a_suggestion(config, typed, meant):
+    """nanoGPT's, those of transformers' example and of its former arguments; as an option and as a key."""
+    for arguments in (([f"--{typed}", "1"],), ([f"--{typed}=1"],), ([], config({typed.replace("-", "_"): 1}))):
+        with pytest.raises(UserError) as caught:
+            parse(TYPES, *arguments)
+        assert f"did you mean {meant}?" in str(caught.value)
+
+
+def test_suggestions_are_options_of_the_command():
+    """What a name means may differ from command to command; each means something in one, and is no option of train."""
+    commands = [
+        [*TYPES, ClusterArguments],
+        [EvaluationArguments, DataArguments],
+        [GenerationArguments],
+        [ExportArguments],
+        [ReportArguments],
+        [TokenizerTrainingArguments],
+    ]
+    parsers = [Parser(types) for types in commands]
+    known = {option.lstrip("-") for parser in parsers for option in parser._option_string_actions}
+    for synonym, meanings in SYNONYMS.items():
+        assert set(meanings) <= known, synonym
+        assert f"--{synonym}" not in parsers[0]._option_string_actions, synonym
+    suggestions = [parser.suggestion("--model") for parser in parsers[:3]]
+    assert [text.split("mean ")[1] for text in suggestions] == ["model_name_or_path?", "model_path?", "model_path?"]
+
+
+FINITE = [
+    (dataclass_type, option.name)
+    for dataclass_type in (*TYPES, ClusterArguments, EvaluationArguments, GenerationArguments)
+    for option in group_of(dataclass_type).options
+    if Reader(option.hint).__name__ == "float"
+]
+
+
+@pytest.mark.parametrize(("dataclass_type", "name"), FINITE)
+def test_every_number_is_finite(config, dataclass_type, name):
+    """Infinity and nan are refused by name: on the command line, in a file, and in Python."""
+    assert len(FINITE) > 20
+    for text, value in (("inf", float("inf")), ("-Infinity", float("-inf")), ("nan", float("nan")), ("1e999", None)):
+        message = f"--{name} must be a finite number"
+        with pytest.raises(UserError, match=message):
+            parse([dataclass_type], [f"--{name}={text}"])
+        if value is not None:
+            with pytest.raises(UserError, match=message):
+                parse([dataclass_type], [], config({name: value}))
+            with pytest.raises(UserError, match=message):
+                dataclass_type(**{name: value})
+
+
+def test_numbers_inside_an_object_are_finite(config):
+    """The arguments of a schedule, for example."""
+    for value in ({"min_lr": float("nan")}, '{"min_lr": Infinity}'):
+        with pytest.raises(UserError, match="--lr_scheduler_kwargs must be a finite number"):
+            parse(TYPES, [], config({"lr_scheduler_kwargs": value}))
+
+
+@pytest.mark.parametrize(
+    ("places", "dataclass_type"),
+    [(TRAINING, GPT2HFTrainingArguments), (TOKENIZER_TRAINING, TokenizerTrainingArguments)],
+)
+def test_the_source_says_what_the_class_says(places, dataclass_type):
+    """Names, aliases, defaults, help and kinds of value, so that what is shown before an import is true after it."""
+    read, imported = group_in_source(*places), group_of(dataclass_type)
+    assert (read.title, read.base) == (imported.title, imported.base)
+    for option, true in zip(read.options, imported.options, strict=True):
+        assert dataclasses.replace(option, hint=true.hint) == true
+        reader, true_reader = Reader(option.hint), Reader(true.hint)
+        for kind in ("optional", "takes_bool", "takes_list", "takes_one", "takes_object", "reads_bool", "is_readable"):
+            assert getattr(reader, kind) == getattr(true_reader, kind), (option.name, kind)
+        assert reader.__name__ == true_reader.__name__
+        assert reader.choices in ({}, true_reader.choices)  # never narrower
+
+
+def test_without_a_source_the_class_is_imported(monkeypatch, capsys):
+    """As in a program that is packed into one file: later, and the same."""
+    assert group_in_source(ClassInSource("Nothing", "options/nowhere.py")) is None
+    assert group_in_source(ClassInSource("Nothing", "errors.py")) is None
+    assert group_in_source(TRAINING[0], ClassInSource("Nothing", "nothing.py", "no_such_package")) is None
+    monkeypatch.setattr("gpt2_hf.options.source.group_in_source", lambda *places: None)
+    assert main(["train", "--lr", "1"]) == 2
+    assert "did you mean learning_rate?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "--help-all shows" in capsys.readouterr().out
+
+
+def test_a_backend_of_communication_needs_several_processes():
+    """Otherwise nothing would use it."""
+    with pytest.raises(UserError, match="--ddp_backend has no effect in a run of one process"):
+        parse(TYPES, ["--ddp_backend", "gloo"])

@@ -82,3 +82,40 @@ next(batches)
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=90)
     assert result.returncode == code, result.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX signals")
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_children_of_the_host_program_are_left_to_it(tmp_path, method):
+    """Only workers of ours are killed at the end; another daemonic child is asked to end and can tidy up."""
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+import multiprocessing, os, signal, time
+import torch
+from torch.utils.data import DataLoader
+from gpt2_hf.runtime.stop_signals import shield_workers
+
+
+def child(started):
+    def tidy_up(number, frame):
+        print("tidied up", flush=True)
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, tidy_up)
+    started.set()
+    time.sleep(60)
+
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("{method}")
+    started = context.Event()
+    context.Process(target=child, args=(started,), daemon=True).start()
+    started.wait()
+    loader = DataLoader(torch.arange(1000), num_workers=2, multiprocessing_context="{method}")
+    batches = iter(shield_workers(loader))
+    print(next(batches).item(), flush=True)
+    keep = [batches]
+    keep.append(keep)  # to be found by the garbage collector alone
+""")
+    result = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=90)
+    assert result.returncode == 0 and result.stdout.split("\n") == ["0", "tidied up", ""], result.stderr

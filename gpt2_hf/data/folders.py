@@ -1,0 +1,71 @@
+"""Which files of a local folder belong to which split; the datasets library decides, whatever the folder is called.
+
+The library takes the name of a folder for a pattern: brackets, asterisks and `::` in it mean something else there, and
+names with bytes that are not UTF-8 cannot be hashed. Such a folder is shown to it as a copy that has only names, and
+those in plain characters; what it answers is translated back.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+
+# What stands for itself in the patterns of the datasets library and of fsspec.
+_PLAIN = re.compile(r"[\w /.,=+@()&'#%-]*")
+_NOT_PLAIN = re.compile(r"[^\w /.,=+@()&'#%-]")
+_DESCRIPTIONS = (datasets.config.REPOCARD_FILENAME, datasets.config.REPOYAML_FILENAME)
+
+
+@dataclass(frozen=True)
+class PlainFolder:
+    """A folder under a name that the datasets library can take.
+
+    Attributes:
+        path: that name.
+        is_copy: whether its files are empty, and only their names can be used.
+        originals: of a copy, what each of its files stands for.
+    """
+
+    path: str
+    is_copy: bool = False
+    originals: dict[str, str] = field(default_factory=dict)
+
+    def original(self, path: str) -> str:
+        """The file that a file of this folder stands for."""
+        return self.originals[os.path.realpath(path)] if self.is_copy else path
+
+
+@contextlib.contextmanager
+def plain_folder(folder: str) -> Iterator[PlainFolder]:
+    """The folder itself, or for as long as the context lasts a copy of its names."""
+    names = [os.path.relpath(os.path.join(root, name), folder) for root, _, files in os.walk(folder) for name in files]
+    place = Path(os.path.realpath(folder))
+    if all(_PLAIN.fullmatch(path.as_posix()) for path in (place.relative_to(place.anchor), *map(Path, names))):
+        yield PlainFolder(folder)
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        yield PlainFolder(copy, True, _copy_names(folder, names, os.path.realpath(copy)))
+
+
+def _copy_names(folder: str, names: list[str], copy: str) -> dict[str, str]:
+    """Make an empty file for each name; return what they stand for."""
+    originals: dict[str, str] = {}
+    for name in sorted(names):
+        path = os.path.join(copy, *(_NOT_PLAIN.sub("_", part) for part in Path(name).parts))
+        stem, number = path, 1
+        while path in originals:  # two names that differ in such characters only
+            number += 1
+            path = os.path.join(os.path.dirname(stem), f"{number:04}_{os.path.basename(stem)}")
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if name in _DESCRIPTIONS:
+            shutil.copyfile(os.path.join(folder, name), path)
+        else:
+            Path(path).touch()
+        originals[path] = os.path.join(folder, name)
+    return originals
