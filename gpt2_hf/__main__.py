@@ -1,5 +1,5 @@
-"""The command `gpt2-hf`, also to be had as `python -m gpt2_hf`: train, plan, evaluate, generate, export, report,
-tokenizer.
+"""The command `gpt2-hf`, also to be had as `python -m gpt2_hf`: train, plan, evaluate, generate, export, import,
+report, tokenizer.
 
 Only this module turns errors into exit codes.
 """
@@ -28,7 +28,8 @@ commands:
   plan      say what a training run will be, and measure how long it will take
   evaluate  loss and perplexity of a model on a text
   generate  continue a prompt
-  export    write a model as transformers' GPT2LMHeadModel
+  export    write a model for other programs: transformers, llama.cpp (GGUF), onnxruntime
+  import    take over a model that nanoGPT or llm.c has trained
   report    draw a run again, or compare several in one picture
   tokenizer learn a tokenizer from your own text
 
@@ -194,6 +195,15 @@ def _export(argv: list[str]) -> int:
     return run_export(*parsed.values)
 
 
+def _import(argv: list[str]) -> int:
+    from .options.arguments import ImportArguments
+
+    parsed = _CommandLine("import", argv).parse(ImportArguments)
+    from .commands.import_model import run_import
+
+    return run_import(*parsed.values)
+
+
 def _report(argv: list[str]) -> int:
     from .options.arguments import ReportArguments
 
@@ -222,6 +232,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": _evaluate,
     "generate": _generate,
     "export": _export,
+    "import": _import,
     "report": _report,
     "tokenizer": _tokenizer,
 }

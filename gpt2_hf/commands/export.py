@@ -5,7 +5,6 @@ it again and comparing logits.
 """
 
 import copy
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTraine
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
-from ..checkpoints import folders
-from ..errors import UserError
 from ..model.configuration_gpt2_hf import GPT2HFConfig
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import ExportArguments
 from .model_loading import load_trained
+from .new_folder import require_new_folder, staged_folder
 
 # Of the largest logit. Both compute the same function in fp32, but with another GELU kernel.
 _TOLERANCE = 1e-5
@@ -38,9 +36,15 @@ _VOCABULARY_WEIGHTS = ("transformer.wte.weight", "lm_head.weight")
 def run_export(args: ExportArguments) -> int:
     """The command `export`."""
     transformers_logging.disable_progress_bar()
-    target = Path(args.output_dir).expanduser()
-    if target.is_file() or (target.exists() and any(target.iterdir())):
-        raise UserError(f"--output_dir: {target} exists and is not empty; give a new folder")
+    target = require_new_folder(args.output_dir)
+    if args.format == "gguf":
+        from .export_gguf import run_gguf_export
+
+        return run_gguf_export(args, target)
+    if args.format == "onnx":
+        from .export_onnx import run_onnx_export
+
+        return run_onnx_export(args, target)
     model, tokenizer, source = load_trained(args.model_path)
     difference = export_to_gpt2(model, target, tokenizer)
     print(f"{source} is exported to {target} as GPT2LMHeadModel; loaded back, its logits differ by {difference:.1e}")
@@ -58,25 +62,26 @@ def export_to_gpt2(
     Raises:
         RuntimeError: if the folder does not compute what the model computes.
     """
-    target = Path(output_dir)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = folders.open_staging(target.parent, target.name)
-    try:
-        stock = _with_weights(GPT2LMHeadModel, stock_config(model.config), stock_weights(model))
-        stock.generation_config = model.generation_config
+    with staged_folder(Path(output_dir)) as staging:
+        stock = stock_model(model)
         stock.save_pretrained(staging)
         if tokenizer is not None:
-            tokenizer = copy.deepcopy(tokenizer)
-            tokenizer.model_max_length = model.config.n_positions
-            tokenizer.save_pretrained(staging)
-        folders.follow_umask(staging)
-        difference = _largest_logit_difference(model, staging)
-        if target.exists():
-            target.rmdir()  # empty, or this fails
-        staging.rename(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return difference
+            save_tokenizer(tokenizer, staging, model.config.n_positions)
+        return _largest_logit_difference(model, staging)
+
+
+def stock_model(model: GPT2HFForCausalLM) -> GPT2LMHeadModel:
+    """The model as transformers' GPT-2, which holds these very weights but for the padding of the vocabulary."""
+    stock = with_weights(GPT2LMHeadModel, stock_config(model.config), stock_weights(model))
+    stock.generation_config = model.generation_config
+    return stock
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, num_positions: int) -> None:
+    """Save a copy of the tokenizer that knows the model's longest text."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = num_positions
+    tokenizer.save_pretrained(folder)
 
 
 def to_linear_layers(model: PreTrainedModel) -> PreTrainedModel:
@@ -109,9 +114,12 @@ def to_linear_layers(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def stock_config(config: GPT2HFConfig) -> GPT2Config:
-    """The same model described as transformers' GPT-2, without the padding of the vocabulary."""
+    """The same model described as transformers' GPT-2, without the padding of the vocabulary.
+
+    `n_ctx`, which GPT-2's config had before it was called `n_positions`, is still read by llama.cpp's converter.
+    """
     fields = {name: value for name, value in config.to_dict().items() if name not in _NOT_STOCK_FIELDS}
-    return GPT2Config(**{**fields, "vocab_size": config.num_tokens})
+    return GPT2Config(**{**fields, "vocab_size": config.num_tokens, "n_ctx": config.n_positions})
 
 
 def stock_weights(model: GPT2HFForCausalLM) -> dict[str, torch.Tensor]:
@@ -120,8 +128,8 @@ def stock_weights(model: GPT2HFForCausalLM) -> dict[str, torch.Tensor]:
     return {name: w[: model.config.num_tokens] if name in _VOCABULARY_WEIGHTS else w for name, w in weights.items()}
 
 
-def _with_weights(model_class: type, config: GPT2Config | GPT2HFConfig, weights: dict[str, torch.Tensor]) -> Any:
-    """A model that holds these very tensors."""
+def with_weights(model_class: type, config: GPT2Config | GPT2HFConfig, weights: dict[str, torch.Tensor]) -> Any:
+    """A model in evaluation mode that holds these very tensors."""
     with torch.device("meta"):
         model = model_class(config)
     model.load_state_dict(weights, assign=True)
@@ -129,20 +137,35 @@ def _with_weights(model_class: type, config: GPT2Config | GPT2HFConfig, weights:
     return model.eval()
 
 
+def probe_ids(config: GPT2HFConfig) -> torch.Tensor:
+    """Token ids `[1, T]` on which an exported model is compared."""
+    return torch.arange(min(64, config.n_positions)).remainder(config.num_tokens).unsqueeze(0)
+
+
 @torch.no_grad()
-def _largest_logit_difference(model: GPT2HFForCausalLM, folder: Path) -> float:
-    """Compare in fp32 on the CPU, and leave the model where and as it is.
+def reference_logits(model: GPT2HFForCausalLM, ids: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+    """Logits `[B, T, V]` in fp32 on the CPU, without the padding of the vocabulary; the model stays where it is."""
+    weights = {name: weight.to("cpu", torch.float32) for name, weight in model.state_dict().items()}
+    ours = with_weights(GPT2HFForCausalLM, copy.deepcopy(model.config), weights)
+    ours.set_attn_implementation("eager")
+    logits: torch.Tensor = ours(ids, **inputs).logits[..., : model.config.num_tokens]
+    return logits
+
+
+def require_same_logits(expected: torch.Tensor, logits: torch.Tensor) -> float:
+    """The largest difference between logits.
 
     Raises:
-        RuntimeError: if the difference is more than rounding.
+        RuntimeError: if it is more than rounding.
     """
-    weights = {name: weight.to("cpu", torch.float32) for name, weight in model.state_dict().items()}
-    ours = _with_weights(GPT2HFForCausalLM, copy.deepcopy(model.config), weights)
-    ours.set_attn_implementation("eager")
-    stock = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
-    ids = torch.arange(min(64, model.config.n_positions)).remainder(model.config.num_tokens).unsqueeze(0)
-    expected = ours(ids).logits[..., : model.config.num_tokens]
-    difference = float((expected - stock(ids).logits).abs().max())
+    difference = float((expected - logits).abs().max())
     if not difference <= _TOLERANCE * max(1.0, float(expected.abs().max())):
         raise RuntimeError(f"the exported model's logits differ by {difference:.1e}; nothing was exported")
     return difference
+
+
+@torch.no_grad()
+def _largest_logit_difference(model: GPT2HFForCausalLM, folder: Path) -> float:
+    stock = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = probe_ids(model.config)
+    return require_same_logits(reference_logits(model, ids), stock(ids).logits)

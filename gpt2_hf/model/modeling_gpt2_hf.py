@@ -631,8 +631,8 @@ def _select_positions(hidden_states: Tensor, logits_to_keep: int | Tensor) -> Te
     return hidden_states[:, logits_to_keep]
 
 
-# transformers goes by these lists of names where it shifts the labels that the Trainer smooths, and where a pipeline or
-# a model card asks what the model does. `AutoModel.register` and its like do not add to them.
+# transformers goes by these lists of names where it shifts the labels that the Trainer smooths, and where a pipeline
+# or a model card asks what the model does. `AutoModel.register` and its like do not add to them.
 MODEL_MAPPING_NAMES[GPT2HFConfig.model_type] = GPT2HFModel.__name__
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[GPT2HFConfig.model_type] = GPT2HFForCausalLM.__name__
 

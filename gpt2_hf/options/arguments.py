@@ -272,7 +272,29 @@ class ExportArguments:
     _argument_group_name = "export"
 
     model_path: str = option("checkpoints/best_model", "Model folder, checkpoint name or path.")
-    output_dir: str = option("exported", "New folder for transformers' GPT2LMHeadModel, with its tokenizer.")
+    output_dir: str = option("exported", "New folder for the exported model, with its tokenizer.")
+    format: Literal["hf", "gguf", "onnx"] = option(
+        "hf",
+        "hf: transformers' GPT2LMHeadModel; gguf: one file for llama.cpp and ollama; "
+        "onnx: for onnxruntime and the browser.",
+    )
+    outtype: Literal["f32", "f16", "q8_0"] = option("f16", "gguf: number format of the weight matrices.")
+
+
+@dataclass
+class ImportArguments:
+    """Which checkpoint of another program is imported, and where to."""
+
+    _argument_group_name = "import"
+
+    model_path: str = option("out/ckpt.pt", "A nanoGPT checkpoint (ckpt.pt) or an llm.c model (.bin, fp32 or bf16).")
+    output_dir: str = option("imported", "New folder for the model, with its tokenizer.")
+    tokenizer_name: str | None = option(
+        None, "Tokenizer to save beside it, a folder or hub id; GPT-2's where the vocabulary is GPT-2's when left out."
+    )
+    activation_function: Literal["gelu", "gelu_new"] | None = option(
+        None, "nanoGPT: gelu, or gelu_new for a model of before June 2023; gelu when left out."
+    )
 
 
 @dataclass

@@ -43,6 +43,7 @@ _ACTS_WITH = {
     "metric_for_best_model": ("eval_strategy", ("steps", "epoch")),
     "muon_learning_rate": ("optim", ("muon",)),
     "muon_momentum": ("optim", ("muon",)),
+    "outtype": ("format", ("gguf",)),
 }
 
 

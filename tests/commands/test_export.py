@@ -36,6 +36,7 @@ def test_round_trip_is_bitwise(tmp_path, dtype, tied):
     assert back.dtype == dtype
     assert bitwise_equal(back.state_dict(), stock.state_dict())
     before, after = stock.config.to_dict(), back.config.to_dict()
+    assert after.pop("n_ctx") == SIZES["n_positions"]  # an old name, added for llama.cpp's converter
     assert {**before, "_name_or_path": ""} == {**after, "_name_or_path": ""}
     assert bitwise_equal(GPT2HFForCausalLM.from_pretrained(tmp_path / "exported").state_dict(), model.state_dict())
 
@@ -59,6 +60,17 @@ def test_nothing_but_the_stock_files_is_written(tmp_path, tokenizer):
     assert loaded("Hello world").input_ids == tokenizer("Hello world").input_ids
     assert loaded.model_max_length == SIZES["n_positions"]
     assert tokenizer.model_max_length > SIZES["n_positions"]  # the caller's is left alone
+
+
+def test_the_config_holds_what_llama_cpps_converter_reads(tmp_path):
+    """`convert_hf_to_gguf.py` looks these up for a GPT2LMHeadModel, and fails where one is missing."""
+    model = make_model()
+    model.resize_token_embeddings(pad_to_multiple_of=64)
+    export_to_gpt2(model, tmp_path / "exported")
+    config = json.loads((tmp_path / "exported" / "config.json").read_text())
+    names = ("vocab_size", "n_layer", "n_embd", "n_head")
+    assert {name: config[name] for name in names} == {name: SIZES[name] for name in names}
+    assert (config["n_ctx"], config["layer_norm_epsilon"]) == (SIZES["n_positions"], 1e-5)
 
 
 @pytest.mark.parametrize("tied", [True, False])

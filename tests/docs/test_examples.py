@@ -6,7 +6,7 @@ import shutil
 import sys
 
 import pytest
-from transformers import AutoModelForCausalLM, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from gpt2_hf import GPT2HFForCausalLM
 
@@ -116,3 +116,16 @@ def test_lora(tmp_path, run_example):
     assert len(losses) == 4 and losses[-1] < losses[0]
     assert "merged it is a GPT2HFForCausalLM" in printed
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_chat_sft(tmp_path, run_example):
+    """The chat example trains on the answers, saves its template, and answers in a conversation."""
+    pytest.importorskip("trl", reason="the chat example needs trl, which gpt2_hf does not depend on")
+    printed = run_example("chat_sft.py", "--output_dir", "chat", "--max_steps", "10", "--question", "Greet Ada.")
+    losses = [float(line.split("'loss': '")[1].split("'")[0]) for line in printed.splitlines() if "'loss'" in line]
+    assert len(losses) == 5 and losses[-1] < losses[0]
+    assert "user: Greet Ada.\nassistant: " in printed
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "chat")
+    conversation = [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}]
+    assert tokenizer.apply_chat_template(conversation, tokenize=False) == "<|user|>A<|assistant|>B<|endoftext|>"
+    assert tokenizer.tokenize("<|user|>") == ["<|user|>"]

@@ -1,0 +1,43 @@
+"""A folder that a command writes: new, and complete or absent.
+
+In: `--output_dir`. Out: a staging folder beside it, which gets the folder's name when all is written and checked.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..checkpoints import folders
+from ..errors import UserError
+
+
+def require_new_folder(output_dir: str) -> Path:
+    """The path of `--output_dir`, before anything is written there.
+
+    Raises:
+        UserError: if it is a file, or a folder that is not empty.
+    """
+    target = Path(output_dir).expanduser()
+    if target.is_file() or (target.exists() and any(target.iterdir())):
+        raise UserError(f"--output_dir: {target} exists and is not empty; give a new folder")
+    return target
+
+
+@contextlib.contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes `target` at the end; after an error nothing of it is left.
+
+    Raises:
+        OSError: if `target` is not empty.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = folders.open_staging(target.parent, target.name)
+    try:
+        yield staging
+        folders.follow_umask(staging)
+        if target.exists():
+            target.rmdir()  # empty, or this fails
+        staging.rename(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
