@@ -38,7 +38,7 @@ _STEP_NAME = re.compile(r"^checkpoint_step_(\d+)$")
 # Files that run code when they are read; none is ever written here.
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 # What a folder needs to be loaded with from_pretrained.
-_MODEL_FILE_PATTERNS = ("*.json", "model*.safetensors", "*.py", "*.txt", "*.jinja")
+_MODEL_FILE_PATTERNS = ("*.json", "model*.safetensors", "adapter_model*.safetensors", "*.py", "*.txt", "*.jinja")
 _NOT_MODEL_FILES = (MANIFEST_NAME, TRAINER_STATE_NAME)
 
 
@@ -171,7 +171,12 @@ def read_names(output_dir: str | Path) -> dict[str, str]:
         return {}
     if not isinstance(names, dict):
         return {}
-    return {name: folder for name, folder in names.items() if (output_dir / folder).is_dir()}
+    return {name: folder for name, folder in names.items() if _is_inside(folder) and (output_dir / folder).is_dir()}
+
+
+def _is_inside(folder: object) -> bool:
+    """Whether an entry is a checkpoint of the run itself; a file from elsewhere might point out of it."""
+    return isinstance(folder, str) and _FOLDER.fullmatch(folder) is not None
 
 
 def add_names(output_dir: str | Path, folder: str, names: list[str]) -> None:

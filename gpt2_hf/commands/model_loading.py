@@ -130,6 +130,11 @@ def resolve_model_path(reference: str, output_dir: str, option: str) -> str | Pa
 
 def read_config(source: str, option: str) -> GPT2HFConfig:
     """Read and check a model's configuration."""
+    if os.path.isfile(os.path.join(source, "adapter_config.json")):
+        raise UserError(
+            f"{option}: {source} is an adapter, not a model; merge it first: peft.AutoPeftModelForCausalLM"
+            f".from_pretrained({source!r}).merge_and_unload().save_pretrained(FOLDER), with the tokenizer beside it"
+        )
     if os.path.isdir(source) and not os.path.isfile(os.path.join(source, "config.json")):
         raise UserError(
             f"{option}: {source} holds no model (config.json is missing); give a folder with a saved model"

@@ -10,7 +10,7 @@
 from .collators import FlatteningCollator, PaddingCollator
 from .pipeline import LoadedData, load_data
 from .samples import BlockSamples, DocumentSamples, Samples, SequenceMode
-from .sampling import EpochSampler
+from .sampling import EpochSampler, train_sampler
 from .streaming import StreamingLoader, StreamingSamples
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "StreamingLoader",
     "StreamingSamples",
     "load_data",
+    "train_sampler",
 ]

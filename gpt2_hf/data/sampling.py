@@ -7,9 +7,14 @@ processes and of accumulation steps it is divided among, and a resumed run skips
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch.utils.data import Sampler
+
+if TYPE_CHECKING:  # the first takes seconds, the second imports this module
+    from ..options.training_arguments import GPT2HFTrainingArguments
+    from .samples import Samples
 
 # Sorting by length goes over so many steps at a time: enough that a step is of one length, few enough that
 # which samples meet in a step stays random.
@@ -83,3 +88,19 @@ class EpochSampler(Sampler[int]):
         whole = len(order) // self.step_size
         steps = order[: whole * self.step_size].reshape(whole, self.step_size)
         return np.concatenate([generator.permutation(steps).reshape(-1), order[whole * self.step_size :]])
+
+
+# What `train_sampler` knows of transformers' `train_sampling_strategy`.
+STRATEGIES = ("random", "sequential", "group_by_length")
+
+
+def train_sampler(args: "GPT2HFTrainingArguments", samples: "Samples") -> EpochSampler:
+    """The order in which a run trains on its samples; the trainer draws it and `plan` reckons with it."""
+    return EpochSampler(
+        len(samples),
+        args.seed if args.data_seed is None else args.data_seed,
+        args.train_batch_size * args.world_size,
+        lengths=samples.lengths if args.train_sampling_strategy == "group_by_length" else None,
+        shuffle=args.train_sampling_strategy != "sequential",
+        step_size=args.samples_per_step,
+    )

@@ -24,6 +24,7 @@ def build(run: Run) -> tuple[PreTrainedTokenizerBase, LoadedData, GPT2HFForCausa
     Raises:
         UserError: if one of them cannot be had, or options contradict what the data are.
     """
+    run.args.check_for_job()
     tokenizer = _load_tokenizer(run)
     data = _load_data(run, tokenizer)
     set_seed(run.args.seed)

@@ -41,6 +41,7 @@ _ACTS_WITH = {
     "logging_steps": ("logging_strategy", ("steps",)),
     "on_save_error": ("save_strategy", ("steps", "epoch", "best")),
     "metric_for_best_model": ("eval_strategy", ("steps", "epoch")),
+    "early_stopping_patience": ("eval_strategy", ("steps", "epoch")),
     "muon_learning_rate": ("optim", ("muon",)),
     "muon_momentum": ("optim", ("muon",)),
     "outtype": ("format", ("gguf",)),
@@ -364,7 +365,10 @@ def _check_acting(value: Any, command_line: dict[str, Any]) -> None:
 def _build(dataclass_type: type, merged: dict[str, Any]) -> Any:
     values = {name: merged[name] for name in names_of(dataclass_type) if name in merged}
     try:
-        return dataclass_type(**values)
+        made = dataclass_type(**values)
+        if hasattr(made, "check_for_job"):
+            made.check_for_job()
+        return made
     except UserError:
         raise
     except (ValueError, RuntimeError, ImportError, TypeError) as error:

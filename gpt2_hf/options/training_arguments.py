@@ -3,13 +3,15 @@
 Apart from `arguments`, because importing the base class takes seconds that other commands need not wait.
 """
 
+import difflib
 import os
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Literal
 
 from accelerate.utils import get_int_from_env
 from transformers import IntervalStrategy, SchedulerType, TrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy
+from transformers.training_args import OptimizerNames
 
 from ..errors import UserError
 from ..runtime import distributed
@@ -32,8 +34,15 @@ _WITHOUT_EFFECT = {
     "use_liger_kernel": "there are no Liger kernels for this model, which has a chunked loss of its own; leave it out",
     "enable_jit_checkpoint": "a checkpoint is always saved on SIGTERM, SIGINT and SIGUSR1; leave it out",
     "restore_callback_states_from_checkpoint": "callbacks of this package always restore their state; leave it out",
-    "greater_is_better": "a lower loss and a lower perplexity are better; leave it out",
     "auto_find_batch_size": "it would change which samples a step sees; choose --batch_size yourself",
+}
+
+# Of these, what a script asks for its own use, and what this package does always.
+_HARMLESS = ("do_train", "do_eval", "restore_callback_states_from_checkpoint")
+
+# Fields that act in Python, but not in the job, whose data and metrics are its own.
+_WITHOUT_EFFECT_IN_A_JOB = {
+    "greater_is_better": "a lower loss and a lower perplexity are better; leave it out",
     "save_only_model": "a run could not go on from such checkpoints; leave it out and take best_model",
     "dataloader_drop_last": "the last batch of an epoch is completed with samples that have no targets; leave it out",
     "ignore_data_skip": "a resumed run always goes on at its place in the data; leave it out",
@@ -119,14 +128,20 @@ class GPT2HFTrainingArguments(TrainingArguments):
 
     # Defaults of the Trainer that cost a host synchronisation a step, or a wrong number.
     logging_nan_inf_filter: bool = option(False, "Hide non-finite losses in logs.")
-    metric_for_best_model: str | None = option("loss", "Evaluation metric that decides which model is best.")
+    metric_for_best_model: str | None = option(
+        "loss", "Evaluation metric that decides which model is best: loss or perplexity; in Python others too."
+    )
     ddp_find_unused_parameters: bool | None = option(False, "Search for parameters without gradient in every step.")
-    remove_unused_columns: bool = option(False, "Drop columns the model does not take; samples here have none.")
+    early_stopping_patience: int | None = option(
+        None, "Stop when so many evaluations in a row bring no better metric_for_best_model."
+    )
 
     use_cpu: bool = option(False, "Do not use an accelerator.")
     fsdp: bool = option(False, "Shard weights, gradients and optimizer over the processes (FSDP2).")
 
-    greater_is_better: bool = option(False, "Whether a higher metric is better; never so here.")
+    greater_is_better: bool | None = option(
+        None, "In Python: whether a higher metric is better; by its name when left out."
+    )
 
     resolved_precision: Precision | None = field(default=None, init=False)
     _share: int | None = field(default=None, init=False, repr=False)
@@ -140,9 +155,8 @@ class GPT2HFTrainingArguments(TrainingArguments):
                 f"--checkpoint_dir: {self.output_dir} is not UTF-8, and safetensors and TensorBoard cannot write it; "
                 "choose another name"
             )
-        for name, remedy in _WITHOUT_EFFECT.items():
-            if getattr(self, name, False):
-                raise UserError(f"--{name} has no effect: {remedy}")
+        _refuse(self, _WITHOUT_EFFECT)
+        self._settle_direction()
         device_type = current_device_type(self.use_cpu)
         self.resolved_precision = resolve_precision(self._wanted_precision(), device_type)
         # Before the base class, which hands it to accelerate.
@@ -216,10 +230,45 @@ class GPT2HFTrainingArguments(TrainingArguments):
                 f"--optim {MUON} needs whole matrices, which FSDP divides; use --optim adamw_torch_fused with FSDP"
             )
 
-    def _check_best_metric(self) -> None:
+    def _check_optimizer(self) -> None:
+        names = [MUON, *(optimizer.value for optimizer in OptimizerNames)]
+        if self.optim not in names:
+            alike = [name for name in names if name.startswith(self.optim)]
+            alike += difflib.get_close_matches(self.optim, names, n=1, cutoff=0.5)
+            raise UserError(f"--optim {self.optim} is not known; did you mean {[*alike, 'adamw_torch_fused'][0]}?")
+
+    def check_for_job(self) -> None:
+        """Refuse what only acts where Python code brings data and metrics of its own.
+
+        Raises:
+            UserError: with the option and what to do instead.
+        """
         names = ("loss", "perplexity", "eval_loss", "eval_perplexity")
         if self.metric_for_best_model is not None and self.metric_for_best_model not in names:
             raise UserError(f"--metric_for_best_model must be one of {', '.join(names)}, or none")
+        _refuse(self, _WITHOUT_EFFECT_IN_A_JOB)
+
+    def _settle_direction(self) -> None:
+        """The base class takes every metric but a loss for one that should be high."""
+        name = self.metric_for_best_model
+        if self.greater_is_better is None and name is not None and name.endswith("perplexity"):
+            self.greater_is_better = False
+
+    def _check_early_stopping(self) -> None:
+        if self.early_stopping_patience is None:
+            return
+        require_at_least("early_stopping_patience", self.early_stopping_patience, 1)
+        if self.eval_strategy == IntervalStrategy.NO:
+            raise UserError("--early_stopping_patience has no effect with --eval_strategy no; leave one of them out")
+        if self.metric_for_best_model is None:
+            raise UserError("--early_stopping_patience needs --metric_for_best_model, such as loss")
+
+    def _settle_precision(self) -> None:
+        """The precision of transformers' own arguments, which have checked it but for fp16 without CUDA."""
+        name = "fp16" if self.fp16 else "bf16" if self.bf16 else "fp32"
+        if name == "fp16":
+            resolve_precision(name, current_device_type(self.use_cpu))
+        self.resolved_precision = Precision(name, "asked for")
 
     def _wanted_precision(self) -> str:
         flags = [name for name in ("fp16", "bf16") if getattr(self, name)]
@@ -259,13 +308,54 @@ class GPT2HFTrainingArguments(TrainingArguments):
             )
         if self.hub_strategy not in (HubStrategy.EVERY_SAVE, HubStrategy.END):  # the default, and what is done
             raise UserError("--hub_strategy has no effect: best_model is uploaded when the run is over; leave it out")
-        self._check_best_metric()
+        self._check_optimizer()
+        self._check_early_stopping()
         if self.schedule_by_time and (self.max_training_hours is None or self.lr_scheduler_type != "cosine"):
             raise UserError("--schedule_by_time needs --max_training_hours and --lr_scheduler_type cosine")
         if self.max_steps != -1:
             require_at_least("max_steps", self.max_steps, 1)
         if self.save_total_limit is not None:
             require_at_least("save_total_limit", self.save_total_limit, 1)
+
+
+def _refuse(args: TrainingArguments, without_effect: dict[str, str]) -> None:
+    for name, remedy in without_effect.items():
+        if getattr(args, name, False):
+            raise UserError(f"--{name} has no effect: {remedy}")
+
+
+def with_own_fields(args: TrainingArguments | None) -> GPT2HFTrainingArguments:
+    """Any `TrainingArguments` as this package's Trainer reads them: no time budget, and what was set stays.
+
+    Args:
+        args: transformers' own or a subclass; the values stay shared with the result, so that a later change of one
+            is seen in the other. `None` for transformers' defaults.
+
+    Raises:
+        UserError: if they ask for what this package's Trainer does not do.
+    """
+    if isinstance(args, GPT2HFTrainingArguments):
+        return args
+    if args is None:
+        args = TrainingArguments("tmp_trainer")  # as transformers' Trainer does
+    _refuse(args, {name: remedy for name, remedy in _WITHOUT_EFFECT.items() if name not in _HARMLESS})
+    kind: type = GPT2HFTrainingArguments
+    if type(args) is not TrainingArguments:  # a subclass keeps its methods
+        kind = dataclass(type(type(args).__name__, (GPT2HFTrainingArguments, type(args)), {}), init=False)  # type: ignore[call-overload]
+    inherited = {entry.name for entry in fields(args)}
+    result: GPT2HFTrainingArguments = object.__new__(kind)
+    result.__dict__ = vars(args)
+    vars(args).setdefault("max_training_hours", None)
+    vars(args).setdefault("sample_tokens", 0)
+    for entry in fields(GPT2HFTrainingArguments):
+        if entry.name not in inherited:
+            default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+            vars(args).setdefault(entry.name, default)
+    result._settle_precision()
+    if result.data_seed is None:
+        result.data_seed = result.seed
+    result._n_gpu = min(result.n_gpu, 1)
+    return result
 
 
 def divide_batch(samples: int, devices: int, most: int) -> tuple[int, int]:

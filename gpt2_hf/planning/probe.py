@@ -24,7 +24,7 @@ import torch
 from torch.utils.data import Subset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..data import EpochSampler, LoadedData, PaddingCollator, Samples
+from ..data import LoadedData, PaddingCollator, Samples, train_sampler
 from ..errors import UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.training_arguments import GPT2HFTrainingArguments
@@ -87,16 +87,8 @@ class Batches:
 
 def first_epoch(args: GPT2HFTrainingArguments, samples: Samples, padding: PaddingCollator | None) -> Batches:
     """The batches as the trainer will draw them, none of them read."""
-    by_length = args.train_sampling_strategy == "group_by_length"
     batch_size = args.train_batch_size
-    sampler = EpochSampler(
-        len(samples),
-        args.seed if args.data_seed is None else args.data_seed,
-        batch_size * args.world_size,
-        lengths=samples.lengths if by_length else None,
-        shuffle=args.train_sampling_strategy != "sequential",
-    )
-    order = sampler.order()
+    order = train_sampler(args, samples).order()
     starts = np.arange(0, len(order), batch_size)
     lengths = samples.lengths[order].astype(np.int64)
     if padding is not None:

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from gpt2_hf import GPT2HFForCausalLM, load_tokenizer
+from gpt2_hf import GPT2HFForCausalLM, export_to_gpt2, load_tokenizer
 from gpt2_hf.__main__ import main
 
 from ..tiny_models import make_model
@@ -264,3 +264,31 @@ def test_llama_cpp_computes_the_same(tmp_path, run_llama, outtype, bound):
     if outtype == "f32":
         generated = GPT2HFForCausalLM.generate(model, ids, max_new_tokens=50, do_sample=False, eos_token_id=None)
         assert found["text"] == tokenizer.decode(generated[0, ids.shape[1] :])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("outtype", ["f32", "f16", "q8_0"])
+def test_llama_cpps_converter_writes_the_same_file(tmp_path, outtype):
+    """convert_hf_to_gguf.py reads the exported folder, and its tensors and metadata are those of the direct way."""
+    source = os.environ.get("GPT2_HF_LLAMA_CPP")
+    if not source:
+        pytest.skip("needs GPT2_HF_LLAMA_CPP: the source folder of llama.cpp, with convert_hf_to_gguf.py")
+    tokenizer = load_tokenizer()
+    model = make_spoken(tokenizer, n_embd=64)
+    model.resize_token_embeddings(pad_to_multiple_of=64)
+    path, _ = export_to_gguf(model, tmp_path / "direct", tokenizer, outtype)
+    export_to_gpt2(model, tmp_path / "exported", tokenizer)
+    converter, converted = os.path.join(source, "convert_hf_to_gguf.py"), tmp_path / "converted.gguf"
+    command = [sys.executable, converter, str(tmp_path / "exported"), "--outtype", outtype, "--outfile", converted]
+    environment = {**os.environ, "PYTHONPATH": os.path.join(source, "gguf-py")}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert result.returncode == 0, result.stderr
+    ours = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(converted).tensors}
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert ours[name].tensor_type == tensor.tensor_type and np.array_equal(ours[name].data, tensor.data)
+    expected = {name: value for name, value in contents(converted).items() if not name.startswith("GGUF.")}
+    del expected["general.name"]
+    found = contents(path)
+    assert {name: found[name] for name in expected} == expected

@@ -92,6 +92,7 @@ def test_both_spellings_work_in_both_places(config, alias, name, value):
         (["--warmup_steps", "5", "--lr_scheduler_type", "constant"], "--warmup_steps has no effect"),
         (["--dataset_name", "x", "--validation_file", "y"], "--dataset_name has no effect beside --validation_file"),
         (["--do_train"], "--do_train has no effect"),
+        (["--optim", "adamw"], "--optim adamw is not known; did you mean adamw_"),
         (["--dataloader_drop_last"], "--dataloader_drop_last has no effect"),
         (["--seed", "5000000000"], "--seed must be below 2,147,483,648"),
         (["--use_liger_kernel"], "--use_liger_kernel has no effect"),
