@@ -8,7 +8,7 @@ from sphinx.application import Sphinx
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
-import gpt2_hf
+import gpt2_hf  # noqa: E402
 
 project = "gpt2_hf"
 author = "the gpt2_hf authors"
