@@ -7,10 +7,12 @@ Only this module turns errors into exit codes.
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from .errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USER_ERROR, SaveError, TrainingDivergedError, UserError
+from .options.secrets import hide, remember_arguments
 
 if TYPE_CHECKING:
     from .options.fields import OptionGroup
@@ -60,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # a terminal that lacks a character must not end a run
             stream.reconfigure(errors="replace")
     arguments = list(sys.argv[1:] if argv is None else argv)
+    remember_arguments(arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE, end="")
         return 0 if arguments else EXIT_USER_ERROR
@@ -89,13 +92,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             _say_error(_OUT_OF_MEMORY, everywhere=True)
             return EXIT_USER_ERROR
         if not is_lost_connection(error):
-            raise
+            return _fail(error)
         reason = " ".join(str(error).split())
         message = (
             "another process of the run is gone or cannot be reached; its own output says why. The checkpoints are "
         )
         _say_error(f"{message}whole: go on with --resume_from latest ({reason[:200]})", everywhere=True)
         return EXIT_FAILURE
+    except Exception as error:
+        return _fail(error)
+
+
+def _fail(error: Exception) -> int:
+    """An error that nobody has expected: raised again, unless its traceback would show a secret."""
+    text = "".join(traceback.format_exception(error))
+    if hide(text) == text:
+        raise error
+    print(hide(text), file=sys.stderr, flush=True)
+    return EXIT_FAILURE
 
 
 def _say_error(error: Exception | str, everywhere: bool) -> None:
@@ -105,7 +119,7 @@ def _say_error(error: Exception | str, everywhere: bool) -> None:
         # A launcher ends all processes when the first has failed. One that it lets live is the only one that failed.
         time.sleep(_SECONDS_FOR_THE_FIRST)
     process = f" (process {rank})" if rank else ""
-    print(f"error{process}: {error}", file=sys.stderr, flush=True)
+    print(hide(f"error{process}: {error}"), file=sys.stderr, flush=True)
 
 
 class _CommandLine:

@@ -19,6 +19,12 @@ def printable(text: str) -> str:
     return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode("ascii") for mark in text)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 class _OneLine(Exception):
     """An error whose message is a line, whatever names of files are in it."""
 
@@ -36,6 +42,16 @@ class SaveError(_OneLine, OSError):
     """A checkpoint could not be written; earlier ones are untouched. What the user can mend, hence the exit code."""
 
     exit_code = EXIT_USER_ERROR
+
+
+class FolderLostError(SaveError):
+    """Another process has taken the run's folder while this one stood still; nothing more may be written there."""
+
+    def __init__(self, folder: object):
+        super().__init__(
+            f"another process has taken {folder} while this one stood still; this run stops and saves nothing more. "
+            "Its checkpoints are whole: see which process uses the folder, or go on elsewhere with --resume_from"
+        )
 
 
 class TrainingDivergedError(RuntimeError):

@@ -3,10 +3,11 @@
 A checkpoint is written to a staging folder, synced, described by `manifest.json` (size and SHA-256 of every
 file, written last), and only then renamed to `checkpoint-<step>`. Names such as `best_model` or
 `checkpoint_epoch_3` are entries of `checkpoint_names.json`, not links, so they work on every file system.
+
+Only folders that were written so are ever moved or deleted, and files that somebody has added to one are kept.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -17,28 +18,32 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from . import written
+from .written import BEST_MODEL, NAMES_FILE, RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME, sha256, sync
+
+__all__ = ["BEST_MODEL", "NAMES_FILE", "RESOLVED_CONFIG_NAME", "TRAINER_STATE_NAME"]
 
 MANIFEST_NAME = "manifest.json"
-NAMES_FILE = "checkpoint_names.json"
-RESOLVED_CONFIG_NAME = "resolved_config.json"
-TRAINER_STATE_NAME = "trainer_state.json"
-BEST_MODEL = "best_model"
 LATEST = "latest"
 TIME_LIMIT = "checkpoint_time_limit"
 
 # "tmp-" keeps staging folders out of every `checkpoint-*` pattern, ours and transformers'.
-_STAGING_PREFIX = "tmp-"
-_OLD_SUFFIX = ".replaced"
-_ABANDONED_PREFIX = "abandoned-"
+STAGING_PREFIX = written.TEMPORARY_PREFIX
+OLD_SUFFIX = ".replaced"
+ABANDONED_PREFIX = "abandoned-"
+# In a folder that is being filled, until it has its manifest.
+_STAGING_MARK = "being-written.gpt2_hf"
 _FOLDER = re.compile(r"^checkpoint-(\d+)$")
 # What has a temporary name while it is written; run.lock is that of `run_lock`.
 _OWN_FOLDER = re.compile(rf"^(checkpoint-\d+|{BEST_MODEL})$")
-_OWN_FILE = re.compile(rf"^({re.escape(NAMES_FILE)}|{re.escape(RESOLVED_CONFIG_NAME)}|run\.lock-.+)$")
+_OWN_FILE = re.compile(rf"^({'|'.join(map(re.escape, (*written.FILE_NAMES, written.RECORD_NAME)))}|run\.lock-.+)$")
 _STEP_NAME = re.compile(r"^checkpoint_step_(\d+)$")
 # Files that run code when they are read; none is ever written here.
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 # What a folder needs to be loaded with from_pretrained.
 _MODEL_FILE_PATTERNS = ("*.json", "model*.safetensors", "adapter_model*.safetensors", "*.py", "*.txt", "*.jinja")
+_CHECKPOINT_FILE_PATTERNS = ("*.json", "*.safetensors", "*.py", "*.txt", "*.jinja")
+_NO_CONTENT = (MANIFEST_NAME, _STAGING_MARK)
 _NOT_MODEL_FILES = (MANIFEST_NAME, TRAINER_STATE_NAME)
 
 
@@ -62,27 +67,73 @@ def step_of(folder: str | Path) -> int:
 
 
 def open_staging(output_dir: str | Path, name: str) -> Path:
-    """Create an empty staging folder for `name`."""
+    """Create an empty staging folder for `name`.
+
+    Raises:
+        FileExistsError: if there is one of that name that is somebody else's.
+    """
     staging = staging_of(Path(output_dir) / name)
-    shutil.rmtree(staging, ignore_errors=True)
+    if is_own_staging(staging):
+        shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
+    (staging / _STAGING_MARK).touch()
     return staging
+
+
+def close_staging(staging: Path) -> None:
+    """Take the mark from a staging folder that is complete."""
+    (staging / _STAGING_MARK).unlink(missing_ok=True)
+
+
+def delete_staging(target: Path) -> None:
+    """Delete the staging folder of `target`, if it is a run's."""
+    if is_own_staging(staging_of(target)):
+        shutil.rmtree(staging_of(target), ignore_errors=True)
+
+
+def is_own_staging(folder: Path) -> bool:
+    """Whether the folder is one that a process was filling; one without anything in it may be."""
+    if not folder.is_dir() or folder.is_symlink():
+        return False
+    if (folder / _STAGING_MARK).exists() or is_own(folder) or not any(folder.iterdir()):
+        return True
+    return written.read_object(folder / "config.json").get("model_type") == "gpt2_hf"  # by a version without the mark
 
 
 def staging_of(target: Path) -> Path:
     """Where a folder is filled before it gets its name."""
-    return target.with_name(_STAGING_PREFIX + target.name)
+    return target.with_name(STAGING_PREFIX + target.name)
 
 
 def commit(staging: Path, target: Path) -> None:
-    """Turn a filled staging folder into `target`, replacing an older one; a crash leaves one of them whole."""
+    """Turn a filled staging folder into `target`, replacing an older one; a crash leaves one of them whole.
+
+    Raises:
+        FileExistsError: if the older one, or one of its temporary name, is somebody else's.
+    """
     write_manifest(staging)
-    replaced = target.with_name(target.name + _OLD_SUFFIX)
+    close_staging(staging)
+    replaced = target.with_name(target.name + OLD_SUFFIX)
+    for path in (target, replaced):
+        if os.path.lexists(path) and not is_own(path):
+            raise FileExistsError(f"{path} was not written by a run of gpt2_hf; it is left as it is")
     if target.exists():
         shutil.rmtree(replaced, ignore_errors=True)
         os.replace(target, replaced)
     os.replace(staging, target)
-    _sync(target.parent)
+    sync(target.parent)
+    if replaced.exists():
+        _retire(replaced, target)
+
+
+def _retire(replaced: Path, successor: Path) -> None:
+    """Delete a folder that has a successor, which takes over what somebody has added to it."""
+    for path in extras(replaced):
+        moved = successor / path.relative_to(replaced)
+        if os.path.lexists(moved):
+            return  # nothing of somebody else's is deleted
+        moved.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, moved)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -91,16 +142,16 @@ def write_manifest(folder: Path) -> None:
     follow_umask(folder)
     entries = {}
     for path in _files_of(folder):
-        _sync(path)
-        entries[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+        sync(path)
+        entries[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": sha256(path)}
     write_json(folder / MANIFEST_NAME, {"files": entries})
     for directory in {path.parent for path in _files_of(folder)}:
-        _sync(directory)
+        sync(directory)
 
 
 def follow_umask(folder: Path) -> None:
     """Give every file of a folder the permissions of a new file: safetensors lets only the owner read its own."""
-    probe = folder / f"{_STAGING_PREFIX}new-file"
+    probe = folder / f"{STAGING_PREFIX}new-file"
     probe.touch()  # to ask for the umask is to change it, for every thread
     mode = stat.S_IMODE(probe.stat().st_mode)
     probe.unlink()
@@ -111,11 +162,18 @@ def follow_umask(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Replace a JSON file in one step."""
-    temporary = path.with_name(_STAGING_PREFIX + path.name)
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    _sync(temporary)
-    os.replace(temporary, path)
+    """Replace a JSON file in one step; one in the folder of a run is written by `written.write_json`."""
+    temporary = path.with_name(f"{STAGING_PREFIX}{path.name}-{os.getpid()}")
+    try:
+        with open(temporary, "x", encoding="utf-8") as file:
+            file.write(json.dumps(content, indent=2) + "\n")
+        sync(temporary)
+        os.replace(temporary, path)
+    except FileExistsError:
+        raise
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def publish_best_model(checkpoint: Path, output_dir: Path) -> None:
@@ -142,18 +200,19 @@ def repair(output_dir: str | Path) -> None:
 
     Only what has a name that is given here: the user may keep other things in the folder.
     """
-    for path in sorted(Path(output_dir).glob(f"*{_OLD_SUFFIX}")):
-        successor = path.with_name(path.name.removesuffix(_OLD_SUFFIX))
-        if not _OWN_FOLDER.match(successor.name):
+    for path in sorted(Path(output_dir).glob(f"*{OLD_SUFFIX}")):
+        successor = path.with_name(path.name.removesuffix(OLD_SUFFIX))
+        if not _OWN_FOLDER.match(successor.name) or not is_own(path):
             continue
         if successor.exists():
-            shutil.rmtree(path, ignore_errors=True)
+            _retire(path, successor)
         else:
             os.replace(path, successor)
-    for path in Path(output_dir).glob(f"{_STAGING_PREFIX}*"):
-        name = path.name.removeprefix(_STAGING_PREFIX)
+    for path in Path(output_dir).glob(f"{STAGING_PREFIX}*"):
+        name = path.name.removeprefix(STAGING_PREFIX)
         if _OWN_FOLDER.match(name):
-            shutil.rmtree(path, ignore_errors=True)
+            if is_own_staging(path):
+                shutil.rmtree(path, ignore_errors=True)
         elif _OWN_FILE.match(name):
             path.unlink(missing_ok=True)
 
@@ -162,27 +221,23 @@ def repair(output_dir: str | Path) -> None:
 
 
 def read_names(output_dir: str | Path) -> dict[str, str]:
-    """Names of checkpoints and the folders they stand for; names whose folder is gone are left out."""
+    """Names of checkpoints and the folders they stand for; names whose folder is gone are left out.
+
+    Names are a convenience: without the file the checkpoints are still there under their steps.
+    """
     output_dir = Path(output_dir)
-    try:
-        names = json.loads((output_dir / NAMES_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        # Names are a convenience; without the file the checkpoints are still there under their steps.
-        return {}
-    if not isinstance(names, dict):
-        return {}
-    return {name: folder for name, folder in names.items() if _is_inside(folder) and (output_dir / folder).is_dir()}
-
-
-def _is_inside(folder: object) -> bool:
-    """Whether an entry is a checkpoint of the run itself; a file from elsewhere might point out of it."""
-    return isinstance(folder, str) and _FOLDER.fullmatch(folder) is not None
+    return {
+        name: folder
+        for name, folder in written.read_object(output_dir / NAMES_FILE).items()
+        # only a checkpoint of this very run, whatever somebody has written into the file
+        if isinstance(folder, str) and _FOLDER.match(folder) and (output_dir / folder).is_dir()
+    }
 
 
 def add_names(output_dir: str | Path, folder: str, names: list[str]) -> None:
     """Let further names stand for a checkpoint folder."""
     if names:
-        write_json(Path(output_dir) / NAMES_FILE, {**read_names(output_dir), **dict.fromkeys(names, folder)})
+        written.write_json(Path(output_dir), NAMES_FILE, {**read_names(output_dir), **dict.fromkeys(names, folder)})
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
@@ -194,12 +249,15 @@ def list_checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def rotate(output_dir: str | Path, keep_last: int | None, just_saved: str = "") -> None:
-    """Delete all but the last few checkpoints; those that a name stands for stay, and the one just saved."""
+    """Delete all but the last few checkpoints; those that a name stands for stay, and the one just saved.
+
+    So does one that is not a run's, and one to which somebody has added a file.
+    """
     if keep_last is None:
         return
     named = {just_saved, *read_names(output_dir).values()}
     for path in list_checkpoints(output_dir)[:-keep_last]:
-        if path.name not in named:
+        if path.name not in named and is_own(path) and not extras(path):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -211,9 +269,12 @@ def set_aside_after(output_dir: str | Path, step: int) -> list[str]:
     """
     renamed = []
     for path in list_checkpoints(output_dir):
-        if step_of(path) > step:
-            aside = path.with_name(f"{_ABANDONED_PREFIX}{path.name}")
-            shutil.rmtree(aside, ignore_errors=True)
+        if step_of(path) > step and is_own(path):
+            aside = path.with_name(f"{ABANDONED_PREFIX}{path.name}")
+            if os.path.lexists(aside):
+                if not is_own(aside) or extras(aside):
+                    raise UserError(f"--checkpoint_dir: {aside} is in the way; move it away")
+                shutil.rmtree(aside)
             os.replace(path, aside)
             renamed.append(aside.name)
     return renamed
@@ -246,7 +307,7 @@ def damage(folder: str | Path) -> str | None:
                 return f"{name} is missing"
             if path.stat().st_size != entry["size"]:
                 return f"{name} has {path.stat().st_size:,} bytes instead of {entry['size']:,}"
-            if _sha256(path) != entry["sha256"]:
+            if sha256(path) != entry["sha256"]:
                 return f"{name} does not have the content that was written"
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
@@ -264,6 +325,37 @@ def unreadable(folder: Path) -> str | None:
     except PermissionError as error:
         return f"{error.filename} cannot be read: {error.strerror}"
     return None
+
+
+def is_own(folder: Path) -> bool:
+    """Whether a run wrote this checkpoint or best model: it has a manifest as they have, or a run's config."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    return _manifest_files(folder) is not None or written.is_config_of_run(folder / RESOLVED_CONFIG_NAME)
+
+
+def extras(folder: Path) -> list[Path]:
+    """Files that somebody has added to a folder of a run."""
+    files = _manifest_files(folder)
+    reported: set[str] = set()
+    if folder.name.removesuffix(OLD_SUFFIX) == BEST_MODEL:
+        reported = {name.removeprefix(f"{BEST_MODEL}/") for name in written.BEST_MODEL_FILES}
+    found = []
+    for path in _files_of(folder):
+        name = path.relative_to(folder).as_posix()
+        if name in reported and written.is_own(folder.parent, f"{folder.name}/{name}"):
+            continue
+        # without a manifest, by the kinds of files that a checkpoint has
+        known = name in files if files is not None else any(path.match(kind) for kind in _CHECKPOINT_FILE_PATTERNS)
+        if not known:
+            found.append(path)
+    return found
+
+
+def _manifest_files(folder: Path) -> dict[str, Any] | None:
+    """The entries of a manifest; `None` if there is none, or it is damaged or somebody else's."""
+    files = written.read_object(folder / MANIFEST_NAME).get("files")
+    return files if isinstance(files, dict) and files and all(map(_is_entry, files.values())) else None
 
 
 def _is_entry(entry: object) -> bool:
@@ -335,39 +427,24 @@ def holds_run(output_dir: str | Path) -> bool:
 
 
 def delete_run(output_dir: str | Path) -> None:
-    """Delete what a run left in a folder, and nothing else that may be there."""
+    """Delete what a run left in a folder, but for its event files, and nothing else that may be there.
+
+    A folder to which somebody has added a file stays.
+    """
     output_dir = Path(output_dir)
-    if not holds_run(output_dir):
-        return
-    left = (BEST_MODEL, "runs", NAMES_FILE, RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME, "README.md", "curves.png")
-    results = [path.name for path in output_dir.glob("*_results.json")]
-    abandoned = output_dir.glob(f"{_ABANDONED_PREFIX}checkpoint-*")
-    for path in [*list_checkpoints(output_dir), *abandoned, *(output_dir / name for name in [*left, *results])]:
-        if path.is_dir():
+    abandoned = output_dir.glob(f"{ABANDONED_PREFIX}checkpoint-*")
+    for path in [*list_checkpoints(output_dir), *abandoned, output_dir / BEST_MODEL]:
+        if is_own(path) and not extras(path):
             shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    # the config last: by it the files of versions without a record are known
+    for name in sorted(written.FILE_NAMES, key=lambda name: name == RESOLVED_CONFIG_NAME):
+        written.delete(output_dir, name)
+    if written.is_record(output_dir / written.RECORD_NAME):
+        (output_dir / written.RECORD_NAME).unlink()
 
 
 # ---- helpers ----
 
 
 def _files_of(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST_NAME)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or folder to the disk, where the platform can."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open a folder for syncing; its renames are journalled
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        with contextlib.suppress(OSError):  # some network file systems do not sync folders
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in _NO_CONTENT)

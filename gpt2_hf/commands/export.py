@@ -60,6 +60,7 @@ def export_to_gpt2(
         The largest difference between the logits of the model and of the folder loaded back.
 
     Raises:
+        UserError: if somebody else's folder has the name under which this one is filled.
         RuntimeError: if the folder does not compute what the model computes.
     """
     with staged_folder(Path(output_dir)) as staging:

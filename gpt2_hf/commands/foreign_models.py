@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 
 LLM_C_MAGIC = 20240326
 _LLM_C_HEADER = 256  # int32 numbers
@@ -181,7 +181,7 @@ def _load_without_code(path: Path) -> Any:
             "file; it is not read. Save it again with model and model_args alone"
         ) from error
     except (RuntimeError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        reason = str(error).strip().splitlines()[0][:120]
+        reason = first_line(error)[:120]
         raise UserError(
             f"--model_path: {path} is no checkpoint of torch.save, or damaged ({reason}); copy it again"
         ) from error

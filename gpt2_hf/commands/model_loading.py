@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..checkpoints import folders
 from ..data.tokenizer import check_vocabulary, load_tokenizer, num_ids
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..model.configuration_gpt2_hf import GPT2HFConfig
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import ModelArguments
@@ -152,7 +152,7 @@ def read_config(source: str, option: str) -> GPT2HFConfig:
         raise
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{option}: no model can be loaded from {source!r}: {_first_line(error)}; give a local folder"
+            f"{option}: no model can be loaded from {source!r}: {first_line(error)}; give a local folder"
         ) from error
 
 
@@ -174,7 +174,7 @@ def load_weights(source: str, config: GPT2HFConfig, attn_implementation: str | N
             output_loading_info=True,
         )
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{option}: the weights of {source!r} cannot be loaded: {_first_line(error)}") from error
+        raise UserError(f"{option}: the weights of {source!r} cannot be loaded: {first_line(error)}") from error
     except (ImportError, ValueError) as error:
         raise _attention_error(attn_implementation, error) from error
     # transformers would draw them at random and go on.
@@ -204,7 +204,7 @@ def _attention_error(attn_implementation: str | None, error: Exception) -> Excep
     """What to raise for an error while a model is made: the user's, if it is about the backend they asked for."""
     if attn_implementation is None:
         return error
-    return UserError(f"--attn_implementation {attn_implementation}: {_first_line(error)}; sdpa works everywhere")
+    return UserError(f"--attn_implementation {attn_implementation}: {first_line(error)}; sdpa works everywhere")
 
 
 def _load_own_tokenizer(source: str, config: GPT2HFConfig, option: str) -> PreTrainedTokenizerBase:
@@ -223,8 +223,3 @@ def _load_own_tokenizer(source: str, config: GPT2HFConfig, option: str) -> PreTr
         f"{option}: {source} has no tokenizer and its {config.num_tokens:,} ids are not GPT-2's; "
         "save the tokenizer beside the model"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -29,13 +29,18 @@ def staged_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder that becomes `target` at the end; after an error nothing of it is left.
 
     Raises:
+        UserError: if somebody else's folder has the name under which this one is filled.
         OSError: if `target` is not empty.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = folders.open_staging(target.parent, target.name)
+    try:
+        staging = folders.open_staging(target.parent, target.name)
+    except FileExistsError as error:
+        raise UserError(f"--output_dir: {error.filename} is in the way; move it away") from error
     try:
         yield staging
         folders.follow_umask(staging)
+        folders.close_staging(staging)
         if target.exists():
             target.rmdir()  # empty, or this fails
         staging.rename(target)

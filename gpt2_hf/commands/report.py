@@ -7,20 +7,30 @@ In: the Trainer's log history and result files in `output_dir`. Out: `README.md`
 import itertools
 import json
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.folders import BEST_MODEL, RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME, list_checkpoints
+from ..checkpoints import written
+from ..checkpoints.folders import list_checkpoints
+from ..checkpoints.written import (
+    BEST_MODEL,
+    BEST_MODEL_FILES,
+    CARD_NAME,
+    CURVES_NAME,
+    RESOLVED_CONFIG_NAME,
+    RESULT_NAMES,
+    TRAINER_STATE_NAME,
+)
 from ..errors import UserError, printable
 from ..options.arguments import ReportArguments
 from ..options.parsing import PROVENANCE_KEY
+from ..options.secrets import without_secrets
 from ..runtime.hub import is_hub_id
 
-CURVES_NAME = "curves.png"
-CARD_NAME = "README.md"
+# Written into each picture; one without it that has the default name is somebody else's.
+_PICTURE_MARK = "gpt2_hf"
 
 _RESULTS = [
     ("validation loss", "eval_loss", "{:.4f}"),
@@ -79,7 +89,8 @@ def read_run(folder: str | Path) -> RunRecord:
         results.update(min(evaluations, key=lambda entry: float(entry["eval_loss"])))
     if history:
         results.setdefault("train_steps", history[-1]["step"])
-    return RunRecord(folder, _read_json(config), history, results)
+    # earlier versions wrote secrets into it, which must not get into a card that is published
+    return RunRecord(folder, without_secrets(_read_json(config)), history, results)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -89,22 +100,35 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def delete_results(output_dir: str | Path) -> None:
     """Delete what a run wrote when it ended, because it is resumed; its checkpoints tell how far it is."""
-    folder = Path(output_dir)
-    for path in (folder / TRAINER_STATE_NAME, *folder.glob("*_results.json")):
-        path.unlink(missing_ok=True)
+    for name in (TRAINER_STATE_NAME, *RESULT_NAMES):
+        written.delete(Path(output_dir), name)
 
 
-def write_report(output_dir: str | Path, sample: str | None = None) -> None:
-    """Write the card and the picture of the run in `output_dir` from the files that it left there."""
+def write_report(output_dir: str | Path, sample: str | None = None) -> list[Path]:
+    """Write the card and the picture of the run in `output_dir` from the files that it left there.
+
+    Returns:
+        Those of them that are not written, because somebody else's file has the name.
+    """
     run = read_run(output_dir)
-    draw_curves(run.history, run.folder / CURVES_NAME)
-    # names of files may hold bytes that are no characters
     card = model_card(run.config, run.results, sample)
-    (run.folder / CARD_NAME).write_text(card, encoding="utf-8", errors="backslashreplace")
-    best = run.folder / BEST_MODEL
-    if best.is_dir():
-        for name in (CARD_NAME, CURVES_NAME):
-            shutil.copyfile(run.folder / name, best / name)
+    left = []
+    for name in report_names(run.folder):
+        try:
+            with written.replacing(run.folder, name) as temporary:
+                if name.endswith(CARD_NAME):
+                    # names of files may hold bytes that are no characters
+                    temporary.write_text(card, encoding="utf-8", errors="backslashreplace")
+                else:
+                    draw_curves(run.history, temporary)
+        except FileExistsError:
+            left.append(run.folder / name)
+    return left
+
+
+def report_names(folder: Path) -> list[str]:
+    """The files of a run's report, relative to its folder."""
+    return [CARD_NAME, CURVES_NAME, *(BEST_MODEL_FILES if (folder / BEST_MODEL).is_dir() else ())]
 
 
 # ---- pictures ----
@@ -148,7 +172,7 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
         if len(axes.lines) > 1:
             axes.legend()
     perplexity.set_yscale("log")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, metadata={"Software": _PICTURE_MARK})
 
 
 def compare_runs(dirs: Sequence[str | Path], output: str | Path) -> list[str]:
@@ -187,7 +211,8 @@ def compare_runs(dirs: Sequence[str | Path], output: str | Path) -> list[str]:
         axes.set_xlabel("optimizer step" if axis == "step" else "hours, all invocations")
         axes.grid(alpha=0.3)
     figure.legend(labels, loc="outside lower center", ncols=min(len(runs), 4))
-    figure.savefig(output, dpi=110)
+    is_png = Path(output).suffix == ".png"
+    figure.savefig(output, dpi=110, metadata={"Software": _PICTURE_MARK} if is_png else None)
     return _comparison(labels, runs)
 
 
@@ -220,9 +245,17 @@ def run_report(args: ReportArguments, given: dict[str, str]) -> int:
         if "output_file" in given:
             raise UserError("--output_file has no effect for a single run, whose report stays in its folder")
         (folder,) = map(Path, args.runs)
+        try:
+            for name in report_names(folder):
+                written.refuse_foreign(folder, name)
+        except FileExistsError as error:
+            raise UserError(f"{error}; move it away to have the report written") from error
         write_report(folder, _sample_of(folder))
         print(f"written: {folder / CARD_NAME}, {folder / CURVES_NAME}")
         return 0
+    picture = Path(args.output_file)
+    if "output_file" not in given and picture.exists() and not _is_own_picture(picture):
+        raise UserError(f"--output_file: {picture} is there and no comparison of runs; name the picture to be written")
     try:
         lines = compare_runs(args.runs, args.output_file)
     except (OSError, ValueError) as error:
@@ -230,6 +263,11 @@ def run_report(args: ReportArguments, given: dict[str, str]) -> int:
     print("\n".join(lines))
     print(f"written: {args.output_file}")
     return 0
+
+
+def _is_own_picture(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return _PICTURE_MARK.encode() in file.read(1000)
 
 
 # ---- the model card ----

@@ -183,10 +183,11 @@ def _non_empty_samples(
 ) -> Samples:
     samples = make_samples(documents, args, tokenizer, max_length)
     if not len(samples):
-        found = samples.accounting
+        counts = f"{samples.accounting.rows:,} rows, {samples.accounting.blank_rows:,} blank"
         raise UserError(
-            f"{source.origin}: the {split} split has no text to use ({found.rows:,} rows, {found.blank_rows:,} blank; "
-            "a document of a single token has nothing to predict); give another text, --text_column or --document_unit"
+            f"{source.origin}: the {split} split has no text to use ({counts}), "
+            "and a document of a single token has nothing to predict; give another text, --text_column or "
+            "--document_unit"
         )
     return samples
 

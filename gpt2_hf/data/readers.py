@@ -32,7 +32,7 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 
 # A line, paragraph or row beyond this is no text but an accident (a dump without line ends, base64), and would cost
 # gigabytes to tokenise at once.
@@ -253,11 +253,6 @@ def _damaged(file: TextFile, error: Exception) -> UserError:
     if file.format is Format.PARQUET:
         return file.fail(f" cannot be read as parquet ({first_line(error)})", "fetch or write it again")
     return file.fail(f" is damaged or not {file.compression} ({first_line(error)})", "fetch or compress it again")
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return str(error).strip().split("\n")[0].strip() or type(error).__name__
 
 
 # ---- lines: what text, JSON lines and CSV have in common ----

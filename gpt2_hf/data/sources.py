@@ -18,7 +18,7 @@ import pyarrow as pa
 from datasets import Dataset, IterableDataset
 from torch.utils.data import get_worker_info
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..options.arguments import DataArguments
 from ..runtime.hub import ensure_hub_or_offline, is_hub_id, is_local_path
 from . import python_docs
@@ -31,7 +31,6 @@ from .readers import (
     TextFile,
     columns_of,
     errors_of,
-    first_line,
     headers_of,
     is_empty,
     read_rows,

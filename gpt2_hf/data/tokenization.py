@@ -22,7 +22,7 @@ from .encoding import EncodedBatch, Encoder
 from .sources import Source
 
 # Part of the cache key: raise it when the ids written for the same text, or their layout, change.
-_CACHE_VERSION = "3"
+_CACHE_VERSION = "4"
 # Ids in one record batch of the cache file.
 _IDS_PER_BATCH = 1 << 21
 _WHOLE, _REST, _CUT = "documents", "rest", "cut"

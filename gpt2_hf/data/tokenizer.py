@@ -11,7 +11,7 @@ from importlib.resources import files
 
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerBase
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..runtime.hub import ensure_hub_or_offline, is_hub_id, is_local_path
 
 GPT2_NAMES = ("gpt2", "openai-community/gpt2")
@@ -55,7 +55,7 @@ def _load(name_or_path: str | None) -> PreTrainedTokenizerBase:
     except (OSError, ValueError) as error:
         raise UserError(
             f"--tokenizer_name: no tokenizer could be loaded from {name_or_path!r} "
-            f"({str(error).strip().splitlines()[0]}); give a folder with tokenizer.json, or leave it out for GPT-2's"
+            f"({first_line(error)}); give a folder with tokenizer.json, or leave it out for GPT-2's"
         ) from error
 
 

@@ -5,18 +5,20 @@
 `train` reads from top to bottom. What may be wrong with the input is found before the first file is written.
 """
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_callback import TrainerState
 
-from ..checkpoints import folders
+from ..checkpoints import folders, written
 from ..checkpoints.folders import RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME
+from ..checkpoints.ownership import RUNS_FOLDER, own_events, refuse_foreign
 from ..checkpoints.run_lock import RunLock
 from ..commands.report import delete_results
 from ..data import LoadedData
-from ..errors import EXIT_OK, UserError
+from ..errors import EXIT_OK, FolderLostError, UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import DataArguments, ModelArguments
 from ..options.training_arguments import GPT2HFTrainingArguments
@@ -25,12 +27,14 @@ from ..runtime import distributed
 from ..runtime.hub import ensure_hub_or_offline
 from ..runtime.stopwatch import Stopwatch
 from ..trainer.callbacks import EvaluationInterruptedError
+from ..trainer.exact_evaluation import owes_evaluation
 from ..trainer.gpt2_trainer import GPT2HFTrainer
 from ..trainer.job_context import JobContext
+from .check import check_training
 from .preparation import announce, build, num_samples
 from .resolved_config import resolved_config
 from .results import closing_seconds, finish, sample_writer
-from .resuming import check_resumable, find_checkpoint
+from .resuming import check_resumable, check_shared, find_checkpoint
 from .run import Run, surroundings
 
 
@@ -60,6 +64,7 @@ def train(
     """
     run = Run(model_args, data_args, args, watch or Stopwatch(), given=given or {})
     with surroundings(run), RunLock(run.output_dir) as lock:
+        distributed.decided_by_first(lambda: refuse_foreign(run.output_dir, deleting=run.args.overwrite_output_dir))
         # The lock comes before anything of an earlier run is read. A folder that is not there yet is only made once
         # nothing can be wrong with the input any more. All processes look before the first one makes it.
         if distributed.any_process(run.output_dir.is_dir()):
@@ -72,19 +77,28 @@ def train(
         tokenizer, data, model = build(run)
         best_is_comparable = checkpoint is None or check_resumable(run, checkpoint, model, data)
         announce(run, model, data)
-        trainer = make_trainer(run, tokenizer, data, model, best_is_comparable)
-
+        trainer = make_trainer(run, tokenizer, data, model, best_is_comparable, lock)
+        check_training(run, trainer)
         take_folder(run, lock)
+        check_shared(run, lock.path)
         if run.is_first_process:
             clear_folder(run, checkpoint)
-            folders.write_json(run.output_dir / RESOLVED_CONFIG_NAME, resolved_config(run, model, data))
+            config = resolved_config(run, model, data)
+            written.write_json(run.output_dir, RESOLVED_CONFIG_NAME, config)
         distributed.barrier()
 
         run.signals.immediate = False
-        train_metrics = run_training(run, trainer, checkpoint)
+        try:
+            train_metrics = run_training(run, trainer, checkpoint)
+        except BaseException:
+            if checkpoint is None and trainer.state.global_step == 0 and not lock.lost:
+                delete_run(run)  # no step was made: the corrected command finds an empty folder
+            raise
         if train_metrics is None:
             return run.signals.exit_code
         run.signals.immediate = True  # the last checkpoint is written
+        if distributed.any_process(lock.lost):
+            raise FolderLostError(run.output_dir)
         finish(run, trainer, tokenizer, data, train_metrics)
         return EXIT_OK
 
@@ -104,10 +118,21 @@ def take_folder(run: Run, lock: RunLock) -> None:
 def clear_folder(run: Run, checkpoint: Path | None) -> None:
     """Remove what an overwritten run left, or set aside what came after the checkpoint that is resumed from."""
     if checkpoint is None and run.args.overwrite_output_dir:
-        folders.delete_run(run.output_dir)
+        delete_run(run)
     elif checkpoint is not None and checkpoint.parent.resolve() == run.output_dir.resolve():
         for name in folders.set_aside_after(run.output_dir, folders.step_of(checkpoint)):
             run.say(f"a later checkpoint of the run is set aside as {name}")
+
+
+def delete_run(run: Run) -> None:
+    """Delete what runs have written in the output folder, and nothing else; the first process does."""
+    if not run.is_first_process:
+        return
+    for path in own_events(run.output_dir):
+        path.unlink()
+    with contextlib.suppress(OSError):  # not there, or somebody else has something in it
+        (run.output_dir / RUNS_FOLDER).rmdir()
+    folders.delete_run(run.output_dir)
 
 
 def make_trainer(
@@ -116,6 +141,7 @@ def make_trainer(
     data: LoadedData,
     model: GPT2HFForCausalLM,
     best_is_comparable: bool,
+    lock: RunLock,
 ) -> GPT2HFTrainer:
     """The trainer of the job.
 
@@ -135,6 +161,7 @@ def make_trainer(
         test_dataset=data.samples.get("test"),
         write_sample=sample_writer(run, tokenizer, data, run.args.sample_tokens),
         best_is_comparable=best_is_comparable,
+        folder_is_lost=lambda: lock.lost,
     )
     try:
         return GPT2HFTrainer(
@@ -146,7 +173,7 @@ def make_trainer(
             processing_class=tokenizer,
             job=job,
         )
-    except (RuntimeError, ImportError, ValueError, OSError) as error:
+    except (RuntimeError, ImportError, ValueError, TypeError, KeyError, OSError) as error:
         # What transformers refuses only now: a reporter that is not installed, a hub that does not answer.
         raise UserError(" ".join(str(error).split())) from error
 
@@ -158,11 +185,14 @@ def run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> d
         The Trainer's metrics, empty if the checkpoint is already at the end; `None` if a signal stopped the run.
     """
     schedule = make_schedule(run.args, num_samples(trainer.train_dataset))
-    if checkpoint is not None and folders.step_of(checkpoint) >= schedule.total_steps:
+    at_end = checkpoint is not None and folders.step_of(checkpoint) >= schedule.total_steps
+    if at_end and checkpoint is not None and not owes_evaluation(checkpoint):
         run.say(f"{checkpoint} is already at step {schedule.total_steps:,}, the last one; nothing is left to train")
         trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         trainer.complete_publication(str(checkpoint))
         return {}
+    if at_end:
+        run.say(f"{checkpoint} is at the last step; its evaluation, which a signal broke off, is made up for")
     if run.is_first_process:
         delete_results(run.output_dir)
     try:
@@ -176,16 +206,18 @@ def run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> d
         if trainer.time_budget.skipped_evaluation:
             run.say("no time was left for an evaluation; --resume_from latest goes on, or use: gpt2-hf evaluate")
     return {
-        **output.metrics,
+        **({} if at_end else output.metrics),
         "train_steps": trainer.state.global_step,
         "train_hours": trainer.time_budget.total_seconds / 3600,
     }
 
 
 def stopped_by_signal(run: Run, trainer: GPT2HFTrainer) -> bool:
-    """Whether a signal ended the training before its last step; says from which checkpoint it can be resumed."""
-    received = distributed.any_process(run.signals.received is not None)
-    if not received or trainer.state.global_step >= trainer.state.max_steps:
+    """Whether a signal came while there was something to save; says from which checkpoint the run can be resumed.
+
+    After the last step too: its evaluation may be broken off, and the scores and the report are still to come.
+    """
+    if not distributed.any_process(run.signals.received is not None):
         return False
     newest, _ = folders.newest_valid(run.output_dir)
     saved = f"go on from {newest} with --resume_from latest" if newest is not None else "nothing was saved"

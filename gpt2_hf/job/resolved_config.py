@@ -19,12 +19,13 @@ from ..data import LoadedData
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import own_names
 from ..options.parsing import OVERRULES, PROVENANCE_KEY
+from ..options.secrets import without_secrets
 from ..options.training_arguments import GPT2HFTrainingArguments
 from .run import Run
 
 
 def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dict[str, Any]:
-    """Every option with the value it has, and the circumstances; itself a config file for `--config`."""
+    """Every option with the value it has, secrets left out, and the circumstances; a config file for `--config`."""
     options = {**asdict(run.model_args), **asdict(run.data_args)}
     options.pop("dataset_config_is_inherited")
     names = own_names(GPT2HFTrainingArguments) + [name for name in run.given if hasattr(run.args, name)]
@@ -46,6 +47,7 @@ def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dic
         "transformers": transformers.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if args.device.type == "cuda" else platform.processor() or "cpu",
         "processes": args.world_size,
         "precision": args.resolved_precision.name if args.resolved_precision else None,
@@ -55,7 +57,8 @@ def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dic
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),
     }
-    return {**_plain(options), PROVENANCE_KEY: provenance}
+    written: dict[str, Any] = without_secrets({**_plain(options), PROVENANCE_KEY: provenance})
+    return written
 
 
 def plain_value(value: Any) -> Any:

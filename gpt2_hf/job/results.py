@@ -3,6 +3,8 @@
 In: a trained model and its data. Out: result files, model card and curves in the output folder.
 """
 
+import dataclasses
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +14,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_callback import TrainerState
 
-from ..checkpoints import folders
+from ..checkpoints import folders, written
+from ..checkpoints.written import CURVES_NAME, TRAINER_STATE_NAME
 from ..commands.generate import generate_text
-from ..commands.report import CURVES_NAME, write_report
+from ..commands.report import write_report
 from ..data import LoadedData
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..runtime import distributed
@@ -49,24 +52,42 @@ def finish(
     train_metrics: dict[str, Any],
 ) -> None:
     """Score the best model, write results and report, and show a sample."""
-    trainer.save_state()
+    if run.is_first_process:
+        write_state(run.output_dir, trainer.state)
     if train_metrics:
-        trainer.save_metrics("train", train_metrics)
+        write_metrics(run, "train", train_metrics)
     saved = saved_model(run.output_dir)
     if saved is not None:
         trainer.load_weights(saved)
     eval_metrics = best_eval_metrics(trainer.state)
     if eval_metrics:
-        trainer.save_metrics("eval", eval_metrics)
+        write_metrics(run, "eval", eval_metrics)
     test_metrics = _score_test(run, trainer)
     sample = _final_sample(run, trainer, tokenizer, data) if run.args.process_index == 0 else ""
     if run.args.process_index == 0:
-        write_report(run.output_dir, sample)
+        for path in write_report(run.output_dir, sample):
+            run.say(f"{path} was not written by this run, or was changed since; it is left as it is")
     say_results(run, eval_metrics, test_metrics, sample)
     if run.args.push_to_hub and run.args.process_index == 0 and saved is not None:
         run.say(f"uploading {saved} to {trainer.hub_model_id}")
         token, revision = run.args.hub_token, run.args.hub_revision
         run.say(f"uploaded: {upload_model(saved, str(trainer.hub_model_id), token, revision)}")
+
+
+def write_state(output_dir: Path, state: TrainerState) -> None:
+    """Write the state at the end of a run, as transformers' `save_state` does."""
+    text = json.dumps(dataclasses.asdict(state), indent=2, sort_keys=True) + "\n"
+    written.write_text(output_dir, TRAINER_STATE_NAME, text)
+
+
+def write_metrics(run: Run, split: str, metrics: dict[str, Any]) -> None:
+    """Write the metrics of a split, and add them to those of all, as transformers' `save_metrics` does."""
+    if not run.is_first_process:
+        return
+    everything = written.read_object(run.output_dir / "all_results.json")
+    for name, content in ((split, metrics), ("all", {**everything, **metrics})):
+        text = json.dumps(content, indent=4, sort_keys=True) + "\n"
+        written.write_text(run.output_dir, f"{name}_results.json", text)
 
 
 def saved_model(output_dir: Path) -> Path | None:
@@ -103,7 +124,7 @@ def _score_test(run: Run, trainer: GPT2HFTrainer) -> dict[str, float]:
             run.say(f"no time is left for the test split{hint}")
             return {}
     metrics = trainer.evaluate(trainer.job.test_dataset, metric_key_prefix="test")
-    trainer.save_metrics("test", metrics)
+    write_metrics(run, "test", metrics)
     return metrics
 
 

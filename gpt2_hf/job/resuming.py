@@ -5,18 +5,27 @@ line that says why there is none.
 """
 
 import json
+import time
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from ..checkpoints import folders
 from ..checkpoints.folders import RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME
+from ..checkpoints.written import sha256
 from ..data import LoadedData
 from ..errors import UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
+from ..options.arguments import DEFAULT_HEAD_SIZE
 from ..options.parsing import PROVENANCE_KEY
+from ..options.secrets import is_secret, secret_names
+from ..runtime import distributed
+from .preparation import num_samples
 from .resolved_config import plain_value, resolved_config
 from .run import Run
+
+# How long a network file system may take to show a file to other hosts.
+_SECONDS_TO_APPEAR = 10.0
 
 # A resumed run must go on with these as they were: they decide which samples a step sees, and what it does with them.
 _FIXED_ON_RESUME = (
@@ -36,7 +45,37 @@ _FIXED_ON_RESUME = (
 
 
 def find_checkpoint(run: Run) -> Path | None:
-    """The checkpoint to go on from, checked; `None` for a fresh start."""
+    """The checkpoint to go on from, checked; `None` for a fresh start.
+
+    The first process chooses, since hosts may see different states of a disk, and all check that they see the same.
+
+    Raises:
+        UserError: on all processes, if there is no such checkpoint or one of them does not see it.
+    """
+    checkpoint = distributed.decided_by_first(lambda: _choose_checkpoint(run))
+    if checkpoint is not None:
+        check_shared(run, checkpoint / folders.MANIFEST_NAME)
+    return checkpoint
+
+
+def check_shared(run: Run, path: Path) -> None:
+    """Check that all processes see a file that the first one has read or written.
+
+    Raises:
+        UserError: on all processes, if one of them does not.
+    """
+    digest = distributed.decided_by_first(lambda: sha256(path))
+    deadline = time.monotonic() + _SECONDS_TO_APPEAR
+    while not (seen := path.is_file() and sha256(path) == digest) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if distributed.any_process(not seen):
+        raise UserError(
+            f"--checkpoint_dir: not every process sees {path}, which the first one does; the folder must be shared "
+            f"by all hosts: give one on a shared disk instead of {run.output_dir}"
+        )
+
+
+def _choose_checkpoint(run: Run) -> Path | None:
     reference = run.args.resume_from_checkpoint
     if run.output_dir.exists() and not run.output_dir.is_dir():
         raise UserError(f"--checkpoint_dir: {run.output_dir} is a file; give a folder")
@@ -100,11 +139,12 @@ def check_resumable(run: Run, checkpoint: Path, model: GPT2HFForCausalLM, data: 
             f"--model_name_or_path {checkpoint}"
         )
     saved_model = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
-        if saved_model.get(name) != getattr(model.config, name):
+    was, becomes = _sizes(saved_model), _sizes(model.config.to_dict())
+    for name in was:
+        if was[name] != becomes[name]:
             raise UserError(
-                f"--resume_from: the model in {checkpoint} has {name}={saved_model.get(name)}, this run asks for "
-                f"{getattr(model.config, name)}; a resumed run keeps its model"
+                f"--resume_from: the model in {checkpoint} has {name}={was[name]}, this run asks for "
+                f"{becomes[name]}; a resumed run keeps its model"
             )
     config_file = checkpoint / RESOLVED_CONFIG_NAME
     if not config_file.is_file():
@@ -123,7 +163,12 @@ def check_resumable(run: Run, checkpoint: Path, model: GPT2HFForCausalLM, data: 
             f"--resume_from: {checkpoint} was trained with {saved_rows} samples a step, this run asks for "
             f"{current_rows}; give --global_batch_size {saved_rows}, which keeps it on any number of devices"
         )
-    changed = changed_options(run, saved, current)
+    if secrets := secret_names(saved):
+        run.say(
+            f"warning: an earlier version wrote {', '.join(secrets)} into {config_file} and the files beside it; "
+            "revoke what it gives access to"
+        )
+    changed = changed_options(run, saved, current, num_samples(data.samples["train"]))
     for name in _FIXED_ON_RESUME:
         if name in changed:
             was, becomes = changed[name]
@@ -145,6 +190,11 @@ def check_resumable(run: Run, checkpoint: Path, model: GPT2HFForCausalLM, data: 
         )
     if was != becomes:
         run.say(f"changed since the checkpoint: processes {was} → {becomes}; random numbers start anew")
+    if circumstances := _changed_circumstances(saved[PROVENANCE_KEY], current[PROVENANCE_KEY]):
+        run.say(
+            f"changed since the checkpoint: {', '.join(circumstances)}; sums are made in another order, so the last "
+            "bits of the numbers may differ from those of a run that was left alone"
+        )
     validation = {config[PROVENANCE_KEY]["data"].get("validation") for config in (saved, current)}
     comparable = len(validation) == 1 and not changed.keys() & set(_DECIDE_WHICH_IS_BEST)
     if not comparable:
@@ -152,21 +202,65 @@ def check_resumable(run: Run, checkpoint: Path, model: GPT2HFForCausalLM, data: 
     return comparable
 
 
-def changed_options(run: Run, saved: dict[str, Any], current: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Options with another value than in a checkpoint's config, also those that only one of the two states."""
+def _sizes(config: dict[str, Any]) -> dict[str, Any]:
+    """The sizes of a model, those that are derived from others when they are left out among them."""
+    names = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
+    sizes = {name: config.get(name) for name in names}
+    return {**sizes, "n_inner": sizes["n_inner"] or 4 * (sizes["n_embd"] or 0)}
+
+
+# The same steps on other ones of these give other last bits; `processes` has a line of its own.
+_CIRCUMSTANCES = ("threads", "device", "precision", "torch")
+
+
+def _changed_circumstances(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """What is not as it was; what an earlier version did not write down is not known."""
+    return [
+        f"{name} {saved[name]} → {current[name]}"
+        for name in _CIRCUMSTANCES
+        if name in saved and saved[name] != current[name]
+    ]
+
+
+def changed_options(
+    run: Run, saved: dict[str, Any], current: dict[str, Any], num_train_samples: int | None = None
+) -> dict[str, tuple[Any, Any]]:
+    """Options with another effect than in a checkpoint's config, also those that only one of the two states."""
     defaults = {
         field.name: field.default
         for owner in (run.model_args, run.data_args, run.args)
         for field in fields(owner)
         if field.default is not MISSING
     }
-    # what is not stated follows the seed
-    saved, current = ({"data_seed": config.get("seed"), **config} for config in (saved, current))
+    limit = current.get("max_train_samples")
+    if limit is not None and limit == num_train_samples:
+        num_train_samples = None  # how many there would be without it is not known
     changed = {}
     for name in dict.fromkeys([*saved, *current]):
-        if name in (PROVENANCE_KEY, "output_dir"):
+        if name in (PROVENANCE_KEY, "output_dir") or is_secret(name):
             continue
-        was, becomes = (plain_value(config.get(name, defaults.get(name))) for config in (saved, current))
+        was, becomes = (_effective(name, {**defaults, **config}, num_train_samples) for config in (saved, current))
         if was != becomes:
             changed[name] = (was, becomes)
     return changed
+
+
+def _effective(name: str, options: dict[str, Any], num_train_samples: int | None) -> Any:
+    """The value that an option has in effect: one that is left out follows from others."""
+    value = plain_value(options.get(name))
+    if name == "max_train_samples" and value is not None and value > (num_train_samples or value):
+        return None  # it limits nothing
+    if name in ("activation_checkpointing", "gradient_checkpointing"):
+        return bool(options.get("activation_checkpointing") or options.get("gradient_checkpointing"))
+    if value is not None:
+        return value
+    width = options.get("d_model") or 0
+    derived = {
+        "num_heads": max(width // DEFAULT_HEAD_SIZE, 1),
+        "d_ff": 4 * width,
+        "data_seed": options.get("seed"),
+        "eval_steps": options.get("logging_steps"),
+        "muon_learning_rate": options.get("learning_rate"),
+        "attn_implementation": "sdpa",
+    }
+    return derived.get(name)

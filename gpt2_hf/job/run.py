@@ -10,6 +10,7 @@ from transformers.utils import logging as transformers_logging
 from ..checkpoints import folders
 from ..errors import SaveError
 from ..options.arguments import DataArguments, ModelArguments
+from ..options.secrets import hide, remember
 from ..options.training_arguments import GPT2HFTrainingArguments
 from ..runtime import distributed
 from ..runtime.stop_signals import SignalWatch
@@ -34,10 +35,14 @@ class Run:
     signals: SignalWatch = field(default_factory=SignalWatch)
     given: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for options in (self.model_args, self.data_args, self.args):
+            remember(vars(options))
+
     def say(self, line: str) -> None:
-        """Print a line once, whatever the number of processes."""
+        """Print a line once, whatever the number of processes, without secrets."""
         if self.is_first_process:
-            print(line, flush=True)
+            print(hide(line), flush=True)
 
     @property
     def is_first_process(self) -> bool:

@@ -1,10 +1,16 @@
 """The few things that processes of one run must agree on."""
 
 import functools
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+from ..errors import UserError
+
+_T = TypeVar("_T")
 
 
 def is_distributed() -> bool:
@@ -32,6 +38,27 @@ def _cpu_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
     if dist.get_backend(world) == dist.Backend.GLOO:
         return world
     return dist.new_group(backend=dist.Backend.GLOO)
+
+
+def decided_by_first(decide: Callable[[], _T]) -> _T:
+    """What the first process decides, on all processes; every process must ask.
+
+    Raises:
+        UserError: on all processes, if the first one raises it.
+    """
+    if not is_distributed():
+        return decide()
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = decide()
+        except UserError as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0, group=_cpu_group(dist.group.WORLD))
+    decided, error = outcome
+    if error is not None:
+        raise error
+    return decided  # type: ignore[no-any-return]
 
 
 def barrier() -> None:

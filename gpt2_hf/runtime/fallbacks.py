@@ -40,13 +40,15 @@ def _missing_for_triton() -> str | None:
 
 
 def missing_for_attention(attn_implementation: str | None, precision: str, dropout: float) -> str | None:
-    """What a flash-attention backend needs and does not find: its package, 16 bits, a card, no dropout.
+    """What an attention backend needs and does not find: its package, 16 bits, a card, no dropout.
 
     Args:
-        attn_implementation: the backend; any but a flash one needs nothing.
+        attn_implementation: the backend; any but flex_attention and a flash one needs nothing.
         precision: of the training: fp32, bf16 or fp16.
         dropout: rate on the attention.
     """
+    if attn_implementation == "flex_attention" and dropout > 0:
+        return f"{attn_implementation} knows no dropout; --dropout 0 would do"
     available = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_3": is_flash_attn_3_available}
     check = available.get(attn_implementation or "")
     if check is None:

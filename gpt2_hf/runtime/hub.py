@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import constants, upload_folder
 
-from ..errors import SaveError
+from ..errors import SaveError, first_line
 
 _PROBE_SECONDS = 10
 
@@ -42,7 +42,7 @@ def upload_model(folder: Path, repo_id: str, token: str | None = None, revision:
             commit_message="Trained with gpt2_hf",
         )
     except Exception as error:  # of whichever HTTP library the hub's client is built on
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise SaveError(
             f"the run is over and saved, but not uploaded ({reason}); try again with: hf upload {repo_id} {folder}"
         ) from error

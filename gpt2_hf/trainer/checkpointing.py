@@ -28,7 +28,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from ..checkpoints import folders
 from ..checkpoints.sharding import divided, load_whole_weights, plain_twin, whole, whole_weights
 from ..checkpoints.state_files import load_state, save_state
-from ..errors import SaveError
+from ..errors import FolderLostError, SaveError
 from ..options.training_arguments import GPT2HFTrainingArguments
 from ..runtime import distributed
 from ..runtime.random_state import get_rng_state, set_rng_state
@@ -76,6 +76,8 @@ class CheckpointingTrainer(Trainer):
         run_dir = Path(self._get_output_dir(trial=trial))
         target = run_dir / folders.checkpoint_folder(self.state.global_step)
         problem: BaseException | None = None
+        if distributed.any_process(self.job.folder_is_lost()):
+            raise FolderLostError(run_dir)
         with self.job.watch.measure("save"), self._gathered_shards():
             for stage in (self._open_checkpoint, self._fill_checkpoint, self._commit_checkpoint):
                 try:
@@ -122,7 +124,7 @@ class CheckpointingTrainer(Trainer):
     def _give_up_checkpoint(self, run_dir: Path, target: Path, problem: BaseException | None) -> None:
         """Leave no half checkpoint, and go on or stop as `--on_save_error` says."""
         if self.args.should_save:
-            shutil.rmtree(folders.staging_of(target), ignore_errors=True)
+            folders.delete_staging(target)
         newest, _ = folders.newest_valid(run_dir)
         what = f"checkpoint {target}" if newest != target else "the best model, or the names of checkpoints,"
         message = (
@@ -252,7 +254,8 @@ class CheckpointingTrainer(Trainer):
         best = run_dir / folders.checkpoint_folder(self.state.best_global_step or 0)
         published = folders.read_names(run_dir).get(folders.BEST_MODEL) == best.name
         there = published or best == folder or (best.is_dir() and folders.damage(best) is None)
-        distributed.barrier()  # before the first process changes what the others have looked at
+        # hosts may see different states of a shared disk
+        within, published, there = distributed.decided_by_first(lambda: (within, published, there))
         if not (self.job.best_is_comparable and within and there):
             self._set_best(_NO_BEST)
         if not (within and self.args.should_save):

@@ -10,12 +10,14 @@ What differs from the base class, each with its reason at the method:
 """
 
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.trainer_utils import EvalLoopOutput
 
+from ..checkpoints.state_files import load_state
 from ..data import EpochSampler, Samples
 from ..metrics import perplexity
 from ..model.chunked_loss import IGNORE_INDEX
@@ -33,6 +35,7 @@ class ExactEvaluationTrainer(CheckpointingTrainer):
     _nll_sum: torch.Tensor | None = None
     _scored_tokens: torch.Tensor | None = None
     _owes_evaluation = False
+    _resumed_from: str | None = None
     _making_up = False
 
     # ---- the split ----
@@ -121,6 +124,22 @@ class ExactEvaluationTrainer(CheckpointingTrainer):
             self.control.should_save = self.control.should_training_stop = True
             return None
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step >= self.state.max_steps:
+            # The base class makes a step before it looks whether there is one left to make.
+            self.control.should_training_stop = True
+            return None
+        return super()._run_epoch(*args, **kwargs)
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        self._resumed_from = kwargs.get("resume_from_checkpoint")
+        return super()._inner_training_loop(*args, **kwargs)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        if self._resumed_from is not None and self._initial_global_step >= self.state.max_steps:
+            self._load_rng_state(self._resumed_from)  # which no epoch has done; it runs the evaluation that is owed
+        return super()._finalize_training(*args, **kwargs)
+
     def _determine_best_metric(self, metrics: dict[str, float] | None, trial: Any) -> bool:
         # save_strategy "best" takes the answer for whether to save, also where a stop has asked for a checkpoint.
         is_best = metrics is not None and super()._determine_best_metric(metrics, trial)
@@ -137,9 +156,17 @@ class ExactEvaluationTrainer(CheckpointingTrainer):
             return
         self._making_up = True
         self.control.should_evaluate = True
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_save = True  # no later checkpoint will have this evaluation
         try:
             self._maybe_log_save_evaluate(
                 self._tr_loss, None, self.model_wrapped, None, self.state.epoch, None, time.time()
             )
         finally:
             self._making_up = False  # a later evaluation that is interrupted saves what was trained since
+
+
+def owes_evaluation(checkpoint: Path) -> bool:
+    """Whether a signal broke off the evaluation that was due at a checkpoint."""
+    states = sorted(checkpoint.glob("process_state*.safetensors"))
+    return bool(states) and bool(load_state(states[0]).get("owes_evaluation"))

@@ -75,7 +75,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         self.watch = self.job.watch
         self.non_finite_guard = NonFiniteGuard()
         self.time_budget = TimeBudgetCallback(args.max_training_hours, self.watch, self.remaining_work)
-        stop = StopCallback(self.time_budget, self.job.signals)
+        stop = StopCallback(self.time_budget, self.job.signals, lambda: self.job.folder_is_lost())
         own_callbacks = [CadenceCallback(), self.time_budget, stop, self.non_finite_guard, *(callbacks or [])]
         self._trained_tokens: torch.Tensor | float = 0.0  # since the last log
         self._speed_mark: tuple[float, float] | None = None

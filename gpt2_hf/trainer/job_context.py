@@ -21,6 +21,7 @@ class JobContext:
         test_dataset: what the job scores then, if there is time for it.
         write_sample: makes a text with the model; it is shown after each evaluation during training.
         best_is_comparable: whether the best model of the resumed run is measured as this one's will be.
+        folder_is_lost: whether another process has taken the output folder; then nothing more may be saved there.
     """
 
     watch: Stopwatch
@@ -30,3 +31,4 @@ class JobContext:
     test_dataset: Any = None
     write_sample: Callable[[Any], str] | None = None
     best_is_comparable: bool = True
+    folder_is_lost: Callable[[], bool] = lambda: False

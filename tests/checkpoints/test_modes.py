@@ -101,7 +101,7 @@ def test_damage_calls_a_missing_permission_one(unprivileged, name):
 def test_a_model_that_may_not_be_read_is_called_so(unprivileged, name, capsys):
     """Whichever file it is, or the folder, or the one above: one line that names it, and no word about its absence."""
     folder = unprivileged / "above" / "best_model"
-    folder.mkdir(parents=True)
+    folder.parent.mkdir(parents=True)
     committed(folder.parent, "best_model")
     (folder / name).chmod(0)
     assert main(["evaluate", "--model_path", str(folder)]) == 2

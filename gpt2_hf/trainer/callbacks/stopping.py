@@ -1,10 +1,12 @@
 """Stopping at the end of a step, on all processes at the same one: the budget is used up, or a signal has come."""
 
+from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ...data import Samples
+from ...errors import FolderLostError
 from ...runtime.distributed import any_process, is_distributed, largest_of_each
 from ...runtime.stop_signals import SignalWatch
 from .time_budget import TimeBudgetCallback
@@ -22,18 +24,19 @@ class StopCallback(TrainerCallback):
     Args:
         budget: the time budget, which has measured the step already.
         signals: the signals received.
+        folder_is_lost: whether another process has taken the output folder.
     """
 
-    def __init__(self, budget: TimeBudgetCallback, signals: SignalWatch):
+    def __init__(
+        self, budget: TimeBudgetCallback, signals: SignalWatch, folder_is_lost: Callable[[], bool] = lambda: False
+    ):
         self.budget = budget
         self.signals = signals
+        self.folder_is_lost = folder_is_lost
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # The one after the last step is finished: there is no training left that could make up for it.
-        if state.global_step >= state.max_steps:
-            return
         # Processes can only agree where all have as many batches, which the trainer sees to for `Samples`.
         if is_distributed() and not isinstance(getattr(kwargs.get("eval_dataloader"), "dataset", None), Samples):
             return
@@ -44,9 +47,14 @@ class StopCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         # Each process has its own clock; with different learning rates the copies of the model would drift apart.
-        used_up, received, self.budget.time_share = largest_of_each(
-            self.budget.is_used_up(control), self.signals.received is not None, self.budget.measured_time_share()
+        used_up, received, lost, self.budget.time_share = largest_of_each(
+            self.budget.is_used_up(control),
+            self.signals.received is not None,
+            self.folder_is_lost(),
+            self.budget.measured_time_share(),
         )
+        if lost:
+            raise FolderLostError(args.output_dir)
         if used_up:
             self.budget.stop(state, control)
         if received:

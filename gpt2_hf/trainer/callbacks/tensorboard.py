@@ -18,7 +18,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.integrations.integration_utils import rewrite_logs
 
-RUNS_FOLDER = "runs"
+from ...checkpoints.ownership import EVENT_FILE_SUFFIX, RUNS_FOLDER
 
 _OWN_TAGS = {
     "tokens_per_second": "speed/tokens_per_second",
@@ -81,7 +81,9 @@ class ContinuousTensorBoardCallback(TensorBoardCallback):
         if not state.is_world_process_zero:
             return
         if self.tb_writer is None:
-            self.tb_writer = SummaryWriter(log_dir=self.logging_dir, purge_step=state.global_step + 1)
+            self.tb_writer = SummaryWriter(
+                log_dir=self.logging_dir, purge_step=state.global_step + 1, filename_suffix=EVENT_FILE_SUFFIX
+            )
         self.tb_writer.add_custom_scalars(_LAYOUT)
         for name, path in self.texts.items():
             self.tb_writer.add_text(Path(name).stem, _as_code(path.read_text(encoding="utf-8")), state.global_step)
@@ -113,7 +115,7 @@ class ContinuousTensorBoardCallback(TensorBoardCallback):
 
     def _writer(self) -> SummaryWriter:
         if self.tb_writer is None:
-            self.tb_writer = SummaryWriter(log_dir=self.logging_dir)
+            self.tb_writer = SummaryWriter(log_dir=self.logging_dir, filename_suffix=EVENT_FILE_SUFFIX)
         return self.tb_writer
 
 

@@ -1,0 +1,119 @@
+"""What can be wrong with the options of a training and is only seen when it runs: tried before anything is written.
+
+In: a trainer that is ready. Out: nothing, or one line that names the option. A twin of the model, one block on a few
+tokens, makes one step with the optimizer, the schedule, the attention and the precision of the run.
+"""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from ..errors import UserError
+from ..model.configuration_gpt2_hf import GPT2HFConfig
+from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
+from ..planning.plan import make_schedule
+from ..runtime.random_state import preserved_rng
+from ..trainer.gpt2_trainer import GPT2HFTrainer
+from .preparation import num_samples
+from .run import Run
+
+_TOKENS = 16
+
+
+def check_training(run: Run, trainer: GPT2HFTrainer) -> None:
+    """Build what a training is made of, and make a step with a tiny model.
+
+    Raises:
+        UserError: if something cannot be built or does not work; one line that names the option.
+    """
+    args = run.args
+    steps = make_schedule(args, num_samples(trainer.train_dataset)).total_steps
+    name = getattr(args.optim, "value", args.optim)
+    schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    with preserved_rng(args.device):
+        with _named("--dataloader_..."):
+            _build_loader(args)
+        twin = tiny_twin(trainer.model.config).to(args.device)
+        if args.torch_compile:
+            with _named(f"--torch_compile_backend {args.torch_compile_backend}, --torch_compile_mode"):
+                torch.compile(twin, backend=args.torch_compile_backend or "inductor", mode=args.torch_compile_mode)
+        with _put_back(trainer):
+            with _named(f"--optim {name}"):
+                optimizer = trainer.create_optimizer(twin)
+            with _named(f"--lr_scheduler_type {schedule}", _schedule_remedy):
+                trainer.create_scheduler(steps, optimizer)
+            if twin.config._attn_implementation != "flex_attention":  # which takes a compiler and a minute
+                with _named(f"--attn_implementation {twin.config._attn_implementation}"):
+                    _forward_and_backward(run, trainer, twin)
+                with _named(f"--optim {name}"):
+                    optimizer.step()
+
+
+def tiny_twin(config: GPT2HFConfig) -> GPT2HFForCausalLM:
+    """A model with one block and one head of the same size, and everything else as in the real one."""
+    tiny = copy.deepcopy(config)
+    tiny.n_embd = config.n_embd // config.n_head
+    tiny.n_layer = tiny.n_head = 1
+    tiny.n_inner = None
+    tiny.n_positions = min(_TOKENS, config.n_positions)
+    tiny.vocab_size, tiny.n_vocab_padding = 64, 0
+    tiny.bos_token_id = tiny.eos_token_id = tiny.pad_token_id = None
+    tiny._attn_implementation = config._attn_implementation
+    return GPT2HFForCausalLM(tiny).train()
+
+
+def _forward_and_backward(run: Run, trainer: GPT2HFTrainer, twin: GPT2HFForCausalLM) -> None:
+    precision = run.args.resolved_precision
+    assert precision is not None
+    dtype, device = precision.dtype, run.args.device
+    ids = torch.arange(twin.config.n_positions, device=device).unsqueeze(0)
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        smoothing = {"label_smoothing": run.args.label_smoothing_factor} if run.args.label_smoothing_factor else {}
+        twin(ids, labels=ids, return_logits=False, **smoothing).loss.backward()
+
+
+def _build_loader(args: Any) -> None:
+    """With the options that decide how batches are prepared; it starts no processes."""
+    workers = args.dataloader_num_workers
+    DataLoader(
+        [0],  # type: ignore[arg-type]
+        num_workers=workers,
+        prefetch_factor=args.dataloader_prefetch_factor,
+        persistent_workers=args.dataloader_persistent_workers,
+        multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None) if workers else None,
+    )
+
+
+@contextlib.contextmanager
+def _put_back(trainer: GPT2HFTrainer) -> Iterator[None]:
+    """Let the trainer build a second time, for the real model."""
+    optimizer, scheduler, schedule = trainer.optimizer, trainer.lr_scheduler, trainer.time_budget.schedule
+    try:
+        yield
+    finally:
+        trainer.optimizer, trainer.lr_scheduler = optimizer, scheduler
+        trainer.time_budget.schedule = schedule
+
+
+def _no_remedy(message: str) -> str:
+    return message
+
+
+def _schedule_remedy(message: str) -> str:
+    return f"{message}; --lr_scheduler_kwargs takes what it needs as a JSON object, such as '{{\"min_lr\": 1e-5}}'"
+
+
+@contextlib.contextmanager
+def _named(option: str, remedy: Callable[[str], str] = _no_remedy) -> Iterator[None]:
+    """Name the option with whatever a library has against it, in one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(remedy(f"{option}: {message}")) from error
