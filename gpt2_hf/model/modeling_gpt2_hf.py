@@ -502,7 +502,9 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Compute next-token logits, and the loss when labels are given.
 
-        Args (beyond those of [`GPT2HFModel.forward`]):
+        It takes what [`GPT2HFModel.forward`] takes, and further arguments.
+
+        Args:
             labels: int64 `[B, T]`, the input ids themselves; shifted here, with `cu_seq_lens_q` within each document.
                 −100 is not scored.
             logits_to_keep: compute logits for the last so many positions only (0: all), for these indices

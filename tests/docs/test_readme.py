@@ -12,6 +12,9 @@ from gpt2_hf.__main__ import main
 from ..conftest import REPOSITORY, read_json
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+HOW_TO = REPOSITORY / "docs" / "how-to"
+CLUSTER = (HOW_TO / "cluster.md").read_text(encoding="utf-8")
+TROUBLESHOOTING = (HOW_TO / "troubleshooting.md").read_text(encoding="utf-8")
 MAIN_JOB = "pip install -c constraints.txt -e . && python run_clm.py --config training_args/quickstart.json"
 TESTS = 'pip install -c constraints.txt -e ".[test]" && pytest'
 
@@ -49,17 +52,18 @@ def test_every_option_that_the_readme_names_exists():
         arguments.ReportArguments,
     ):
         known |= {f"--{name}" for name in arguments.names_of(dataclass_type)}
+    text = README + CLUSTER
     commands = [
         line
-        for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+        for block in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
         for line in block.replace("\\\n", " ").splitlines()
-        if "gpt2_hf" in line or "run_clm.py" in line
+        if re.search(r"gpt2[-_]hf|run_clm\.py", line)
     ]
     # a cell of the table of devices: the launcher's own options stand before the script
-    commands += re.findall(r"`([^`\n]*(?:run_clm\.py|-m gpt2_hf|train\.sbatch) --[^`\n]*)`", README)
+    commands += re.findall(r"`([^`\n]*(?:run_clm\.py|-m gpt2_hf|gpt2-hf train|train\.sbatch) --[^`\n]*)`", text)
     assert commands
     for line in commands:
-        after = re.split(r"run_clm\.py|train\.sbatch|-m gpt2_hf|gpt2_hf:?\w* ", line)[-1]
+        after = re.split(r"run_clm\.py|train\.sbatch|-m gpt2_hf|gpt2[-_]hf:?\w* ", line)[-1]
         for token in shlex.split(after, comments=True):
             if token.startswith("--") and token not in ("--config", "--dry_run"):
                 assert token in known, f"{token} in: {line}"
@@ -71,9 +75,8 @@ def test_every_option_that_the_troubleshooting_names_exists():
     from gpt2_hf.options.parsing import parse
     from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 
-    section = README.split("## Troubleshooting")[1].split("\n## ")[0]
     dataclass_types = [arguments.ModelArguments, arguments.DataArguments, GPT2HFTrainingArguments]
-    typed = [code for code in re.findall(r"`([^`]+)`", section) if code.startswith("--")]
+    typed = [code for code in re.findall(r"`([^`]+)`", TROUBLESHOOTING) if code.startswith("--")]
     assert len(typed) > 20
     for code in typed:
         options = shlex.split(code.replace("path/to/folder", "wikitext"))
