@@ -51,9 +51,9 @@ class _Sums:
         dtype = torch.float32 if device.type == "mps" else torch.float64
         return cls(torch.zeros((), dtype=dtype, device=device), torch.zeros(2, dtype=torch.int64, device=device))
 
-    def add(self, mean: torch.Tensor, num_tokens: torch.Tensor) -> None:
-        """Take in the mean loss of a batch; that of one without tokens may be anything."""
-        self.loss += torch.where(num_tokens > 0, mean.to(self.loss.dtype) * num_tokens, 0.0)
+    def add(self, loss: torch.Tensor, num_tokens: torch.Tensor) -> None:
+        """Take in the summed loss of a batch; that of one without tokens may be anything."""
+        self.loss += torch.where(num_tokens > 0, loss.to(self.loss.dtype), 0.0)
         self.counts += torch.stack([num_tokens, torch.ones_like(num_tokens)])
 
     def of_all_processes(self) -> tuple[float, int] | None:
@@ -212,22 +212,25 @@ class ExactEvaluationTrainer(LossTrainer):
         hidden = ignore_keys if ignore_keys is not None else self._ignored_outputs()
         logits = tuple(value for name, value in outputs.items() if name not in [*hidden, "loss"])
         logits, labels = one_row_per_sample(logits, inputs, self.label_names)
-        loss = loss if "loss" in self.args.include_for_metrics else None
+        loss = loss / num_tokens.clamp(min=1) if "loss" in self.args.include_for_metrics else None
         return loss, logits[0] if len(logits) == 1 else logits, labels
 
     def _evaluation_loss(
         self, model: nn.Module, inputs: dict[str, Any], num_tokens: torch.Tensor, loss_only: bool
     ) -> tuple[torch.Tensor, Any]:
-        """The mean loss of a batch on this process, as `compute_loss` has it, and the model's outputs."""
-        # `compute_loss` multiplies by the number of processes what it divides by the tokens of all of them.
-        num_shares = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        """The loss of a batch on this process, as `compute_loss` has it, times its tokens; and the model's outputs."""
         if self.is_own_model:
             inputs["return_logits"] = not loss_only or self.has_own_loss
+        # The model's sum is taken as it is. A loss of the user's own may be divided, or be a mean from the first.
+        gives_sum = self.model_accepts_loss_kwargs and not self.has_own_loss
+        divisor = torch.ones_like(num_tokens) if gives_sum else num_tokens.clamp(min=1)
+        # `compute_loss` multiplies by the number of processes what it divides by the tokens of all of them.
+        num_shares = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(
-                model, inputs, return_outputs=True, num_items_in_batch=num_tokens.clamp(min=1) * num_shares
+                model, inputs, return_outputs=True, num_items_in_batch=divisor * num_shares
             )
-        return loss.detach().mean(), outputs
+        return loss.detach().mean() * divisor, outputs
 
     def _ignored_outputs(self) -> list[str]:
         return getattr(getattr(self.model, "config", None), "keys_to_ignore_at_inference", ["past_key_values"])
