@@ -85,29 +85,44 @@ class ExactEvaluationTrainer(LossTrainer):
     _is_evaluating = False
     _owes_evaluation = False
     _making_up = False
+    _fills_up = False  # whether rows are repeated so that every process has as many
 
     # ---- the split ----
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Every sample on exactly one process: none is repeated to make the shares even."""
         dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
-        with self._each_once(self.eval_dataset[dataset] if isinstance(dataset, str) else dataset):
+        dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
+        with self._each_once(dataset, gathers=self.compute_metrics is not None):
             return shield_workers(super().get_eval_dataloader(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """As for an evaluation."""
-        with self._each_once(test_dataset):
+        with self._each_once(test_dataset, gathers=True):
             return shield_workers(super().get_test_dataloader(test_dataset))
 
     @contextlib.contextmanager
-    def _each_once(self, dataset: Any) -> Iterator[None]:
+    def _each_once(self, dataset: Any, gathers: bool) -> Iterator[None]:
         even_batches, drop_last = self.accelerator.even_batches, self.args.dataloader_drop_last
-        self.accelerator.even_batches = self.args.dataloader_drop_last = False
+        # To gather predictions all processes need as many batches, which this package's samples give anyhow. The rows
+        # that are repeated for it are not scored, and accelerate drops their predictions.
+        self._fills_up = gathers and self.args.world_size > 1 and not isinstance(dataset, Samples)
+        self.accelerator.even_batches, self.args.dataloader_drop_last = self._fills_up, False
         try:
             with columns_of(self.args, dataset):
                 yield
         finally:
             self.accelerator.even_batches, self.args.dataloader_drop_last = even_batches, drop_last
+
+    def _without_repeated(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A batch whose rows beyond the end of the split have no labels."""
+        state = self.accelerator.gradient_state
+        if not (self._fills_up and state.end_of_dataloader and state.remainder > 0) or "labels" not in inputs:
+            return inputs
+        labels = inputs["labels"].clone()
+        num_new = state.remainder - self.args.process_index * len(labels)
+        labels[max(num_new, 0) :] = IGNORE_INDEX
+        return {**inputs, "labels": labels}
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         """In the order of the data; filler gives every process as many batches as the others."""
@@ -200,7 +215,7 @@ class ExactEvaluationTrainer(LossTrainer):
         Returns:
             Loss, logits and labels as the base class does, one row a sample; `None` for what nobody asks for.
         """
-        inputs = self._prepare_inputs(inputs)
+        inputs = self._without_repeated(self._prepare_inputs(inputs))
         targets = targets_of(inputs)
         if self._sums is None or targets is None:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
