@@ -1,4 +1,4 @@
-"""Fine-tune a gpt2_hf model with a LoRA adapter (peft) and transformers' own Trainer.
+"""Fine-tune a gpt2_hf model with a LoRA adapter (peft).
 
     pip install peft
     python examples/lora.py --model_path runs/quickstart/best_model --output_dir lora_adapter
@@ -12,9 +12,9 @@ import tempfile
 
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments, default_data_collator
 
-from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM, load_tokenizer
+from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM, GPT2HFTrainer, load_tokenizer
 from gpt2_hf.commands.model_loading import load_trained
 
 
@@ -37,7 +37,8 @@ def main() -> None:
         model = get_peft_model(model, lora)
         model.print_trainable_parameters()
 
-        trainer = Trainer(
+        samples = make_samples(tokenizer, length=64)
+        trainer = GPT2HFTrainer(  # or transformers' own Trainer
             model=model,
             args=TrainingArguments(
                 output_dir=folder,
@@ -45,11 +46,15 @@ def main() -> None:
                 per_device_train_batch_size=4,
                 learning_rate=1e-2,
                 logging_steps=max(args.max_steps // 4, 1),
-                save_strategy="no",
-                disable_tqdm=True,
+                eval_strategy="steps",
+                eval_steps=max(args.max_steps // 4, 1),
+                load_best_model_at_end=True,
+                save_steps=max(args.max_steps // 4, 1),
                 use_cpu=not torch.cuda.is_available(),
             ),
-            train_dataset=make_samples(tokenizer, length=64),
+            data_collator=default_data_collator,
+            train_dataset=samples[20:],
+            eval_dataset=samples[:20],
         )
         trainer.train()
         model.save_pretrained(args.output_dir)

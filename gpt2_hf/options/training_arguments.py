@@ -35,6 +35,11 @@ _WITHOUT_EFFECT = {
     "enable_jit_checkpoint": "a checkpoint is always saved on SIGTERM, SIGINT and SIGUSR1; leave it out",
     "restore_callback_states_from_checkpoint": "callbacks of this package always restore their state; leave it out",
     "save_on_each_node": "a checkpoint is written once, into a folder that all hosts share; leave it out",
+    "liger_kernel_config": "there are no Liger kernels for this model; leave it out",
+    "hub_always_push": "nothing is uploaded while it trains; leave it out",
+    "parallelism_config": "processes hold copies of the model, or shards of it with --fsdp; leave it out",
+    "bf16_full_eval": "weights stay in fp32, and evaluation computes in --precision; leave it out",
+    "fp16_full_eval": "weights stay in fp32, and evaluation computes in --precision; leave it out",
     "auto_find_batch_size": "it would change which samples a step sees; choose --batch_size yourself",
 }
 

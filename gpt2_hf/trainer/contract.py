@@ -1,8 +1,8 @@
 """What this package relies on inside transformers' Trainer, beyond what its documentation promises.
 
-A private method that is overridden must still be called, from the same places and with the same arguments, or a promise
-here would be broken without an error. `tests/trainer/test_contract.py` compares this list with the installed version;
-it holds from transformers 5.17 to 5.23.
+A private method that is overridden must still be called, from the same places and with the same arguments, or a
+promise here would be broken without an error. `tests/trainer/test_contract.py` compares this list with the installed
+version; it holds from transformers 5.17 to 5.23.
 """
 
 from typing import NamedTuple
@@ -31,7 +31,7 @@ OVERRIDDEN = {
     "_determine_best_metric": Hook(
         ("metrics", "trial"),
         ("_maybe_log_save_evaluate",),
-        "keeps the best before; comes between evaluating and saving",
+        "keeps the best before; comes before saving",
     ),
     "_evaluate": Hook(
         ("trial", "ignore_keys_for_eval", "skip_scheduler"),
@@ -53,7 +53,7 @@ OVERRIDDEN = {
     "_init_training_state": Hook(
         _TRAINING_STATE,
         ("_inner_training_loop",),
-        "the state of the checkpoint is there, the schedule is not yet made",
+        "the state is there, the schedule is not yet made",
     ),
     "_load_best_model": Hook((), ("_finalize_training",), "a sharded model is loaded from one file"),
     "_load_from_checkpoint": Hook(

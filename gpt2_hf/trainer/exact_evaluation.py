@@ -53,9 +53,9 @@ class _Sums:
         dtype = torch.float32 if device.type == "mps" else torch.float64
         return cls(torch.zeros((), dtype=dtype, device=device), torch.zeros(2, dtype=torch.int64, device=device))
 
-    def add(self, mean: torch.Tensor, num_tokens: torch.Tensor) -> None:
-        """Take in the mean loss of a batch; that of one without tokens may be anything."""
-        self.loss += torch.where(num_tokens > 0, mean.to(self.loss.dtype) * num_tokens, 0.0)
+    def add(self, loss: torch.Tensor, num_tokens: torch.Tensor) -> None:
+        """Take in the summed loss of a batch; that of one without tokens may be anything."""
+        self.loss += torch.where(num_tokens > 0, loss.to(self.loss.dtype), 0.0)
         self.counts += torch.stack([num_tokens, torch.ones_like(num_tokens)])
 
     def of_all_processes(self) -> tuple[float, int] | None:
@@ -88,29 +88,44 @@ class ExactEvaluationTrainer(LossTrainer):
     _owes_evaluation = False
     _resumed_from: str | None = None
     _making_up = False
+    _fills_up = False  # whether rows are repeated so that every process has as many
 
     # ---- the split ----
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Every sample on exactly one process: none is repeated to make the shares even."""
         dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
-        with self._each_once(self.eval_dataset[dataset] if isinstance(dataset, str) else dataset):
+        dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
+        with self._each_once(dataset, gathers=self.compute_metrics is not None):
             return shield_workers(super().get_eval_dataloader(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """As for an evaluation."""
-        with self._each_once(test_dataset):
+        with self._each_once(test_dataset, gathers=True):
             return shield_workers(super().get_test_dataloader(test_dataset))
 
     @contextlib.contextmanager
-    def _each_once(self, dataset: Any) -> Iterator[None]:
+    def _each_once(self, dataset: Any, gathers: bool) -> Iterator[None]:
         even_batches, drop_last = self.accelerator.even_batches, self.args.dataloader_drop_last
-        self.accelerator.even_batches = self.args.dataloader_drop_last = False
+        # To gather predictions all processes need as many batches, which this package's samples give anyhow. The rows
+        # that are repeated for it are not scored, and accelerate drops their predictions.
+        self._fills_up = gathers and self.args.world_size > 1 and not isinstance(dataset, Samples)
+        self.accelerator.even_batches, self.args.dataloader_drop_last = self._fills_up, False
         try:
             with columns_of(self.args, dataset):
                 yield
         finally:
             self.accelerator.even_batches, self.args.dataloader_drop_last = even_batches, drop_last
+
+    def _without_repeated(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A batch whose rows beyond the end of the split have no labels."""
+        state = self.accelerator.gradient_state
+        if not (self._fills_up and state.end_of_dataloader and state.remainder > 0) or "labels" not in inputs:
+            return inputs
+        labels = inputs["labels"].clone()
+        num_new = state.remainder - self.args.process_index * len(labels)
+        labels[max(num_new, 0) :] = IGNORE_INDEX
+        return {**inputs, "labels": labels}
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         """In the order of the data; filler gives every process as many batches as the others."""
@@ -203,7 +218,7 @@ class ExactEvaluationTrainer(LossTrainer):
         Returns:
             Loss, logits and labels as the base class does, one row a sample; `None` for what nobody asks for.
         """
-        inputs = self._prepare_inputs(inputs)
+        inputs = self._without_repeated(self._prepare_inputs(inputs))
         targets = targets_of(inputs)
         if self._sums is None or targets is None:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
@@ -215,22 +230,25 @@ class ExactEvaluationTrainer(LossTrainer):
         hidden = ignore_keys if ignore_keys is not None else self._ignored_outputs()
         logits = tuple(value for name, value in outputs.items() if name not in [*hidden, "loss"])
         logits, labels = one_row_per_sample(logits, inputs, self.label_names)
-        loss = loss if "loss" in self.args.include_for_metrics else None
+        loss = loss / num_tokens.clamp(min=1) if "loss" in self.args.include_for_metrics else None
         return loss, logits[0] if len(logits) == 1 else logits, labels
 
     def _evaluation_loss(
         self, model: nn.Module, inputs: dict[str, Any], num_tokens: torch.Tensor, loss_only: bool
     ) -> tuple[torch.Tensor, Any]:
-        """The mean loss of a batch on this process, as `compute_loss` has it, and the model's outputs."""
-        # `compute_loss` multiplies by the number of processes what it divides by the tokens of all of them.
-        num_shares = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        """The loss of a batch on this process, as `compute_loss` has it, times its tokens; and the model's outputs."""
         if self.is_own_model:
             inputs["return_logits"] = not loss_only or self.has_own_loss
+        # The model's sum is taken as it is. A loss of the user's own may be divided, or be a mean from the first.
+        gives_sum = self.model_accepts_loss_kwargs and not self.has_own_loss
+        divisor = torch.ones_like(num_tokens) if gives_sum else num_tokens.clamp(min=1)
+        # `compute_loss` multiplies by the number of processes what it divides by the tokens of all of them.
+        num_shares = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(
-                model, inputs, return_outputs=True, num_items_in_batch=num_tokens.clamp(min=1) * num_shares
+                model, inputs, return_outputs=True, num_items_in_batch=divisor * num_shares
             )
-        return loss.detach().mean(), outputs
+        return loss.detach().mean() * divisor, outputs
 
     def _ignored_outputs(self) -> list[str]:
         return getattr(getattr(self.model, "config", None), "keys_to_ignore_at_inference", ["past_key_values"])

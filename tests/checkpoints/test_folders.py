@@ -176,3 +176,12 @@ def test_damaged_names_are_no_names(tmp_path):
         (tmp_path / folders.NAMES_FILE).write_bytes(content)
         assert folders.read_names(tmp_path) == {}
         assert folders.resolve("checkpoint_step_10", tmp_path) == folder
+
+
+@pytest.mark.parametrize("folder", ["../outside", "/outside", "a/checkpoint-1", "..\\outside", "..", "notes", 7, None])
+def test_names_stand_for_checkpoints_of_the_run_alone(tmp_path, folder):
+    """A names file from elsewhere cannot point out of the run, or at something that is no checkpoint."""
+    for path in (tmp_path / "outside", tmp_path / "run" / "notes", tmp_path / "run" / "a" / "checkpoint-1"):
+        path.mkdir(parents=True)
+    (tmp_path / "run" / folders.NAMES_FILE).write_text(json.dumps({"best_model": folder}), encoding="utf-8")
+    assert folders.read_names(tmp_path / "run") == {}

@@ -112,7 +112,7 @@ def test_lora(tmp_path, run_example):
     """The LoRA example trains an adapter that loads again."""
     pytest.importorskip("peft", reason="the LoRA example needs peft, which gpt2_hf does not depend on")
     printed = run_example("lora.py", "--output_dir", "adapter", "--max_steps", "8")
-    losses = [float(line.split("'loss': '")[1].split("'")[0]) for line in printed.splitlines() if "'loss'" in line]
+    losses = [float(loss) for loss in re.findall(r": loss ([\d.]+)", printed)]
     assert len(losses) == 4 and losses[-1] < losses[0]
     assert "merged it is a GPT2HFForCausalLM" in printed
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
@@ -129,3 +129,10 @@ def test_chat_sft(tmp_path, run_example):
     conversation = [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}]
     assert tokenizer.apply_chat_template(conversation, tokenize=False) == "<|user|>A<|assistant|>B<|endoftext|>"
     assert tokenizer.tokenize("<|user|>") == ["<|user|>"]
+
+
+def test_own_dataset(tmp_path, run_example):
+    """A dataset with its text column is trained on and scored split by split; the best model loads."""
+    printed = run_example("own_dataset.py", "--output_dir", "run", "--max_steps", "4")
+    assert "validation loss of squares" in printed and "perplexity of squares" in printed
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "best_model")) is GPT2HFForCausalLM

@@ -1,6 +1,11 @@
 """Evaluation with metrics, losses and splits of the user's own: as with transformers' Trainer, and exact."""
 
+import json
 import math
+import os
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +17,7 @@ from gpt2_hf import GPT2HFTrainer
 from gpt2_hf.errors import UserError
 from gpt2_hf.trainer.callbacks import EvaluationInterruptedError
 
+from ..conftest import REPOSITORY
 from .helpers import BLOCKS, COLLATORS, DOCUMENTS, assert_exact, logged, make_model, make_trainer, settings, true_loss
 
 
@@ -152,6 +158,49 @@ def test_predict_after_an_interrupted_evaluation(tmp_path):
     trainer.callback_handler.on_prediction_step = broken
     assert trainer.predict(BLOCKS[:3]).predictions.shape[0] == 3
     assert_exact(trainer.evaluate(), true_loss(make_model(), BLOCKS[:11]))
+
+
+RANKS = """
+import json, sys
+from tests.trainer.helpers import BLOCKS, make_trainer
+from tests.trainer.test_evaluation import accuracy
+
+trainer = make_trainer(sys.argv[1], compute_metrics=accuracy, ddp_backend="gloo")
+results = {"eval": trainer.evaluate()}
+output = trainer.predict(BLOCKS[:11])
+results["rows"] = len(output.predictions)
+if trainer.is_world_process_zero():
+    print(json.dumps(results))
+"""
+
+
+@pytest.mark.slow
+def test_metrics_on_two_processes(tmp_path):
+    """Eleven rows in batches of five: none counts twice, in the loss or in the metrics."""
+    (tmp_path / "ranks.py").write_text(RANKS)
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    environment |= {"PYTHONPATH": str(REPOSITORY)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(tmp_path / "ranks.py"), str(tmp_path / "run")],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    printed = [rank.communicate(timeout=240)[0] for rank in ranks]
+    results = json.loads(printed[0].splitlines()[-1])
+    assert_exact(results["eval"], true_loss(make_model(), BLOCKS[:11]))
+    assert results["eval"]["eval_scored"] == results["eval"]["eval_tokens"] == 11 * 31
+    assert results["eval"]["eval_hits"] == hits_of(make_model(), BLOCKS[:11])
+    assert results["rows"] == 11
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 # ---- a loss of the user's own ----

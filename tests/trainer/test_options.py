@@ -1,0 +1,200 @@
+"""Options of transformers' TrainingArguments that the base class reads: they act here as there."""
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from gpt2_hf.errors import UserError
+
+from .helpers import BLOCKS, assert_exact, logged, make_model, make_trainer, true_loss
+
+
+def test_options_that_the_base_class_reads_act(tmp_path):
+    """A run with many of them at once."""
+    options = {"log_level": "error", "log_level_replica": "error", "log_on_each_node": False, "run_name": "name"}
+    options |= {"ddp_bucket_cap_mb": 25, "ddp_broadcast_buffers": False, "ddp_static_graph": False}
+    options |= {"ddp_timeout": 600, "torch_empty_cache_steps": 1, "skip_memory_metrics": False, "project": "project"}
+    options |= {"logging_steps": 3, "logging_first_step": True, "eval_on_start": True, "eval_delay": 3}
+    options |= {"trackio_space_id": "space", "trackio_bucket_id": "bucket", "trackio_static_space_id": "static"}
+    options |= {"include_num_input_tokens_seen": "all", "full_determinism": True, "logging_nan_inf_filter": True}
+    trainer = make_trainer(tmp_path, **options)
+    try:
+        metrics = trainer.train().metrics
+    finally:
+        torch.use_deterministic_algorithms(False)
+    steps = {
+        name: [entry["step"] for entry in trainer.state.log_history if name in entry] for name in ("loss", "eval_loss")
+    }
+    assert steps == {"loss": [1, 3, 4], "eval_loss": [0, 4]}
+    assert trainer.state.num_input_tokens_seen == 4 * 4 * 32
+    assert any("mem_cpu" in name for name in metrics)
+
+
+def test_hyperparameters_reach_the_optimizer(tmp_path):
+    """AdamW's and the schedule's."""
+    options = {"adam_beta1": 0.8, "adam_beta2": 0.9, "adam_epsilon": 1e-5, "weight_decay": 0.2, "max_grad_norm": 1e-3}
+    options |= {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 5e-4}, "warmup_steps": 1}
+    trainer = make_trainer(tmp_path, optim="adamw_torch", **options)
+    trainer.train()
+    group = trainer.optimizer.param_groups[0]
+    assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.8, 0.9), 1e-5, 0.2)
+    assert logged(trainer, "learning_rate")[0] == 0.0
+    assert logged(trainer, "learning_rate")[1:] == sorted(logged(trainer, "learning_rate")[1:], reverse=True)
+    assert trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(5e-4)
+
+
+def test_optimizers_that_take_arguments(tmp_path):
+    """`optim_args` and `optim_target_modules` go to the optimizers of transformers that know them."""
+    trainer = make_trainer(tmp_path, optim="adafactor", max_steps=1)
+    trainer.train()
+    assert type(trainer.optimizer.optimizer).__name__ == "Adafactor"
+    with pytest.raises(ImportError, match="galore"):  # transformers' own answer where its package is missing
+        make_trainer(tmp_path, optim="galore_adamw", optim_target_modules=["c_fc"], optim_args="rank=2").train()
+
+
+def test_schedules_by_metric(tmp_path):
+    """`reduce_lr_on_plateau` follows the evaluations."""
+    options = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patience": 0, "factor": 0.5}}
+    trainer = make_trainer(
+        tmp_path, **options, eval_steps=1, compute_metrics=lambda p: {"my_loss": 1.0}, metric_for_best_model="my_loss"
+    )
+    trainer.train()
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 / 8)
+
+
+def test_evaluation_options(tmp_path):
+    """Parts kept apart, moved away early, gathered as objects; labels of another name; losses alone."""
+    seen = []
+
+    def look(prediction):
+        seen.append(prediction.predictions)
+        return {}
+
+    expected = true_loss(make_model(), BLOCKS[:11])
+    for options in (
+        {"eval_do_concat_batches": False},
+        {"eval_accumulation_steps": 1},
+        {"eval_use_gather_object": True},
+        {"label_names": ["labels"]},
+    ):
+        assert_exact(make_trainer(tmp_path, compute_metrics=look, **options).evaluate(), expected)
+    assert [len(predictions) for predictions in seen] == [3, 11, 11, 11]
+    assert_exact(make_trainer(tmp_path, compute_metrics=look, prediction_loss_only=True).evaluate(), expected)
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize("strategy", ["group_by_length", "batch_rebalance", "sequential"])
+def test_orders_of_foreign_data(tmp_path, strategy):
+    """`train_sampling_strategy` with a column of lengths."""
+    datasets = pytest.importorskip("datasets")
+    rows = [{"input_ids": row["input_ids"].tolist(), "labels": row["labels"].tolist(), "n": 32} for row in BLOCKS]
+    trainer = make_trainer(
+        tmp_path,
+        train_dataset=datasets.Dataset.from_list(rows),
+        train_sampling_strategy=strategy,
+        length_column_name="n",
+        max_steps=2,
+    )
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_workers_that_load_data(tmp_path):
+    """Loader options change nothing of what is trained on."""
+    alone = make_trainer(tmp_path / "alone", max_steps=2)
+    options = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True, "dataloader_prefetch_factor": 1}
+    options |= {"dataloader_multiprocessing_context": "fork", "dataloader_in_order": True}
+    options |= {"dataloader_pin_memory": False}
+    workers = make_trainer(tmp_path / "workers", max_steps=2, **options)
+    for trainer in (alone, workers):
+        trainer.train()
+    assert logged(alone, "loss") == logged(workers, "loss")
+
+
+def test_accelerator_options(tmp_path):
+    """`accelerator_config` reaches accelerate, `debug` the model."""
+    options = {"accelerator_config": {"split_batches": False, "non_blocking": True}, "debug": "underflow_overflow"}
+    trainer = make_trainer(tmp_path, max_steps=1, **options)
+    trainer.train()
+    assert trainer.accelerator.non_blocking
+
+
+def test_data_may_be_read_again_from_the_start(tmp_path):
+    """`ignore_data_skip`: a resumed run begins the epoch anew."""
+    whole = make_trainer(tmp_path, ignore_data_skip=True)
+    whole.train()
+    resumed = make_trainer(tmp_path, ignore_data_skip=True)
+    resumed.train(resume_from_checkpoint="checkpoint-2")
+    assert resumed.state.global_step == 4 and logged(resumed, "loss")[2:] != logged(whole, "loss")[2:]
+
+
+def test_checkpoints_without_the_optimizer(tmp_path):
+    """`save_only_model`: smaller ones, from which nobody can go on."""
+    trainer = make_trainer(tmp_path, save_only_model=True)
+    trainer.train()
+    assert not list(tmp_path.glob("checkpoint-*/optimizer*"))
+    with pytest.raises(UserError, match="holds no optimizer"):
+        make_trainer(tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_an_incomplete_last_batch_may_be_left_out(tmp_path):
+    """`dataloader_drop_last` in training; an evaluation scores everything all the same."""
+    options = {"per_device_train_batch_size": 5, "dataloader_drop_last": True, "max_steps": -1, "num_train_epochs": 1}
+    trainer = make_trainer(tmp_path, **options)
+    trainer.train()
+    assert trainer.state.global_step == len(BLOCKS) // 5
+    assert_exact(trainer.evaluate(), true_loss(trainer.model, BLOCKS[:11]))
+
+
+def test_what_a_device_does_not_have_is_refused(tmp_path):
+    """TF32 on a CPU, by transformers itself."""
+    with pytest.raises(ValueError, match="tf32"):
+        make_trainer(tmp_path / "run", tf32=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("bf16_full_eval", True),
+        ("fp16_full_eval", True),
+        ("liger_kernel_config", {"rope": True}),
+        ("hub_always_push", True),
+        ("parallelism_config", object()),
+    ],
+)
+def test_what_nobody_acts_on_is_refused(tmp_path, plain, name, value):
+    """One line, before anything is written; the same for transformers' own arguments."""
+    with pytest.raises(UserError, match=f"--{name} has no effect") as caught:
+        make_trainer(tmp_path / "run", plain=plain, **{name: value})
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+HOOKS = [name for name in vars(TrainerCallback) if name.startswith("on_")]
+
+
+def test_every_hook_is_called(tmp_path):
+    """With the control object, in the order of a run."""
+    calls = []
+    hooks = {name: lambda self, args, state, control, name=name, **kwargs: calls.append(name) for name in HOOKS}
+    recorder = type("Recorder", (TrainerCallback,), hooks)
+    trainer = make_trainer(tmp_path, callbacks=[recorder], gradient_accumulation_steps=2)
+    trainer.train()
+    trainer.predict(BLOCKS[:3])
+    assert set(HOOKS) - set(calls) == {"on_push_begin"}
+    assert calls[0] == "on_init_end" and calls[1] == "on_train_begin" and calls.count("on_train_end") == 1
+    assert calls.count("on_step_end") == calls.count("on_optimizer_step") == calls.count("on_substep_end") == 4
+    assert calls.index("on_evaluate") < calls.index("on_save")
+
+
+def test_activations_that_are_computed_again_change_nothing(tmp_path):
+    """`activation_checkpointing` and its arguments, under the older names too."""
+    plain = make_trainer(tmp_path, max_steps=2)
+    plain.train()
+    for name in ("activation_checkpointing", "gradient_checkpointing"):
+        options = {name: True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+        trainer = make_trainer(tmp_path, max_steps=2, **options)
+        trainer.train()
+        assert trainer.model.is_gradient_checkpointing
+        assert logged(trainer, "loss") == pytest.approx(logged(plain, "loss"), abs=1e-6)
