@@ -171,7 +171,11 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """The base class's schedules, and the one that follows the time budget."""
+        """The base class's schedules, and the one that follows the time budget.
+
+        With fp16 and a fused optimizer, a step that the loss scaler skips counts too: the schedule goes by
+        `global_step`, as the data do, and so reaches its end at the last step.
+        """
         if self.lr_scheduler is None and self.args.schedule_by_time:
             warmup = self.args.get_warmup_steps(num_training_steps)
             budget = self.time_budget
@@ -233,6 +237,9 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             {"labels": batch["shift_labels"], **batch} if "shift_labels" in batch else batch for batch in batch_samples
         ]
         num_items = super()._get_num_items_in_batch(batches, device)
+        if isinstance(num_items, torch.Tensor):
+            # FSDP2 casts floating inputs of forward to bf16, which is exact up to 256 alone; integers it leaves alone.
+            num_items = num_items.round().to(torch.int64)
         if num_items is not None:
             self._trained_tokens = self._trained_tokens + num_items  # stays on the device until the next log
         return num_items
