@@ -15,7 +15,7 @@ from gpt2_hf.trainer.gpt2_trainer import GPT2HFTrainer
 def test_the_count_survives_the_cast_to_bf16(tmp_path, count, key):
     """FSDP2 casts floating inputs of a bf16 model; above 256 a count would change by up to 0.4 percent."""
     args = GPT2HFTrainingArguments(str(tmp_path), use_cpu=True, precision="fp32", report_to=[], eval_strategy="no")
-    model = GPT2HFForCausalLM(GPT2HFConfig(vocab_size=8, n_positions=8, n_embd=8, n_layer=1, n_head=1))
+    model = GPT2HFForCausalLM(GPT2HFConfig(vocab_size=8, n_positions=8, n_embd=8, n_layer=1, n_head=1)).eval()
     trainer = GPT2HFTrainer(model, args)
     labels = torch.ones(1, count + (key == "labels"), dtype=torch.int64)
     num_items = trainer._get_num_items_in_batch([{key: labels}], args.device)
