@@ -74,7 +74,7 @@ def open_staging(output_dir: str | Path, name: str) -> Path:
     """
     staging = staging_of(Path(output_dir) / name)
     if is_own_staging(staging):
-        shutil.rmtree(staging, ignore_errors=True)
+        _delete(staging)
     staging.mkdir(parents=True)
     (staging / _STAGING_MARK).touch()
     return staging
@@ -88,7 +88,7 @@ def close_staging(staging: Path) -> None:
 def delete_staging(target: Path) -> None:
     """Delete the staging folder of `target`, if it is a run's."""
     if is_own_staging(staging_of(target)):
-        shutil.rmtree(staging_of(target), ignore_errors=True)
+        _delete(staging_of(target))
 
 
 def is_own_staging(folder: Path) -> bool:
@@ -118,7 +118,7 @@ def commit(staging: Path, target: Path) -> None:
         if os.path.lexists(path) and not is_own(path):
             raise FileExistsError(f"{path} was not written by a run of gpt2_hf; it is left as it is")
     if target.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
+        _delete(replaced)
         os.replace(target, replaced)
     os.replace(staging, target)
     sync(target.parent)
@@ -134,7 +134,7 @@ def _retire(replaced: Path, successor: Path) -> None:
             return  # nothing of somebody else's is deleted
         moved.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, moved)
-    shutil.rmtree(replaced, ignore_errors=True)
+    _delete(replaced)
 
 
 def write_manifest(folder: Path) -> None:
@@ -212,7 +212,7 @@ def repair(output_dir: str | Path) -> None:
         name = path.name.removeprefix(STAGING_PREFIX)
         if _OWN_FOLDER.match(name):
             if is_own_staging(path):
-                shutil.rmtree(path, ignore_errors=True)
+                _delete(path)
         elif _OWN_FILE.match(name):
             path.unlink(missing_ok=True)
 
@@ -258,7 +258,7 @@ def rotate(output_dir: str | Path, keep_last: int | None, just_saved: str = "") 
     named = {just_saved, *read_names(output_dir).values()}
     for path in list_checkpoints(output_dir)[:-keep_last]:
         if path.name not in named and is_own(path) and not extras(path):
-            shutil.rmtree(path, ignore_errors=True)
+            _delete(path)
 
 
 def set_aside_after(output_dir: str | Path, step: int) -> list[str]:
@@ -274,7 +274,7 @@ def set_aside_after(output_dir: str | Path, step: int) -> list[str]:
             if os.path.lexists(aside):
                 if not is_own(aside) or extras(aside):
                     raise UserError(f"--checkpoint_dir: {aside} is in the way; move it away")
-                shutil.rmtree(aside)
+                _delete(aside)
             os.replace(path, aside)
             renamed.append(aside.name)
     return renamed
@@ -328,9 +328,14 @@ def unreadable(folder: Path) -> str | None:
 
 
 def is_own(folder: Path) -> bool:
-    """Whether a run wrote this checkpoint or best model: it has a manifest as they have, or a run's config."""
+    """Whether a run wrote this checkpoint or best model: it has a manifest as they have, or a run's config.
+
+    An empty folder may be taken for one.
+    """
     if folder.is_symlink() or not folder.is_dir():
         return False
+    if not any(folder.iterdir()):
+        return True
     return _manifest_files(folder) is not None or written.is_config_of_run(folder / RESOLVED_CONFIG_NAME)
 
 
@@ -435,7 +440,7 @@ def delete_run(output_dir: str | Path) -> None:
     abandoned = output_dir.glob(f"{ABANDONED_PREFIX}checkpoint-*")
     for path in [*list_checkpoints(output_dir), *abandoned, output_dir / BEST_MODEL]:
         if is_own(path) and not extras(path):
-            shutil.rmtree(path)
+            _delete(path)
     # the config last: by it the files of versions without a record are known
     for name in sorted(written.FILE_NAMES, key=lambda name: name == RESOLVED_CONFIG_NAME):
         written.delete(output_dir, name)
@@ -444,6 +449,14 @@ def delete_run(output_dir: str | Path) -> None:
 
 
 # ---- helpers ----
+
+
+def _delete(folder: Path) -> None:
+    """Delete a folder of a run, what shows that it is one last: a process that is killed meanwhile leaves its mark."""
+    for path in [*_files_of(folder), *(folder / name for name in _NO_CONTENT)]:
+        with contextlib.suppress(OSError):  # not there, or not to be deleted
+            path.unlink()
+    shutil.rmtree(folder, ignore_errors=True)  # folders alone
 
 
 def _files_of(folder: Path) -> Iterator[Path]:

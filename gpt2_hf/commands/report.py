@@ -78,7 +78,8 @@ def read_run(folder: str | Path) -> RunRecord:
     config = folder / RESOLVED_CONFIG_NAME
     if state is None or not config.is_file():
         raise UserError(f"{folder} holds no run with a checkpoint; give the --checkpoint_dir of a run")
-    history = _read_json(state)["log_history"]
+    reached = _read_json(state)
+    history = reached["log_history"]
     results: dict[str, Any] = {}
     for split in ("train", "eval", "test"):
         path = folder / f"{split}_results.json"
@@ -89,6 +90,7 @@ def read_run(folder: str | Path) -> RunRecord:
         results.update(min(evaluations, key=lambda entry: float(entry["eval_loss"])))
     if history:
         results.setdefault("train_steps", history[-1]["step"])
+    results["planned_steps"] = reached.get("max_steps", 0)
     # earlier versions wrote secrets into it, which must not get into a card that is published
     return RunRecord(folder, without_secrets(_read_json(config)), history, results)
 
@@ -283,6 +285,7 @@ def model_card(config: dict[str, Any], results: dict[str, Any], sample: str | No
         f"# GPT-2, {provenance.get('parameters', 0) / 1e6:.1f}M parameters",
         f"Trained with gpt2_hf on `{dataset}`. Losses are nats per token, summed over all scored tokens; perplexity "
         "is their exponential.",
+        *_unfinished(config, results),
         _table(rows),
         f"![curves]({CURVES_NAME})",
         "## Load it\n\n```python\nimport gpt2_hf\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
@@ -296,6 +299,14 @@ def model_card(config: dict[str, Any], results: dict[str, Any], sample: str | No
     parts.append("## Settings\n\n```json\n" + json.dumps(settings, indent=2) + "\n```")
     parts.append("## Made with\n\n```json\n" + json.dumps(provenance, indent=2) + "\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def _unfinished(config: dict[str, Any], results: dict[str, Any]) -> list[str]:
+    """A line for a run that ended before its schedule; one that follows the clock ends when its time is up."""
+    steps, planned = results.get("train_steps", 0), results.get("planned_steps", 0)
+    if not 0 < steps < planned or config.get("schedule_by_time"):
+        return []
+    return [f"**Not finished: it was trained for {steps:,} of {planned:,} steps.**"]
 
 
 def _sample_of(folder: Path) -> str | None:

@@ -6,6 +6,7 @@ In: a trained model and its data. Out: result files, model card and curves in th
 import dataclasses
 import json
 import math
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ from .run import Run
 # text not counted: both are importing, reading and writing, and a machine that is slow at one is slow at the other.
 _REPORT_SHARE_OF_START = 0.75
 _SAMPLE_TOKENS = 120
+# How much longer than estimated the rest of a run may take.
+_ROOM = 1.2
+_ROOM_SECONDS = 30.0
 _PROMPT_TOKENS = 12
 
 
@@ -67,6 +71,8 @@ def finish(
     if run.args.process_index == 0:
         for path in write_report(run.output_dir, sample):
             run.say(f"{path} was not written by this run, or was changed since; it is left as it is")
+    if (line := cut_short(run, trainer)) is not None:
+        run.say(line)
     say_results(run, eval_metrics, test_metrics, sample)
     if run.args.push_to_hub and run.args.process_index == 0 and saved is not None:
         run.say(f"uploading {saved} to {trainer.hub_model_id}")
@@ -161,6 +167,35 @@ def _final_sample(run: Run, trainer: GPT2HFTrainer, tokenizer: PreTrainedTokeniz
         model = GPT2HFForCausalLM.from_pretrained(saved).to(trainer.args.device)
     with preserved_rng(trainer.args.device):
         return write(model)
+
+
+def cut_short(run: Run, trainer: GPT2HFTrainer) -> str | None:
+    """What to know of a run that its budget ended before its schedule, and the command that finishes it."""
+    state = trainer.state
+    if not trainer.time_budget.expired or run.args.schedule_by_time:  # the schedule ends with the budget then
+        return None
+    evaluations = sum("eval_loss" in entry for entry in state.log_history)
+    times = "once" if evaluations == 1 else f"{evaluations} times"
+    return (
+        f"CUT SHORT by the time budget at step {state.global_step:,} of {state.max_steps:,}, evaluated {times}: the "
+        "learning rate was still high, and the model is not what a whole run gives. Finish it: "
+        f"{_command_to_finish(run, trainer)}"
+    )
+
+
+def _command_to_finish(run: Run, trainer: GPT2HFTrainer) -> str:
+    """With more hours, where those given are not enough for the rest."""
+    hours = run.args.max_training_hours
+    assert hours is not None
+    trained = run.watch.total.get("step", 0.0)
+    rest = (trainer.state.max_steps - trainer.state.global_step) * (run.watch.median("step") or trained)
+    # all but training takes as long again
+    needed = math.ceil((_ROOM * (rest + run.watch.elapsed - trained) + _ROOM_SECONDS) / 36) / 100
+    options = "--resume_from latest" + (f" --max_training_hours {needed:g}" if needed > hours else "")
+    if run.args.world_size > 1:
+        return f"the same command with {options}"
+    config = shlex.quote(str(run.output_dir / folders.RESOLVED_CONFIG_NAME))
+    return f"gpt2-hf train --config {config} {options}"
 
 
 def say_results(run: Run, eval_metrics: dict[str, Any], test_metrics: dict[str, float], sample: str) -> None:

@@ -210,7 +210,9 @@ class GenerationArguments:
         None, "Text to continue. Without prompt and prompt_file: standard input, or line by line at a terminal."
     )
     prompt_file: str | None = option(None, "File of prompts: one a line, or jsonl with the key prompt.")
-    output_file: str | None = option(None, "Write prompts and completions to this jsonl file instead of printing.")
+    output_file: str | None = option(
+        None, "Write prompts and completions to this jsonl file, which is replaced, instead of printing."
+    )
     batch_size: int = option(8, "Texts to generate at a time, if there are several.")
     max_new_tokens: int | None = option(None, "Tokens to generate; 128, or what fits into the model, when left out.")
     temperature: float = option(0.8, "Softmax temperature; 0: always the likeliest token.")
@@ -256,7 +258,7 @@ class EvaluationArguments:
     max_length: int | None = option(None, "Context in tokens; what the model was trained with when left out.")
     batch_size: int = option(8, "Samples in a batch; it does not change the result.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("fp32", "Number format of the products.")
-    output_file: str | None = option(None, "Also write the result as JSON to this file.")
+    output_file: str | None = option(None, "Also write the result as JSON to this file, which is replaced.")
 
     def __post_init__(self) -> None:
         require_at_least("batch_size", self.batch_size, 1)
@@ -308,7 +310,9 @@ class ReportArguments:
         "Folders of runs; also right after the command, without --runs. One: its card and curves are written again. "
         "Several: one picture and a table compare them.",
     )
-    output_file: str = option("comparison.png", "Picture that compares several runs: png, svg or pdf.")
+    output_file: str = option(
+        "comparison.png", "Picture that compares several runs: png, svg or pdf; one that is named here is replaced."
+    )
 
 
 def names_of(dataclass_type: type) -> set[str]:

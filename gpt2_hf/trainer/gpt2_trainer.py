@@ -206,7 +206,11 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """The base class's schedules, and the one that follows the time budget."""
+        """The base class's schedules, and the one that follows the time budget.
+
+        With fp16 and a fused optimizer, a step that the loss scaler skips counts too: the schedule goes by
+        `global_step`, as the data do, and so reaches its end at the last step.
+        """
         if self.lr_scheduler is None and self.args.schedule_by_time:
             warmup = self.args.get_warmup_steps(num_training_steps)
             budget = self.time_budget

@@ -1,5 +1,6 @@
 """What stands in a folder under the names of a run is a run's, or it is never touched."""
 
+import contextlib
 import shutil
 import zipfile
 from pathlib import Path
@@ -101,6 +102,31 @@ def test_a_process_killed_while_it_writes_does_not_lock_itself_out(tmp_path, siz
     (tmp_path / "tmp-resolved_config.json").write_text('{\n "d_model": 32, "num_layers": 2, "seed": 42}'[:size])
     folders.open_staging(tmp_path, "checkpoint-5")
     refuse_foreign(tmp_path)
+
+
+@pytest.mark.parametrize("survivors", range(4))
+def test_a_process_killed_while_it_deletes_does_not_lock_itself_out(tmp_path, monkeypatch, survivors):
+    """However many files of a replaced folder are still there, it is a run's."""
+    make_checkpoint(tmp_path, 1)
+    deleted, unlink = [], Path.unlink
+
+    def unlink_some(path):
+        if len(deleted) == 4 - survivors:
+            raise KeyboardInterrupt
+        if path.parent.name == "checkpoint-1":
+            deleted.append(path)
+        unlink(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink_some)
+        with contextlib.suppress(KeyboardInterrupt):
+            folders.rotate(tmp_path, keep_last=1, just_saved="checkpoint-2")
+            folders.delete_run(tmp_path)
+    if (tmp_path / "checkpoint-1").exists():
+        (tmp_path / "checkpoint-1").rename(tmp_path / "checkpoint-1.replaced")
+    refuse_foreign(tmp_path, deleting=True)
+    folders.repair(tmp_path)
+    refuse_foreign(tmp_path, deleting=True)
 
 
 def test_files_added_to_a_checkpoint_stay(tmp_path):

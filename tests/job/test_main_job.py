@@ -1,6 +1,7 @@
 """The main job from end to end: what it leaves, how it goes on, how it ends."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -398,6 +399,24 @@ def test_the_time_budget_ends_in_a_named_checkpoint(train_tiny, tmp_path, capsys
     assert names["checkpoint_time_limit"] == "checkpoint-1"
     assert not (run / "eval_results.json").exists()
     assert train_tiny(run, "--resume_from", "checkpoint_time_limit", "--max_steps", "3") == 0
+
+
+def test_a_run_that_was_cut_short_says_so_first_and_how_to_finish(train_tiny, tmp_path, capsys, monkeypatch):
+    """Before its results, and in the card; the command that it prints runs to the last step."""
+    # as in a process of its own, which is not as old as that of the tests
+    monkeypatch.setattr(Stopwatch, "elapsed", property(lambda watch: time.monotonic() - watch._started))
+    run = tmp_path / "run"
+    assert train_tiny(run, "--max_training_hours", "0.0001") == 0
+    lines = capsys.readouterr().out.splitlines()
+    (number,) = (i for i, line in enumerate(lines) if line.startswith("CUT SHORT by the time budget at step 1 of 25"))
+    assert not any(line.startswith(("best model", "test loss", "results")) for line in lines[:number])
+    assert any(line.startswith("results: ") for line in lines[number:])
+    assert "**Not finished: it was trained for 1 of 25 steps.**" in (run / "README.md").read_text()
+    words = shlex.split(lines[number].split("Finish it: gpt2-hf ")[1])
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "CUT SHORT" not in out and "Not finished" not in (run / "README.md").read_text()
+    assert read_json(run / "trainer_state.json")["global_step"] == 25
 
 
 def test_a_budgeted_run_ends_in_time(tiny_options, tmp_path):
