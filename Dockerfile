@@ -1,4 +1,4 @@
-# The main job on a GPU; the README has the commands to build and run it.
+# The main job on a GPU; docs/how-to/container.md has the commands to build and run it.
 #
 # The base image brings CUDA and the very torch of constraints.txt, so that pip leaves torch alone. Another CUDA:
 #   docker build --build-arg BASE=pytorch/pytorch:2.13.0-cuda12.8-cudnn9-runtime -t gpt2_hf .

@@ -541,7 +541,7 @@ def print_case(result: dict[str, Any]) -> None:
 
 
 def make_cases(options: argparse.Namespace) -> list[Case]:
-    """The comparisons of the README."""
+    """The comparisons of docs/explanation/speed.md."""
     training = ("stock", "tuned", "gpt2_hf", *(["compiled"] if options.device == "cuda" else []))
     if options.quick:
         return [

@@ -57,7 +57,7 @@ _OUT_OF_MEMORY = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code (0, 1, 2, 3, 75 or 130; see the README)."""
+    """Run a command and return its exit code (0, 1, 2, 3, 75 or 130; see docs/reference/exit-codes.md)."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that lacks a character must not end a run
             stream.reconfigure(errors="replace")

@@ -22,7 +22,7 @@ _DOCUMENTS_AT_A_TIME = 1 << 18
 
 
 class SequenceMode(StrEnum):
-    """How documents become rows of a batch; see the README's table."""
+    """How documents become rows of a batch; docs/reference/sequence-modes.md has a table."""
 
     PADDED = "padded"
     PADDING_FREE = "padding_free"

@@ -58,7 +58,9 @@ _BESIDE_THE_LOSS = ("_perplexity", "_tokens")
 class GPT2HFTrainer(ExactEvaluationTrainer):
     """Trains a causal language model exactly and safely.
 
-    Takes what `transformers.Trainer` takes, in the same order, and:
+    Takes what `transformers.Trainer` takes, in the same order, and a job.
+
+    Args:
         args: `GPT2HFTrainingArguments`; with transformers' own, or none, there is no time budget.
         job: the job around it. Without one, signals are left to the caller, and `max_training_hours` counts from the
             call of `train()`.
