@@ -26,6 +26,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..checkpoints.sharding import check_engine
 from ..data import EpochSampler, Samples, StreamingLoader, StreamingSamples
+from ..data.samples import BlockSamples, SequenceMode
 from ..errors import TrainingDivergedError
 from ..metrics import perplexity
 from ..options.training_arguments import GPT2HFTrainingArguments
@@ -126,6 +127,10 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             # or the host would wait for the device with each tensor of a batch
             self.args.accelerator_config.non_blocking = True
         super().create_accelerator_and_postprocess()
+        if (ddp := getattr(self.accelerator, "ddp_handler", None)) is not None:
+            # Else the gradients are held twice, and buffers, which the model has none of that change, are sent around.
+            ddp.gradient_as_bucket_view = True
+            ddp.broadcast_buffers = bool(self.args.ddp_broadcast_buffers)
         check_engine(self.accelerator, self.args.wants_fsdp)
 
     # ---- the training step ----
@@ -185,12 +190,23 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        # A compiler would make a graph for the first length, and another one as soon as it changes. The plugin is
+        # shared by all trainers of a process.
+        self.accelerator.state.dynamo_plugin.dynamic = True if self._shapes_change else None
         try:
-            with suit_changing_shapes(self.args.device.type):
+            with suit_changing_shapes(self.args.device.type, self._shapes_change):
                 return super()._inner_training_loop(*args, **kwargs)
         except TrainingDivergedError as error:
             message = f"{error}{self._divergence_context(error.step)}"
             raise TrainingDivergedError(message, error.step) from error
+
+    @property
+    def _shapes_change(self) -> bool:
+        """Whether batches differ in length."""
+        if getattr(self.data_collator, "pad_to_length", None) is not None:
+            return False
+        in_blocks = getattr(self.train_dataset, "mode", None) is SequenceMode.BLOCKS  # a stream's
+        return not (in_blocks or isinstance(self.train_dataset, BlockSamples))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, as the base class does."""
@@ -354,7 +370,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         """Generate a text with the weights as they are, for whoever shows texts; the first process alone does."""
         if not self.is_world_process_zero():
             return
-        text = write_sample(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
+        with suit_changing_shapes(self.args.device.type):  # each token changes them
+            text = write_sample(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TerminalCallback | ContinuousTensorBoardCallback):
                 callback.on_sample(self.state, text)
