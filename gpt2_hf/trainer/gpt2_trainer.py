@@ -123,7 +123,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
                 "sync_each_batch": True,
                 **(config.gradient_accumulation_kwargs or {}),
             }
-        if self.args.device.type == "cuda" and self.args.dataloader_pin_memory:
+        if self._copies_unseen:
             # or the host would wait for the device with each tensor of a batch
             self.args.accelerator_config.non_blocking = True
         super().create_accelerator_and_postprocess()
@@ -132,6 +132,11 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             ddp.gradient_as_bucket_view = True
             ddp.broadcast_buffers = bool(self.args.ddp_broadcast_buffers)
         check_engine(self.accelerator, self.args.wants_fsdp)
+
+    @property
+    def _copies_unseen(self) -> bool:
+        """Whether batches are copied to the device while it computes."""
+        return self.args.device.type == "cuda" and self.args.dataloader_pin_memory
 
     # ---- the training step ----
 
@@ -301,6 +306,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             self._train_batch_size,
             self.data_collator,
             self.args.dataloader_num_workers,
+            # others than CUDA might read a batch before it is there
+            device=self.args.device if self._copies_unseen else None,
             pin_memory=self.args.dataloader_pin_memory,
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
