@@ -54,7 +54,8 @@ class FlatteningCollator:
         """Return `input_ids`, `shift_labels`, `position_ids` `[1, T]`, and where each sample begins.
 
         `cu_seq_lens_q` and `cu_seq_lens_k` (int32 `[S + 1]`) and `max_length_q` and `max_length_k` (int) are
-        named as in transformers' flash-attention arguments.
+        named as in transformers' flash-attention arguments. `document_lengths` (int64 `[S]`) is no tensor, so that it
+        stays on the host when a batch goes to the device.
         """
         rows = [np.asarray(sample["input_ids"]) for sample in samples]
         targets = [_targets(sample, row) for sample, row in zip(samples, rows, strict=True)]
@@ -68,6 +69,7 @@ class FlatteningCollator:
             "cu_seq_lens_k": cu_seq_lens,
             "max_length_q": max(lengths),
             "max_length_k": max(lengths),
+            "document_lengths": np.array(lengths),
         }
 
 

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
@@ -283,6 +284,7 @@ class StreamingLoader:
         batch_size: samples of a batch.
         collator: makes a batch.
         num_workers: processes that read and tokenise; 0: threads of this process.
+        device: where batches go, from pinned memory without a wait; they stay on the host when left out.
         options: further options of `torch.utils.data.DataLoader`.
     """
 
@@ -292,8 +294,10 @@ class StreamingLoader:
         batch_size: int,
         collator: Callable[[list[dict[str, Any]]], dict[str, Any]],
         num_workers: int = 0,
+        device: torch.device | None = None,
         **options: Any,
     ):
+        self.device = device
         self.dataset = samples
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -318,7 +322,7 @@ class StreamingLoader:
             position = Position(*batch.pop(POSITION_KEY)[0].tolist())
             self._positions[position.shard] = position
             self._next_worker = (position.shard + 1) % max(self.num_workers, 1)
-            yield batch
+            yield batch if self.device is None else send_to_device(batch, self.device, non_blocking=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on after the last batch; plain numbers, for JSON."""

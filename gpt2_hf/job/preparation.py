@@ -10,11 +10,12 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from ..commands.model_loading import build_model, load_model_tokenizer
 from ..data import LoadedData, StreamingSamples, load_data
+from ..data.samples import SequenceMode
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..planning.plan import make_schedule, schedule_warning
-from ..runtime.fallbacks import missing_for_attention
+from ..runtime.fallbacks import missing_for_attention, missing_for_packing
 from .run import Run
 
 
@@ -69,10 +70,16 @@ def _check_streaming(run: Run) -> None:
 def _build_model(run: Run, tokenizer: PreTrainedTokenizerBase, data: LoadedData) -> GPT2HFForCausalLM:
     assert run.args.resolved_precision is not None
     attention, precision = run.model_args.attn_implementation, run.args.resolved_precision
-    if (missing := missing_for_attention(attention, precision.name, run.model_args.dropout)) is not None:
+    device_type = run.args.device.type
+    missing = missing_for_attention(attention, precision.name, run.model_args.dropout, device_type)
+    if missing is not None:
         run.args.notices.append(f"--attn_implementation sdpa is used: {missing}; training goes on, slower")
         run.model_args.attn_implementation = "sdpa"
     model = build_model(run.model_args, tokenizer)
+    head_dim = model.config.n_embd // model.config.n_head
+    missing = missing_for_packing(model.config._attn_implementation, precision.dtype, head_dim, device_type)
+    if run.data_args.sequence_mode == SequenceMode.PADDING_FREE and missing is not None:
+        run.args.notices.append(f"attention pads documents to others of about their length: {missing}")
     if run.model_args.tie_unused_tokens:
         used = data.documents["train"].used_ids(model.config.num_tokens)
         num_tied = model.tie_unused_tokens(torch.tensor([*used, *tokenizer.all_special_ids]))

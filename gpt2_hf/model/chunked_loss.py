@@ -28,6 +28,7 @@ _HEAD_ROWS_MULTIPLE_OF = {"cuda": 64}
 _CPU_ROWS_PER_SOFTMAX = 16
 # In fp32, MKL multiplies with all of a wide matrix at two thirds of the rate that it has for some tokens at a time.
 _CPU_TOKENS_PER_PRODUCT = 512
+_ROWS_PER_WIDE_PRODUCT = 4096
 
 
 def chunked_cross_entropy(
@@ -63,26 +64,42 @@ def chunked_cross_entropy(
     hidden_states = hidden_states.reshape(-1, hidden_states.shape[-1]).to(weight.device)
     labels = labels.reshape(-1).to(weight.device)
     device_type = weight.device.type
-    all_scored = device_type == "cpu" and not torch.compiler.is_compiling()
-    if all_scored:
-        # Positions that are not scored need no logits at all. On an accelerator the number of kept
-        # rows would have to be read back by the host, which costs more than it saves.
-        scored = labels != ignore_index
-        if not bool(scored.all()):
-            hidden_states, labels = hidden_states[scored], labels[scored]
     dtype = hidden_states.dtype
     if torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
     rows = rows_per_chunk or _ROWS_PER_CHUNK.get(device_type, 1024)
     if rows_per_chunk is None and device_type == "cpu" and dtype.itemsize == 2:
         rows *= 2
-    targets = _Targets(
-        num_rows=weight.shape[0] - num_padding_rows,
-        copies_of_last_row=copies_of_last_row,
-        label_smoothing=label_smoothing,
-        ignore_index=None if all_scored else ignore_index,
-    )
+    num_rows = weight.shape[0] - num_padding_rows
+    if torch.compiler.is_compiling():
+        need_grads = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (hidden_states, weight)]
+        loss, *_ = _loss_operator(
+            hidden_states,
+            weight,
+            labels,
+            num_rows,
+            copies_of_last_row,
+            label_smoothing,
+            ignore_index,
+            rows,
+            dtype,
+            *need_grads,
+        )
+        return loss
+    targets = _Targets(num_rows, copies_of_last_row, label_smoothing, ignore_index)
+    if device_type == "cpu":
+        # Positions that are not scored need no logits at all. On an accelerator the number of kept
+        # rows would have to be read back by the host, which costs more than it saves.
+        targets, scored = _look_for_unscored(targets, labels)
+        if scored is not None:
+            hidden_states, labels = hidden_states[scored], labels[scored]
     return _ChunkedCrossEntropy.apply(hidden_states, weight, labels, targets, rows, dtype, torch.is_grad_enabled())
+
+
+def _look_for_unscored(targets: "_Targets", labels: Tensor) -> tuple["_Targets", Tensor | None]:
+    """The targets of scored positions alone, and which these are, bool `[N]`; `None` if all are."""
+    scored = labels != targets.ignore_index
+    return targets._replace(ignore_index=None), None if bool(scored.all()) else scored
 
 
 class _Targets(NamedTuple):
@@ -111,46 +128,146 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         grad_enabled: bool,
     ) -> Tensor:
-        need_hidden = grad_enabled and ctx.needs_input_grad[0]
-        need_weight = grad_enabled and ctx.needs_input_grad[1]
-        loss_dtype = torch.promote_types(dtype, torch.float32)
-        grad_hidden = torch.empty_like(hidden_states, dtype=dtype) if need_hidden else None
-        grad_weight = None
-        total = hidden_states.new_zeros((), dtype=loss_dtype)
-        with torch.autocast(hidden_states.device.type, enabled=False):
-            head = _aligned(weight.to(dtype))
-            products = _HeadProducts(head)
-            # Counted in chunks, not in rows, so that a compiled step is guarded by their number alone.
-            for i in range((hidden_states.shape[0] + rows_per_chunk - 1) // rows_per_chunk):
-                rows = slice(i * rows_per_chunk, (i + 1) * rows_per_chunk)
-                chunk = hidden_states[rows].to(dtype)
-                logits = products.logits(chunk)
-                loss, grad_logits = _chunk_loss(logits, labels[rows], targets, loss_dtype, need_hidden or need_weight)
-                total += loss
-                if grad_hidden is not None:
-                    grad_hidden[rows] = grad_logits @ head
-                if need_weight:
-                    grad_weight = products.add_grad_weight(grad_weight, grad_logits, chunk, loss_dtype)
-        if need_weight:
-            grad_weight = (
-                torch.zeros_like(weight, dtype=loss_dtype) if grad_weight is None else grad_weight[: weight.shape[0]]
-            )
+        needs = [grad_enabled and need for need in ctx.needs_input_grad[:2]]
+        total, *grads = _loss_and_gradients(hidden_states, weight, labels, targets, rows_per_chunk, dtype, *needs)
         ctx.grad_dtypes = hidden_states.dtype, weight.dtype
-        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.save_for_backward(*grads)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        # The gradients are those of the plain sum. Scaling them only here, after the sums, keeps fp16
-        # away from the underflow that 1 / number of tokens would cause.
         grad_hidden, grad_weight = ctx.saved_tensors
-        hidden_dtype, weight_dtype = ctx.grad_dtypes
-        if grad_hidden is not None:
-            grad_hidden = grad_hidden.to(hidden_dtype) * grad_output
-        if grad_weight is not None:
-            grad_weight = (grad_weight * grad_output).to(weight_dtype)
-        return grad_hidden, grad_weight, None, None, None, None, None
+        return *_scaled(grad_hidden, grad_weight, grad_output, ctx.grad_dtypes), None, None, None, None, None
+
+
+def _scaled(
+    grad_hidden: Tensor | None,
+    grad_weight: Tensor | None,
+    grad_output: Tensor,
+    dtypes: tuple[torch.dtype, torch.dtype],
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients, which are those of the plain sum, times that of the sum.
+
+    Scaling them only here, after the sums, keeps fp16 away from the underflow that 1 / number of tokens would cause.
+    """
+    if grad_hidden is not None:
+        grad_hidden = grad_hidden.to(dtypes[0]) * grad_output
+    if grad_weight is not None:
+        grad_weight = (grad_weight * grad_output).to(dtypes[1])
+    return grad_hidden, grad_weight
+
+
+def _loss_and_gradients(
+    hidden_states: Tensor,  # [N, C]
+    weight: Tensor,  # [V, C]
+    labels: Tensor,  # [N]
+    targets: _Targets,
+    rows_per_chunk: int,
+    dtype: torch.dtype,
+    need_hidden: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    loss_dtype = torch.promote_types(dtype, torch.float32)
+    grad_hidden = torch.empty_like(hidden_states, dtype=dtype) if need_hidden else None
+    grad_weight = None
+    total = hidden_states.new_zeros((), dtype=loss_dtype)
+    with torch.autocast(hidden_states.device.type, enabled=False):
+        head = _aligned(weight.to(dtype))
+        products = _HeadProducts(head)
+        for first in range(0, hidden_states.shape[0], rows_per_chunk):
+            rows = slice(first, first + rows_per_chunk)
+            chunk = hidden_states[rows].to(dtype)
+            logits = products.logits(chunk)
+            loss, grad_logits = _chunk_loss(logits, labels[rows], targets, loss_dtype, need_hidden or need_weight)
+            total += loss
+            if grad_hidden is not None:
+                grad_hidden[rows] = grad_logits @ head
+            if need_weight:
+                grad_weight = products.add_grad_weight(grad_weight, grad_logits, chunk, loss_dtype)
+    if need_weight:
+        grad_weight = (
+            torch.zeros_like(weight, dtype=loss_dtype) if grad_weight is None else grad_weight[: weight.shape[0]]
+        )
+    return total, grad_hidden, grad_weight
+
+
+# ---- for a compiler: one operation, whatever the number of chunks ----
+
+
+@torch.library.custom_op("gpt2_hf::chunked_cross_entropy", mutates_args=())
+def _loss_operator(
+    hidden_states: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    num_rows: int,
+    copies_of_last_row: int,
+    label_smoothing: float,
+    ignore_index: int,
+    rows_per_chunk: int,
+    dtype: torch.dtype,
+    need_hidden: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and both gradients; one that is not needed is empty. Traced, the loop would be a graph for each length."""
+    targets = _Targets(num_rows, copies_of_last_row, label_smoothing, ignore_index)
+    scored = None
+    if weight.device.type == "cpu":
+        targets, scored = _look_for_unscored(targets, labels)
+    own = (hidden_states, labels) if scored is None else (hidden_states[scored], labels[scored])
+    total, grad_hidden, grad_weight = _loss_and_gradients(
+        own[0], weight, own[1], targets, rows_per_chunk, dtype, need_hidden, need_weight
+    )
+    if grad_hidden is not None and scored is not None:
+        grad_hidden = torch.zeros_like(hidden_states, dtype=dtype).masked_scatter_(scored.unsqueeze(1), grad_hidden)
+    empty = hidden_states.new_empty(0)
+    return (
+        total,
+        empty if grad_hidden is None else grad_hidden,
+        empty.clone() if grad_weight is None else grad_weight,
+    )
+
+
+@_loss_operator.register_fake
+def _(
+    hidden_states: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    num_rows: int,
+    copies_of_last_row: int,
+    label_smoothing: float,
+    ignore_index: int,
+    rows_per_chunk: int,
+    dtype: torch.dtype,
+    need_hidden: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    loss_dtype = torch.promote_types(dtype, torch.float32)
+    return (
+        hidden_states.new_empty((), dtype=loss_dtype),
+        torch.empty_like(hidden_states, dtype=dtype) if need_hidden else hidden_states.new_empty(0),
+        torch.empty_like(weight, dtype=loss_dtype) if need_weight else hidden_states.new_empty(0),
+    )
+
+
+def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    hidden_states, weight, *_, need_hidden, need_weight = inputs
+    ctx.grad_dtypes, ctx.needs = (hidden_states.dtype, weight.dtype), (need_hidden, need_weight)
+    ctx.save_for_backward(*output[1:])
+
+
+def _give_gradients(ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Any, ...]:
+    (grad_hidden, grad_weight), (need_hidden, need_weight) = ctx.saved_tensors, ctx.needs
+    grads = _scaled(
+        grad_hidden if need_hidden else None, grad_weight if need_weight else None, grad_output, ctx.grad_dtypes
+    )
+    return *grads, *[None] * 9
+
+
+_loss_operator.register_autograd(_give_gradients, setup_context=_keep_gradients)
+
+
+# ---- one chunk ----
 
 
 def _aligned(head: Tensor) -> Tensor:
@@ -170,8 +287,6 @@ class _HeadProducts:
 
     def logits(self, chunk: Tensor) -> Tensor:
         """`chunk @ head.T`, `[R, C]` to `[R, V]`; the first chunk is the one with the most rows."""
-        if torch.compiler.is_compiling():
-            return chunk @ self._head.t()  # the compiler plans memory itself
         out = self._buffer("logits", chunk.shape[0], self._head.shape[0])
         parts = self._head.split(self._tokens_at_once), out.split(self._tokens_at_once, dim=1)
         for head_part, out_part in zip(*parts, strict=True):
@@ -180,8 +295,8 @@ class _HeadProducts:
 
     def add_grad_weight(self, total: Tensor | None, grad_logits: Tensor, chunk: Tensor, dtype: torch.dtype) -> Tensor:
         """`total + grad_logits.T @ chunk`, `[V, C]` in a dtype that may be wider, in the memory of `total`."""
-        if torch.compiler.is_compiling():
-            return _add(total, grad_logits.t() @ chunk, dtype)
+        if chunk.dtype == torch.float16 or (chunk.dtype != dtype and chunk.device.type == "cuda"):
+            return _add(total, _wide_product(grad_logits.t(), chunk, dtype), dtype)
         if dtype != chunk.dtype:
             term = torch.mm(grad_logits.t(), chunk, out=self._buffer("grad_weight", *self._head.shape))
             return _add(total, term, dtype)
@@ -198,11 +313,20 @@ class _HeadProducts:
         return self._buffers[name][:num_rows]
 
 
+def _wide_product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """`a @ b` of 16 bits in a wider dtype: a sum over thousands of rows can overflow fp16, before any loss scaling."""
+    if a.device.type == "cuda" and torch.version.hip is None:
+        return torch.mm(a, b, out_dtype=dtype)
+    wide = b.to(dtype)
+    # some rows at a time, since all of them would be as large as the logits in fp32
+    return torch.cat([rows.to(dtype) @ wide for rows in a.split(_ROWS_PER_WIDE_PRODUCT)])
+
+
 def _add(total: Tensor | None, term: Tensor, dtype: torch.dtype) -> Tensor:
     """`total + term` in the memory of `total`, whose dtype may be wider."""
     if total is None:
-        return term.to(dtype, copy=True)
-    if total.device.type != "cpu" or torch.compiler.is_compiling():
+        return term.to(dtype, copy=term.dtype != dtype)
+    if total.device.type != "cpu" or total.dtype == term.dtype:
         return total.add_(term)
     # Of mixed dtypes, torch makes a converted copy first on a CPU; that of a block stays in the cache.
     for block, addend in zip(total.split(1024), term.split(1024), strict=True):
@@ -214,9 +338,8 @@ def _chunk_loss(
     logits: Tensor, labels: Tensor, targets: _Targets, loss_dtype: torch.dtype, need_grad: bool
 ) -> tuple[Tensor, Tensor]:
     """Loss sum of one chunk and its gradient `[R, V]`, which on a CPU is written over the logits."""
-    compiling = torch.compiler.is_compiling()
-    if compiling or logits.device.type != "cpu":
-        if logits.dtype.itemsize == 2 and not (compiling or targets.label_smoothing or logits.device.type == "mps"):
+    if logits.device.type != "cpu":
+        if logits.dtype.itemsize == 2 and not (targets.label_smoothing or logits.device.type == "mps"):
             return _mixed_softmax_loss(logits, labels, targets, loss_dtype, need_grad)
         loss, grad = _softmax_loss(logits.to(loss_dtype), labels, targets, need_grad)
         return loss, grad.to(logits.dtype)
@@ -296,7 +419,7 @@ def _softmax_(logits: Tensor, need_softmax: bool) -> Tensor:
     These passes over [R, V] are what a small model's head spends its time on.
     """
     largest = logits.amax(dim=1)
-    if logits.device.type == "cpu" and not torch.compiler.is_compiling():
+    if logits.device.type == "cpu":
         # torch's kernel has a faster exponential, and reads a row twice before it writes over it. What it makes of
         # the largest logit is 1 / the denominator.
         torch.softmax(logits, dim=1, out=logits)

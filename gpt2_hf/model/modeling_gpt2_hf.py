@@ -5,16 +5,17 @@ and logits of the tied head. Next stage: `trainer`, or transformers' `generate`.
 
 What is special here, compared with transformers' own GPT-2:
   - the parameters keep GPT-2's names and layout (`c_attn` is `[in, out]`), so OpenAI's weights load as they are;
-  - several documents may share one row without padding (`cu_seq_lens_q`): attention alone sees them as
-    separate rows, or is told their lengths where its kernel takes these (flash attention), so no token can look
-    into another document;
+  - several documents may share one row without padding (`cu_seq_lens_q`): attention alone is told their lengths
+    where its kernel takes these (flash attention), or sees them as separate rows, so no token can look into another
+    document;
   - on a CPU, dropout and attention have kernels of their own (`dropout`, `chunked_attention`);
   - training returns no logits: `chunked_loss` forms loss and gradient a few hundred positions at a time;
   - the GELU is torch's fused tanh approximation.
 
 This file travels with a saved model (`trust_remote_code=True`): relative imports only.
 
-Legend: B batch, T time, C channels, H heads, D head size, V vocabulary, S documents, L longest document.
+Legend: B batch, T time, C channels, H heads, D head size, V vocabulary, S documents, L longest document,
+S_k and L_k those of a class of length.
 """
 
 import math
@@ -41,8 +42,9 @@ from .chunked_attention import chunked_causal_attention
 from .chunked_loss import IGNORE_INDEX, chunked_cross_entropy
 from .configuration_gpt2_hf import GPT2HFConfig
 from .dropout import Dropout
-from .packing import PackedDocuments, Packing, lengths_of_documents
+from .packing import LengthClass, PackedDocuments, Packing, lengths_of_documents
 from .unused_tokens import UnusedTokens
+from .variable_length_attention import missing_for_variable_lengths, variable_length_attention
 
 
 def eager_attention_forward(
@@ -92,36 +94,72 @@ class GPT2HFAttention(nn.Module):
         self,
         hidden_states: Tensor,  # [B, T, C]
         past_key_values: Cache | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | list[Any] | None = None,  # a list with one of each class where there are documents
         documents: PackedDocuments | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         qkv = self.c_attn(hidden_states)  # [B, T, 3C]
-        dropout = self.attn_dropout.p if self.training else 0.0
-        if (dropout or documents is not None) and self._trains_in_chunks(qkv, attention_mask, past_key_values):
-            output = chunked_causal_attention(
-                *self._split_heads(qkv),
-                scaling=self.scaling,
-                dropout=dropout,
-                boundaries=documents.boundaries if documents is not None else None,
-            )
-            return self.resid_dropout(self.c_proj(output.transpose(1, 2).flatten(2))), None
         if documents is not None:
-            qkv = documents.to_rows(qkv)  # [S, L, 3C]
+            output, probabilities = self._attend_within(documents, qkv, attention_mask, **kwargs)
+        elif self._trains_in_chunks(qkv, attention_mask, past_key_values) and self._dropout:
+            output, probabilities = self._attend_in_chunks(qkv), None
+        else:
+            output, probabilities = self._attend(qkv, attention_mask, past_key_values, **kwargs)
+        return self.resid_dropout(self.c_proj(output)), probabilities
+
+    @property
+    def _dropout(self) -> float:
+        return self.attn_dropout.p if self.training else 0.0
+
+    def _attend(
+        self, qkv: Tensor, attention_mask: Any, past_key_values: Cache | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """`[B, T, 3C]` to `[B, T, C]` by the chosen backend, and the probabilities if it gives them."""
         query, key, value = self._split_heads(qkv)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         output, probabilities = attention_interface(
-            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+            self, query, key, value, attention_mask, dropout=self._dropout, scaling=self.scaling, **kwargs
         )
-        output = output.flatten(2)  # [B, T, C]
-        if documents is not None:
-            output = documents.to_flat(output)
-        return self.resid_dropout(self.c_proj(output)), probabilities
+        return output.flatten(2), probabilities
+
+    def _attend_in_chunks(self, qkv: Tensor, boundaries: tuple[int, ...] | None = None) -> Tensor:
+        """The same on a CPU, with dropout and documents."""
+        output = chunked_causal_attention(
+            *self._split_heads(qkv), scaling=self.scaling, dropout=self._dropout, boundaries=boundaries
+        )
+        return output.transpose(1, 2).flatten(2)
+
+    def _attend_within(
+        self, documents: PackedDocuments, qkv: Tensor, masks: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same for a row `[1, T, 3C]` of several documents; the probabilities are those of all as padded rows."""
+        if documents.has_kernel:
+            query, key, value = qkv[0].unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(1)  # [T, H, D]
+            output = variable_length_attention(
+                query,
+                key,
+                value,
+                documents.cu_seq_lens.to(qkv.device),
+                documents.max_length,
+                scaling=self.scaling,
+                dropout=self._dropout,
+            )
+            return output.flatten(1).unsqueeze(0), None
+        if documents.boundaries is not None and all(mask is None for mask in masks) and self._trains_in_chunks(qkv):
+            return self._attend_in_chunks(qkv, documents.boundaries), None
+        probabilities: list[Tensor | None] = []
+
+        def attend(rows: Tensor, number: int) -> Tensor:
+            output, of_rows = self._attend(rows, masks[number], **kwargs)
+            probabilities.append(of_rows)
+            return output
+
+        output = documents.attend(qkv, attend)
+        return output, probabilities[0] if len(probabilities) == 1 else None
 
     def _split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`[B, T, 3C]` to query, key and value, each `[B, H, T, D]`."""
@@ -130,7 +168,7 @@ class GPT2HFAttention(nn.Module):
         )
         return query, key, value
 
-    def _trains_in_chunks(self, qkv: Tensor, attention_mask: Tensor | None, past_key_values: Cache | None) -> bool:
+    def _trains_in_chunks(self, qkv: Tensor, attention_mask: Any = None, past_key_values: Cache | None = None) -> bool:
         """Whether this is a training step on a CPU without a mask; torch's kernel for it knows no dropout."""
         return (
             self.training
@@ -174,7 +212,7 @@ class GPT2HFBlock(GradientCheckpointingLayer):
         self,
         hidden_states: Tensor,  # [B, T, C]
         past_key_values: Cache | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | list[Any] | None = None,
         documents: PackedDocuments | None = None,
         **kwargs: Any,
     ) -> Tensor:
@@ -289,6 +327,7 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
         cu_seq_lens_k: Tensor | None = None,
         max_length_q: int | None = None,
         max_length_k: int | None = None,
+        document_lengths: Any = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Compute the last hidden states.
@@ -303,30 +342,45 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
             cu_seq_lens_q, cu_seq_lens_k: int32 `[S + 1]`, cumulative document lengths of a row `[1, T]` that
                 holds S documents; both the same. Needs `max_length_q`.
             max_length_q, max_length_k: length of the longest document in tokens.
+            document_lengths: int `[S]` on the host (NumPy, or a list), the length of each document. On an accelerator
+                without a kernel for unequal lengths, the host needs it to pad documents to others of their length;
+                without it all are padded to the longest.
 
         Raises:
             ValueError: if both or neither of ids and embeddings are given, if the sequence is longer than
                 `n_positions`, or if packing is combined with a mask or a cache (documents would see each other).
         """
-        for name in ("output_attentions", "output_hidden_states"):  # read by the decorator
-            kwargs.pop(name, None)
+        wants_probabilities = kwargs.pop("output_attentions", None)  # both are read by the decorator
+        kwargs.pop("output_hidden_states", None)
         inputs_embeds = self._embed_tokens(input_ids, inputs_embeds)  # [B, T, C]
         packing = Packing.read(
             lengths_of_documents(cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k),
+            document_lengths,
             position_ids,
             attention_mask,
             paged=kwargs.get("cache") is not None,
         )
         use_cache = self._decide_use_cache(use_cache, past_key_values, attention_mask, packing)
-        rows = packing.as_rows(inputs_embeds)
+        documents = packing.documents(inputs_embeds)
         self._check_positions(position_ids, inputs_embeds.shape[1], past_key_values, packing)
-        documents, lengths = self._for_the_backend(rows, packing)
-        mask = self._causal_mask(inputs_embeds, attention_mask, past_key_values, position_ids, documents, packing)
+        given_position_ids = position_ids
+        if position_ids is None and documents is not None:
+            position_ids = documents.positions().unsqueeze(0)
+        in_one_class = self.config.output_attentions if wants_probabilities is None else wants_probabilities
+        documents, for_backend = self._for_the_backend(documents, packing, inputs_embeds, in_one_class)
+        if documents is None:
+            mask = self._causal_mask(inputs_embeds, attention_mask, past_key_values, position_ids, packing)
+        else:
+            mask = [self._class_mask(inputs_embeds, of_class) for of_class in documents.classes]
         # Not before the mask: for a call with a cache, even an empty one, restarting positions are not looked at.
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
-            position_ids = _count_positions(inputs_embeds, past_key_values, rows)
+            position_ids = _count_positions(inputs_embeds, past_key_values)
+        if given_position_ids is not None and not packing.lengths:
+            # Flash attention looks in them for documents, which it is waited for in each layer: only where the caller
+            # may have meant that.
+            for_backend["position_ids"] = given_position_ids
 
         hidden_states = inputs_embeds + self.wpe(position_ids).to(inputs_embeds.device)
         if token_type_ids is not None:
@@ -338,8 +392,7 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
                 past_key_values=past_key_values,
                 attention_mask=mask,
                 documents=documents,
-                position_ids=position_ids,
-                **lengths,
+                **for_backend,
                 **kwargs,
             )
         return BaseModelOutputWithPast(
@@ -389,12 +442,20 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
             self.check_length(int(position_ids.max()) + 1)
 
     def _for_the_backend(
-        self, rows: PackedDocuments | None, packing: Packing
+        self, documents: PackedDocuments | None, packing: Packing, inputs_embeds: Tensor, in_one_class: bool
     ) -> tuple[PackedDocuments | None, dict[str, Any]]:
-        """How attention learns of the documents: rows to split into, or the lengths where the backend reads these."""
-        if rows is not None and "flash" not in self.config._attn_implementation:
-            return rows, {}
-        return None, packing.lengths
+        """How attention learns of the documents: by what is made of them here, or as the arguments it gets."""
+        backend = self.config._attn_implementation
+        if documents is None or "flash" in backend:
+            return None, dict(packing.lengths)
+        if backend == "sdpa" and not in_one_class:
+            device_type = inputs_embeds.device.type
+            autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+            dtype = torch.get_autocast_dtype(device_type) if autocast else inputs_embeds.dtype
+            head_dim = self.config.n_embd // self.config.n_head
+            if missing_for_variable_lengths(device_type, dtype, head_dim) is None:
+                return documents.with_kernel(), {}
+        return documents.in_classes(all_in_one=in_one_class), {}
 
     def _causal_mask(
         self,
@@ -402,7 +463,6 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
         attention_mask: Tensor | None,
         past_key_values: Cache | None,
         position_ids: Tensor | None,
-        documents: PackedDocuments | None,
         packing: Packing,
     ) -> Any:
         """The mask in the backend's form; `None` where being causal is all that is asked.
@@ -411,10 +471,20 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
         """
         return create_causal_mask(
             config=self.config,
-            inputs_embeds=_attention_shape(inputs_embeds, documents),
+            inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
             position_ids=None if packing.lengths else position_ids,
+        )
+
+    def _class_mask(self, inputs_embeds: Tensor, documents: LengthClass) -> Any:
+        """The same for right-padded rows `[S_k, L_k]`."""
+        return create_causal_mask(
+            config=self.config,
+            # only shape, dtype and device are read
+            inputs_embeds=inputs_embeds.new_empty(documents.num_documents, documents.max_length, 0),
+            attention_mask=None,
+            past_key_values=None,
         )
 
     def check_length(self, num_tokens: int) -> None:
@@ -431,19 +501,10 @@ def _past_length(past_key_values: Cache | None) -> Any:
     return past_key_values.get_seq_length() if past_key_values is not None else 0
 
 
-def _count_positions(inputs_embeds: Tensor, past_key_values: Cache | None, rows: PackedDocuments | None) -> Tensor:
-    """Position ids `[1, T]`: from 0 in each document, else on from the cache."""
-    if rows is not None:
-        return (rows.slots % rows.max_length).unsqueeze(0)
+def _count_positions(inputs_embeds: Tensor, past_key_values: Cache | None) -> Tensor:
+    """Position ids `[1, T]`, on from the cache."""
     counted = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
     return (counted + _past_length(past_key_values)).unsqueeze(0)
-
-
-def _attention_shape(inputs_embeds: Tensor, documents: PackedDocuments | None) -> Tensor:
-    """A tensor with the batch and length that attention will see; only its shape, dtype and device are read."""
-    if documents is None:
-        return inputs_embeds
-    return inputs_embeds.new_empty(documents.num_documents, documents.max_length, 0)
 
 
 class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):

@@ -11,6 +11,8 @@ import sys
 import torch
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
+from ..model.variable_length_attention import missing_for_variable_lengths
+
 _C_COMPILERS = ("cc", "gcc", "clang")
 _CPU_COMPILERS = ("g++", "clang++", "c++", "cl")
 
@@ -39,16 +41,21 @@ def _missing_for_triton() -> str | None:
     return _missing_compiler("C", "CC", _C_COMPILERS) if sys.platform == "linux" else None
 
 
-def missing_for_attention(attn_implementation: str | None, precision: str, dropout: float) -> str | None:
-    """What an attention backend needs and does not find: its package, 16 bits, a card, no dropout.
+def missing_for_attention(
+    attn_implementation: str | None, precision: str, dropout: float, device_type: str = "cuda"
+) -> str | None:
+    """What training with an attention backend needs and does not find: its package, 16 bits, a card, no dropout.
 
     Args:
-        attn_implementation: the backend; any but flex_attention and a flash one needs nothing.
+        attn_implementation: the backend; any but flex and a flash one needs nothing.
         precision: of the training: fp32, bf16 or fp16.
         dropout: rate on the attention.
+        device_type: `cpu`, `cuda`, …
     """
-    if attn_implementation == "flex_attention" and dropout > 0:
-        return f"{attn_implementation} knows no dropout; --dropout 0 would do"
+    if attn_implementation == "flex_attention":
+        if device_type != "cuda":
+            return f"flex_attention has no gradients on {device_type}"
+        return _no_dropout(attn_implementation, dropout) or missing_for_compile(device_type)
     available = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_3": is_flash_attn_3_available}
     check = available.get(attn_implementation or "")
     if check is None:
@@ -59,6 +66,27 @@ def missing_for_attention(attn_implementation: str | None, precision: str, dropo
         return f"{attn_implementation} computes in 16 bits, and the precision is fp32"
     if torch.cuda.get_device_capability() < (8, 0):
         return f"the card is too old for {attn_implementation}, which needs compute capability 8.0"
-    if attn_implementation == "flash_attention_3" and dropout > 0:
-        return f"{attn_implementation} knows no dropout; --dropout 0 would do"
-    return None
+    return _no_dropout("flash_attention_3", dropout) if attn_implementation == "flash_attention_3" else None
+
+
+def _no_dropout(attn_implementation: str, dropout: float) -> str | None:
+    return f"{attn_implementation} knows no dropout; --dropout 0 would do" if dropout > 0 else None
+
+
+def missing_for_packing(
+    attn_implementation: str | None, dtype: torch.dtype, head_dim: int, device_type: str
+) -> str | None:
+    """What keeps attention from taking documents of unequal length without any padding.
+
+    Args:
+        attn_implementation: the backend; the flash ones take them.
+        dtype: that training computes in.
+        head_dim: size of an attention head.
+        device_type: `cpu`, `cuda`, …
+    """
+    if attn_implementation in ("eager", "flex_attention"):
+        return f"{attn_implementation} takes no documents of unequal length"
+    # On a CPU training has a kernel for them, and an accelerator of another kind has none that could be missed.
+    if attn_implementation not in ("sdpa", None) or device_type != "cuda":
+        return None
+    return missing_for_variable_lengths(device_type, dtype, head_dim)

@@ -27,20 +27,21 @@ def own_process() -> psutil.Process:
 
 
 @contextlib.contextmanager
-def suit_changing_shapes(device_type: str) -> Iterator[None]:
+def suit_changing_shapes(device_type: str, shapes_change: bool = True) -> Iterator[None]:
     """Let a CPU keep the memory that a step frees; keep CUDA from planning attention anew for each shape.
 
     torch prefers cuDNN's attention on the newest cards. It makes a plan for every new shape, which takes longer than
     the step, and lines of text, evaluations and generated tokens bring new ones all the time; torch's own flash kernel
-    needs no plan.
+    needs no plan. Blocks of one length need one plan, which is made.
 
     Args:
         device_type: `cpu`, `cuda`, …; the others are left as they are.
+        shapes_change: not if nearly all batches have one shape.
     """
     if device_type == "cpu":
         with keep_freed_memory():
             yield
-    elif device_type == "cuda":
+    elif device_type == "cuda" and shapes_change:
         import torch
 
         planned = torch.backends.cuda.cudnn_sdp_enabled()

@@ -26,6 +26,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy, default_c
 
 from ..checkpoints.sharding import check_engine
 from ..data import EpochSampler, Samples, StreamingLoader, StreamingSamples, train_sampler
+from ..data.samples import BlockSamples, SequenceMode
 from ..data.sampling import STRATEGIES
 from ..errors import TrainingDivergedError
 from ..metrics import perplexity
@@ -164,11 +165,20 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
                 "sync_each_batch": True,
                 **(config.gradient_accumulation_kwargs or {}),
             }
-        if self.args.device.type == "cuda" and self.args.dataloader_pin_memory:
+        if self._copies_unseen:
             # or the host would wait for the device with each tensor of a batch
             self.args.accelerator_config.non_blocking = True
         super().create_accelerator_and_postprocess()
+        if (ddp := getattr(self.accelerator, "ddp_handler", None)) is not None:
+            # Else the gradients are held twice, and buffers, which the model has none of that change, are sent around.
+            ddp.gradient_as_bucket_view = True
+            ddp.broadcast_buffers = bool(self.args.ddp_broadcast_buffers)
         check_engine(self.accelerator, self.args.wants_fsdp)
+
+    @property
+    def _copies_unseen(self) -> bool:
+        """Whether batches are copied to the device while it computes."""
+        return self.args.device.type == "cuda" and self.args.dataloader_pin_memory
 
     # ---- the training step ----
 
@@ -236,8 +246,11 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             self.watch.restart()
             resume_from_checkpoint = self.find_checkpoint(resume_from_checkpoint)
         self._forget_training()
+        # A compiler would make a graph for the first length, and another one as soon as it changes. The plugin is
+        # shared by all trainers of a process.
+        self.accelerator.state.dynamo_plugin.dynamic = True if self._shapes_change else None
         try:
-            with suit_changing_shapes(self.args.device.type):
+            with suit_changing_shapes(self.args.device.type, self._shapes_change):
                 return super().train(resume_from_checkpoint, *args, **kwargs)
         except TrainingDivergedError as error:
             message = f"{error}{self._divergence_context(error.step)}"
@@ -264,6 +277,14 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
     ) -> Any:
         """As the base class; by default the objective is the loss, or the sum of the metrics that are computed."""
         return super().hyperparameter_search(hp_space, compute_objective or _objective, *args, **kwargs)
+
+    @property
+    def _shapes_change(self) -> bool:
+        """Whether batches differ in length."""
+        if getattr(self.data_collator, "pad_to_length", None) is not None:
+            return False
+        in_blocks = getattr(self.train_dataset, "mode", None) is SequenceMode.BLOCKS  # a stream's
+        return not (in_blocks or isinstance(self.train_dataset, BlockSamples))
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         if self.model_init is not None:
@@ -337,6 +358,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             self._train_batch_size,
             self.data_collator,
             self.args.dataloader_num_workers,
+            # others than CUDA might read a batch before it is there
+            device=self.args.device if self._copies_unseen else None,
             pin_memory=self.args.dataloader_pin_memory,
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
@@ -418,7 +441,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         """Generate a text with the weights as they are, for whoever shows texts; the first process alone does."""
         if not self.is_world_process_zero():
             return
-        text = write_sample(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
+        with suit_changing_shapes(self.args.device.type):  # each token changes them
+            text = write_sample(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TerminalCallback | ContinuousTensorBoardCallback):
                 callback.on_sample(self.state, text)

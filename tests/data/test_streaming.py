@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import get_worker_info
 
 from gpt2_hf.data import FlatteningCollator, PaddingCollator, SequenceMode, fingerprints, load_data, readers
@@ -381,3 +383,22 @@ def test_parts_of_stored_rows(gpt2):  # noqa: F811
     part = source.parts(3)[1]
     documents = list(part.documents())
     assert list(part.documents(documents[9][1])) == documents[9:]
+
+
+def test_batches_go_to_the_device_without_a_wait(gpt2, corpus):  # noqa: F811
+    """Every tensor of a batch is copied while the host goes on; lengths and position stay with the host."""
+    copies = []
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._to_copy.default:
+                copies.append(kwargs)
+            return func(*args, **(kwargs or {}))
+
+    loader = StreamingLoader(stream_of(corpus, gpt2), 4, FlatteningCollator(), device=torch.device("meta"))
+    with Copies():
+        batch = next(iter(loader))
+    tensors = [value for value in batch.values() if isinstance(value, torch.Tensor)]
+    assert len(tensors) == len(copies) == 5 and all(tensor.is_meta for tensor in tensors)
+    assert all(copy["non_blocking"] for copy in copies)
+    assert batch["document_lengths"].sum() == batch["input_ids"].shape[1]

@@ -243,3 +243,21 @@ def test_never_holds_all_logits():
     with LargestTensor() as largest:
         chunked_cross_entropy(hidden, weight, labels, rows_per_chunk=8).backward()
     assert largest.rows == 16  # the width of the weight's transposed view; chunks have 8
+
+
+@pytest.mark.parametrize("copies", [1, 5])
+def test_fp16_sums_of_many_rows_do_not_overflow(copies):
+    """Hidden states that all point one way: the sum over a chunk's rows is beyond fp16, and no loss scale helps."""
+    hidden = torch.full((2048, 16), 60.0) + torch.randn(2048, 16, generator=torch.Generator().manual_seed(0))
+    weight = torch.zeros(40, 16)
+    labels = torch.zeros(2048, dtype=torch.long)
+    grads = {}
+    for dtype in (torch.float32, torch.float16):
+        parts = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+        with torch.autocast("cpu", dtype=torch.float16, enabled=dtype == torch.float16):
+            loss = chunked_cross_entropy(*parts, labels, copies_of_last_row=copies, rows_per_chunk=2048)
+        grads[dtype] = torch.autograd.grad(loss / len(labels), parts)
+    exact, half = grads[torch.float32], grads[torch.float16]
+    assert exact[1].abs().max() * len(labels) > torch.finfo(torch.float16).max
+    for a, b in zip(exact, half, strict=True):
+        assert torch.isfinite(b).all() and (a - b).abs().max() <= 2e-3 * a.abs().max()

@@ -1,9 +1,11 @@
 """A machine that lacks a faster way: the run goes on, and one line says what is missing."""
 
 import pytest
+import torch
 
+from gpt2_hf.model import variable_length_attention
 from gpt2_hf.runtime import fallbacks
-from gpt2_hf.runtime.fallbacks import missing_for_attention, missing_for_compile
+from gpt2_hf.runtime.fallbacks import missing_for_attention, missing_for_compile, missing_for_packing
 
 from ..conftest import read_json
 
@@ -48,6 +50,29 @@ def test_a_card_and_its_compiler(monkeypatch, capability, precision, missing):
             assert (missing_for_attention(backend, precision, 0.1) is None) == (version == 2)
 
 
+def test_flex_attention_is_not_trained_where_it_cannot_be(monkeypatch):
+    """It knows no dropout, has gradients on CUDA alone, and is slow and large without its compiler."""
+    monkeypatch.setattr(fallbacks, "missing_for_compile", lambda device_type: None)
+    assert "no dropout" in missing_for_attention("flex_attention", "bf16", 0.1, "cuda")
+    assert "no gradients on cpu" in missing_for_attention("flex_attention", "fp32", 0.0, "cpu")
+    assert missing_for_attention("flex_attention", "bf16", 0.0, "cuda") is None
+
+
+def test_what_packing_misses_is_named(monkeypatch):
+    """Where attention could go without padding and cannot: the format, the card, the backend."""
+    assert "16 bits" in missing_for_packing("sdpa", torch.float32, 64, "cuda")
+    assert "eager" in missing_for_packing("eager", torch.bfloat16, 64, "cuda")
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    for capability, missing in (((7, 5), "too old"), ((9, 0), None)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda capability=capability: capability)
+        variable_length_attention._missing_on_the_card.cache_clear()
+        said = missing_for_packing("sdpa", torch.bfloat16, 64, "cuda")
+        assert said is None if missing is None else missing in said
+    variable_length_attention._missing_on_the_card.cache_clear()
+    for backend, device_type in (("sdpa", "cpu"), ("sdpa", "mps"), ("flash_attention_2", "cuda")):
+        assert missing_for_packing(backend, torch.float32, 64, device_type) is None
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [
@@ -59,6 +84,10 @@ def test_a_card_and_its_compiler(monkeypatch, capability, precision, missing):
         (
             ("--attn_implementation", "flash_attention_2"),
             "--attn_implementation sdpa is used: flash_attention_2",
+        ),
+        (
+            ("--attn_implementation", "flex_attention"),
+            "--attn_implementation sdpa is used: flex_attention has no gradients on cpu",
         ),
     ],
 )

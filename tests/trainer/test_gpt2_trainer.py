@@ -14,6 +14,7 @@ from transformers.integrations import TensorBoardCallback, integration_utils
 from gpt2_hf.checkpoints.state_files import save_state
 from gpt2_hf.commands.generate import generate_text
 from gpt2_hf.data import load_data
+from gpt2_hf.data.collators import PaddingCollator
 from gpt2_hf.data.tokenizer import load_tokenizer
 from gpt2_hf.model.chunked_loss import IGNORE_INDEX
 from gpt2_hf.model.configuration_gpt2_hf import GPT2HFConfig
@@ -306,3 +307,28 @@ def test_settings_of_a_cuda_device(monkeypatch):
     with suit_changing_shapes("cuda"):
         assert not torch.backends.cuda.cudnn_sdp_enabled()
     assert torch.backends.cuda.cudnn_sdp_enabled() == planned
+    with suit_changing_shapes("cuda", shapes_change=False):
+        assert torch.backends.cuda.cudnn_sdp_enabled() == planned
+
+
+@pytest.mark.parametrize(("mode", "change"), [("padded", True), ("padding_free", True), ("blocks", False)])
+def test_only_blocks_have_one_shape(tmp_path, load, tokenizer, monkeypatch, mode, change):
+    """Which decides on attention's plans and on the compiler's graphs; rows padded to one length have one too."""
+    suited = []
+    suit = lambda device, changes: suited.append(changes) or contextlib.nullcontext()  # noqa: E731
+    monkeypatch.setattr("gpt2_hf.trainer.gpt2_trainer.suit_changing_shapes", suit)
+    data = load(mode)
+    trainer = make_trainer(tmp_path, data, tokenizer, max_steps=1)
+    trainer.train()
+    assert suited == [change] and trainer.accelerator.state.dynamo_plugin.dynamic == (True if change else None)
+    trainer.data_collator = PaddingCollator(0, pad_to_length=MAX_LENGTH)
+    assert not trainer._shapes_change
+
+
+def test_gradients_under_ddp_are_held_once(tmp_path, load, tokenizer):
+    """They lie in the buckets that are sent, and no buffers are sent, unless asked for."""
+    trainer = make_trainer(tmp_path, load("padded"), tokenizer)
+    handler = trainer.accelerator.ddp_handler
+    assert handler.gradient_as_bucket_view and not handler.broadcast_buffers
+    handler = make_trainer(tmp_path, load("padded"), tokenizer, ddp_broadcast_buffers=True).accelerator.ddp_handler
+    assert handler.broadcast_buffers

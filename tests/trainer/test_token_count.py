@@ -18,7 +18,7 @@ def test_the_count_survives_the_cast_to_bf16(tmp_path, count, key):
     model = GPT2HFForCausalLM(GPT2HFConfig(vocab_size=8, n_positions=8, n_embd=8, n_layer=1, n_head=1)).eval()
     trainer = GPT2HFTrainer(model, args)
     labels = torch.ones(1, count + (key == "labels"), dtype=torch.int64)
-    num_items = trainer._get_num_items_in_batch([{key: labels}], args.device)
+    _, num_items = trainer.get_batch_samples(iter([{key: labels}]), 1, args.device)
     cast = _cast_fp_tensor(torch.bfloat16, num_items)
     assert int(cast) == count and not cast.is_floating_point()
     ids = torch.arange(8).unsqueeze(0)
