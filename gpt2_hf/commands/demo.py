@@ -223,6 +223,9 @@ def _reading(models: Sequence[DemoModel]) -> None:
     """A text, and how each model takes it."""
     import gradio as gr
 
+    def token_clicked(tokens: list[Token], event: gr.SelectData) -> str:
+        return describe(Token(*tokens[event.index]))
+
     text = gr.Textbox(label="Text", lines=6, elem_id="text")
     button = gr.Button("Read", variant="primary", elem_id="read")
     outputs: list[Any] = []
@@ -237,7 +240,7 @@ def _reading(models: Sequence[DemoModel]) -> None:
                 )  # fmt: skip
                 expected = gr.Markdown(_NO_TOKEN, elem_id=f"expected-{m}")
                 tokens = gr.State([])
-                colored.select(_token_clicked, tokens, expected, queue=False)
+                colored.select(token_clicked, tokens, expected, queue=False)
                 outputs += [summary, colored, expected, tokens]
     read = functools.partial(read_all, models)
     button.click(_saying_errors(read), text, outputs, concurrency_id="model")
@@ -268,10 +271,6 @@ def describe(token: Token) -> str:
     return "\n".join(
         [f"{_code(token.text)}: {token.nats:.2f} nats", "", "| expected | probability |", "|---|--:|", *rows]
     )
-
-
-def _token_clicked(tokens: list[Token], event: "gr.SelectData") -> str:
-    return describe(Token(*tokens[event.index]))
 
 
 def _code(text: str) -> str:
