@@ -1,5 +1,5 @@
-"""The command `gpt2-hf`, also to be had as `python -m gpt2_hf`: train, plan, evaluate, generate, export, import,
-report, tokenizer.
+"""The command `gpt2-hf`, also to be had as `python -m gpt2_hf`: train, plan, evaluate, generate, demo, export,
+import, report, tokenizer.
 
 Only this module turns errors into exit codes.
 """
@@ -30,6 +30,7 @@ commands:
   plan      say what a training run will be, and measure how long it will take
   evaluate  loss and perplexity of a model on a text
   generate  continue a prompt
+  demo      a web page on this machine: write with a model, and see what surprises it
   export    write a model for other programs: transformers, llama.cpp (GGUF), onnxruntime
   import    take over a model that nanoGPT or llm.c has trained
   report    draw a run again, or compare several in one picture
@@ -200,6 +201,16 @@ def _generate(argv: list[str]) -> int:
     return run_generation(args, given=parsed.given)
 
 
+def _demo(argv: list[str]) -> int:
+    from .options.arguments import DemoArguments
+
+    parsed = _CommandLine("demo", argv).parse(DemoArguments)
+    from .commands.demo import run_demo
+
+    (args,) = parsed.values
+    return run_demo(args, parsed.given)
+
+
 def _export(argv: list[str]) -> int:
     from .options.arguments import ExportArguments
 
@@ -245,6 +256,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "plan": _plan,
     "evaluate": _evaluate,
     "generate": _generate,
+    "demo": _demo,
     "export": _export,
     "import": _import,
     "report": _report,

@@ -16,7 +16,7 @@ from gpt2_hf.options.arguments import COMMON
 
 from .conftest import REPOSITORY
 
-COMMANDS = ["train", "plan", "evaluate", "generate", "export", "report", "tokenizer"]
+COMMANDS = ["train", "plan", "evaluate", "generate", "demo", "export", "report", "tokenizer"]
 
 
 # The three names of the command; the first is what the installed script holds.

@@ -1,6 +1,7 @@
 """A folder that a command writes: new, and complete or absent.
 
-In: `--output_dir`. Out: a staging folder beside it, which gets the folder's name when all is written and checked.
+In: `--output_dir`, or another option that names a folder. Out: a staging folder beside it, which gets the folder's
+name when all is written and checked.
 """
 
 import contextlib
@@ -12,20 +13,20 @@ from ..checkpoints import folders
 from ..errors import UserError
 
 
-def require_new_folder(output_dir: str) -> Path:
-    """The path of `--output_dir`, before anything is written there.
+def require_new_folder(output_dir: str, option: str = "--output_dir") -> Path:
+    """The path of `--output_dir`, or of another option, before anything is written there.
 
     Raises:
         UserError: if it is a file, or a folder that is not empty.
     """
     target = Path(output_dir).expanduser()
     if target.is_file() or (target.exists() and any(target.iterdir())):
-        raise UserError(f"--output_dir: {target} exists and is not empty; give a new folder")
+        raise UserError(f"{option}: {target} exists and is not empty; give a new folder")
     return target
 
 
 @contextlib.contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
+def staged_folder(target: Path, option: str = "--output_dir") -> Iterator[Path]:
     """Yield an empty folder that becomes `target` at the end; after an error nothing of it is left.
 
     Raises:
@@ -36,7 +37,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
     try:
         staging = folders.open_staging(target.parent, target.name)
     except FileExistsError as error:
-        raise UserError(f"--output_dir: {error.filename} is in the way; move it away") from error
+        raise UserError(f"{option}: {error.filename} is in the way; move it away") from error
     try:
         yield staging
         folders.follow_umask(staging)

@@ -241,6 +241,31 @@ class GenerationArguments:
             raise UserError("--prompt has no effect beside --prompt_file; leave one of them out")
 
 
+@dataclass
+class DemoArguments:
+    """Which models a web page lets people try, and where it is served."""
+
+    _argument_group_name = "demo"
+
+    model_path: list[str] = option(
+        ["checkpoints/best_model"],
+        "Model folder, checkpoint name or path, or hub id. Two are shown beside each other.",
+    )
+    host: str = option(
+        "127.0.0.1", "Address to listen at; 0.0.0.0: reachable from other machines, without a password."
+    )
+    port: int = option(7860, "Port to listen at.")
+    space_dir: str | None = option(
+        None, "Write a Hugging Face Space with the page and the models to this new folder, and serve nothing."
+    )
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.model_path) <= 2:
+            raise UserError(f"--model_path takes one or two models, got {len(self.model_path)}")
+        if not 1 <= self.port <= 65535:
+            raise UserError(f"--port must be from 1 to 65535, got {self.port}")
+
+
 Split = Literal["train", "validation", "test"]
 
 

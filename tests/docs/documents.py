@@ -17,6 +17,7 @@ ARGUMENTS = {
     "plan": [*_TRAINING, arguments.ClusterArguments],
     "evaluate": [arguments.EvaluationArguments, arguments.DataArguments],
     "generate": [arguments.GenerationArguments],
+    "demo": [arguments.DemoArguments],
     "export": [arguments.ExportArguments],
     "import": [arguments.ImportArguments],
     "report": [arguments.ReportArguments],
