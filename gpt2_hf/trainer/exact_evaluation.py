@@ -217,10 +217,8 @@ class ExactEvaluationTrainer(LossTrainer):
         return output
 
     def _named(self, prefix: str, loss: float, tokens: int) -> dict[str, float]:
-        result = {f"{prefix}loss": loss, f"{prefix}tokens": tokens}
-        if not self.has_own_loss:
-            result[f"{prefix}perplexity"] = perplexity(loss)
-        return result
+        known = {} if self.has_own_loss else {f"{prefix}perplexity": perplexity(loss)}
+        return {f"{prefix}loss": loss, **known, f"{prefix}tokens": tokens}
 
     def prediction_step(
         self,
