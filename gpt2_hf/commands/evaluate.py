@@ -9,7 +9,7 @@ tokens, nor of words, nor of bytes, by which the summed loss is divided.
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -110,17 +110,44 @@ def evaluate_model(
     tokens, words, line_ends, num_bytes = map(int, _sum_over_processes(counts, torch.int64, device))
     if tokens == 0:
         raise UserError("no token was scored: with one token of context nothing is predicted; raise --max_length")
-    result = {"loss": nll / tokens, "perplexity": perplexity(nll / tokens), "tokens": tokens, "nll": nll}
-    if tokenizer is not None:
-        known = units is not None
-        result |= {
-            "word_perplexity": perplexity(nll / words) if words else None,
-            "bits_per_byte": nll / math.log(2) / num_bytes if num_bytes else None,
-            "words": words if known else None,
-            "line_ends": line_ends if known else None,
-            "bytes": num_bytes if known else None,
-        }
-    return result
+    if tokenizer is None:
+        return _figures(nll, tokens)
+    known = units is not None
+    return _figures(
+        nll,
+        tokens,
+        words=words if known else None,
+        line_ends=line_ends if known else None,
+        bytes=num_bytes if known else None,
+    )
+
+
+def over_all(results: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of `evaluate_model` over several texts: losses and units are summed, then divided."""
+    results = list(results)
+    units = [name for name in ("words", "line_ends", "bytes") if name in results[0]]
+    sums = {
+        name: None if any(result[name] is None for result in results) else sum(result[name] for result in results)
+        for name in units
+    }
+    return _figures(
+        math.fsum(result["nll"] for result in results), sum(result["tokens"] for result in results), **sums
+    )
+
+
+def _figures(nll: float, tokens: int, **units: int | None) -> dict[str, Any]:
+    """From sums to the figures of `DEFINITIONS`; `units` are words, line ends and bytes, if they are asked for."""
+    figures: dict[str, Any] = {
+        "loss": nll / tokens,
+        "perplexity": perplexity(nll / tokens),
+        "tokens": tokens,
+        "nll": nll,
+    }
+    if units:
+        words, num_bytes = units["words"], units["bytes"]
+        figures["word_perplexity"] = perplexity(nll / words) if words else None
+        figures["bits_per_byte"] = nll / math.log(2) / num_bytes if num_bytes else None
+    return figures | units
 
 
 def _process_index() -> int:
@@ -231,10 +258,16 @@ def _evaluate(
             if text is not None
             else f"--split {args.split}: no text is given for it; add --{args.split}_file, or choose another split"
         )
-    samples, collator = _protocol(data, args, max_length)
     dtype = None if precision.dtype == torch.float32 else precision.dtype
+    texts = {name: text for name, text in data.texts.items() if args.split in text.samples}
+    results = {}
     with suit_changing_shapes(processes.device.type):
-        result = evaluate_model(model, samples, collator, batch_size=args.batch_size, dtype=dtype, tokenizer=tokenizer)
+        for name, part in (texts or {"": data}).items():
+            samples, collator = _protocol(part, args, max_length)
+            results[name] = evaluate_model(
+                model, samples, collator, batch_size=args.batch_size, dtype=dtype, tokenizer=tokenizer
+            )
+    result = over_all(results.values())
     if not processes.is_main_process:
         return
     report = {
@@ -246,7 +279,8 @@ def _evaluate(
         "context": max_length,
         "stride": args.stride,
         "precision": precision.name,
-        **{name: value for name, value in result.items() if name != "nll"},
+        **_without_sum(result),
+        **({"texts": {name: _without_sum(results[name]) for name in texts}} if texts else {}),
         "data_options": _data_options(args, data_args),
         "definitions": DEFINITIONS,
         "versions": {"gpt2_hf": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
@@ -307,7 +341,8 @@ def _protocol(data: LoadedData, args: EvaluationArguments, max_length: int) -> t
 
 def _text_of(split: str, data_args: DataArguments) -> str | None:
     """The files or the dataset that a split comes from; a validation split may be cut from the training text."""
-    return getattr(data_args, f"{split}_file") or data_args.train_file or data_args.dataset_name
+    mix = ", ".join(data_args.train_mix or ())
+    return getattr(data_args, f"{split}_file") or data_args.train_file or mix or data_args.dataset_name
 
 
 def _data_options(args: EvaluationArguments, data_args: DataArguments) -> dict[str, Any]:
@@ -321,9 +356,14 @@ def _data_options(args: EvaluationArguments, data_args: DataArguments) -> dict[s
 def _summary(report: dict[str, Any]) -> list[str]:
     """The result as a person reads it."""
     lines = [
+        f"{name}: loss {text['loss']:.4f} nats per token, perplexity {text['perplexity']:.2f} per token "
+        f"over {text['tokens']:,} tokens"
+        for name, text in report.get("texts", {}).items()
+    ]
+    lines.append(
         f"loss {report['loss']:.4f} nats per token, perplexity {report['perplexity']:.2f} per token "
         f"over {report['tokens']:,} tokens"
-    ]
+    )
     if report["words"] is None:
         return [*lines, "no figures per word and per byte: the tokenizer does not keep the bytes of the text"]
     if report["words"]:
@@ -332,6 +372,10 @@ def _summary(report: dict[str, Any]) -> list[str]:
             f"{report['words']:,} words ({report['line_ends']:,} of them line ends), {report['bytes']:,} bytes"
         )
     return lines
+
+
+def _without_sum(result: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in result.items() if name != "nll"}
 
 
 def _write_report(path: Path, report: dict[str, Any]) -> None:
@@ -346,13 +390,14 @@ def with_training_protocol(data_args: DataArguments, given: dict[str, str], sour
     """Take what the command does not say about the data from the config the model was trained with, where it acts."""
     fields = data_args.__dataclass_fields__
     values = {name: getattr(data_args, name) for name in fields}
-    named_source = {"dataset_name", "train_file", "validation_file", "test_file"} & set(given)
+    named_source = {"dataset_name", "train_file", "validation_file", "test_file", "train_mix"} & set(given)
     source_options = {
         "dataset_name",
         "dataset_config_name",
         "train_file",
         "validation_file",
         "test_file",
+        "train_mix",
         "text_column",
     }
     limits = {"max_train_samples", "max_eval_samples"}  # shortcuts of a run, not part of how it measures

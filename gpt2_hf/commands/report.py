@@ -278,8 +278,10 @@ def _is_own_picture(path: Path) -> bool:
 def model_card(config: dict[str, Any], results: dict[str, Any], sample: str | None) -> str:
     """The README of a run: metadata for the hub, results, settings, a sample, and how to load the model."""
     provenance = config.get(PROVENANCE_KEY, {})
-    dataset = printable(str(config.get("train_file") or config.get("dataset_name")))
+    dataset = printable(_text_of(config))
     rows = [(label, results[name], text) for label, name, text in _RESULTS if name in results]
+    for name in config.get("train_mix") or ():
+        rows += [(f"{row[0]} of {name}", results[row[1]], row[2]) for row in _results_of(name) if row[1] in results]
     parts = [
         f"---\n{_metadata(config, results)}\n---",
         f"# GPT-2, {provenance.get('parameters', 0) / 1e6:.1f}M parameters",
@@ -309,6 +311,20 @@ def _unfinished(config: dict[str, Any], results: dict[str, Any]) -> list[str]:
     return [f"**Not finished: it was trained for {steps:,} of {planned:,} steps.**"]
 
 
+def _text_of(config: dict[str, Any]) -> str:
+    """The files, the data set, or the names of the texts of a mix."""
+    return str(config.get("train_file") or ", ".join(config.get("train_mix") or ()) or config.get("dataset_name"))
+
+
+def _results_of(name: str) -> list[tuple[str, str, str]]:
+    """As `_RESULTS`, of one text of a mix."""
+    return [
+        (f"{label} {metric}", f"{prefix}_{name}_{metric}", text)
+        for prefix, label in (("eval", "validation"), ("test", "test"))
+        for metric, text in (("loss", "{:.4f}"), ("perplexity", "{:.2f}"))
+    ]
+
+
 def _sample_of(folder: Path) -> str | None:
     """The sample in a card that was written before; it cannot be had again without the model."""
     card = folder / CARD_NAME
@@ -328,7 +344,7 @@ def _metadata(config: dict[str, Any], results: dict[str, Any]) -> str:
     """The YAML header of a model card, as the hub reads it: tags, data set, base model, measured results."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    dataset = None if config.get("train_file") else config.get("dataset_name")
+    dataset = config.get("dataset_name") if _text_of(config) == config.get("dataset_name") else None
     # "python-docs" and folders are no data sets of the hub
     hub_dataset = dataset if dataset and dataset.count("/") == 1 and is_hub_id(dataset) else None
     base_model = config.get("model_name_or_path")
@@ -336,7 +352,7 @@ def _metadata(config: dict[str, Any], results: dict[str, Any]) -> str:
         EvalResult(
             task_type="text-generation",
             dataset_type=hub_dataset or "text",
-            dataset_name=printable(str(hub_dataset or Path(str(dataset or config.get("train_file"))).name)),
+            dataset_name=printable(str(hub_dataset or Path(_text_of(config)).name)),
             dataset_config=config.get("dataset_config_name"),
             dataset_split=split,
             metric_type=metric,

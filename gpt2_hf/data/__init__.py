@@ -9,8 +9,8 @@
 
 from .collators import FlatteningCollator, PaddingCollator
 from .pipeline import LoadedData, load_data
-from .samples import BlockSamples, DocumentSamples, Samples, SequenceMode
-from .sampling import EpochSampler, train_sampler
+from .samples import BlockSamples, DocumentSamples, MixedSamples, Samples, SequenceMode
+from .sampling import EpochSampler, TextByTextSampler, train_sampler
 from .streaming import StreamingLoader, StreamingSamples
 
 __all__ = [
@@ -19,11 +19,13 @@ __all__ = [
     "EpochSampler",
     "FlatteningCollator",
     "LoadedData",
+    "MixedSamples",
     "PaddingCollator",
     "Samples",
     "SequenceMode",
     "StreamingLoader",
     "StreamingSamples",
+    "TextByTextSampler",
     "load_data",
     "train_sampler",
 ]

@@ -3,17 +3,20 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
+import numpy as np
+import xxhash
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
 from ..options.arguments import DataArguments
+from ..options.mixture import Mix, shares_of
 from .collators import FlatteningCollator, PaddingCollator
-from .samples import Accounting, BlockSamples, DocumentSamples, Samples, SequenceMode, padded_share
+from .samples import Accounting, BlockSamples, DocumentSamples, MixedSamples, Samples, SequenceMode, padded_share
 from .sources import SPLITS, Source, load_sources
 from .streaming import StreamingSamples, set_aside_of_stream
 from .tokenization import TokenizedDocuments, tokenize, tokenize_and_cut
@@ -31,6 +34,7 @@ class LoadedData:
         fingerprints: per split, a hash of the token ids; of a streamed split, of what it is made from.
         lines: what to tell the user.
         documents: per split, the token ids the samples are views of.
+        texts: of a mix each text by its name, with the splits that it has; empty for one text.
     """
 
     samples: dict[str, Dataset]
@@ -39,6 +43,7 @@ class LoadedData:
     fingerprints: dict[str, str]
     lines: list[str]
     documents: dict[str, TokenizedDocuments]
+    texts: dict[str, "LoadedData"] = field(default_factory=dict)
 
 
 def load_data(
@@ -89,22 +94,43 @@ def _load_data(
     seed: int,
     inherited: Collection[str],
 ) -> LoadedData:
+    if args.train_mix is not None:
+        return _load_mix(args, tokenizer, max_length, splits, batch_size, inherited)
     sources = load_sources(args)
     if "validation" in sources:
         _settle_percentage(args, inherited)
+    data = _load_text(args, tokenizer, max_length, splits, sources, seed)
+    for split in data.documents:
+        _limit(split, data.samples[split], args, data.lines)
+        _account(data, split, args, max_length, batch_size, sources)
+    if "train" in data.samples and args.streaming:
+        data.lines.append(
+            f"train: streamed, nothing is stored; documents are shuffled {args.shuffle_buffer_size:,} at a time "
+            "(--shuffle_buffer_size)"
+        )
+        data.lines.append(f"train: {sources['train'].layout}")
+    return data
+
+
+def _load_text(
+    args: DataArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    splits: tuple[str, ...],
+    sources: dict[str, Source],
+    seed: int,
+    name: str | None = None,
+) -> LoadedData:
+    """The samples of one text; `name` is what it is called among several."""
     lines: list[str] = []
     streamed = "train" if args.streaming and "train" in splits and "train" in sources else None
     documents = _tokenize_splits(args, tokenizer, sources, splits, streamed, lines)
+    if name is not None:
+        lines = [f"{name}: {line}" for line in lines]
     data = LoadedData({}, make_collator(args, tokenizer, max_length), {}, {}, lines, documents)
     for split, split_documents in documents.items():
         source = sources[split if split in sources else "train"]  # a validation split may be cut off
         samples = _non_empty_samples(split, split_documents, source, args, tokenizer, max_length)
-        _limit(split, samples, args, lines)
-        share = _batch_share(args, samples, max_length, batch_size)
-        data.accounting[split] = dataclasses.replace(samples.accounting, batch_share=share)
-        lines.append(data.accounting[split].line(split))
-        if split in sources:
-            lines.append(f"{split}: {source.layout}")
         data.samples[split] = samples
         data.fingerprints[split] = split_documents.fingerprint()
     if streamed is not None:
@@ -121,12 +147,119 @@ def _load_data(
         )
         data.samples[streamed] = stream
         data.fingerprints[streamed] = stream.key()
-        lines.append(
-            f"{streamed}: streamed, nothing is stored; documents are shuffled {args.shuffle_buffer_size:,} at a time "
-            "(--shuffle_buffer_size)"
-        )
-        lines.append(f"{streamed}: {sources[streamed].layout}")
     return data
+
+
+def _account(
+    data: LoadedData,
+    split: str,
+    args: DataArguments,
+    max_length: int,
+    batch_size: int,
+    sources: dict[str, Source],
+    name: str | None = None,
+) -> None:
+    """Say where every row and token of a split went; `name` is what its text is called among several."""
+    samples = data.samples[split]
+    assert isinstance(samples, Samples)
+    share = _batch_share(args, samples.lengths, max_length, batch_size)
+    data.accounting[split] = dataclasses.replace(samples.accounting, batch_share=share)
+    label = split if name is None else f"{split} of {name}"
+    data.lines.append(data.accounting[split].line(label))
+    if split in sources:
+        data.lines.append(f"{label}: {sources[split].layout}")
+
+
+# ---- several texts ----
+
+
+def _load_mix(
+    args: DataArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    splits: tuple[str, ...],
+    batch_size: int,
+    inherited: Collection[str],
+) -> LoadedData:
+    """Each text by itself, then all of them as one."""
+    assert isinstance(args.train_mix, dict)
+    texts: dict[str, LoadedData] = {}
+    sources: dict[str, dict[str, Source]] = {}
+    for name in args.train_mix:
+        with _named(name):
+            sources[name] = load_sources(_arguments_of(args, name))
+            if "train" not in sources[name]:
+                raise UserError(f"there is no training text; it has {', '.join(sources[name]) or 'no split'}")
+    if all("validation" in found for found in sources.values()):
+        _settle_percentage(args, inherited)
+    for name, found in sources.items():
+        with _named(name):
+            # of a text that has a validation split nothing is cut, so that the percentage is without effect for it
+            texts[name] = _load_text(_arguments_of(args, name), tokenizer, max_length, splits, found, 0, name)
+            for split in texts[name].documents:
+                _account(texts[name], split, args, max_length, batch_size, found, name)
+    collator = make_collator(args, tokenizer, max_length)
+    lines = [line for text in texts.values() for line in text.lines]
+    data = LoadedData({}, collator, {}, {}, lines, {}, texts)
+    for split in splits:
+        _mix_split(split, data, args, max_length, batch_size)
+    return data
+
+
+def _mix_split(split: str, data: LoadedData, args: DataArguments, max_length: int, batch_size: int) -> None:
+    """Put one split of several texts together; a test split is that of the texts that have one."""
+    assert isinstance(args.train_mix, dict)
+    there = {name: text for name, text in data.texts.items() if split in text.samples}
+    if not there:
+        return
+    shares = shares_of(args.train_mix) if split == "train" else None
+    samples = MixedSamples({name: text.samples[split] for name, text in there.items()}, shares)
+    _limit(split, samples, args, data.lines)
+    if shares is not None:
+        data.lines += _describe_mixture(samples, args.train_mix)
+    share = _batch_share(args, samples.epoch_lengths, max_length, batch_size)
+    data.samples[split] = samples
+    data.accounting[split] = dataclasses.replace(samples.accounting, batch_share=share)
+    data.documents[split] = TokenizedDocuments.joined([text.documents[split] for text in there.values()])
+    parts = [(name, text.fingerprints[split], shares and shares[name]) for name, text in there.items()]
+    data.fingerprints[split] = xxhash.xxh3_128_hexdigest(repr(parts).encode())
+
+
+def _describe_mixture(samples: MixedSamples, mix: Mix) -> list[str]:
+    """How much of an epoch is of which text, and how often it is read."""
+    mixture = dict(zip(samples.texts, samples.mixture, strict=True))
+    tokens = {name: float(samples.texts[name].lengths.mean()) * count for name, (_, count) in mixture.items()}
+    lines = [f"train: an epoch has {len(samples):,} samples, as many as all {len(mixture)} texts together"]
+    for name, (size, count) in mixture.items():
+        if not count:
+            raise UserError(
+                f"--train_mix {name}: with weight {mix[name]['weight']:g} there is no sample of it in an epoch of "
+                f"{len(samples):,}; give a larger one, or leave the text out"
+            )
+        lines.append(
+            f"train: {name} is read {count / size:.2f} times an epoch: {count:,} samples from {size:,} (weight "
+            f"{mix[name]['weight']:g}), {count / len(samples):.1%} of the samples and "
+            f"{tokens[name] / sum(tokens.values()):.1%} of the scored tokens"
+        )
+    return lines
+
+
+def _arguments_of(args: DataArguments, name: str) -> DataArguments:
+    """The arguments of one text of a mix: what is said of it, and what is said of all."""
+    assert isinstance(args.train_mix, dict)
+    stated = {key: value for key, value in args.train_mix[name].items() if key != "weight"}
+    empty: dict[str, Any] = dict.fromkeys(("dataset_name", "dataset_config_name"))
+    limits: dict[str, Any] = dict.fromkeys(("max_train_samples", "max_eval_samples"))  # they are of all texts
+    return dataclasses.replace(args, train_mix=None, **{**empty, **limits, **stated})
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Say which text of a mix an error is about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"--train_mix {name}: {error}") from error
 
 
 def _settle_percentage(args: DataArguments, inherited: Collection[str]) -> None:
@@ -195,16 +328,21 @@ def _non_empty_samples(
 def _limit(split: str, samples: Samples, args: DataArguments, lines: list[str]) -> None:
     option = "max_train_samples" if split == "train" else "max_eval_samples"
     limit = getattr(args, option)
+    if isinstance(samples, MixedSamples) and limit is not None and limit < len(samples.texts):
+        raise UserError(f"--{option} {limit}: each of the {len(samples.texts)} texts needs a sample; give more")
     if limit is not None and limit < len(samples):
         samples.limit(limit)
         scored = int(samples.lengths.sum())
-        lines.append(f"{split}: only the first {limit:,} samples are used, {scored:,} scored tokens (--{option})")
+        of_each = " (of each text, in proportion to its size)" if isinstance(samples, MixedSamples) else ""
+        lines.append(
+            f"{split}: only the first {limit:,} samples{of_each} are used, {scored:,} scored tokens (--{option})"
+        )
 
 
-def _batch_share(args: DataArguments, samples: Samples, max_length: int, batch_size: int) -> float:
+def _batch_share(args: DataArguments, lengths: np.ndarray, max_length: int, batch_size: int) -> float:
     if SequenceMode(args.sequence_mode) is SequenceMode.PADDING_FREE:
         return 1.0
-    return padded_share(samples.lengths, batch_size, max_length if args.pad_to_max_length else None)
+    return padded_share(lengths, batch_size, max_length if args.pad_to_max_length else None)
 
 
 def make_samples(

@@ -7,7 +7,8 @@ its first. So every token of a document, save the very first, is a target exactl
 the document and of the model.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from operator import index as as_int
 from typing import Any, overload
@@ -15,7 +16,7 @@ from typing import Any, overload
 import numpy as np
 from torch.utils.data import Dataset
 
-from .sampling import FILLER
+from .sampling import FILLER, EpochSampler, allot
 from .tokenization import TokenizedDocuments
 
 _DOCUMENTS_AT_A_TIME = 1 << 18
@@ -83,17 +84,23 @@ class Accounting:
         ]
         return f"{split}: " + ", ".join(parts)
 
+    @classmethod
+    def of_all(cls, texts: Iterable["Accounting"], batch_share: float) -> "Accounting":
+        """The sums over several texts."""
+        texts = list(texts)
+        counts = [f.name for f in fields(cls) if f.name not in ("truncated", "batch_share")]
+        sums = {name: sum(getattr(text, name) for text in texts) for name in counts}
+        return cls(**sums, truncated=any(text.truncated for text in texts), batch_share=batch_share)
+
 
 class Samples(Dataset):
     """What both kinds of samples share. They are indexed as a list is; `FILLER` is the index of a sampler.
 
     Attributes:
-        documents: where the tokens are.
         lengths: scored positions of each sample.
         accounting: of the whole split, whatever `limit` leaves of it.
     """
 
-    documents: TokenizedDocuments
     lengths: np.ndarray
     accounting: Accounting
 
@@ -114,6 +121,16 @@ class Samples(Dataset):
         if not -len(self) <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)}")
         return {"input_ids": self._tokens(number % len(self))}
+
+    @property
+    def mixture(self) -> list[tuple[int, int]] | None:
+        """Of several texts how many samples each has, and how many of them are in an epoch; `None` for one text."""
+        return None
+
+    @property
+    def epoch_lengths(self) -> np.ndarray:
+        """Lengths of the samples of the first epoch, in the order of the data."""
+        return self.lengths[EpochSampler(len(self), 0, shuffle=False, mixture=self.mixture).order()]
 
     def _tokens(self, index: int) -> np.ndarray:
         raise NotImplementedError
@@ -164,6 +181,54 @@ class DocumentSamples(Samples):
     def _tokens(self, index: int) -> np.ndarray:
         start = int(self.starts[index])
         return self.documents.read(start, start + int(self.lengths[index]) + 1)
+
+
+class MixedSamples(Samples):
+    """The samples of several texts, one text after the other.
+
+    An epoch has as many samples as there are in all; `shares` says how many of them are of which text. A text that has
+    fewer is repeated, of one that has more each epoch takes a further part (see `EpochSampler`).
+
+    Args:
+        texts: the samples of each text by its name.
+        shares: of an epoch's samples for each text, summing to 1; as many as it has when left out.
+    """
+
+    def __init__(self, texts: Mapping[str, Samples], shares: Mapping[str, float] | None = None):
+        self.texts = dict(texts)
+        self.shares = dict(shares) if shares is not None else None
+        self.accounting = Accounting.of_all((samples.accounting for samples in self.texts.values()), 1.0)
+        self._join()
+
+    def _join(self) -> None:
+        self.lengths = np.concatenate([samples.lengths for samples in self.texts.values()])
+        self._ends = np.cumsum(self.sizes)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Samples of each text."""
+        return [len(samples) for samples in self.texts.values()]
+
+    @property
+    def mixture(self) -> list[tuple[int, int]]:
+        """As the shares say; without them every sample is in it."""
+        counts = self.sizes if self.shares is None else allot(len(self), list(self.shares.values()))
+        return list(zip(self.sizes, counts, strict=True))
+
+    def _tokens(self, index: int) -> np.ndarray:
+        text = int(np.searchsorted(self._ends, index, side="right"))
+        samples = list(self.texts.values())[text]
+        return samples._tokens(index - int(self._ends[text]) + len(samples))
+
+    def limit(self, num_samples: int) -> None:
+        """Leave only the first samples of each text, in proportion to what it has, at least one."""
+        if num_samples >= len(self):
+            return
+        spare = [size - 1 for size in self.sizes]
+        counts = allot(num_samples - len(spare), [size / sum(spare) for size in spare])
+        for samples, count in zip(self.texts.values(), counts, strict=True):
+            samples.limit(count + 1)
+        self._join()
 
 
 class BlockSamples(Samples):

@@ -6,7 +6,7 @@ A batch of one optimizer step is a run of consecutive indices, so it holds the s
 processes and of accumulation steps it is divided among, and a resumed run skips indices without reading any data.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,8 +26,26 @@ FILLER = (1 << 63) - 1
 The largest index there is, so that no index of a user means it: −1 is the last sample."""
 
 
+def allot(total: int, shares: Sequence[float]) -> list[int]:
+    """Divide a number by shares that sum to 1, by the method of the largest remainder.
+
+    >>> allot(10, [0.55, 0.25, 0.2])
+    [6, 2, 2]
+    """
+    exact = [total * share for share in shares]
+    parts = [int(part) for part in exact]
+    by_remainder = sorted(range(len(shares)), key=lambda i: (parts[i] - exact[i], i))
+    for i in by_remainder[: total - sum(parts)]:
+        parts[i] += 1
+    return parts
+
+
 class EpochSampler(Sampler[int]):
     """Every sample once, in an order that depends on `(seed, epoch)` alone.
+
+    With `mixture` the samples are of several texts, and an epoch has a given number of each. A text is then read from
+    beginning to end over and over, in a new order each time: an epoch goes on where the one before stopped, so that
+    no sample of a text is seen twice as long as another one has not been seen.
 
     Args:
         num_samples: samples of the dataset.
@@ -38,6 +56,7 @@ class EpochSampler(Sampler[int]):
         shuffle: without it, in the order of the data.
         step_size: samples of an optimizer step, the unit in which samples of one length are put together, so that
             steps are the same whatever their division into batches; `batch_size` when left out.
+        mixture: of each text how many samples it has and how many of them are in an epoch; both sum to `num_samples`.
     """
 
     def __init__(
@@ -48,6 +67,7 @@ class EpochSampler(Sampler[int]):
         lengths: np.ndarray | None = None,
         shuffle: bool = True,
         step_size: int | None = None,
+        mixture: Sequence[tuple[int, int]] | None = None,
     ):
         self.num_samples = num_samples
         self.seed = seed
@@ -55,6 +75,7 @@ class EpochSampler(Sampler[int]):
         self.lengths = lengths
         self.shuffle = shuffle
         self.step_size = step_size or batch_size
+        self.mixture = mixture
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -74,10 +95,30 @@ class EpochSampler(Sampler[int]):
         """The samples of the epoch in their order, without filler."""
         # a counter-based generator: neighbouring seeds and epochs are unrelated
         generator = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch]))
+        samples = self.num_samples if self.mixture is None else self._drawn(self.mixture)
         if not self.shuffle:
-            return np.arange(self.num_samples)
-        order = generator.permutation(self.num_samples)
+            return np.arange(samples) if isinstance(samples, int) else samples
+        order = generator.permutation(samples)
         return order if self.lengths is None else self._bucketed(order, generator)
+
+    def _drawn(self, mixture: Sequence[tuple[int, int]]) -> np.ndarray:
+        """The samples of the epoch, text after text."""
+        drawn, offset = [np.zeros(0, np.int64)], 0
+        for text, (size, count) in enumerate(mixture):
+            first = self.epoch * count  # place in the endless row of passes over the text
+            passes = range(first // size, -(-(first + count) // size)) if count else range(0)
+            row = [self._pass(text, size, number) for number in passes]
+            drawn.append(offset + np.concatenate([np.zeros(0, np.int64), *row])[first % size :][:count])
+            offset += size
+        return np.concatenate(drawn)
+
+    def _pass(self, text: int, size: int, number: int) -> np.ndarray:
+        """All samples of a text in the order in which they are read for the `number`-th time."""
+        if not self.shuffle:
+            return np.arange(size)
+        # far from the counters that the order of an epoch of the same number uses
+        generator = np.random.Generator(np.random.Philox(key=[self.seed, number], counter=[0, 0, 0, text + 1]))
+        return generator.permutation(size)
 
     def _bucketed(self, order: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         assert self.lengths is not None
@@ -88,6 +129,33 @@ class EpochSampler(Sampler[int]):
         whole = len(order) // self.step_size
         steps = order[: whole * self.step_size].reshape(whole, self.step_size)
         return np.concatenate([generator.permutation(steps).reshape(-1), order[whole * self.step_size :]])
+
+
+class TextByTextSampler(Sampler[int]):
+    """Every sample once in the order of the data, no batch with samples of two texts: `FILLER` completes each text.
+
+    Args:
+        sizes: samples of each text.
+        batch_size: samples of all processes in one forward pass.
+    """
+
+    def __init__(self, sizes: Sequence[int], batch_size: int):
+        self.sizes = sizes
+        self.batch_size = batch_size
+
+    def batches(self) -> list[int]:
+        """How many batches each text has."""
+        return [-(-size // self.batch_size) for size in self.sizes]
+
+    def __len__(self) -> int:
+        return sum(self.batches()) * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        first = 0
+        for size, batches in zip(self.sizes, self.batches(), strict=True):
+            yield from range(first, first + size)
+            yield from [FILLER] * (batches * self.batch_size - size)
+            first += size
 
 
 # What `train_sampler` knows of transformers' `train_sampling_strategy`.
@@ -103,4 +171,5 @@ def train_sampler(args: "GPT2HFTrainingArguments", samples: "Samples") -> EpochS
         lengths=samples.lengths if args.train_sampling_strategy == "group_by_length" else None,
         shuffle=args.train_sampling_strategy != "sequential",
         step_size=args.samples_per_step,
+        mixture=samples.mixture,
     )

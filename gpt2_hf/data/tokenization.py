@@ -5,6 +5,7 @@ In: a `Source` and a tokenizer. Out: `TokenizedDocuments`. Next stage: `samples`
 The text streams through: neither it nor the ids are ever whole in memory, and no copy of the text is stored.
 """
 
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import xxhash
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedTokenizerBase
 
@@ -43,6 +44,11 @@ class TokenizedDocuments:
         self._dataset = dataset
         self._fingerprint = fingerprint
         self._open()
+
+    @classmethod
+    def joined(cls, parts: Sequence["TokenizedDocuments"]) -> "TokenizedDocuments":
+        """The documents of several texts, made by one tokenizer, one text after the other; nothing is copied."""
+        return cls(concatenate_datasets([part._dataset for part in parts]))
 
     def _open(self) -> None:
         columns = self._dataset.data.column("input_ids").chunks

@@ -17,6 +17,7 @@ from ..data import LoadedData
 from ..errors import UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import DEFAULT_HEAD_SIZE
+from ..options.mixture import shares_of
 from ..options.parsing import PROVENANCE_KEY
 from ..options.secrets import is_secret, secret_names
 from ..runtime import distributed
@@ -152,6 +153,7 @@ def check_resumable(run: Run, checkpoint: Path, model: GPT2HFForCausalLM, data: 
     saved = json.loads(config_file.read_text(encoding="utf-8"))
     current = resolved_config(run, model, data)
     saved_data, current_data = (config[PROVENANCE_KEY]["data"]["train"] for config in (saved, current))
+    _check_mix(saved, current)
     if saved_data != current_data:
         raise UserError(
             f"--resume_from: the training text is not the one that {checkpoint} was trained on; start a new run with "
@@ -200,6 +202,19 @@ def check_resumable(run: Run, checkpoint: Path, model: GPT2HFForCausalLM, data: 
     if not comparable:
         run.say("the best model is looked for anew: evaluations cannot be compared with those before the checkpoint")
     return comparable
+
+
+def _check_mix(saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """The weights decide which samples an epoch has; their proportions count, not their scale."""
+    was, becomes = (
+        {name: round(share, 9) for name, share in shares_of(config.get("train_mix") or {}).items()}
+        for config in (saved, current)
+    )
+    if was != becomes:
+        raise UserError(
+            f"--resume_from: --train_mix had the shares {was or 'none'} and cannot have {becomes or 'none'} in the "
+            "middle of a run; start a new one with --model_name_or_path"
+        )
 
 
 def _sizes(config: dict[str, Any]) -> dict[str, Any]:

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..errors import UserError
+from .mixture import read_mix
 
 DEFAULT_HEAD_SIZE = 64
 
 # What `train --help` and `plan --help` show; `--help-all` shows the rest.
 COMMON = {
     *("model_name_or_path", "d_model", "num_layers", "num_heads", "dropout", "max_length"),
-    *("dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file", "text_column"),
+    *("dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file", "train_mix", "text_column"),
     *("document_unit", "tokenizer_name", "sequence_mode", "max_train_samples"),
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "num_train_epochs", "max_steps"),
     *("max_training_hours", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
@@ -113,6 +114,11 @@ class DataArguments:
     )
     validation_file: str | None = option(None, "Validation text, likewise.")
     test_file: str | None = option(None, "Test text, likewise.")
+    train_mix: dict[str, Any] | str | None = option(
+        None,
+        "Several texts instead, each with a name and a weight: a JSON file, or the object itself, such as "
+        '{"news": {"train_file": "news.txt", "weight": 0.7}, "books": {"dataset_name": "books", "weight": 0.3}}.',
+    )
     text_column: str | None = option(None, "Column that holds the text; text or content when left out.")
     document_unit: Literal["line", "paragraph", "file", "row"] | None = option(
         None,
@@ -154,7 +160,9 @@ class DataArguments:
                 f"--validation_split_percentage must be between 0 and 100, got {self.validation_split_percentage:g}"
             )
         files = [name for name in ("train_file", "validation_file", "test_file") if getattr(self, name)]
-        if files:
+        if self.train_mix is not None:
+            self._check_mix(files)
+        if files or self.train_mix is not None:
             self.dataset_name = self.dataset_config_name = None
         elif self.dataset_name is None:
             raise UserError("there is no data: give --dataset_name or --train_file")
@@ -178,6 +186,15 @@ class DataArguments:
             raise UserError(
                 "--shuffle_buffer_size has no effect without --streaming, which shuffles all; leave it out"
             )
+
+    def _check_mix(self, files: list[str]) -> None:
+        if files:
+            raise UserError(f"--{files[0]} has no effect beside --train_mix; leave one of them out")
+        if self.streaming:
+            raise UserError(
+                "--train_mix cannot be drawn by weight with --streaming, which reads in order; leave one of them out"
+            )
+        self.train_mix = dict(read_mix(self.train_mix))
 
 
 @dataclass

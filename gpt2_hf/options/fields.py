@@ -111,12 +111,20 @@ class Reader:
 
 def _read_object(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_without_duplicates)
     except json.JSONDecodeError as error:
         raise ArgumentTypeError(f"invalid value: {text!r} is not JSON ({error.msg})") from error
     if not isinstance(value, dict):
         raise ArgumentTypeError(f"invalid value: {text!r} (a JSON object is expected, such as '{{\"key\": 1}}')")
     return value
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ArgumentTypeError(f"invalid value: the key {name!r} stands twice; keep one")
+    return dict(pairs)
 
 
 def _members(hint: Any) -> Iterator[Any]:

@@ -29,7 +29,8 @@ _DATA_FILES = ("train_file", "validation_file", "test_file")
 # the right ones in the same layer it is a contradiction.
 OVERRULES = {
     "model_name_or_path": ("d_model", "num_layers", "num_heads", "d_ff", "tie_unused_tokens"),
-    **dict.fromkeys(_DATA_FILES, ("dataset_name", "dataset_config_name")),
+    **dict.fromkeys(_DATA_FILES, ("dataset_name", "dataset_config_name", "train_mix")),
+    "train_mix": ("dataset_name", "dataset_config_name", *_DATA_FILES),
     "global_batch_size": ("gradient_accumulation_steps",),
 }
 
@@ -327,7 +328,7 @@ def _without_overruled(config: dict[str, Any], command_line: dict[str, Any]) -> 
     """Drop what the command line's choice of another way makes pointless in the file."""
     dropped = {name for choice, others in OVERRULES.items() if command_line.get(choice) is not None for name in others}
     if any(command_line.get(name) is not None for name in ("dataset_name",)):
-        dropped |= set(_DATA_FILES)
+        dropped |= {*_DATA_FILES, "train_mix"}
     return {name: value for name, value in config.items() if name not in dropped}
 
 

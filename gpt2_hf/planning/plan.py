@@ -375,7 +375,7 @@ def make_plan(
         num_parameters=num_parameters,
         optimizer_bytes=optimizer_bytes,
         num_samples=len(samples),
-        num_tokens=int(samples.lengths.sum(dtype="int64")),
+        num_tokens=int(samples.epoch_lengths.sum(dtype="int64")),
         flops_per_token=6.0 * (model.num_parameters(exclude_embeddings=True) + head_parameters),
         activation_bytes=activations,
         peak_bytes=peak,

@@ -282,7 +282,7 @@ def measure(
     per_position = statistics.median(t / n for t, n in zip(times.batches, positions, strict=False))
     batch_seconds = per_position * float(batches.positions.mean())
     step_seconds = args.gradient_accumulation_steps * batch_seconds + statistics.median(times.optimizer)
-    mean_tokens = float(train_samples.lengths.sum(dtype=np.int64)) / len(batches.rows)
+    mean_tokens = float(train_samples.epoch_lengths.sum(dtype=np.int64)) / len(batches.rows)
     tokens_per_second = args.gradient_accumulation_steps * mean_tokens / step_seconds
     peak_speed = trainer._peak_tokens_per_second
     test = data.samples.get("test")

@@ -10,7 +10,10 @@ What differs from the base class, each with its reason at the method:
   - an evaluation that a signal breaks off is made up for when the run goes on.
 """
 
+import bisect
 import contextlib
+import itertools
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +27,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, SaveStrategy
 
 from ..checkpoints.state_files import load_state
-from ..data import EpochSampler, Samples
+from ..data import EpochSampler, MixedSamples, Samples, TextByTextSampler
 from ..metrics import perplexity
 from ..model.chunked_loss import IGNORE_INDEX
 from ..runtime import distributed
@@ -37,36 +40,50 @@ from .loss import LossTrainer, targets_of
 
 @dataclass
 class _Sums:
-    """Running sums over a split.
+    """Running sums over the texts of a split, of which there is one or several.
 
     Attributes:
-        loss: of all scored tokens, in nats.
-        counts: scored tokens, and batches that have labels.
+        loss: `[texts]`, of all scored tokens, in nats.
+        counts: int64 `[texts, 2]`, scored tokens, and batches that have labels.
+        ends: of each text but the last the number of batches that have been scored when it ends.
+        batches: that have been scored on this process.
     """
 
     loss: torch.Tensor
     counts: torch.Tensor
+    ends: list[int]
+    batches: int = 0
 
     @classmethod
-    def zero(cls, device: torch.device) -> "_Sums":
+    def zero(cls, device: torch.device, batches_of_texts: list[int]) -> "_Sums":
+        """Nothing yet, of texts with so many batches each, which are scored one after the other."""
         # float64 where the device has it: the sum over a large split must not depend on its order
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        return cls(torch.zeros((), dtype=dtype, device=device), torch.zeros(2, dtype=torch.int64, device=device))
+        texts = len(batches_of_texts)
+        counts = torch.zeros((texts, 2), dtype=torch.int64, device=device)
+        ends = list(itertools.accumulate(batches_of_texts))[:-1]
+        return cls(torch.zeros(texts, dtype=dtype, device=device), counts, ends)
 
     def add(self, loss: torch.Tensor, num_tokens: torch.Tensor) -> None:
         """Take in the summed loss of a batch; that of one without tokens may be anything."""
-        self.loss += torch.where(num_tokens > 0, loss.to(self.loss.dtype), 0.0)
-        self.counts += torch.stack([num_tokens, torch.ones_like(num_tokens)])
+        text = bisect.bisect_right(self.ends, self.batches)
+        self.loss[text] += torch.where(num_tokens > 0, loss.to(self.loss.dtype), 0.0)
+        self.counts[text] += torch.stack([num_tokens, torch.ones_like(num_tokens)])
+        self.batches += 1
 
-    def of_all_processes(self) -> tuple[float, int] | None:
-        """Loss per token, NaN if none was scored, and the number of tokens; `None` if there were no labels."""
+    def of_all_processes(self) -> list[tuple[float, int]] | None:
+        """Loss per token, NaN if none was scored, and number of tokens: of all texts, then of each.
+
+        `None` if there were no labels.
+        """
         if distributed.is_distributed():
             torch.distributed.all_reduce(self.loss)
             torch.distributed.all_reduce(self.counts)
-        tokens, batches = self.counts.tolist()
-        if not batches:
+        if not int(self.counts[:, 1].sum()):
             return None
-        return (self.loss.item() / tokens if tokens else float("nan")), tokens
+        losses, tokens = self.loss.tolist(), self.counts[:, 0].tolist()
+        sums = [(math.fsum(losses), sum(tokens)), *zip(losses, tokens, strict=True)]
+        return [(loss / count if count else float("nan"), count) for loss, count in sums]
 
 
 @contextlib.contextmanager
@@ -131,10 +148,15 @@ class ExactEvaluationTrainer(LossTrainer):
         """In the order of the data; filler gives every process as many batches as the others."""
         if not isinstance(eval_dataset, Samples):
             return super()._get_eval_sampler(eval_dataset)
+        if isinstance(eval_dataset, MixedSamples):
+            return self._text_by_text(eval_dataset)
         if self.args.world_size <= 1:
             return SequentialSampler(eval_dataset)
         # A sharded model runs on all processes at once or hangs.
         return EpochSampler(len(eval_dataset), 0, self.args.eval_batch_size * self.args.world_size, shuffle=False)
+
+    def _text_by_text(self, samples: MixedSamples) -> TextByTextSampler:
+        return TextByTextSampler(samples.sizes, self.args.eval_batch_size * self.args.world_size)
 
     # ---- its loss ----
 
@@ -185,26 +207,33 @@ class ExactEvaluationTrainer(LossTrainer):
         """The base class's loop, with the loss of the split made from sums over its tokens.
 
         A loss of the user's own is averaged alike: that of each batch counts by its scored tokens. A metric that the
-        user computes takes the place of one of that name here.
+        user computes takes the place of one of that name here. Of several texts in one split each has its own beside
+        those of all, from the same pass.
         """
-        outer, self._sums = self._sums, _Sums.zero(self.args.device)  # a metric may evaluate in its turn
+        dataset = getattr(dataloader, "dataset", None)
+        texts = list(dataset.texts) if isinstance(dataset, MixedSamples) else []
+        batches = self._text_by_text(dataset).batches() if isinstance(dataset, MixedSamples) else [0]
+        outer, self._sums = self._sums, _Sums.zero(self.args.device, batches)  # a metric may evaluate in its turn
         try:
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
-            result = self._sums.of_all_processes()
+            results = self._sums.of_all_processes()
         finally:
             self._sums = outer
-        if result is not None:
-            loss, tokens = result
-            exact = {"loss": loss, "tokens": tokens}
-            if not self.has_own_loss:
-                exact["perplexity"] = perplexity(loss)
+        if results is not None:
+            exact = self._named("", *results[0])
+            for name, result in zip(texts, results[1:], strict=False):
+                exact |= self._named(f"{name}_", *result)
             # where the base class averages losses, what it has under this name is its mean
             averaged = [f"{metric_key_prefix}_loss"] if "loss" in self.args.include_for_metrics else []
             computed = {name: value for name, value in output.metrics.items() if name not in averaged}
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in exact.items()} | computed)
         return output
+
+    def _named(self, prefix: str, loss: float, tokens: int) -> dict[str, float]:
+        known = {} if self.has_own_loss else {f"{prefix}perplexity": perplexity(loss)}
+        return {f"{prefix}loss": loss, **known, f"{prefix}tokens": tokens}
 
     def prediction_step(
         self,

@@ -29,6 +29,7 @@ VALUES = {
     "optim": "adafactor",
     "optim_target_modules": ["attn"],
     "tf32": False,
+    "train_mix": {"news": {"train_file": "news.txt", "weight": 0.7}},
     "trackio_static_space_id": False,
 }
 # What must stand beside an option.
