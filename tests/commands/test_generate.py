@@ -451,7 +451,7 @@ def test_a_file_of_prompts(folder, model, tokenizer, tmp_path, capsys, form):
         (["--prompt", "A", "--batch_size", "2"], "--batch_size has no effect on a single text"),
         (["--prompt", "A", "--temperature", "0", "--top_p", "0.9"], "--top_p has no effect with --temperature 0"),
         (["--prompt", "A", "--temperature", "0", "--seed", "1"], "--seed has no effect with --temperature 0"),
-        (["--prompt", "A", "--temperature", "nan"], "--temperature must be at least 0"),
+        (["--prompt", "A", "--temperature", "nan"], "--temperature must be a finite number, got nan"),
         (["--prompt", "A", "--top_p", "1.5"], "--top_p must be in (0, 1], got 1.5"),
         (["--prompt", "A", "--stop", ""], "--stop must not be empty"),
         (["--prompt", "A", "--max_new_tokens", "0"], "--max_new_tokens must be at least 1"),

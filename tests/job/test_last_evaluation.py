@@ -27,7 +27,7 @@ def test_the_last_evaluation_is_broken_off_and_made_up_for(train_tiny, tmp_path,
     assert not (parts / "test_results.json").exists()
     capsys.readouterr()
     assert train_tiny(parts, *options, "--resume_from", "latest") == 0
-    assert "its evaluation, which a signal broke off, is made up for" in capsys.readouterr().out
+    assert "the evaluation that a signal broke off is done now" in capsys.readouterr().out
     assert history(parts) == history(whole)
     assert history(parts / f"checkpoint-{last}") == history(whole / f"checkpoint-{last}")
     assert_same_state(final_state(parts, last), final_state(whole, last))
