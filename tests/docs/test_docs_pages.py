@@ -26,7 +26,8 @@ PAGES = [pytest.param(page, id=str(page.relative_to(REPOSITORY))) for page in pa
 def test_commands_are_understood(page, monkeypatch):
     """Each option of each command exists, takes the value that it is given, and acts beside the others."""
     monkeypatch.chdir(REPOSITORY)
-    for line in shown_commands(page.read_text(encoding="utf-8")):
+    text = page.read_text(encoding="utf-8")
+    for line in shown_commands(text):
         if (found := parsed_words(line)) is None:
             continue
         command, words = found
@@ -35,6 +36,8 @@ def test_commands_are_understood(page, monkeypatch):
         if config is not None and not config.startswith("training_args/"):
             assert config.endswith("resolved_config.json"), line
             config = "training_args/base.json"  # the record of a run is such a file
+        if "--train_mix" in words:
+            words[words.index("--train_mix") + 1] = code_blocks(text, "json")[0]  # the file that the page shows
         if command == "report" and words and not words[0].startswith("-"):
             words.insert(0, "--runs")
         if ARGUMENTS[command] == ARGUMENTS["train"] and "--use_cpu" not in words:
