@@ -129,15 +129,16 @@ def activation_bytes(trainer: GPT2HFTrainer, samples: Samples, batches: Batches)
     """
     rows = batches.rows[batches.largest]
     longest = samples[int(rows[samples.lengths[rows].argmax()])]
-    length = len(longest["input_ids"]) - 1
-    half = {**longest, "input_ids": longest["input_ids"][: length // 2 + 1]}
+    padded = getattr(trainer.data_collator, "pad_to_length", None)
+    length = padded or len(longest["input_ids"]) - 1
+    half = {**longest, "input_ids": longest["input_ids"][: length // 2 + 1]}  # its own half, if rows are not padded
     one, two, halved = (_saved_bytes(trainer, batch) for batch in ([longest], [longest, longest], [half]))
     constant, of_one = 2 * one - two, two - one
     positions, pairs = batches.positions[batches.largest], batches.pairs[batches.largest]
     # a L + b L² for the whole one, a l + b l² for its half; no half where rows are padded to one length
-    short = length // 2
+    short = 0 if padded else length // 2
     of_pair = 0.0
-    if short and halved != one:
+    if short:
         of_pair = max((of_one / length - (halved - constant) / short) / (length - short), 0.0)
     of_position = of_one / length - of_pair * length
     return round(constant + of_position * positions + of_pair * pairs)

@@ -31,7 +31,9 @@ def make_probe(tmp_path, collator, dropout, attn_implementation):
     samples = RandomSamples([*SHORT, *EVEN, *UNEVEN])
     options = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
     model = GPT2HFForCausalLM(
-        GPT2HFConfig(200, n_embd=64, n_layer=2, n_head=4, attn_implementation=attn_implementation, **options)
+        GPT2HFConfig(
+            vocab_size=200, n_embd=64, n_layer=2, n_head=4, attn_implementation=attn_implementation, **options
+        )
     )
     args = GPT2HFTrainingArguments(
         str(tmp_path), use_cpu=True, precision="fp32", report_to=["none"], train_sampling_strategy="sequential"
