@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM
 from gpt2_hf.model import modeling_gpt2_hf, packing
-from gpt2_hf.model.chunked_loss import _ROWS_PER_CHUNK
+from gpt2_hf.model.chunked_loss import _ROWS_PER_CHUNK, _TOKENS_PER_WIDE_PRODUCT
 from gpt2_hf.model.dropout import Dropout
 from gpt2_hf.model.modeling_gpt2_hf import GPT2HFModel
 from gpt2_hf.planning.parallel_plan import ddp_memory_bytes, model_size
@@ -70,12 +70,14 @@ def account(config, processes):
     kept = activations(model, samples)
     if config["activation_checkpointing"]:
         kept += 2 * size.total  # autocast's copies of the weights, which are among what is kept otherwise
-    # Beside them live the head's chunk in logits, softmax and gradient, and its gradient of the weight, in fp32 and as
-    # a product; or a block that is computed again. DDP has a bucket on its way.
-    head = _ROWS_PER_CHUNK["cuda"] * VOCABULARY * (2 + 4 + 2) + 2 * 4 * VOCABULARY * width
+    # Beside them live the head's chunk as logits (the gradient is written over them) and exponentials, and the
+    # gradient of its weight with a part of a product; or a block that is computed again.
+    rows_of_product = VOCABULARY + _TOKENS_PER_WIDE_PRODUCT
+    head = _ROWS_PER_CHUNK["cuda"] * VOCABULARY * (2 + 4) + 4 * rows_of_product * width
     block = activations(make_model(config | {"num_layers": 1, "activation_checkpointing": False}), samples)
     residual = 2 * 4 * tokens * width  # gradients of the residual stream, fp32
-    sending = 32 * 2**20 if processes > 1 else 0
+    # of DDP, a bucket
+    sending = 25 * 2**20 if processes > 1 else 0
     return CONTEXT + steady + kept + max(head, block) + residual + sending
 
 
