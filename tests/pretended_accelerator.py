@@ -7,14 +7,18 @@ neighbours: torch can be given such a device only once, and everything would the
 
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 from gpt2_hf import GPT2HFForCausalLM
 from gpt2_hf.data.collators import FlatteningCollator, PaddingCollator
+from gpt2_hf.model import modeling_gpt2_hf
 from gpt2_hf.model.chunked_loss import chunked_cross_entropy
 from gpt2_hf.trainer.callbacks import NonFiniteGuard
 from gpt2_hf.trainer.muon import MuonWithAdamW, hidden_matrices
@@ -30,6 +34,41 @@ class PretendedBackend(_DummyBackendModule):
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
+
+
+class Waits(TorchDispatchMode):
+    """Counts what the host would wait for: numbers that are read, and copies that it does not leave to the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        packet = func._overloadpacket
+        if packet is torch.ops.aten._local_scalar_dense and args[0].device.type == DEVICE:
+            self.found.append("a number is read")
+        if packet is torch.ops.aten._to_copy and args[0].device != result.device and not kwargs.get("non_blocking"):
+            self.found.append(f"a copy of {tuple(result.shape)}")
+        if packet is torch.ops.aten.copy_ and args[0].device != args[1].device and args[1].ndim:
+            self.found.append(f"a copy into {tuple(result.shape)}")
+        return result
+
+
+def take_steps(model: GPT2HFForCausalLM, optimizer: torch.optim.Optimizer, batch: dict[str, Any], steps: int) -> None:
+    """Steps between two logs, each with its batch from the host; none of them waits."""
+    with Waits() as waits:
+        for _ in range(steps):
+            host = {
+                name: torch.empty(x.shape, dtype=x.dtype) if isinstance(x, torch.Tensor) else x
+                for name, x in batch.items()
+            }
+            train_step(model, optimizer, send_to_device(host, torch.device(DEVICE), non_blocking=True))
+    assert not waits.found, waits.found[:5]
+    with Waits() as waits:  # and they would be found
+        torch.empty(3).to(DEVICE)
+    assert waits.found
 
 
 def on_device(batch: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +113,7 @@ def train_step(model: GPT2HFForCausalLM, optimizer: torch.optim.Optimizer, batch
     """As the Trainer takes it, with and without smoothed labels."""
     guard = NonFiniteGuard()
     for smoothing in (0.0, 0.1):
-        model(**on_device(batch), label_smoothing=smoothing).loss.backward()
+        model(**batch, label_smoothing=smoothing).loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         guard.observe(norm, optimizer, step=1, uses_scaler=False)
         optimizer.step()
@@ -87,6 +126,16 @@ def loss_in_16_bits() -> None:
     labels = like(torch.empty(40, dtype=torch.long))
     for copies in (1, 7):
         chunked_cross_entropy(hidden, weight, labels, num_padding_rows=3, copies_of_last_row=copies).backward()
+
+
+def kernel_for_unequal_lengths(models: list[GPT2HFForCausalLM], batch: dict[str, Any]) -> None:
+    """Attention as on a card that has the kernel."""
+    for model in models:
+        move(model)
+        kernel = mock.patch.object(modeling_gpt2_hf, "missing_for_variable_lengths", lambda *args: None)
+        with kernel, Waits() as waits:
+            model(**on_device(batch)).loss.backward()
+        assert not waits.found, waits.found
 
 
 @torch.no_grad()
@@ -111,14 +160,17 @@ def main() -> None:
     _setup_privateuseone_for_python_backend(DEVICE, backend_module=PretendedBackend())
     batches = {"padded": PaddingCollator(0)(SAMPLES), "flattened": FlatteningCollator()(SAMPLES)}
     models = make_models()
+    halved = [make_model(n_layer=1, attn_pdrop=0.1).to(dtype).train() for dtype in (torch.bfloat16, torch.float16)]
     with FakeTensorMode():
         loss_in_16_bits()
         print("loss in 16 bits")
+        kernel_for_unequal_lengths(halved, batches["flattened"])
+        print("kernel for unequal lengths")
         for kind, model in models.items():
             move(model)
             for layout, batch in batches.items():
                 for name, optimizer in make_optimizers(model):
-                    train_step(model, optimizer, batch)
+                    take_steps(model, optimizer, batch, steps=20 if kind == "plain" else 1)
                     print(f"{kind}, {layout}, {name}")
                 loss = evaluate(model, batch)
                 expect(DataDependentOutputException, loss.item)

@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from .. import __version__
 from ..checkpoints.folders import RESOLVED_CONFIG_NAME, write_json
 from ..data import BlockSamples, LoadedData, load_data
+from ..data.samples import SequenceMode
 from ..errors import UserError
 from ..metrics import perplexity
 from ..model.chunked_loss import IGNORE_INDEX
@@ -261,7 +262,8 @@ def _evaluate(
     dtype = None if precision.dtype == torch.float32 else precision.dtype
     texts = {name: text for name, text in data.texts.items() if args.split in text.samples}
     results = {}
-    with suit_changing_shapes(processes.device.type):
+    in_windows = args.stride is not None or data_args.sequence_mode == SequenceMode.BLOCKS
+    with suit_changing_shapes(processes.device.type, shapes_change=not (in_windows or data_args.pad_to_max_length)):
         for name, part in (texts or {"": data}).items():
             samples, collator = _protocol(part, args, max_length)
             results[name] = evaluate_model(

@@ -28,7 +28,7 @@ _HEAD_ROWS_MULTIPLE_OF = {"cuda": 64}
 _CPU_ROWS_PER_SOFTMAX = 16
 # In fp32, MKL multiplies with all of a wide matrix at two thirds of the rate that it has for some tokens at a time.
 _CPU_TOKENS_PER_PRODUCT = 512
-_ROWS_PER_WIDE_PRODUCT = 4096
+_TOKENS_PER_WIDE_PRODUCT = 8192
 
 
 def chunked_cross_entropy(
@@ -296,7 +296,13 @@ class _HeadProducts:
     def add_grad_weight(self, total: Tensor | None, grad_logits: Tensor, chunk: Tensor, dtype: torch.dtype) -> Tensor:
         """`total + grad_logits.T @ chunk`, `[V, C]` in a dtype that may be wider, in the memory of `total`."""
         if chunk.dtype == torch.float16 or (chunk.dtype != dtype and chunk.device.type == "cuda"):
-            return _add(total, _wide_product(grad_logits.t(), chunk, dtype), dtype)
+            if total is None:
+                total = torch.zeros_like(self._head, dtype=dtype)
+            # some tokens at a time: the product of all, in fp32, would be as large as the total
+            parts = total.split(_TOKENS_PER_WIDE_PRODUCT), grad_logits.split(_TOKENS_PER_WIDE_PRODUCT, dim=1)
+            for total_part, grad_part in zip(*parts, strict=True):
+                total_part += _wide_product(grad_part.t(), chunk, dtype)
+            return total
         if dtype != chunk.dtype:
             term = torch.mm(grad_logits.t(), chunk, out=self._buffer("grad_weight", *self._head.shape))
             return _add(total, term, dtype)
@@ -317,16 +323,14 @@ def _wide_product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """`a @ b` of 16 bits in a wider dtype: a sum over thousands of rows can overflow fp16, before any loss scaling."""
     if a.device.type == "cuda" and torch.version.hip is None:
         return torch.mm(a, b, out_dtype=dtype)
-    wide = b.to(dtype)
-    # some rows at a time, since all of them would be as large as the logits in fp32
-    return torch.cat([rows.to(dtype) @ wide for rows in a.split(_ROWS_PER_WIDE_PRODUCT)])
+    return a.to(dtype) @ b.to(dtype)
 
 
 def _add(total: Tensor | None, term: Tensor, dtype: torch.dtype) -> Tensor:
     """`total + term` in the memory of `total`, whose dtype may be wider."""
     if total is None:
-        return term.to(dtype, copy=term.dtype != dtype)
-    if total.device.type != "cpu" or total.dtype == term.dtype:
+        return term.to(dtype, copy=True)
+    if total.device.type != "cpu":
         return total.add_(term)
     # Of mixed dtypes, torch makes a converted copy first on a CPU; that of a block stays in the cache.
     for block, addend in zip(total.split(1024), term.split(1024), strict=True):

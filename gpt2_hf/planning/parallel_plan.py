@@ -51,11 +51,12 @@ def model_size(model: GPT2HFForCausalLM) -> ModelSize:
 
 
 def ddp_memory_bytes(size: ModelSize) -> int:
-    """A device's memory before activations: weights, gradients, the buckets they are sent in, AdamW's moments.
+    """A device's memory before activations: weights, gradients, AdamW's moments.
 
-    torch keeps buckets beside the gradients unless `gradient_as_bucket_view` is set (Li et al. 2020, section 4.2).
+    The gradients lie in the buckets they are sent in: the trainer sets `gradient_as_bucket_view` (Li et al. 2020,
+    section 4.2), or torch would hold both.
     """
-    return size.total * (_FP32 + _FP32 + _FP32 + _MOMENTS)
+    return size.total * (_FP32 + _FP32 + _MOMENTS)
 
 
 def fsdp_memory_bytes(size: ModelSize, devices: int, weight_bytes: int = _FP32) -> int:

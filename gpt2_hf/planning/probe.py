@@ -40,6 +40,8 @@ _EVALUATION_SECONDS = 4.0
 _DISK_BYTES = 64 * 2**20
 # Beside weights and optimizer a checkpoint holds the tokenizer and the model's source.
 _SMALL_FILES_BYTES = 5 * 2**20
+# In GPT-2's layers a position takes as many operations as 6 C pairs of attention do, C = 768.
+_PAIRS_PER_POSITION = 4608
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,22 @@ class Batches:
     Attributes:
         rows: sample indices of each batch.
         positions: tokens of each batch that the model computes, padding included.
+        pairs: of positions that see each other or lie in one row, the squares of the rows' lengths.
     """
 
     rows: Sequence[np.ndarray]
     positions: np.ndarray
+    pairs: np.ndarray
+
+    @property
+    def work(self) -> np.ndarray:
+        """What each batch costs, in positions: in attention one long document costs more than many short ones."""
+        return self.positions + self.pairs / _PAIRS_PER_POSITION
 
     @property
     def largest(self) -> int:
-        """Index of the batch with most positions."""
-        return int(self.positions.argmax())
+        """Index of the batch that costs most."""
+        return int(self.work.argmax())
 
 
 def first_epoch(args: GPT2HFTrainingArguments, samples: Samples, padding: PaddingCollator | None) -> Batches:
@@ -94,26 +103,37 @@ def first_epoch(args: GPT2HFTrainingArguments, samples: Samples, padding: Paddin
     if padding is not None:
         longest = padding.pad_to_length or np.maximum.reduceat(lengths, starts)
         positions = longest * np.diff(np.append(starts, len(order)))
+        pairs = longest * positions
     else:
-        positions = np.add.reduceat(lengths, starts)
-    return Batches(np.split(order, starts[1:]), positions)
+        positions, pairs = np.add.reduceat(lengths, starts), np.add.reduceat(lengths**2, starts)
+    return Batches(np.split(order, starts[1:]), positions, pairs)
 
 
 # ---- memory ----
 
 
 def activation_bytes(trainer: GPT2HFTrainer, samples: Samples, batches: Batches) -> int:
-    """What a forward pass on the largest batch keeps for the backward pass, from one and two of its samples.
+    """What a forward pass on the largest batch keeps for the backward pass, from one and two samples of it.
 
     Every tensor that autograd saves is counted, so the figure follows the model's dropout, precision, attention
-    backend and activation checkpointing. It is a constant (the head's gradient, weights cast down) plus a part that
-    grows with the positions.
+    backend and activation checkpointing. It is a constant (the head's gradient, weights cast down), a part that grows
+    with the positions, and one that grows with the pairs that see each other, such as dropout's masks.
     """
     rows = batches.rows[batches.largest]
     longest = samples[int(rows[samples.lengths[rows].argmax()])]
-    one, two = (_saved_bytes(trainer, [longest] * count) for count in (1, 2))
-    per_position = (two - one) / (len(longest["input_ids"]) - 1)
-    return round(one + per_position * (batches.positions[batches.largest] - (len(longest["input_ids"]) - 1)))
+    padded = getattr(trainer.data_collator, "pad_to_length", None)
+    length = padded or len(longest["input_ids"]) - 1
+    half = {**longest, "input_ids": longest["input_ids"][: length // 2 + 1]}  # its own half, if rows are not padded
+    one, two, halved = (_saved_bytes(trainer, batch) for batch in ([longest], [longest, longest], [half]))
+    constant, of_one = 2 * one - two, two - one
+    positions, pairs = batches.positions[batches.largest], batches.pairs[batches.largest]
+    # a L + b L² for the whole one, a l + b l² for its half; no half where rows are padded to one length
+    short = 0 if padded else length // 2
+    of_pair = 0.0
+    if short:
+        of_pair = max((of_one / length - (halved - constant) / short) / (length - short), 0.0)
+    of_position = of_one / length - of_pair * length
+    return round(constant + of_position * positions + of_pair * pairs)
 
 
 def _saved_bytes(trainer: GPT2HFTrainer, samples: list[dict[str, Any]]) -> int:
@@ -278,9 +298,9 @@ def measure(
         begin = _now(args.device)
         write_sample(trainer.accelerator.unwrap_model(trainer.model))
         sampling = _now(args.device) - begin
-    positions = batches.positions[chosen].reshape(-1, accumulation).sum(axis=1)[_WARMUP_STEPS:]
-    per_position = statistics.median(t / n for t, n in zip(times.batches, positions, strict=False))
-    batch_seconds = per_position * float(batches.positions.mean())
+    work = batches.work[chosen].reshape(-1, accumulation).sum(axis=1)[_WARMUP_STEPS:]
+    batch_seconds = statistics.median(t / n for t, n in zip(times.batches, work, strict=False))
+    batch_seconds *= float(batches.work.mean())
     step_seconds = args.gradient_accumulation_steps * batch_seconds + statistics.median(times.optimizer)
     mean_tokens = float(train_samples.epoch_lengths.sum(dtype=np.int64)) / len(batches.rows)
     tokens_per_second = args.gradient_accumulation_steps * mean_tokens / step_seconds
@@ -301,7 +321,7 @@ def measure(
 def _representative(batches: Batches, count: int) -> list[int]:
     """So many whole batches of evenly spaced sizes, in an order that has no trend."""
     whole = [i for i, rows in enumerate(batches.rows) if len(rows) == len(batches.rows[0])]
-    by_size = sorted(whole, key=lambda i: int(batches.positions[i]))
+    by_size = sorted(whole, key=lambda i: float(batches.work[i]))
     places = (np.arange(count) + 0.5) / count * len(by_size)
     order = np.random.Generator(np.random.Philox(key=0)).permutation(count)
     return [by_size[int(places[i])] for i in order]

@@ -1,7 +1,11 @@
 """The benchmarks count what they say, and run."""
 
+import ast
+import importlib
 import importlib.util
 import json
+import re
+import shutil
 import subprocess
 import sys
 
@@ -33,6 +37,24 @@ def throughput():
 def sweep():
     """The search on WikiText-2."""
     return load_script("wikitext2_sweep")
+
+
+def test_what_the_scripts_import_is_there():
+    """Also inside functions that run on a card only."""
+    for path in sorted((REPOSITORY / "benchmarks").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gpt2_hf"):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names), (path.name, node.lineno)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_the_script_for_a_card_is_well_formed():
+    """bash can read it, and every script that it calls is there."""
+    script = REPOSITORY / "benchmarks" / "gpu.sh"
+    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+    called = re.findall(r"\b(\w+\.py)\b", script.read_text(encoding="utf-8"))
+    assert called and all((script.parent / name).is_file() for name in called)
 
 
 def test_operations_of_a_token_are_those_of_the_palm_paper(throughput):

@@ -66,6 +66,7 @@ def test_a_backend_that_takes_lengths_gets_positions_that_restart(monkeypatch, l
 
     def by_lengths(module, query, key, value, attention_mask, cu_seq_lens_q, max_length_q, **kwargs):
         assert attention_mask is None and max_length_q == max(lengths)
+        assert kwargs.get("position_ids") is None  # in which transformers would look for documents, with a wait
         parts = [
             torch.nn.functional.scaled_dot_product_attention(
                 *(x[:, :, begin:end] for x in (query, key, value)), is_causal=True

@@ -34,7 +34,7 @@ def _step(path, rank, port, fsdp):
     import os
 
     from accelerate import Accelerator
-    from accelerate.utils import FullyShardedDataParallelPlugin
+    from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
@@ -43,7 +43,8 @@ def _step(path, rank, port, fsdp):
     if fsdp:
         ranks.allow_fsdp_on_cpu()
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
-    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin if fsdp else None)
+    as_the_trainer = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin if fsdp else None, kwargs_handlers=[as_the_trainer])
     model = GPT2HFForCausalLM(GPT2HFConfig(**_SIZES))
     optimizer = torch.optim.AdamW(model.parameters())
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -65,7 +66,7 @@ def _step(path, rank, port, fsdp):
     states = [value for state in optimizer.state.values() for value in state.values() if value.ndim]
     tensors = [*model.parameters(), *(parameter.grad for parameter in model.parameters()), *states]
     shards = [tensor.to_local() if fsdp else tensor for tensor in tensors]
-    # by address: gradients of FSDP2 are views of one buffer for each unit, those of DDP might be views of the buckets
+    # by address: gradients of FSDP2 are views of one buffer for each unit, those of DDP are views of the buckets
     storages = {shard.untyped_storage().data_ptr(): shard.untyped_storage().nbytes() for shard in shards} | buckets
     sums = {"all_reduce": 0, "gathered": 0, "divided": 0, "held": sum(storages.values())}
     for event in profile.events():
