@@ -21,6 +21,7 @@ from ..commands.generate import generate_text
 from ..commands.report import write_report
 from ..data import LoadedData
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
+from ..options.secrets import without_secrets
 from ..runtime import distributed
 from ..runtime.hub import upload_model
 from ..runtime.random_state import preserved_rng
@@ -77,7 +78,14 @@ def finish(
     if run.args.push_to_hub and run.args.process_index == 0 and saved is not None:
         run.say(f"uploading {saved} to {trainer.hub_model_id}")
         token, revision = run.args.hub_token, run.args.hub_revision
-        run.say(f"uploaded: {upload_model(saved, str(trainer.hub_model_id), token, revision)}")
+        left_out = [folders.RESOLVED_CONFIG_NAME] if has_secrets(saved / folders.RESOLVED_CONFIG_NAME) else []
+        run.say(f"uploaded: {upload_model(saved, str(trainer.hub_model_id), token, revision, left_out)}")
+
+
+def has_secrets(config: Path) -> bool:
+    """Whether a resolved config, which an earlier version may have written, has what must not be published."""
+    content = written.read_object(config)
+    return bool(without_secrets(content) != content)
 
 
 def write_state(output_dir: Path, state: TrainerState) -> None:

@@ -5,6 +5,7 @@ import os
 import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import constants, upload_folder
@@ -24,8 +25,21 @@ def is_local_path(name: str) -> bool:
     return name.startswith((".", "~")) or os.path.isabs(name)
 
 
-def upload_model(folder: Path, repo_id: str, token: str | None = None, revision: str | None = None) -> str:
+def upload_model(
+    folder: Path,
+    repo_id: str,
+    token: str | None = None,
+    revision: str | None = None,
+    left_out: Sequence[str] = (),
+) -> str:
     """Upload a model's folder, its card with it, to a repository of the hub that exists.
+
+    Args:
+        folder: of the model.
+        repo_id: the repository, `USER/NAME`.
+        token: of the hub; that of `hf auth login` or of the environment when left out.
+        revision: branch of the repository.
+        left_out: names of files that stay here.
 
     Returns:
         The address of what was uploaded.
@@ -39,6 +53,7 @@ def upload_model(folder: Path, repo_id: str, token: str | None = None, revision:
             folder_path=folder,
             token=token,
             revision=revision,
+            ignore_patterns=list(left_out),
             commit_message="Trained with gpt2_hf",
         )
     except Exception as error:  # of whichever HTTP library the hub's client is built on

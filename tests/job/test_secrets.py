@@ -1,6 +1,8 @@
 """No token, key or credential reaches a file or a stream, whichever way it comes in."""
 
 import dataclasses
+import json
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -8,10 +10,13 @@ import pytest
 from transformers import TrainingArguments
 
 from gpt2_hf.__main__ import main
+from gpt2_hf.checkpoints import folders
+from gpt2_hf.job.results import has_secrets
 from gpt2_hf.options.secrets import hide, is_secret, without_secrets
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 
 from ..conftest import read_json
+from .test_main_job import Hub
 
 MARK = "pl4nted5ecret"
 # What transformers masks in its own records: by its rule, the names that end in _token.
@@ -116,11 +121,6 @@ def test_a_bug_shows_its_traceback_without_secrets(monkeypatch, capsys):
 
 def test_a_card_of_an_earlier_version_loses_its_secrets(finished_run, tmp_path, train_tiny, capsys):
     """An old resolved_config.json that has a token: the card is written without, and a resumed run warns."""
-    import json
-    import shutil
-
-    from gpt2_hf.checkpoints import folders
-
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     (run / "written_files.json").unlink()
@@ -135,10 +135,12 @@ def test_a_card_of_an_earlier_version_loses_its_secrets(finished_run, tmp_path, 
     assert MARK not in (run / "resolved_config.json").read_text()
 
 
-def test_the_upload_says_no_secret(train_tiny, tmp_path, capsys, monkeypatch):
-    """What the hub answers may repeat the token."""
-    from .test_main_job import Hub
-
+def test_the_upload_has_and_says_no_secret(train_tiny, finished_run, tmp_path, capsys, monkeypatch):
+    """A config of an earlier version stays here, and what the hub answers may repeat the token."""
+    assert not has_secrets(finished_run / "best_model" / "resolved_config.json")
+    written = {"provenance": {"command": f"run_clm.py --hub_token {MARK}"}}
+    (tmp_path / "old.json").write_text(json.dumps(written))
+    assert has_secrets(tmp_path / "old.json")
     hub = Hub(monkeypatch, refusal=OSError(f"401 for http://x:{MARK}@hub with {MARK}"))
     hub.create_repo = lambda name, **options: SimpleNamespace(repo_id="someone/tiny")
     options = ("--push_to_hub", "--hub_model_id", "tiny", "--hub_token", MARK, "--max_steps", "2")
