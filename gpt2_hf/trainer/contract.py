@@ -22,9 +22,11 @@ class Hook(NamedTuple):
     purpose: str
 
 
-_EPOCH = ("model", "epoch", "train_dataloader", "steps_in_epoch", "num_update_steps_per_epoch", "trial")
-_EPOCH += ("ignore_keys_for_eval", "start_time", "resume_from_checkpoint", "epochs_trained")
-_EPOCH += ("steps_trained_in_current_epoch",)
+_EPOCH = (
+    *("model", "epoch", "train_dataloader", "steps_in_epoch", "num_update_steps_per_epoch", "trial"),
+    *("ignore_keys_for_eval", "start_time", "resume_from_checkpoint", "epochs_trained"),
+    "steps_trained_in_current_epoch",
+)
 _TRAINING_STATE = ("max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial")
 
 OVERRIDDEN = {
