@@ -1,7 +1,7 @@
 """transformers' Trainer with checkpoints that are complete or absent, and from which a run goes on exactly.
 
 In: a Trainer's state at a step. Out: a checkpoint folder (see `checkpoints`), and the same state again.
-Next stage: `exact_evaluation`, `trainer`.
+Next stage: `loss`.
 
 What differs from the base class, each with its reason at the method:
   - everything is written to a staging folder that is renamed when it is whole; nothing in it is a pickle;
@@ -236,10 +236,8 @@ class CheckpointingTrainer(Trainer):
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         # The base class lets the cadence of the checkpoint win over the arguments, and would make callbacks anew.
-        restores, self.args.restore_callback_states_from_checkpoint = (
-            self.args.restore_callback_states_from_checkpoint,
-            False,
-        )
+        restores = self.args.restore_callback_states_from_checkpoint
+        self.args.restore_callback_states_from_checkpoint = False
         try:
             result = super()._init_training_state(max_steps, *args, **kwargs)
         finally:
@@ -258,7 +256,8 @@ class CheckpointingTrainer(Trainer):
             if isinstance(callback, ExportableState) and not hasattr(callback, "restore"):
                 for state in left.get(type(callback).__name__, [])[:1]:
                     left[type(callback).__name__].pop(0)
-                    vars(callback).update(state.get("attributes", {}))
+                    for attribute, value in state.get("attributes", {}).items():
+                        setattr(callback, attribute, value)
 
     def find_checkpoint(self, wanted: str | bool | None) -> str | None:
         """The checkpoint that `train(resume_from_checkpoint=…)` means.

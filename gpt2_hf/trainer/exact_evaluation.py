@@ -256,8 +256,9 @@ class ExactEvaluationTrainer(LossTrainer):
         self._sums.add(loss, num_tokens)
         if prediction_loss_only:
             return None, None, None
-        hidden = ignore_keys if ignore_keys is not None else self._ignored_outputs()
-        logits = tuple(value for name, value in outputs.items() if name not in [*hidden, "loss"])
+        hidden = [*(ignore_keys if ignore_keys is not None else self._ignored_outputs()), "loss"]
+        is_named = isinstance(outputs, dict)
+        logits = tuple(outputs[name] for name in outputs if name not in hidden) if is_named else tuple(outputs[1:])
         logits, labels = one_row_per_sample(logits, inputs, self.label_names)
         loss = loss / num_tokens.clamp(min=1) if "loss" in self.args.include_for_metrics else None
         return loss, logits[0] if len(logits) == 1 else logits, labels

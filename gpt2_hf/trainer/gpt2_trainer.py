@@ -102,7 +102,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         if args.early_stopping_patience is not None:
             self.early_stopping = EarlyStoppingCallback(args.early_stopping_patience)
             own_callbacks.append(self.early_stopping)
-        self._skips_no_data = args.ignore_data_skip
+        self._ignores_data_skip = args.ignore_data_skip
         self._forget_training()
         super().__init__(
             model,
@@ -119,16 +119,20 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+        self._exchange_reporters()
+        self._look_at_model()
+        if args.process_index:
+            set_seed(args.seed + args.process_index)  # or dropout would be the same in every process's samples
+
+    def _exchange_reporters(self) -> None:
+        """This package's lines and curves in place of transformers'."""
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
-        self.add_callback(TerminalCallback(self.watch, args.max_training_hours))
+        self.add_callback(TerminalCallback(self.watch, self.args.max_training_hours))
         if self.pop_callback(TensorBoardCallback) is not None:
             tensorboard = ContinuousTensorBoardCallback(self.job.run_files)
             tensorboard.on_init_end(self.args, self.state, self.control)
             self.add_callback(tensorboard)
-        self._look_at_model()
-        if args.process_index:
-            set_seed(args.seed + args.process_index)  # or dropout would be the same in every process's samples
 
     def _forget_training(self) -> None:
         """What an earlier call of `train()` has left; the weights stay."""
@@ -348,7 +352,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
     def get_train_dataloader(self) -> Any:
         """The base class's loader, or for text that is not stored one that knows exactly where it is."""
         self.cadence.has_epochs = not isinstance(self.train_dataset, StreamingSamples)
-        self.args.ignore_data_skip = self._skips_no_data
+        self.args.ignore_data_skip = self._ignores_data_skip
         if not isinstance(self.train_dataset, StreamingSamples):
             with columns_of(self.args, self.train_dataset):
                 return shield_workers(super().get_train_dataloader())

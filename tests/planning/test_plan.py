@@ -8,16 +8,22 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from transformers import IntervalStrategy
 
+from gpt2_hf import GPT2HFTrainer
 from gpt2_hf.__main__ import main
 from gpt2_hf.checkpoints.folders import list_checkpoints, read_names, step_of
+from gpt2_hf.data import DocumentSamples, FlatteningCollator
+from gpt2_hf.data.sampling import FILLER
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 from gpt2_hf.planning.plan import Plan, list_events, make_schedule, schedule_warning
-from gpt2_hf.planning.probe import Measurement, checkpoint_bytes
+from gpt2_hf.planning.probe import Measurement, checkpoint_bytes, first_epoch
 
 from ..conftest import REPOSITORY, read_json
+from ..data_fixtures import documents_of
+from ..tiny_models import make_model
 
 GIB = 2**30
 
@@ -226,6 +232,18 @@ def test_a_full_disk_and_long_evaluations_are_told(plan):
 
 
 # ---- against a real run ----
+
+
+@pytest.mark.parametrize("strategy", ["random", "sequential", "group_by_length"])
+def test_the_batches_of_the_plan_are_those_of_the_run(tmp_path, strategy):
+    """With accumulation too: the trainer draws the very rows that the plan reckons with."""
+    lengths = np.random.default_rng(0).integers(2, 33, 50)
+    samples = DocumentSamples(documents_of([[1] * int(n) for n in lengths]), 32)
+    options = {"train_sampling_strategy": strategy, "gradient_accumulation_steps": 3, "eval_strategy": "no"}
+    args = GPT2HFTrainingArguments(str(tmp_path), use_cpu=True, per_device_train_batch_size=4, **options)
+    trainer = GPT2HFTrainer(make_model(), args, FlatteningCollator(), samples)
+    drawn = [[row for row in batch if row != FILLER] for batch in trainer.get_train_dataloader().batch_sampler]
+    assert drawn == [rows.tolist() for rows in first_epoch(args, samples, None).rows]
 
 
 @pytest.fixture

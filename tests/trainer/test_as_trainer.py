@@ -266,6 +266,22 @@ def test_only_safetensors_are_read(tmp_path):
         trainer._load_from_checkpoint(str(folder))
 
 
+def test_the_first_process_decides_which_checkpoint_is_best(tmp_path, monkeypatch):
+    """Another host that does not see the best one follows it; one that does not see the checkpoint stops the run."""
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    last, best = str(tmp_path / "checkpoint-4"), trainer.state.best_global_step
+    trainer.job.best_is_comparable = False  # what this process believes
+    answers = iter([(0.0, 0.0), (0.0, 1.0), (1.0, 0.0)])  # largest of all: the folder is unseen, the best is forgotten
+    monkeypatch.setattr("gpt2_hf.runtime.distributed.largest_of_each", lambda *values: next(answers))
+    trainer.complete_publication(last)
+    assert trainer.state.best_global_step == best
+    trainer.complete_publication(last)
+    assert trainer.state.best_global_step is None
+    with pytest.raises(UserError, match="a folder that all hosts share"):
+        trainer.complete_publication(last)
+
+
 class Counter(TrainerCallback):
     """Counts evaluations and ends the training at the third."""
 

@@ -81,9 +81,9 @@ class ContinuousTensorBoardCallback(TensorBoardCallback):
         if not state.is_world_process_zero:
             return
         if self.tb_writer is None:
-            self.tb_writer = SummaryWriter(
-                log_dir=self.logging_dir, purge_step=state.global_step + 1, filename_suffix=EVENT_FILE_SUFFIX
-            )
+            folder = os.path.join(str(self.logging_dir), state.trial_name or "")  # a search has a curve per trial
+            purge_step = state.global_step + 1
+            self.tb_writer = SummaryWriter(folder, purge_step=purge_step, filename_suffix=EVENT_FILE_SUFFIX)
         self.tb_writer.add_custom_scalars(_LAYOUT)
         for name, path in self.texts.items():
             self.tb_writer.add_text(Path(name).stem, _as_code(path.read_text(encoding="utf-8")), state.global_step)
