@@ -41,7 +41,7 @@ def browser(profile: Path) -> Iterator[Any]:
 
 
 def requested_addresses(driver: Any) -> set[str]:
-    """Each address that the pages have asked for since the last call."""
+    """Each address of a host that the pages have asked for since the last call."""
     events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
     asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    return {address for address in asked if not address.startswith(("data:", "blob:"))}
+    return {address for address in asked if address.startswith(("http:", "https:", "ws:", "wss:"))}

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _MAX_SAMPLES = 4
 _COLORS = ("#2e7d32", "#9e9d24", "#f9a825", "#ef6c00", "#c62828")  # of the classes of surprisal, green to red
+# without gradio's gaps between tokens, so that words can be read
+_CSS = ".textfield .token {margin: 0 !important; padding: 2px 0 !important} .textfield .text {padding: 0 !important}"
 _NO_TOKEN = "Click on a token: what did the model expect there?"
 _SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "num_samples")
 
@@ -105,7 +107,7 @@ def serve(model_paths: Sequence[str], host: str | None = None, port: int | None 
     models = [load_demo_model(path) for path in model_paths]
     with _ready(models):
         page = build_page(models)
-        page.launch(server_name=host, server_port=port, share=False, show_error=True, footer_links=[])
+        page.launch(server_name=host, server_port=port, share=False, show_error=True, footer_links=[], css=_CSS)
 
 
 @contextlib.contextmanager
@@ -146,7 +148,7 @@ def build_page(models: Sequence[DemoModel]) -> "gr.Blocks":
 
     names = " and ".join(f"`{one.name}`" for one in models)
     with gr.Blocks(title="gpt2_hf demo", analytics_enabled=False) as page:
-        gr.Markdown(f"# Try {names}")
+        gr.Markdown(f"# Write with a model, and see what surprises it\n\n{names}")
         with gr.Tab("Write"):
             _writing(models)
         with gr.Tab("Read"):
