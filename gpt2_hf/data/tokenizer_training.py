@@ -1,13 +1,19 @@
-"""A tokenizer of one's own: byte-level BPE, as GPT-2's, learned from a text.
+"""A tokenizer of one's own, learned from a text: byte-level BPE, as GPT-2's, or a token for each character.
 
 In: text files or a dataset. Out: a folder for `--tokenizer_name`. The command is `gpt2-hf tokenizer`.
+
+Both have a token for every byte, so that they write any text and give it back the same. A token for each character is
+a byte-level BPE too, whose merges put together the bytes of a character and nothing else: what reads GPT-2's tokenizer
+reads it, and figures per byte are exact.
 """
 
 import contextlib
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -34,7 +40,12 @@ class TokenizerTrainingArguments:
     )
     dataset_config_name: str | None = option(None, "Config of the dataset; its default when left out.")
     text_column: str | None = option(None, "Column that holds the text; text or content when left out.")
-    vocab_size: int = option(8192, "Ids of the tokenizer: 256 bytes, the end of text, and the rest learned.")
+    model_type: Literal["bpe", "char"] = option(
+        "bpe", "bpe: parts of words, as GPT-2's; char: the characters of the text, rare ones as their bytes."
+    )
+    vocab_size: int = option(
+        8192, "Ids of the tokenizer: 256 bytes, the end of text, and the rest learned; 257: the bytes alone."
+    )
     min_frequency: int = option(2, "Learn only what occurs so often.")
     output_dir: str = option("tokenizer", "New folder for the tokenizer.")
 
@@ -59,13 +70,17 @@ def run_tokenizer_training(args: TokenizerTrainingArguments) -> int:
     folder = Path(args.output_dir).expanduser()
     _check_folder(folder)
     source = _source(args)
-    tokenizer = train_tokenizer(_texts(source), args.vocab_size, args.min_frequency, source.origin)
-    characters, tokens = _measure(source, tokenizer)
+    train = train_tokenizer if args.model_type == "bpe" else train_character_tokenizer
+    tokenizer = train(_texts(source), args.vocab_size, args.min_frequency, source.origin)
+    measured = _measure(source, tokenizer)
     tokenizer.save_pretrained(folder)
     few = f" (fewer than --vocab_size {args.vocab_size:,}: the text has no more to learn)"
     print(f"text: {source.layout}")
     print(f"tokenizer: {len(tokenizer):,} ids{few if len(tokenizer) < args.vocab_size else ''}")
-    print(f"on the first {characters:,} bytes of its text: {characters / max(tokens, 1):.2f} bytes a token")
+    print(
+        f"on the first {measured.bytes:,} bytes of its text: {measured.bytes / max(measured.tokens, 1):.2f} bytes and "
+        f"{measured.characters / max(measured.tokens, 1):.2f} characters a token"
+    )
     print(printable(f"saved in {folder}; use it with --tokenizer_name {folder}"))
     return EXIT_OK
 
@@ -90,17 +105,58 @@ def train_tokenizer(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
+    backend.train_from_iterator(_not_blank(texts, origin), trainer)
+    return _as_tokenizer(backend)
+
+
+def train_character_tokenizer(
+    texts: Iterator[list[str]], vocab_size: int, min_frequency: int = 2, origin: str = "--train_file"
+) -> PreTrainedTokenizerFast:
+    """Give each character of batches of texts a token, the most frequent first; others are written as their bytes.
+
+    The vocabulary also has the first bytes of a character of three or four, which its merges go by.
+
+    Raises:
+        UserError: if there is no text.
+    """
+    counts: Counter[str] = Counter()
+    for batch in _not_blank(texts, origin):
+        for text in batch:
+            counts.update(text)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([END_OF_TEXT, *alphabet])}
+    merges: list[tuple[str, str]] = []
+    for character, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        if count < min_frequency:
+            break
+        word = _byte_characters(character)
+        new = [word[:end] for end in range(2, len(word) + 1) if word[:end] not in vocabulary]
+        if len(vocabulary) + len(new) <= vocab_size:
+            merges += [(token[:-1], token[-1]) for token in new]
+            vocabulary |= {token: len(vocabulary) + i for i, token in enumerate(new)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return _as_tokenizer(backend)
+
+
+def _byte_characters(character: str) -> str:
+    """The bytes of a character as a byte-level BPE writes them, each as one character."""
+    parts = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(character)
+    return "".join(part for part, _ in parts)
+
+
+def _not_blank(texts: Iterator[list[str]], origin: str) -> Iterator[list[str]]:
+    """The batches; an error if there is none."""
     found = False
-
-    def counted() -> Iterator[list[str]]:
-        nonlocal found
-        for batch in texts:
-            found = True
-            yield batch
-
-    backend.train_from_iterator(counted(), trainer)
+    for batch in texts:
+        found = True
+        yield batch
     if not found:
         raise UserError(f"{origin}: all documents are blank; give a file with text")
+
+
+def _as_tokenizer(backend: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, unk_token=END_OF_TEXT
     )
@@ -142,8 +198,16 @@ def _texts(source: Source) -> Iterator[list[str]]:
     return batches_of(text for text, _ in source.documents() if text and not text.isspace())
 
 
-def _measure(source: Source, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """Bytes and tokens of the beginning of the text."""
+class _Measured(NamedTuple):
+    """An amount of text."""
+
+    bytes: int
+    characters: int
+    tokens: int
+
+
+def _measure(source: Source, tokenizer: PreTrainedTokenizerBase) -> _Measured:
+    """The beginning of the text."""
     batch = next(_texts(source))
     ids = tokenizer(batch, add_special_tokens=False).input_ids
-    return sum(len(text.encode()) for text in batch), sum(map(len, ids))
+    return _Measured(sum(len(text.encode()) for text in batch), sum(map(len, batch)), sum(map(len, ids)))
