@@ -33,7 +33,7 @@ def plan(
     Raises:
         UserError: if the input is wrong.
     """
-    run = Run(model_args, data_args, args, watch or Stopwatch(), given=given or {})
+    run = Run(model_args, data_args, args, watch or Stopwatch(age_at_start=0.0), given=given or {})
     with surroundings(run):
         if data_args.streaming:
             raise UserError("a plan counts samples, which --streaming does not; leave it out for the plan")

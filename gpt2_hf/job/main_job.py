@@ -53,7 +53,7 @@ def train(
         data_args: the text.
         args: how to train.
         given: options that were stated, and where (see `parsing.Parsed`).
-        watch: stopwatch of the invocation; `max_training_hours` counts from its start.
+        watch: stopwatch of the invocation, whose start `max_training_hours` counts from; this call when left out.
 
     Returns:
         The exit code: 0 finished or stopped by the time budget, 75 or 130 after a signal.
@@ -63,7 +63,7 @@ def train(
         TrainingDivergedError: if a gradient became non-finite.
         SaveError: if a file could not be written.
     """
-    run = Run(model_args, data_args, args, watch or Stopwatch(), given=given or {})
+    run = Run(model_args, data_args, args, watch or Stopwatch(age_at_start=0.0), given=given or {})
     with surroundings(run), RunLock(run.output_dir) as lock:
         distributed.decided_by_first(lambda: refuse_foreign(run.output_dir, deleting=run.args.overwrite_output_dir))
         # The lock comes before anything of an earlier run is read. A folder that is not there yet is only made once

@@ -21,6 +21,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, default_compute_objective
 
@@ -126,7 +127,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
 
     def _exchange_reporters(self) -> None:
         """This package's lines and curves in place of transformers'."""
-        for callback in (ProgressCallback, PrinterCallback):
+        in_place = DEFAULT_PROGRESS_CALLBACK  # another one in a notebook
+        for callback in (in_place, ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
         self.add_callback(TerminalCallback(self.watch, self.args.max_training_hours))
         if self.pop_callback(TensorBoardCallback) is not None:
