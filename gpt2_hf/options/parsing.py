@@ -255,9 +255,7 @@ def parse(
     merged = {**stated, **command_line}
     _check_pointless(merged, command_line)
     given = {name: "command line" if name in command_line else "config" for name in merged}
-    values = tuple(
-        None if isinstance(source, OptionGroup) else _build(source, merged) for source in dataclass_types
-    )
+    values = tuple(None if isinstance(source, OptionGroup) else _build(source, merged) for source in dataclass_types)
     for value in values:
         _check_acting(value, command_line)
         if value is not None and hasattr(value, "dataset_config_is_inherited"):
