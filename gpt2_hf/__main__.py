@@ -1,4 +1,4 @@
-"""The command `gpt2-hf`, also to be had as `python -m gpt2_hf`: train, plan, evaluate, generate, demo, export,
+"""The command `gpt2-hf`, the same as `python -m gpt2_hf`: train, plan, evaluate, generate, demo, export,
 import, report, tokenizer.
 
 Only this module turns errors into exit codes.

@@ -4,7 +4,7 @@ EXIT_OK = 0
 EXIT_FAILURE = 1  # a bug, or another process of the run is gone
 EXIT_USER_ERROR = 2
 EXIT_DIVERGED = 3
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL: run the same command again to go on
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: run the same command again to continue
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, what a shell reports after Ctrl-C
 
 

@@ -262,7 +262,7 @@ def rotate(output_dir: str | Path, keep_last: int | None, just_saved: str = "") 
 
 
 def set_aside_after(output_dir: str | Path, step: int) -> list[str]:
-    """Rename the checkpoints after a step, because a run goes on from it; `latest` must not find the old branch.
+    """Rename the checkpoints after a step, because a run is resumed from it; `latest` must not find the old branch.
 
     Returns:
         The names of the folders they are now in.

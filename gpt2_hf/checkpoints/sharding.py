@@ -1,7 +1,7 @@
 """Weights and optimizer of a model that FSDP2 has sharded, made whole to be saved and divided again to be loaded.
 
 A checkpoint is the same whether one process wrote it, several copies of the model, or several shards: any number of
-processes can go on from it. In: an engine that accelerate has prepared. Out: plain tensors, and back.
+processes can resume from it. In: an engine that accelerate has prepared. Out: plain tensors, and back.
 Used by: `trainer`.
 """
 

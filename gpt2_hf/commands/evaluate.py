@@ -156,7 +156,7 @@ def _process_index() -> int:
 
 
 def _share_of_process(samples: Any) -> Dataset:
-    """Every so-manieth sample, so that each belongs to exactly one process."""
+    """The samples of this process: every sample belongs to exactly one."""
     if not is_distributed():
         return samples
     return Subset(samples, range(_process_index(), len(samples), torch.distributed.get_world_size()))

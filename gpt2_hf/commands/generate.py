@@ -67,7 +67,7 @@ def generate_texts(
         prompts: texts to continue; an empty one starts from the end-of-text token.
         max_new_tokens: tokens to generate; 128, or as many as fit after the longest prompt, when left out.
         temperature: divides the logits; 0 takes the likeliest token each time.
-        top_k: keep so many candidates; 0 keeps all.
+        top_k: number of candidates to keep; 0 keeps all.
         top_p: keep the likeliest candidates of this total probability.
         num_samples: texts for each prompt; at temperature 0 they are the same.
         seed: seed of the sampling.

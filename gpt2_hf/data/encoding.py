@@ -22,7 +22,7 @@ from ..errors import UserError
 from .readers import MAX_ROW_CHARACTERS
 from .tokenizer import num_ids
 
-# A batch is closed when it has so many documents or characters; some 150 bytes of memory go to each character.
+# A batch is closed when it has this number of documents or characters; some 150 bytes of memory go to each character.
 _BATCH_DOCUMENTS = 1000
 _BATCH_CHARACTERS = 1 << 18
 _PIECE_CHARACTERS = 1 << 18

@@ -396,7 +396,7 @@ class _Record(NamedTuple):
 
     Attributes:
         fields: list of a CSV file, dict of a JSON file.
-        place: where it is, to go on from there.
+        place: where it is, to continue from there.
         where: the same for the user.
         source: what it was read from; bytes that are not UTF-8 are lone surrogates.
         begin: where the source begins.

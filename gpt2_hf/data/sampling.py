@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # the first takes seconds, the second imports this module
     from ..options.training_arguments import GPT2HFTrainingArguments
     from .samples import Samples
 
-# Sorting by length goes over so many steps at a time: enough that a step is of one length, few enough that
+# Number of steps that are sorted by length together: enough that a step is of one length, few enough that
 # which samples meet in a step stays random.
 _STEPS_SORTED_TOGETHER = 64
 
@@ -163,7 +163,7 @@ STRATEGIES = ("random", "sequential", "group_by_length")
 
 
 def train_sampler(args: "GPT2HFTrainingArguments", samples: "Samples") -> EpochSampler:
-    """The order in which a run trains on its samples; the trainer draws it and `plan` reckons with it."""
+    """The order in which a run trains on its samples; the trainer draws it and `plan` counts with it."""
     return EpochSampler(
         len(samples),
         args.seed if args.data_seed is None else args.data_seed,

@@ -70,7 +70,7 @@ class Source(Protocol):
         """What is taken for the text, for the user."""
 
     def parts(self, count: int) -> Sequence["Source"] | None:
-        """So many sources of which each document is in one, and each file read by one; `None` if there are too few."""
+        """`count` sources of which each document is in one, and each file read by one; `None` if there are too few."""
 
     def in_order(self, parts: Sequence[Any]) -> Iterator[tuple[str | None, Cursor]]:
         """The documents in their order, each with the cursor that it has in its part."""

@@ -125,7 +125,7 @@ class StreamingSamples(IterableDataset):
         seed: of the order.
         buffer_size: documents that are shuffled together, over all shards.
         set_aside_percentage: leave out what `set_aside_of_stream` has set aside.
-        epochs: end after so many passes; never when left out.
+        epochs: number of passes after which it ends; never when left out.
         rank: number of this process, `world_size` of how many.
         world_size: processes that train together.
         whole_files: give each shard files of its own where there are enough; a run that began without goes on without.
@@ -325,7 +325,7 @@ class StreamingLoader:
             yield batch if self.device is None else send_to_device(batch, self.device, non_blocking=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on after the last batch; plain numbers, for JSON."""
+        """Everything needed to continue after the last batch; plain numbers, for JSON."""
         return {
             "key": self.dataset.key(),
             "rank": self.dataset.rank,
@@ -337,7 +337,7 @@ class StreamingLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was called.
+        """Continue where `state_dict` was called.
 
         Raises:
             UserError: if the stream is another one, or divided otherwise.

@@ -151,7 +151,7 @@ def tokenize(source: Source, tokenizer: PreTrainedTokenizerBase, num_workers: in
 def tokenize_and_cut(
     source: Source, tokenizer: PreTrainedTokenizerBase, percentage: float, num_workers: int | None = None
 ) -> tuple[TokenizedDocuments, TokenizedDocuments]:
-    """As `tokenize`, with every so-manieth document set aside.
+    """As `tokenize`, with documents at even distances set aside.
 
     Which ones is a function of their number alone (see `is_set_aside`); blank rows stay with the rest.
 

@@ -46,7 +46,7 @@ class TokenizerTrainingArguments:
     vocab_size: int = option(
         8192, "Ids of the tokenizer: 256 bytes, the end of text, and the rest learned; 257: the bytes alone."
     )
-    min_frequency: int = option(2, "Learn only what occurs so often.")
+    min_frequency: int = option(2, "Learn only what occurs at least this often.")
     output_dir: str = option("tokenizer", "New folder for the tokenizer.")
 
     def __post_init__(self) -> None:

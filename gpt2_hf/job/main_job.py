@@ -214,7 +214,7 @@ def run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> d
     try:
         output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     except EvaluationInterruptedError:
-        return None  # an evaluation that was being made up for; the checkpoint still remembers it
+        return None  # a missed evaluation, interrupted again; the checkpoint still says that it is missing
     if stopped_by_signal(run, trainer):
         return None
     if trainer.stopped_early:

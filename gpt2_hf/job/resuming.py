@@ -1,4 +1,4 @@
-"""What a run may go on from: which checkpoint, and with which settings.
+"""What a run may be resumed from: which checkpoint, and with which settings.
 
 In: what the user asked for, and the checkpoints of the output folder. Out: a checkpoint that is whole and fits, or one
 line that says why there is none.
@@ -28,7 +28,7 @@ from .run import Run
 # How long a network file system may take to show a file to other hosts.
 _SECONDS_TO_APPEAR = 10.0
 
-# A resumed run must go on with these as they were: they decide which samples a step sees, and what it does with them.
+# A resumed run must keep these as they were: they decide which samples a step sees, and what it does with them.
 _FIXED_ON_RESUME = (
     "sequence_mode",
     "max_length",
@@ -46,7 +46,7 @@ _FIXED_ON_RESUME = (
 
 
 def find_checkpoint(run: Run) -> Path | None:
-    """The checkpoint to go on from, checked; `None` for a fresh start.
+    """The checkpoint to resume from, checked; `None` for a fresh start.
 
     The first process chooses, since hosts may see different states of a disk, and all check that they see the same.
 

@@ -54,8 +54,8 @@ def chunked_cross_entropy(
         labels: `[...]`, int64 ids already aligned with `hidden_states` (no shift is applied).
         label_smoothing: mass in [0, 1) spread evenly over the vocabulary.
         ignore_index: label of positions that are not scored.
-        num_padding_rows: so many last rows of `weight` are no tokens and get no probability.
-        copies_of_last_row: the last row before those stands for so many tokens. No label may be one of them.
+        num_padding_rows: number of last rows of `weight` that stand for no token and get no probability.
+        copies_of_last_row: number of tokens that the last row before those stands for. No label may be one of them.
         rows_per_chunk: positions whose logits are held at once; chosen by device when left out.
 
     Returns:

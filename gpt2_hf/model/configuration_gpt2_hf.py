@@ -28,7 +28,7 @@ class GPT2HFConfig(PreTrainedConfig):
 
     Args:
         vocab_size (`int`, *optional*, defaults to 50257): Rows of the embedding, V.
-        n_vocab_padding (`int`, *optional*, defaults to 0): So many last rows of the embedding stand for no token:
+        n_vocab_padding (`int`, *optional*, defaults to 0): Number of last embedding rows that stand for no token:
             they only round its size and never receive probability. Set by `resize_token_embeddings`.
         n_positions (`int`, *optional*, defaults to 1024): Longest sequence in tokens (learned positions).
         n_embd (`int`, *optional*, defaults to 768): Width C of the residual stream.

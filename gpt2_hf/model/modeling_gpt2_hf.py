@@ -488,7 +488,7 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
         )
 
     def check_length(self, num_tokens: int) -> None:
-        """Raise a `ValueError` if there are not so many positions."""
+        """Raise a `ValueError` if the model has fewer positions."""
         if num_tokens > self.config.n_positions:
             raise ValueError(
                 f"the sequence has {num_tokens} tokens but the model has {self.config.n_positions} positions "
@@ -568,7 +568,7 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         Args:
             labels: int64 `[B, T]`, the input ids themselves; shifted here, with `cu_seq_lens_q` within each document.
                 −100 is not scored.
-            logits_to_keep: compute logits for the last so many positions only (0: all), for these indices
+            logits_to_keep: compute logits for this number of last positions only (0: all), for these indices
                 (`[T']`, or `[B, T']` for each row), or where this mask `[B, T]` is true.
             return_logits: force or forbid the logits. By default they are left out while training with labels,
                 where only the loss is needed and `[B, T, V]` would be the largest tensor of the step.
@@ -682,7 +682,7 @@ def _select_positions(hidden_states: Tensor, logits_to_keep: int | Tensor) -> Te
 
     Args:
         hidden_states: `[B, T, C]`.
-        logits_to_keep: the last so many (0: all), indices `[T']`, indices of each row `[B, T']`, or a mask
+        logits_to_keep: a number of last ones (0: all), indices `[T']`, indices of each row `[B, T']`, or a mask
             `[B, T]`, which flattens the rows.
     """
     if isinstance(logits_to_keep, int):

@@ -136,8 +136,8 @@ class DataArguments:
     )
     truncate: bool = option(False, "Cut documents at max_length instead of continuing them in further samples.")
     pad_to_max_length: bool = option(False, "padded: pad every row to max_length, not to the longest of the batch.")
-    max_train_samples: int | None = option(None, "Use only so many training samples.")
-    max_eval_samples: int | None = option(None, "Use only so many samples of each evaluation split.")
+    max_train_samples: int | None = option(None, "Largest number of training samples to use.")
+    max_eval_samples: int | None = option(None, "Largest number of samples to use of each evaluation split.")
     validation_split_percentage: float = option(
         5.0, "Share of the training documents set aside if there is no validation split, in percent."
     )
@@ -145,7 +145,7 @@ class DataArguments:
     streaming: bool = option(
         False, "Do not store token ids: read, shuffle and tokenise the training text while training."
     )
-    shuffle_buffer_size: int = option(10_000, "streaming: so many documents are shuffled together.")
+    shuffle_buffer_size: int = option(10_000, "streaming: number of documents that are shuffled together.")
 
     # Whether dataset_config_name comes from a lower layer (default, JSON) than dataset_name, see `parsing`.
     dataset_config_is_inherited: bool = field(default=False, init=False)
@@ -233,7 +233,7 @@ class GenerationArguments:
     batch_size: int = option(8, "Texts to generate at a time, if there are several.")
     max_new_tokens: int | None = option(None, "Tokens to generate; 128, or what fits into the model, when left out.")
     temperature: float = option(0.8, "Softmax temperature; 0: always the likeliest token.")
-    top_k: int = option(0, "Sample among the so many likeliest tokens; 0: no limit.")
+    top_k: int = option(0, "Sample among this number of likeliest tokens; 0: no limit.")
     top_p: float = option(0.95, "Sample among the likeliest tokens of this total probability; 1: no limit.")
     num_samples: int = option(1, "Texts to generate for each prompt.")
     seed: int = option(42, "Seed of the sampling; texts also depend on the order of the prompts and on batch_size.")
@@ -295,7 +295,7 @@ class EvaluationArguments:
     model_path: str = option("checkpoints/best_model", "Model folder, checkpoint name or path, or hub id.")
     split: Split = option("test", "Split to score; when left out the one whose file is given, if there is one.")
     stride: int | None = option(
-        None, "Sliding windows of max_length tokens that move on by so many; the training protocol when left out."
+        None, "Sliding windows of max_length tokens that move on by this number; the training protocol when left out."
     )
     max_length: int | None = option(None, "Context in tokens; what the model was trained with when left out.")
     batch_size: int = option(8, "Samples in a batch; it does not change the result.")

@@ -65,11 +65,11 @@ class GPT2HFTrainingArguments(TrainingArguments):
     overwrite_output_dir: bool = option(False, "Delete an earlier run that is in output_dir.")
     resume_from_checkpoint: str | None = option(
         None,
-        "Go on from a checkpoint: latest, a name such as checkpoint_epoch_3, or a path.",
+        "Resume from a checkpoint: latest, a name such as checkpoint_epoch_3, or a path.",
         "resume_from",
     )
     num_train_epochs: float = option(10.0, "Passes over the training data.", "max_epochs")
-    max_steps: int = option(-1, "Stop after so many optimizer steps, whatever the epochs; -1: no limit.")
+    max_steps: int = option(-1, "Number of optimizer steps, whatever the epochs; -1: no limit.")
     max_training_hours: float | None = option(
         12.0, "Wall-clock budget of this invocation in hours, start-up, final evaluation and saving included."
     )
@@ -109,16 +109,17 @@ class GPT2HFTrainingArguments(TrainingArguments):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "auto", "auto: bf16 where the device has it, else fp16 on CUDA, else fp32."
     )
-    logging_steps: float = option(100, "Log every so many steps; below 1, a share of all steps.")
+    logging_steps: float = option(100, "Steps between two logs; below 1, a share of all steps.")
     eval_strategy: IntervalStrategy | str = option("steps", "steps: every eval_steps and after each epoch; epoch; no.")
-    eval_steps: float | None = option(500, "Evaluate every so many steps.", "eval_every")
+    eval_steps: float | None = option(500, "Steps between two evaluations.", "eval_every")
     do_predict: bool = option(True, "Score the test split when the run is over, if there is one.")
     save_strategy: SaveStrategy | str = option(
         "steps", "steps: every save_steps, after each epoch, at each best; epoch: after each, at each best; best; no."
     )
-    save_steps: float = option(1000, "Save a checkpoint every so many steps.", "save_every")
+    save_steps: float = option(1000, "Steps between two checkpoints.", "save_every")
     save_total_limit: int | None = option(
-        3, "Keep so many recent checkpoints, besides those of epochs, the best and the time limit; none: keep all."
+        3,
+        "Number of recent checkpoints to keep, besides those of epochs, the best and the time limit; none: keep all.",
     )
     dataloader_num_workers: int = option(0, "Processes that prepare batches.", "num_workers")
     sample_tokens: int = option(
@@ -139,7 +140,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
     )
     ddp_find_unused_parameters: bool | None = option(False, "Search for parameters without gradient in every step.")
     early_stopping_patience: int | None = option(
-        None, "Stop when so many evaluations in a row bring no better metric_for_best_model."
+        None, "Stop after this number of evaluations in a row without a better metric_for_best_model."
     )
 
     use_cpu: bool = option(False, "Do not use an accelerator.")

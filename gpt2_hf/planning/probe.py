@@ -50,7 +50,7 @@ class Measurement:
 
     Attributes:
         step_seconds: an optimizer step on a batch of average size, its data included.
-        num_steps: so many steps were timed.
+        num_steps: number of steps that were timed.
         tokens_per_second: scored tokens, of one device.
         share_of_peak: of the device's arithmetic; `None` where its peak is not known.
         evaluation_seconds: the validation split.
@@ -319,7 +319,7 @@ def measure(
 
 
 def _representative(batches: Batches, count: int) -> list[int]:
-    """So many whole batches of evenly spaced sizes, in an order that has no trend."""
+    """`count` whole batches of evenly spaced sizes, in an order that has no trend."""
     whole = [i for i, rows in enumerate(batches.rows) if len(rows) == len(batches.rows[0])]
     by_size = sorted(whole, key=lambda i: float(batches.work[i]))
     places = (np.arange(count) + 0.5) / count * len(by_size)

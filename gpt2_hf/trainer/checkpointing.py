@@ -1,4 +1,4 @@
-"""transformers' Trainer with checkpoints that are complete or absent, and from which a run goes on exactly.
+"""transformers' Trainer with checkpoints that are complete or absent, and from which a run is resumed exactly.
 
 In: a Trainer's state at a step. Out: a checkpoint folder (see `checkpoints`), and the same state again.
 Next stage: `loss`.
@@ -7,7 +7,7 @@ What differs from the base class, each with its reason at the method:
   - everything is written to a staging folder that is renamed when it is whole; nothing in it is a pickle;
   - settings that were changed for a resumed run take effect;
   - losses since the last log, and whatever else a subclass needs, are kept too;
-  - weights and optimizer of a sharded model are saved whole, so that any number of processes can go on.
+  - weights and optimizer of a sharded model are saved whole, so that any number of processes can resume.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ class CheckpointingTrainer(Trainer):
     _best_before: _Best = _NO_BEST  # before the last evaluation
 
     def process_state(self) -> dict[str, Any]:
-        """What else a process needs to go on exactly; plain data and tensors."""
+        """What else a process needs to resume exactly; plain data and tensors."""
         return {}
 
     def load_process_state(self, state: dict[str, Any]) -> None:
@@ -122,7 +122,7 @@ class CheckpointingTrainer(Trainer):
             folders.publish_best_model(folder, run_dir)
 
     def _give_up_checkpoint(self, run_dir: Path, target: Path, problem: BaseException | None) -> None:
-        """Leave no half checkpoint, and go on or stop as `--on_save_error` says."""
+        """Leave no half checkpoint, and continue or stop as `--on_save_error` says."""
         if self.args.should_save:
             folders.delete_staging(target)
         newest, _ = folders.newest_valid(run_dir)
@@ -376,7 +376,7 @@ class CheckpointingTrainer(Trainer):
             state = load_state(path)
             set_rng_state(state["rng"], self.args.device)
         else:
-            # Written by another number of processes: what they share goes on, random numbers start anew.
+            # Written by another number of processes: what they share is kept, random numbers start anew.
             state = {**load_state(states[0]), "stream": None}
             state["loss_since_log"] = torch.stack([load_state(path)["loss_since_log"] for path in states]).mean()
             set_seed(self.args.seed + self.state.global_step * self.args.world_size + self.args.process_index)

@@ -7,7 +7,7 @@ What differs from the base class, each with its reason at the method:
   - token losses are summed over the split, where the base class averages the means of batches;
   - no sample is scored twice, and no logits are kept unless metrics are computed from them;
   - the random numbers of training are left alone, so that how often is evaluated changes nothing;
-  - an evaluation that a signal breaks off is made up for when the run goes on.
+  - an evaluation that a signal interrupts is done again when the run is resumed.
 """
 
 import bisect
@@ -283,7 +283,7 @@ class ExactEvaluationTrainer(LossTrainer):
     def _ignored_outputs(self) -> list[str]:
         return getattr(getattr(self.model, "config", None), "keys_to_ignore_at_inference", ["past_key_values"])
 
-    # ---- broken off, and made up for ----
+    # ---- interrupted, and done again ----
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False) -> Any:
         num_logs, kept = len(self.state.log_history), self._callback_states()
@@ -292,7 +292,7 @@ class ExactEvaluationTrainer(LossTrainer):
         except EvaluationInterruptedError:
             if self._making_up:
                 raise  # the checkpoint that the run came from still remembers
-            # The checkpoint remembers that this evaluation is owed, so that the history of a resumed run is whole.
+            # The checkpoint says that this evaluation is missing, so that the history of a resumed run is whole.
             del self.state.log_history[num_logs:]
             self._restore_callbacks(kept)
             self._owes_evaluation = True
@@ -316,7 +316,7 @@ class ExactEvaluationTrainer(LossTrainer):
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         if self._resumed_from is not None and self._initial_global_step >= self.state.max_steps:
-            self._load_rng_state(self._resumed_from)  # which no epoch has done; it runs the evaluation that is owed
+            self._load_rng_state(self._resumed_from)  # which no epoch has done; it runs the missing evaluation
         return super()._finalize_training(*args, **kwargs)
 
     def _determine_best_metric(self, metrics: dict[str, float] | None, trial: Any) -> bool:
@@ -327,11 +327,11 @@ class ExactEvaluationTrainer(LossTrainer):
         return is_best or self.control.should_save
 
     def process_state(self) -> dict[str, Any]:
-        """With an evaluation that is owed."""
+        """With whether an evaluation is missing."""
         return {**super().process_state(), "owes_evaluation": self._owes_evaluation}
 
     def load_process_state(self, state: dict[str, Any]) -> None:
-        """Go on, and run the evaluation that a signal interrupted, in the very state in which it was due."""
+        """Resume, and run the evaluation that a signal interrupted, in the very state in which it was due."""
         super().load_process_state(state)
         if not state["owes_evaluation"]:
             return

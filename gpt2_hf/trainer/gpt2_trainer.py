@@ -369,7 +369,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             pin_memory=self.args.dataloader_pin_memory,
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
-        # A stream goes on at its position, so that there is nothing to skip.
+        # A stream continues at its position, so that there is nothing to skip.
         self.args.ignore_data_skip = True
         return self._stream
 
@@ -494,7 +494,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         }
 
     def load_process_state(self, state: dict[str, Any]) -> None:
-        """With the same; what is owed is made up for last."""
+        """With the same; an evaluation that was missed comes last."""
         if self._stream is not None and state["stream"] is not None:
             self._stream.load_state_dict(state["stream"])
         vars(self._loss_spikes).update(state["loss_spikes"])

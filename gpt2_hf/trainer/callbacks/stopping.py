@@ -13,7 +13,7 @@ from .time_budget import TimeBudgetCallback
 
 
 class EvaluationInterruptedError(Exception):
-    """A signal came during an evaluation; it is made up for when the run goes on."""
+    """A signal came during an evaluation; it is done again when the run is resumed."""
 
 
 class StopCallback(TrainerCallback):
