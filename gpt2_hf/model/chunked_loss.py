@@ -195,7 +195,12 @@ def _loss_and_gradients(
 # ---- for a compiler: one operation, whatever the number of chunks ----
 
 
-@torch.library.custom_op("gpt2_hf::chunked_cross_entropy", mutates_args=())
+# A name for each copy of this file: one that travels with a saved model may be loaded beside the package's own, and
+# torch takes the first operation away when a second one gets its name.
+_OPERATOR = f"gpt2_hf::chunked_cross_entropy_{__name__.replace('.', '_').replace('-', '_')}"
+
+
+@torch.library.custom_op(_OPERATOR, mutates_args=())
 def _loss_operator(
     hidden_states: Tensor,
     weight: Tensor,

@@ -1,5 +1,8 @@
 """The chunked loss is the plain cross-entropy, whatever the chunk size, dtype and device of compilation."""
 
+import importlib.util
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -261,3 +264,17 @@ def test_fp16_sums_of_many_rows_do_not_overflow(copies):
     assert exact[1].abs().max() * len(labels) > torch.finfo(torch.float16).max
     for a, b in zip(exact, half, strict=True):
         assert torch.isfinite(b).all() and (a - b).abs().max() <= 2e-3 * a.abs().max()
+
+
+def test_a_copy_that_travelled_with_a_model_can_be_compiled_beside_the_package(monkeypatch):
+    """The operation of a compiled loss stays there for both, whichever was loaded last."""
+    spec = importlib.util.spec_from_file_location("travelled_chunked_loss", chunked_loss.__file__)
+    copy = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, copy)
+    spec.loader.exec_module(copy)
+    hidden, weight = torch.randn(1, 5, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
+    labels = torch.randint(0, 11, (1, 5))
+    expected = chunked_loss.chunked_cross_entropy(hidden, weight, labels)
+    for module in (chunked_loss, copy):
+        compiled = torch.compile(module.chunked_cross_entropy, backend="eager")
+        assert compiled(hidden, weight, labels).item() == pytest.approx(expected.item(), abs=1e-6)
