@@ -5,6 +5,9 @@ In: a model, tokenized documents, a protocol. Out: a dictionary that says what w
 Only what was scored counts. The first token of a document (of a window, where windows do not overlap) is not scored,
 having nothing before it; nor is what `--truncate` or `--max_eval_samples` leave out. Neither is in the number of
 tokens, nor of words, nor of bytes, by which the summed loss is divided.
+
+The Trainer's own evaluation (`trainer.exact_evaluation`) gives the same loss while it trains. This one needs no Trainer,
+and counts words and bytes.
 """
 
 import json
@@ -26,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 from .. import __version__
 from ..checkpoints.folders import RESOLVED_CONFIG_NAME, write_json
 from ..data import BlockSamples, LoadedData, load_data
+from ..data.collators import pad_rows
 from ..data.samples import SequenceMode
 from ..errors import UserError
 from ..metrics import perplexity
@@ -213,12 +217,10 @@ def _windows(num_tokens: int, max_length: int, stride: int) -> Iterator[tuple[in
 def collate_windows(samples: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
     """Windows to `input_ids` and `shift_labels`, both int64 `[B, T]`, right-padded."""
     length = max(len(sample["input_ids"]) for sample in samples)
-    input_ids = np.zeros((len(samples), length), dtype=np.int64)
-    shift_labels = np.full((len(samples), length), IGNORE_INDEX, dtype=np.int64)
-    for i, sample in enumerate(samples):
-        input_ids[i, : len(sample["input_ids"])] = sample["input_ids"]
-        shift_labels[i, : len(sample["shift_labels"])] = sample["shift_labels"]
-    return {"input_ids": torch.from_numpy(input_ids), "shift_labels": torch.from_numpy(shift_labels)}
+    return {
+        name: pad_rows([sample[name] for sample in samples], length, value)
+        for name, value in (("input_ids", 0), ("shift_labels", IGNORE_INDEX))
+    }
 
 
 def run_evaluation(args: EvaluationArguments, data_args: DataArguments, given: dict[str, str]) -> int:

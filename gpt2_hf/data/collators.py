@@ -38,12 +38,11 @@ class PaddingCollator:
         """Return `input_ids` and `shift_labels`, both int64 `[B, T]`."""
         rows = [np.asarray(sample["input_ids"]) for sample in samples]
         length = self.pad_to_length or max(len(row) for row in rows) - 1
-        input_ids = np.full((len(rows), length), self.pad_token_id, dtype=np.int64)
-        shift_labels = np.full((len(rows), length), IGNORE_INDEX, dtype=np.int64)
-        for i, row in enumerate(rows):
-            input_ids[i, : len(row) - 1] = row[:-1]
-            shift_labels[i, : len(row) - 1] = _targets(samples[i], row)
-        return {"input_ids": torch.from_numpy(input_ids), "shift_labels": torch.from_numpy(shift_labels)}
+        targets = [_targets(sample, row) for sample, row in zip(samples, rows, strict=True)]
+        return {
+            "input_ids": pad_rows([row[:-1] for row in rows], length, self.pad_token_id),
+            "shift_labels": pad_rows(targets, length, IGNORE_INDEX),
+        }
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,14 @@ class FlatteningCollator:
             "max_length_k": max(lengths),
             "document_lengths": np.array(lengths),
         }
+
+
+def pad_rows(rows: Sequence[np.ndarray], length: int, value: int) -> torch.Tensor:
+    """Rows of at most `length` numbers as int64 `[B, length]`, filled up on the right with a value."""
+    padded = np.full((len(rows), length), value, dtype=np.int64)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+    return torch.from_numpy(padded)
 
 
 def _targets(sample: dict[str, Any], row: np.ndarray) -> np.ndarray:

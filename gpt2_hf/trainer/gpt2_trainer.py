@@ -6,7 +6,7 @@ In: a model, arguments, samples and a collator. Out: a trained model and checkpo
 What differs from the base class, beside checkpoints (see `checkpointing`) and evaluation (see `exact_evaluation`),
 each with its reason at the method:
   - a step whose gradient is not finite never reaches the weights;
-  - speed is counted in trained tokens, without a host synchronisation per step.
+  - speed is counted in trained tokens, which are read from the device when a log is due.
 """
 
 import dataclasses
