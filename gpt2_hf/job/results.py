@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.trainer_callback import TrainerState
 
 from ..checkpoints import folders, written
+from ..checkpoints.ownership import own_events
 from ..checkpoints.written import CURVES_NAME, TRAINER_STATE_NAME
 from ..commands.generate import generate_text
 from ..commands.report import write_report
@@ -71,7 +72,8 @@ def finish(
     if run.args.push_to_hub and run.args.process_index == 0 and saved is not None:
         run.say(f"uploading {saved} to {trainer.hub_model_id}")
         token, revision = run.args.hub_token, run.args.hub_revision
-        run.say(f"uploaded: {upload_model(saved, str(trainer.hub_model_id), token, revision)}")
+        address = upload_model(saved, str(trainer.hub_model_id), token, revision, own_events(run.output_dir))
+        run.say(f"uploaded: {address}")
 
 
 def write_state(output_dir: Path, state: TrainerState) -> None:
