@@ -6,8 +6,8 @@ Only what was scored counts. The first token of a document (of a window, where w
 having nothing before it; nor is what `--truncate` or `--max_eval_samples` leave out. Neither is in the number of
 tokens, nor of words, nor of bytes, by which the summed loss is divided.
 
-The Trainer's own evaluation (`trainer.exact_evaluation`) gives the same loss while it trains. This one needs no Trainer,
-and counts words and bytes.
+The Trainer's own evaluation (`trainer.exact_evaluation`) gives the same loss while it trains. This one needs no
+Trainer, and counts words and bytes.
 """
 
 import json

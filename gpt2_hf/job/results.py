@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.trainer_callback import TrainerState
 
 from ..checkpoints import folders, written
+from ..checkpoints.ownership import own_events
 from ..checkpoints.written import CURVES_NAME, TRAINER_STATE_NAME
 from ..commands.generate import generate_text
 from ..commands.report import write_report
@@ -79,7 +80,9 @@ def finish(
         run.say(f"uploading {saved} to {trainer.hub_model_id}")
         token, revision = run.args.hub_token, run.args.hub_revision
         left_out = [folders.RESOLVED_CONFIG_NAME] if has_secrets(saved / folders.RESOLVED_CONFIG_NAME) else []
-        run.say(f"uploaded: {upload_model(saved, str(trainer.hub_model_id), token, revision, left_out)}")
+        events = own_events(run.output_dir)
+        address = upload_model(saved, str(trainer.hub_model_id), token, revision, left_out, events)
+        run.say(f"uploaded: {address}")
 
 
 def has_secrets(config: Path) -> bool:

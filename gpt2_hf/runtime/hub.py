@@ -7,12 +7,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import constants, upload_folder
+from huggingface_hub import CommitOperationAdd, constants, create_commit, upload_folder
 
 from ..errors import SaveError, first_line
 
 _PROBE_SECONDS = 10
+_EVENTS_FOLDER = "runs"  # where the hub looks for TensorBoard files
 
 
 def is_hub_id(name: str) -> bool:
@@ -31,6 +33,7 @@ def upload_model(
     token: str | None = None,
     revision: str | None = None,
     left_out: Sequence[str] = (),
+    events: Sequence[Path] = (),
 ) -> str:
     """Upload a model's folder, its card with it, to a repository of the hub that exists.
 
@@ -40,6 +43,7 @@ def upload_model(
         token: of the hub; that of `hf auth login` or of the environment when left out.
         revision: branch of the repository.
         left_out: names of files that stay here.
+        events: TensorBoard files, which become `runs/` there; the hub draws their curves.
 
     Returns:
         The address of what was uploaded.
@@ -47,19 +51,19 @@ def upload_model(
     Raises:
         SaveError: if the hub cannot be reached or refuses; with the command that tries again.
     """
+    login: dict[str, Any] = {"repo_id": repo_id, "token": token, "revision": revision}
+    again = f"hf upload {repo_id} {folder}"
     try:
         commit = upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            token=token,
-            revision=revision,
-            ignore_patterns=list(left_out),
-            commit_message="Trained with gpt2_hf",
+            folder_path=folder, ignore_patterns=list(left_out), commit_message="Trained with gpt2_hf", **login
         )
+        if events:
+            again = f"hf upload {repo_id} {events[0].parent} {_EVENTS_FOLDER} --include {events[0].name}"
+            files = [CommitOperationAdd(f"{_EVENTS_FOLDER}/{path.name}", path) for path in events]
+            create_commit(operations=files, commit_message="Curves of the training", **login)
     except Exception as error:  # of whichever HTTP library the hub's client is built on
-        reason = first_line(error)
         raise SaveError(
-            f"the run is over and saved, but not uploaded ({reason}); try again with: hf upload {repo_id} {folder}"
+            f"the run is over and saved, but not uploaded ({first_line(error)}); try again with: {again}"
         ) from error
     return str(commit.commit_url)
 

@@ -9,6 +9,7 @@ import matplotlib.axes
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from matplotlib.figure import Figure
 
 from gpt2_hf.__main__ import main
 from gpt2_hf.commands.report import compare_runs, draw_curves, model_card, points, read_run, resumed_steps
@@ -79,6 +80,19 @@ def test_curves_have_a_time_axis_and_mark_resumes(tmp_path, monkeypatch):
     assert points(history, "loss", "hours")[0] == (0.1, 4.9)
     draw_curves(history, tmp_path / "curves.png")
     assert marked == [2, 4] * 3
+
+
+def test_perplexity_has_a_logarithmic_axis(tmp_path, monkeypatch):
+    """It falls by orders of magnitude; the losses, which are logarithms already, stay linear."""
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (figures.append(self), save(self, *args, **kw)))
+    history = [{"step": step, "hours": step, "loss": 9.0 / step, "perplexity": 8103.0 / step} for step in (1, 2, 3)]
+    draw_curves(history, tmp_path / "curves.png")
+    scales = {axes.get_title(): axes.get_yscale() for axes in figures[0].axes}
+    assert [title for title, scale in scales.items() if scale == "log"] == ["perplexity per token"] and len(
+        scales
+    ) == 4
 
 
 def test_a_resumed_run_is_marked(finished_run, train_tiny, tmp_path, monkeypatch):

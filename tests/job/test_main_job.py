@@ -727,13 +727,18 @@ class Hub:
 
     def __init__(self, monkeypatch, refusal=None):
         self.uploads = []
+        self.further_files = {}
         self.refusal = refusal
         monkeypatch.setattr("gpt2_hf.job.main_job.ensure_hub_or_offline", lambda: True)
         monkeypatch.setattr("transformers.trainer.hf_api", lambda: self)
         monkeypatch.setattr("gpt2_hf.runtime.hub.upload_folder", self.upload_folder)
+        monkeypatch.setattr("gpt2_hf.runtime.hub.create_commit", self.create_commit)
 
     def create_repo(self, name, **options):
         return SimpleNamespace(repo_id=f"someone/{name}")
+
+    def create_commit(self, repo_id, operations, **options):
+        self.further_files |= {one.path_in_repo: Path(one.path_or_fileobj).read_bytes() for one in operations}
 
     def upload_folder(self, repo_id, folder_path, **options):
         if self.refusal is not None:
@@ -749,6 +754,17 @@ def test_the_best_model_is_uploaded_once_with_its_card(train_tiny, tmp_path, cap
     ((repo_id, names),) = hub.uploads
     assert repo_id == "someone/tiny" and {"README.md", "model.safetensors", "tokenizer.json"} <= set(names)
     assert "uploaded: https://hub/commit" in capsys.readouterr().out
+
+
+def test_the_curves_are_uploaded_too(train_tiny, tmp_path, monkeypatch):
+    """The event files of the run, and no other program's, become runs/, where the hub draws them."""
+    hub, runs = Hub(monkeypatch), tmp_path / "run" / "runs"
+    (runs / "other").mkdir(parents=True)
+    for name in ("notes.txt", "other/events.out.tfevents.1"):
+        (runs / name).write_text("mine")
+    assert train_tiny(tmp_path / "run", "--push_to_hub", "--hub_model_id", "tiny") == 0
+    written = {f"runs/{path.name}": path.read_bytes() for path in runs.glob("*.gpt2_hf")}
+    assert hub.further_files == written and written
 
 
 def test_a_refused_upload_loses_nothing(train_tiny, tmp_path, capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """When a run evaluates, saves and stops: each callback on its own."""
 
 import math
+import re
 import sys
 
 import pytest
@@ -319,3 +320,32 @@ def test_a_terminal_gets_a_bar_with_the_latest_numbers(capsys, monkeypatch):
     for part in ("20/1000", "loss 3.5000, perplexity 33.10, 12,346 tokens/s, 2.1 GiB, budget 1:00:00 left"):
         assert part in shown, part
     assert "step 20/1,000: loss 3.5000" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("steps", "hours", "speed"), [(1000, 2.0, 345.6), (18_360, 12.0, 12345.6), (600_000, 99.0, 8e5)]
+)
+@pytest.mark.parametrize("width", [80, 200])
+def test_eighty_columns_keep_what_matters(monkeypatch, width, steps, hours, speed):
+    """Loss, speed, time gone by, time to go and the budget fit; a wide terminal shows the other numbers too."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    watch = FixedWatch()
+    progress = ProgressCallback(watch, hours)
+    state, arguments = state_at(0, 0.1, max_steps=steps), TrainingArguments("unused", use_cpu=True, disable_tqdm=False)
+    progress.on_train_begin(arguments, state, TrainerControl())
+    bar = progress.training_bar
+    bar.dynamic_ncols, bar.ncols = None, width
+    bar.start_t -= hours * 1800
+    watch.now, state.global_step = hours * 1800, steps // 2
+    logs = {"loss": 3.5, "perplexity": 33.1, "tokens_per_second": speed, "mfu": 0.41, "memory_gib": 2.06}
+    progress.on_log(arguments, state, TrainerControl(), logs=logs)
+    progress.on_step_end(arguments, state, TrainerControl())
+    shown = str(bar)
+    progress.on_train_end(arguments, state, TrainerControl())
+    assert len(shown) <= width and shown.endswith("left]"), shown
+    left = f"{int(hours // 2)}:{'30' if hours % 2 else '00'}:00 left]"
+    assert (
+        "loss 3.5" in shown and re.search(r"tok(ens)?/s, ", shown) and left in shown.replace("2 days, 1:30", "49:30")
+    )
+    assert re.search(r"\[[\d:]+<[\d:]+, ", shown)
+    assert ("perplexity 33.10" in shown and "41% of" in shown and "2.1 GiB" in shown) is (width == 200)

@@ -1,6 +1,7 @@
 """What a person watching the terminal is told."""
 
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -28,7 +29,12 @@ _FORMATS = {
 _TIMES = ("_runtime", "_per_second", "_preparation_time")
 # What the bar keeps showing between two logs.
 _ON_BAR = ("loss", "perplexity", "tokens_per_second", "mfu", "memory_gib")
-_BAR = "{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+# The same for a narrow terminal, where what remains of the line must be enough for the budget.
+_SHORT = {"loss": "loss {:.3f}", "tokens_per_second": "{} tok/s"}
+_LEFT_OUT_FIRST = ("mfu", "memory_gib", "perplexity")
+_COUNTS = "{n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+_BAR = "{percentage:3.0f}%|{bar:10}| " + _COUNTS
+_NARROW_BARS = (_BAR, "{percentage:3.0f}% " + _COUNTS, _COUNTS)
 _SAMPLE_WIDTH = 200
 
 
@@ -41,7 +47,7 @@ class ProgressCallback(TransformersProgressCallback):
         self.max_hours = max_hours
         self.shows_bar = False
         self._began: tuple[int, float] | None = None  # first step and time of this invocation
-        self._latest: list[str] = []
+        self._latest: dict[str, float] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -62,7 +68,7 @@ class ProgressCallback(TransformersProgressCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self.shows_bar:
-            self._label_bar()
+            self._label_bar(state.global_step)
             super().on_step_end(args, state, control, **kwargs)
 
     def on_prediction_step(
@@ -92,9 +98,9 @@ class ProgressCallback(TransformersProgressCallback):
         if not state.is_world_process_zero or not parts:
             return
         if "loss" in logs:
-            self._latest = [_FORMATS[name].format(logs[name]) for name in _ON_BAR if name in logs]
+            self._latest = {name: logs[name] for name in _ON_BAR if name in logs}
             if self.shows_bar:
-                self._label_bar()
+                self._label_bar(state.global_step)
             else:  # the bar has the clock
                 parts += self._clock(state)
         self._write(f"step {state.global_step:,}/{state.max_steps:,}: " + ", ".join(parts))
@@ -118,9 +124,31 @@ class ProgressCallback(TransformersProgressCallback):
         if self.shows_bar:
             super().on_train_end(args, state, control, **kwargs)
 
-    def _label_bar(self) -> None:
-        if self.training_bar is not None:
-            self.training_bar.set_postfix_str(", ".join([*self._latest, *self._budget_left()]), refresh=False)
+    def _label_bar(self, step: int) -> None:
+        """Show as much as the terminal is wide; loss, speed, times and budget always."""
+        bar = self.training_bar
+        if bar is None:
+            return
+        width = bar.format_dict["ncols"]
+        for bar.bar_format, label in self._labels():
+            bar.set_postfix_str(label, refresh=False)
+            if width is None or len(bar.format_meter(**{**bar.format_dict, "n": step, "ncols": None})) <= width:
+                return
+
+    def _labels(self) -> Iterator[tuple[str, str]]:
+        """Forms of the bar with what stands behind it, the longest first."""
+        budget = self._budget_left()
+        for number in range(len(_LEFT_OUT_FIRST) + 1):
+            names = [name for name in self._latest if name not in _LEFT_OUT_FIRST[:number]]
+            yield _BAR, ", ".join([*(_FORMATS[name].format(self._latest[name]) for name in names), *budget])
+        latest = {**self._latest}
+        if "tokens_per_second" in latest:
+            latest["tokens_per_second"] = tqdm.format_sizeof(latest["tokens_per_second"])
+        short = [_SHORT[name].format(latest[name]) for name in _SHORT if name in latest]
+        if self.max_hours is not None:
+            short.append(f"{tqdm.format_interval(self._seconds_left(self.max_hours))} left")
+        for form in _NARROW_BARS:
+            yield form, ", ".join(short)
 
     def _clock(self, state: TrainerState) -> list[str]:
         """Time that has gone by, that the steps left will take at the speed so far, and that the budget has left."""
@@ -133,7 +161,10 @@ class ProgressCallback(TransformersProgressCallback):
     def _budget_left(self) -> list[str]:
         if self.max_hours is None:
             return []
-        return [f"budget {duration(max(self.max_hours * 3600 - self.watch.elapsed, 0))} left"]
+        return [f"budget {duration(self._seconds_left(self.max_hours))} left"]
+
+    def _seconds_left(self, max_hours: float) -> float:
+        return max(max_hours * 3600 - self.watch.elapsed, 0)
 
     def _write(self, line: str) -> None:
         if self.training_bar is not None:
