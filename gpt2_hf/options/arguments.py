@@ -353,7 +353,7 @@ class ReportArguments:
         "Several: one picture and a table compare them.",
     )
     output_file: str = option(
-        "comparison.png", "Picture that compares several runs: png, svg or pdf; one that is named here is replaced."
+        "comparison.png", "Picture that compares several runs: png, svg or pdf; one that is named is replaced."
     )
 
 

@@ -103,7 +103,7 @@ class ExactEvaluationTrainer(LossTrainer):
     _sums: _Sums | None = None  # while a split is scored
     _is_evaluating = False
     _owes_evaluation = False
-    _resumed_from: str | None = None
+    _resumed_at_end: str | None = None  # the checkpoint of a run that has no step left
     _making_up = False
     _fills_up = False  # whether rows are repeated so that every process has as many
 
@@ -310,13 +310,14 @@ class ExactEvaluationTrainer(LossTrainer):
             return None
         return super()._run_epoch(*args, **kwargs)
 
-    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        self._resumed_from = kwargs.get("resume_from_checkpoint")
-        return super()._inner_training_loop(*args, **kwargs)
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        result = super()._init_training_state(max_steps, *args, **kwargs)
+        self._resumed_at_end = args[2] if self.state.global_step >= max_steps else None
+        return result
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        if self._resumed_from is not None and self._initial_global_step >= self.state.max_steps:
-            self._load_rng_state(self._resumed_from)  # which no epoch has done; it runs the missing evaluation
+        if self._resumed_at_end is not None:
+            self._load_rng_state(self._resumed_at_end)  # which no epoch has done; it runs the missing evaluation
         return super()._finalize_training(*args, **kwargs)
 
     def _determine_best_metric(self, metrics: dict[str, float] | None, trial: Any) -> bool:

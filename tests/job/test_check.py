@@ -63,11 +63,11 @@ def test_what_is_tried_before_changes_nothing(train_tiny, tmp_path, monkeypatch,
 
 def test_flex_attention_gives_way_where_dropout_is_asked_for(train_tiny, tmp_path, capsys):
     """It has none: another backend is used, and a line says how to have it."""
-    assert "--dropout 0" in str(missing_for_attention("flex_attention", "fp32", 0.1))
-    assert missing_for_attention("flex_attention", "fp32", 0.0) is None
+    assert "--dropout 0" in str(missing_for_attention("flex_attention", "fp32", 0.1, "cuda"))
+    assert "dropout" not in str(missing_for_attention("flex_attention", "fp32", 0.0, "cuda"))
     options = ("--attn_implementation", "flex_attention", "--max_steps", "1", "--sample_tokens", "0")
     assert train_tiny(tmp_path / "run", *options) == 0
-    assert "--attn_implementation sdpa is used: flex_attention knows no dropout" in capsys.readouterr().out
+    assert "--attn_implementation sdpa is used: flex_attention has no gradients on cpu" in capsys.readouterr().out
 
 
 def test_a_run_that_fails_at_its_first_step_leaves_the_folder_free(train_tiny, tmp_path, monkeypatch):

@@ -9,14 +9,18 @@ from gpt2_hf.job.resolved_config import _plain, plain_value
 from gpt2_hf.options.arguments import DataArguments, ModelArguments
 from gpt2_hf.options.fields import Reader, group_of
 from gpt2_hf.options.parsing import parse
-from gpt2_hf.options.training_arguments import _WITHOUT_EFFECT, GPT2HFTrainingArguments
+from gpt2_hf.options.training_arguments import (
+    _WITHOUT_EFFECT,
+    _WITHOUT_EFFECT_IN_A_JOB,
+    GPT2HFTrainingArguments,
+)
 
 TYPES = [ModelArguments, DataArguments, GPT2HFTrainingArguments]
 OPTIONS = {option.name: option for dataclass_type in TYPES for option in group_of(dataclass_type).options}
 
 # Options that are refused whatever their value, here or on a machine without CUDA, and one that only Python can give.
-REFUSED = {*_WITHOUT_EFFECT, "deepspeed", "fp16"}
 ONLY_IN_PYTHON = {"parallelism_config"}
+REFUSED = {*_WITHOUT_EFFECT, *_WITHOUT_EFFECT_IN_A_JOB, "deepspeed", "fp16"} - ONLY_IN_PYTHON
 
 # Options whose value means something beside its type.
 VALUES = {

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 CODE = """
-import resource, torch
+import resource, torch, transformers.modeling_utils  # as in a process that trains
 from gpt2_hf.runtime.own_process import keep_freed_memory
 
 def new_pages():
