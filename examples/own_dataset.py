@@ -1,6 +1,6 @@
 """Train on a `datasets.Dataset` of your own, with a tokenizer and a collator of transformers.
 
-    python examples/own_dataset.py --output_dir runs/own_dataset
+python examples/own_dataset.py --output_dir runs/own_dataset
 """
 
 import argparse
