@@ -6,8 +6,12 @@ GPT-2's own tokenizer needs no network: its two data files come with the `gpt3-t
 GPT-3 base models kept GPT-2's vocabulary).
 """
 
+import importlib.util
 import os
+import shutil
+import tempfile
 from importlib.resources import files
+from pathlib import Path
 
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerBase
 
@@ -23,7 +27,8 @@ def load_tokenizer(name_or_path: str | None = None) -> PreTrainedTokenizerBase:
     """Load a tokenizer by name or path; GPT-2's when the name is left out.
 
     Args:
-        name_or_path: a hub id, or a folder that `save_pretrained` wrote. `None`, `"gpt2"` and
+        name_or_path: a hub id, a folder that `save_pretrained` wrote, or a sentencepiece model (a `.model` file, or a
+            folder that holds one). `None`, `"gpt2"` and
             `"openai-community/gpt2"` give GPT-2's byte-level BPE (50,257 ids) without any download.
 
     Returns:
@@ -46,6 +51,9 @@ def load_tokenizer(name_or_path: str | None = None) -> PreTrainedTokenizerBase:
 def _load(name_or_path: str | None) -> PreTrainedTokenizerBase:
     if name_or_path is None or name_or_path in GPT2_NAMES:
         return gpt2_tokenizer()
+    path = Path(name_or_path).expanduser()
+    if (model := _sentencepiece_model(path)) is not None:
+        return _load_sentencepiece(model)
     if is_local_path(name_or_path) and not os.path.isdir(os.path.expanduser(name_or_path)):
         raise UserError(f"--tokenizer_name: there is no folder {name_or_path}; give a folder or a hub id")
     if is_hub_id(name_or_path):
@@ -57,6 +65,40 @@ def _load(name_or_path: str | None) -> PreTrainedTokenizerBase:
             f"--tokenizer_name: no tokenizer could be loaded from {name_or_path!r} "
             f"({first_line(error)}); give a folder with tokenizer.json, or leave it out for GPT-2's"
         ) from error
+
+
+def _sentencepiece_model(path: Path) -> Path | None:
+    """The sentencepiece model at a path, where transformers has no files of its own to go by."""
+    if path.suffix == ".model" and not path.is_dir():
+        if not path.is_file():
+            raise UserError(f"--tokenizer_name: there is no file {path}; give a sentencepiece model, or a folder")
+        return path
+    if not path.is_dir() or any((path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
+        return None
+    models = sorted(path.glob("*.model"))
+    if len(models) > 1:
+        raise UserError(f"--tokenizer_name: {path} holds {len(models)} sentencepiece models; give the path of one")
+    return models[0] if models else None
+
+
+def _load_sentencepiece(path: Path) -> PreTrainedTokenizerBase:
+    """As transformers reads it: no space is put before the first word, and repeated spaces are kept."""
+    if importlib.util.find_spec("sentencepiece") is None:
+        raise UserError(
+            f"--tokenizer_name: {path} is a sentencepiece model, which needs a package: pip install sentencepiece"
+        )
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        SentencePieceProcessor(model_file=str(path))
+        with tempfile.TemporaryDirectory() as folder:  # transformers takes a folder with a file of this name
+            shutil.copy(path, Path(folder) / "tokenizer.model")
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"--tokenizer_name: {path} is no sentencepiece model ({first_line(error)})") from error
+    tokenizer.init_kwargs.pop("vocab_file", None)  # a copy that is gone; tokenizer.json says everything
+    tokenizer.name_or_path = str(path)
+    return tokenizer
 
 
 def gpt2_tokenizer() -> GPT2TokenizerFast:

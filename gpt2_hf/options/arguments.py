@@ -124,7 +124,9 @@ class DataArguments:
         None,
         "What is one document; when left out a line of a txt file, a whole md file, and a row of anything else.",
     )
-    tokenizer_name: str | None = option(None, "Tokenizer, a folder or hub id; GPT-2's (offline) when left out.")
+    tokenizer_name: str | None = option(
+        None, "Tokenizer: a folder, a hub id, or a sentencepiece .model file; GPT-2's (offline) when left out."
+    )
     sequence_mode: Literal["padding_free", "padded", "blocks"] = option(
         "padding_free",
         "padded: a document a row; padding_free: the same batches in one row, without padding; "

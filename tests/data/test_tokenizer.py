@@ -151,3 +151,69 @@ def test_separator(gpt2, wordlevel):  # noqa: F811
     assert separator_id(gpt2) == 50256
     with pytest.raises(UserError, match="--sequence_mode padding_free"):
         separator_id(load_tokenizer(str(wordlevel)))
+
+
+@pytest.fixture(scope="module", params=["unigram", "bpe"])
+def sentencepiece_model(request, tmp_path_factory, documents):
+    """A sentencepiece model with bytes for what it does not know."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    path = tmp_path_factory.mktemp("sentencepiece") / "some.model"
+    with open(path, "wb") as stream:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(documents),
+            model_writer=stream,
+            model_type=request.param,
+            vocab_size=500,
+            byte_fallback=True,
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            normalization_rule_name="identity",
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+    return path
+
+
+def test_sentencepiece_model(sentencepiece_model, documents, tmp_path):
+    """By file or folder: sentencepiece's own ids, any text comes back, and what is saved needs no model."""
+    import sentencepiece
+
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_model))
+    texts = [text for text in documents[:100] if text] + ["  two  spaces", "中文 ñ 😀"]
+    for place in (sentencepiece_model, sentencepiece_model.parent):
+        tokenizer = load_tokenizer(str(place))
+        for text in texts:
+            ids = tokenizer(text, add_special_tokens=False).input_ids
+            assert ids == reference.encode(text)
+            assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+    assert tokenizer.eos_token == "</s>" and tokenizer.pad_token == "</s>"
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = load_tokenizer(str(tmp_path / "saved"))
+    assert all(again(text).input_ids == tokenizer(text).input_ids for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.model", None, "there is no file"),
+        ("a.model", b"not a model", "is no sentencepiece model"),
+    ],
+)
+def test_no_sentencepiece_model(tmp_path, name, content, message):
+    """One line that names the option and the file."""
+    pytest.importorskip("sentencepiece")
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"--tokenizer_name: .*{message}"):
+        load_tokenizer(str(tmp_path / name))
+
+
+def test_sentencepiece_is_not_installed(tmp_path, monkeypatch):
+    """The line says what to install; of two models in a folder it asks for one."""
+    (tmp_path / "a.model").write_bytes(b"")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install sentencepiece"):
+        load_tokenizer(str(tmp_path))
+    (tmp_path / "b.model").write_bytes(b"")
+    with pytest.raises(UserError, match="holds 2 sentencepiece models"):
+        load_tokenizer(str(tmp_path))

@@ -2,11 +2,13 @@
 
 import errno
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2_hf.commands.model_loading import build_config
+from gpt2_hf.commands.text_units import TextUnits
 from gpt2_hf.data.tokenizer import END_OF_TEXT, load_tokenizer
 from gpt2_hf.data.tokenizer_training import TokenizerTrainingArguments, run_tokenizer_training
 from gpt2_hf.errors import UserError
@@ -46,6 +48,78 @@ def test_it_is_deterministic(trained, tmp_path):
     arguments = TokenizerTrainingArguments(dataset_name="python-docs", vocab_size=600, output_dir=str(tmp_path / "b"))
     run_tokenizer_training(arguments)
     assert (tmp_path / "b" / "tokenizer.json").read_bytes() == (trained[1] / "tokenizer.json").read_bytes()
+
+
+SCRIPTS = {
+    "Latin": "All human beings are born free and equal in dignity and rights. Größe, ça va, naïve, Łódź, œuvre.",
+    "Cyrillic": "Все люди рождаются свободными и равными в своём достоинстве и правах.",
+    "Arabic": "يولد جميع الناس أحراراً متساوين في الكرامة والحقوق",
+    "Devanagari": "सभी मनुष्यों को गौरव और अधिकारों के मामले में जन्मजात स्वतन्त्रता प्राप्त है।",
+    "Chinese": "人人生而自由,在尊严和权利上一律平等。他们赋有理性和良心。😀",
+}
+
+
+def learned(tmp_path, text, **options):
+    """A tokenizer learned from a text, as it is loaded for a training."""
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    folder = str(tmp_path / "own")
+    arguments = TokenizerTrainingArguments(train_file=str(tmp_path / "text.txt"), output_dir=folder, **options)
+    assert run_tokenizer_training(arguments) == 0
+    return load_tokenizer(folder)
+
+
+def decoded(tokenizer, text):
+    return tokenizer.decode(tokenizer(text).input_ids, clean_up_tokenization_spaces=False)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    "options",
+    [{"vocab_size": 257}, {"vocab_size": 300}, {"model_type": "char"}, {"model_type": "char", "vocab_size": 280}],
+)
+def test_every_script_comes_back(tmp_path, script, options):
+    """From bytes, parts of words and characters; text of the other scripts too, of which nothing was learned."""
+    tokenizer = learned(tmp_path, SCRIPTS[script] + "\n", min_frequency=1, **options)
+    assert len(tokenizer) <= options.get("vocab_size", 8192)
+    for text in SCRIPTS.values():
+        assert decoded(tokenizer, text) == text
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_token_for_each_character(tmp_path, script):
+    """Of the text; of a character that it does not have, at most its bytes."""
+    text = SCRIPTS[script]
+    tokenizer = learned(tmp_path, text + "\n", model_type="char", min_frequency=1)
+    assert len(tokenizer(text).input_ids) == len(text)
+    assert [tokenizer.decode([i]) for i in tokenizer(text).input_ids] == list(text)
+    assert 1 < len(tokenizer("ꙮ").input_ids) <= 3
+
+
+def test_the_most_frequent_characters_come_first(tmp_path):
+    """Where the vocabulary has no room for all, or a character is too rare."""
+    tokenizer = learned(tmp_path, "жжжжшшшюю\n", model_type="char", vocab_size=259)
+    assert [len(tokenizer(mark).input_ids) for mark in "жшю"] == [1, 1, 2]
+    (tmp_path / "more").mkdir()
+    tokenizer = learned(tmp_path / "more", "жжжжшшшюю\n", model_type="char", min_frequency=3)
+    assert [len(tokenizer(mark).input_ids) for mark in "жшю"] == [1, 1, 2]
+
+
+def test_bytes_alone(tmp_path):
+    """A vocabulary of 257 is a token a byte."""
+    tokenizer = learned(tmp_path, "\n".join(SCRIPTS.values()), vocab_size=257)
+    for text in SCRIPTS.values():
+        assert len(tokenizer(text).input_ids) == len(text.encode())
+
+
+@pytest.mark.parametrize("options", [{"vocab_size": 257}, {"model_type": "char"}])
+def test_figures_per_byte_are_exact(tmp_path, options):
+    """What `evaluate` counts is the text, also with characters of several bytes."""
+    text = "\n".join(SCRIPTS.values())
+    tokenizer = learned(tmp_path, text, min_frequency=1, **options)
+    ids = np.array([0, *tokenizer(text).input_ids])
+    units = TextUnits.of(tokenizer)
+    counts = units.count(ids[:-1], ids[1:])
+    assert counts.bytes == len(text.encode()) and counts.words == len(text.split()) + text.count("\n")
 
 
 def test_too_little_text(tmp_path, capsys):
