@@ -32,7 +32,7 @@ def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dic
     for name in dict.fromkeys(names):
         options[name] = plain_value(getattr(run.args, name))
     for choice, others in OVERRULES.items():
-        if options[choice] is not None:  # the written file must not name what has no effect beside it
+        if options.get(choice) is not None:  # the written file must not name what has no effect beside it
             options = {name: value for name, value in options.items() if name not in others}
     for name in ("overwrite_output_dir", "resume_from_checkpoint"):  # of this start, not of the run
         options.pop(name, None)
