@@ -1,6 +1,8 @@
 """Train on a `datasets.Dataset` of your own, with a tokenizer and a collator of transformers.
 
-python examples/own_dataset.py --output_dir runs/own_dataset
+The usual twenty lines, with GPT2HFTrainer in the place of Trainer:
+
+    python examples/own_dataset.py --output_dir runs/own_dataset
 """
 
 import argparse

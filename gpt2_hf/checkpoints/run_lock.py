@@ -64,6 +64,22 @@ class RunLock:
         """Whether another process may have taken the folder; then the run must stop and write nothing more."""
         return self._lost.is_set()
 
+    def check_free(self) -> None:
+        """Look whether a living run has the folder; nothing is written.
+
+        Raises:
+            UserError: if one has it.
+        """
+        if not self.is_held and (owner := self._read(self.path)) is not None:
+            self._refuse_living(owner)
+
+    def _refuse_living(self, owner: dict[str, Any]) -> None:
+        if self._is_alive(owner):
+            raise UserError(
+                f"{self.path.parent} is in use by process {owner['pid']} on {owner['host']}; "
+                "wait for it, or choose another --checkpoint_dir"
+            )
+
     def acquire(self) -> str | None:
         """Take the folder.
 
@@ -77,12 +93,8 @@ class RunLock:
         note = None
         while not self._create():
             owner = self._read_settled()
-            if owner is not None and self._is_alive(owner):
-                raise UserError(
-                    f"{self.path.parent} is in use by process {owner['pid']} on {owner['host']}; "
-                    "wait for it, or choose another --checkpoint_dir"
-                )
             if owner is not None:
+                self._refuse_living(owner)
                 note = f"process {owner['pid']} on {owner['host']} left a lock in {self.path.parent}; it is taken over"
             self._remove(owner)
         self._stop.clear()

@@ -65,6 +65,8 @@ def train(
     """
     run = Run(model_args, data_args, args, watch or Stopwatch(age_at_start=0.0), given=given or {})
     with surroundings(run), RunLock(run.output_dir) as lock:
+        # What a living run is writing just now may look like somebody else's.
+        distributed.decided_by_first(lock.check_free)
         distributed.decided_by_first(lambda: refuse_foreign(run.output_dir, deleting=run.args.overwrite_output_dir))
         # The lock comes before anything of an earlier run is read. A folder that is not there yet is only made once
         # nothing can be wrong with the input any more. All processes look before the first one makes it.

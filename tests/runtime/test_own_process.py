@@ -8,17 +8,25 @@ import sys
 import pytest
 
 CODE = """
-import resource, torch, transformers.modeling_utils  # as in a process that trains
+import ctypes, resource
 from gpt2_hf.runtime.own_process import keep_freed_memory
+
+glibc = ctypes.CDLL(None)
+glibc.malloc.restype, glibc.malloc.argtypes, glibc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+
+def use_64_mb():
+    block = glibc.malloc(64 << 20)
+    ctypes.memset(block, 1, 64 << 20)
+    glibc.free(block)
 
 def new_pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(5):
-        torch.empty(64 << 20, dtype=torch.uint8).fill_(1)
+        use_64_mb()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 with keep_freed_memory(), keep_freed_memory() as kept:
-    torch.empty(64 << 20, dtype=torch.uint8).fill_(1)
+    use_64_mb()
     pages = new_pages()
 print(kept, pages, new_pages())
 """
