@@ -12,7 +12,8 @@ import ctypes, resource
 from gpt2_hf.runtime.own_process import keep_freed_memory
 
 glibc = ctypes.CDLL(None)
-glibc.malloc.restype, glibc.malloc.argtypes, glibc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+glibc.malloc.restype, glibc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+glibc.free.argtypes = [ctypes.c_void_p]
 
 def use_64_mb():
     block = glibc.malloc(64 << 20)
