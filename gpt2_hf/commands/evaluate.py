@@ -392,6 +392,8 @@ def _write_report(path: Path, report: dict[str, Any]) -> None:
 
 def with_training_protocol(data_args: DataArguments, given: dict[str, str], source: str) -> DataArguments:
     """Take what the command does not say about the data from the config the model was trained with, where it acts."""
+    if data_args.shift_blocks and "shift_blocks" in given:
+        raise UserError("--shift_blocks has no effect: a text is scored as it is cut once; leave it out")
     fields = data_args.__dataclass_fields__
     values = {name: getattr(data_args, name) for name in fields}
     named_source = {"dataset_name", "train_file", "validation_file", "test_file", "train_mix"} & set(given)
@@ -409,6 +411,7 @@ def with_training_protocol(data_args: DataArguments, given: dict[str, str], sour
     trained = {name: value for name, value in inherited_options(source, given).items() if name in values}
     values |= {name: value for name, value in trained.items() if name not in left_out}
     values |= {name: fields[name].default for name, acts in _ACTS.items() if name in trained and not acts(values)}
+    values["shift_blocks"] = False  # a text is scored as it is cut once
     was_inherited = values.pop("dataset_config_is_inherited")
     result = DataArguments(**values)
     result.dataset_config_is_inherited = (bool(named_source) and "dataset_config_name" not in given) or was_inherited

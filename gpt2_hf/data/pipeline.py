@@ -314,7 +314,7 @@ def _non_empty_samples(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
 ) -> Samples:
-    samples = make_samples(documents, args, tokenizer, max_length)
+    samples = make_samples(documents, args, tokenizer, max_length, for_training=split == "train")
     if not len(samples):
         counts = f"{samples.accounting.rows:,} rows, {samples.accounting.blank_rows:,} blank"
         raise UserError(
@@ -346,11 +346,16 @@ def _batch_share(args: DataArguments, lengths: np.ndarray, max_length: int, batc
 
 
 def make_samples(
-    documents: TokenizedDocuments, args: DataArguments, tokenizer: PreTrainedTokenizerBase, max_length: int
+    documents: TokenizedDocuments,
+    args: DataArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    for_training: bool = False,
 ) -> Samples:
     """Cut documents into samples as `--sequence_mode` says."""
     if SequenceMode(args.sequence_mode) is SequenceMode.BLOCKS:
-        return BlockSamples(documents, max_length, separator_id(tokenizer), args.join_documents)
+        circular = for_training and bool(args.shift_blocks)
+        return BlockSamples(documents, max_length, separator_id(tokenizer), args.join_documents, circular)
     return DocumentSamples(documents, max_length, args.truncate)
 
 

@@ -16,7 +16,7 @@ from typing import Any, overload
 import numpy as np
 from torch.utils.data import Dataset
 
-from .sampling import FILLER, EpochSampler, allot
+from .sampling import FILLER, EpochSampler, allot, offset_of
 from .tokenization import TokenizedDocuments
 
 _DOCUMENTS_AT_A_TIME = 1 << 18
@@ -118,9 +118,16 @@ class Samples(Dataset):
         number = as_int(index)
         if number == FILLER:
             return {"input_ids": np.zeros(2, dtype=np.int64), "is_filler": True}
-        if not -len(self) <= number < len(self):
+        if -len(self) <= number < len(self):
+            return {"input_ids": self._tokens(number % len(self), 0)}
+        offset = offset_of(number, len(self)) if len(self) else -1
+        if not 0 <= offset < self.num_offsets:
             raise IndexError(f"sample {number} of {len(self)}")
-        return {"input_ids": self._tokens(number % len(self))}
+        return {"input_ids": self._tokens(number % len(self), offset)}
+
+    def lengths_of(self, order: np.ndarray) -> np.ndarray:
+        """Scored positions of the samples that a sampler names."""
+        return self.lengths[order % len(self)]
 
     @property
     def mixture(self) -> list[tuple[int, int]] | None:
@@ -128,11 +135,16 @@ class Samples(Dataset):
         return None
 
     @property
+    def num_offsets(self) -> int:
+        """At how many places of the text the first block may begin; 1: always at the same one."""
+        return 1
+
+    @property
     def epoch_lengths(self) -> np.ndarray:
         """Lengths of the samples of the first epoch, in the order of the data."""
         return self.lengths[EpochSampler(len(self), 0, shuffle=False, mixture=self.mixture).order()]
 
-    def _tokens(self, index: int) -> np.ndarray:
+    def _tokens(self, index: int, offset: int) -> np.ndarray:
         raise NotImplementedError
 
     def limit(self, num_samples: int) -> None:
@@ -178,7 +190,7 @@ class DocumentSamples(Samples):
             truncated=truncate,
         )
 
-    def _tokens(self, index: int) -> np.ndarray:
+    def _tokens(self, index: int, offset: int) -> np.ndarray:
         start = int(self.starts[index])
         return self.documents.read(start, start + int(self.lengths[index]) + 1)
 
@@ -215,10 +227,15 @@ class MixedSamples(Samples):
         counts = self.sizes if self.shares is None else allot(len(self), list(self.shares.values()))
         return list(zip(self.sizes, counts, strict=True))
 
-    def _tokens(self, index: int) -> np.ndarray:
+    @property
+    def num_offsets(self) -> int:
+        """That of the texts, which are cut alike."""
+        return max(samples.num_offsets for samples in self.texts.values())
+
+    def _tokens(self, index: int, offset: int) -> np.ndarray:
         text = int(np.searchsorted(self._ends, index, side="right"))
         samples = list(self.texts.values())[text]
-        return samples._tokens(index - int(self._ends[text]) + len(samples))
+        return samples._tokens(index - int(self._ends[text]) + len(samples), offset)
 
     def limit(self, num_samples: int) -> None:
         """Leave only the first samples of each text, in proportion to what it has, at least one."""
@@ -236,16 +253,27 @@ class BlockSamples(Samples):
 
     The separator before the first document is its context, so that every text token is a target. With `joined` it is
     the only one. The last block is shorter; nothing is dropped.
+
+    With `circular` the text begins again where it ends, so that the blocks may begin at any place of it (see
+    `EpochSampler`): each token is a target once whatever the place, the first separator too.
     """
 
-    def __init__(self, documents: TokenizedDocuments, max_length: int, separator_id: int, joined: bool = False):
+    def __init__(
+        self,
+        documents: TokenizedDocuments,
+        max_length: int,
+        separator_id: int,
+        joined: bool = False,
+        circular: bool = False,
+    ):
         self.documents = documents
         self.max_length = max_length
         self.separator_id = separator_id
+        self.circular = circular
         # Place of each separator in the stream with separators, and the stream's end.
         first_tokens = documents.starts[[0, -1]] if joined and len(documents) else documents.starts
         self._separators = first_tokens + np.arange(len(first_tokens))
-        scored = max(int(self._separators[-1]) - 1, 0)
+        scored = max(int(self._separators[-1]) - (not circular), 0)
         num_samples = -(-scored // max_length)
         self.lengths = np.full(num_samples, max_length, dtype=np.int32)
         if num_samples:
@@ -261,10 +289,28 @@ class BlockSamples(Samples):
             dropped_tokens=0,
             scored_tokens=scored,
         )
+        self._end = scored  # where the circle closes
 
-    def _tokens(self, index: int) -> np.ndarray:
+    def limit(self, num_samples: int) -> None:
+        """Leave only the first samples."""
+        super().limit(num_samples)
+        self._end = int(self.lengths.sum())
+
+    @property
+    def num_offsets(self) -> int:
+        """Beginnings of the first block, one token apart."""
+        return self.max_length if self.circular else 1
+
+    def _tokens(self, index: int, offset: int) -> np.ndarray:
         start = index * self.max_length
-        return self.read(start, start + int(self.lengths[index]) + 1)
+        stop = start + int(self.lengths[index]) + 1
+        if not self.circular:
+            return self.read(start, stop)
+        first = (start + offset) % self._end
+        last = first + stop - start
+        if last <= self._end:
+            return self.read(first, last)
+        return np.concatenate([self.read(first, self._end), self.read(0, last - self._end)])
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens `[start, stop)` of the stream with separators."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # the first takes seconds, the second imports this module
 # which samples meet in a step stays random.
 _STEPS_SORTED_TOGETHER = 64
 
+_FIRST_SHIFTED = 1 << 62
+
 FILLER = (1 << 63) - 1
 """The index of a sample without targets; it completes the last batch, and changes no loss and no gradient.
 
@@ -40,6 +42,20 @@ def allot(total: int, shares: Sequence[float]) -> list[int]:
     return parts
 
 
+def shifted(samples: np.ndarray, offset: int, num_samples: int) -> np.ndarray:
+    """Indices of samples whose blocks begin `offset` tokens later than those of the plain indices.
+
+    Dataset workers, resumed runs and other processes then need to know nothing but the index. It is far above those
+    of a user, and equal to the plain one modulo the number of samples.
+    """
+    return (_FIRST_SHIFTED // num_samples + offset) * num_samples + samples
+
+
+def offset_of(index: int, num_samples: int) -> int:
+    """The offset of an index of `shifted`; negative for any other that is beyond the samples."""
+    return index // num_samples - _FIRST_SHIFTED // num_samples
+
+
 class EpochSampler(Sampler[int]):
     """Every sample once, in an order that depends on `(seed, epoch)` alone.
 
@@ -57,6 +73,7 @@ class EpochSampler(Sampler[int]):
         step_size: samples of an optimizer step, the unit in which samples of one length are put together, so that
             steps are the same whatever their division into batches; `batch_size` when left out.
         mixture: of each text how many samples it has and how many of them are in an epoch; both sum to `num_samples`.
+        num_offsets: above 1, every pass over a text draws an offset below this, and its indices are `shifted` by it.
     """
 
     def __init__(
@@ -68,6 +85,7 @@ class EpochSampler(Sampler[int]):
         shuffle: bool = True,
         step_size: int | None = None,
         mixture: Sequence[tuple[int, int]] | None = None,
+        num_offsets: int = 1,
     ):
         self.num_samples = num_samples
         self.seed = seed
@@ -76,6 +94,7 @@ class EpochSampler(Sampler[int]):
         self.shuffle = shuffle
         self.step_size = step_size or batch_size
         self.mixture = mixture
+        self.num_offsets = num_offsets
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -95,11 +114,11 @@ class EpochSampler(Sampler[int]):
         """The samples of the epoch in their order, without filler."""
         # a counter-based generator: neighbouring seeds and epochs are unrelated
         generator = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch]))
-        samples = self.num_samples if self.mixture is None else self._drawn(self.mixture)
-        if not self.shuffle:
-            return np.arange(samples) if isinstance(samples, int) else samples
-        order = generator.permutation(samples)
-        return order if self.lengths is None else self._bucketed(order, generator)
+        samples = np.arange(self.num_samples) if self.mixture is None else self._drawn(self.mixture)
+        order = generator.permutation(samples) if self.shuffle else samples
+        if self.lengths is not None and self.shuffle:
+            order = self._bucketed(order, generator)
+        return self._shift(order, 0, self.epoch) if self.mixture is None else order
 
     def _drawn(self, mixture: Sequence[tuple[int, int]]) -> np.ndarray:
         """The samples of the epoch, text after text."""
@@ -107,8 +126,8 @@ class EpochSampler(Sampler[int]):
         for text, (size, count) in enumerate(mixture):
             first = self.epoch * count  # place in the endless row of passes over the text
             passes = range(first // size, -(-(first + count) // size)) if count else range(0)
-            row = [self._pass(text, size, number) for number in passes]
-            drawn.append(offset + np.concatenate([np.zeros(0, np.int64), *row])[first % size :][:count])
+            row = [self._shift(offset + self._pass(text, size, number), text + 1, number) for number in passes]
+            drawn.append(np.concatenate([np.zeros(0, np.int64), *row])[first % size :][:count])
             offset += size
         return np.concatenate(drawn)
 
@@ -119,6 +138,14 @@ class EpochSampler(Sampler[int]):
         # far from the counters that the order of an epoch of the same number uses
         generator = np.random.Generator(np.random.Philox(key=[self.seed, number], counter=[0, 0, 0, text + 1]))
         return generator.permutation(size)
+
+    def _shift(self, samples: np.ndarray, text: int, number: int) -> np.ndarray:
+        """The samples of the `number`-th pass over a text, their blocks beginning where those of that pass do."""
+        if self.num_offsets == 1:
+            return samples
+        # far from the counters that the orders use
+        generator = np.random.Generator(np.random.Philox(key=[self.seed, number], counter=[0, 0, 1, text]))
+        return shifted(samples, int(generator.integers(self.num_offsets)), self.num_samples)
 
     def _bucketed(self, order: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         assert self.lengths is not None
@@ -172,4 +199,5 @@ def train_sampler(args: "GPT2HFTrainingArguments", samples: "Samples") -> EpochS
         shuffle=args.train_sampling_strategy != "sequential",
         step_size=args.samples_per_step,
         mixture=samples.mixture,
+        num_offsets=samples.num_offsets if args.train_sampling_strategy == "random" else 1,
     )

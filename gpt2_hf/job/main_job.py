@@ -35,7 +35,7 @@ from .check import check_training
 from .preparation import announce, build, num_samples
 from .resolved_config import resolved_config
 from .results import closing_seconds, finish, sample_writer
-from .resuming import check_resumable, check_shared, find_checkpoint
+from .resuming import check_resumable, check_shared, find_checkpoint, keep_earlier_defaults
 from .run import Run, surroundings
 
 
@@ -76,6 +76,7 @@ def train(
                 folders.repair(run.output_dir)
             distributed.barrier()
         checkpoint = find_checkpoint(run)
+        keep_earlier_defaults(run, checkpoint)
 
         tokenizer, data, model = build(run)
         best_is_comparable = checkpoint is None or check_resumable(run, checkpoint, model, data)

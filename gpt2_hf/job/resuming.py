@@ -33,6 +33,7 @@ _FIXED_ON_RESUME = (
     "sequence_mode",
     "max_length",
     "join_documents",
+    "shift_blocks",
     "tie_unused_tokens",
     "truncate",
     "max_train_samples",
@@ -119,6 +120,19 @@ def _choose_checkpoint(run: Run) -> Path | None:
     return folder
 
 
+def keep_earlier_defaults(run: Run, checkpoint: Path | None) -> None:
+    """Go on as an earlier version began, where an option is newer than the checkpoint and is not asked for."""
+    saved = _saved_config(checkpoint) if checkpoint is not None else None
+    if saved is not None and "shift_blocks" not in saved and "shift_blocks" not in run.given:
+        run.data_args.shift_blocks = False
+
+
+def _saved_config(checkpoint: Path) -> dict[str, Any] | None:
+    """The resolved config of the run that wrote a checkpoint, if it is there."""
+    path = checkpoint / RESOLVED_CONFIG_NAME
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
 # With another value of these, or another validation text, evaluations cannot be compared with earlier ones.
 _DECIDE_WHICH_IS_BEST = ("metric_for_best_model", "max_eval_samples")
 # Schedules whose learning rate is their own state, made by the evaluations so far.
@@ -147,10 +161,9 @@ def check_resumable(run: Run, checkpoint: Path, model: GPT2HFForCausalLM, data: 
                 f"--resume_from: the model in {checkpoint} has {name}={was[name]}, this run asks for "
                 f"{becomes[name]}; a resumed run keeps its model"
             )
-    config_file = checkpoint / RESOLVED_CONFIG_NAME
-    if not config_file.is_file():
+    saved = _saved_config(checkpoint)
+    if saved is None:
         return True
-    saved = json.loads(config_file.read_text(encoding="utf-8"))
     current = resolved_config(run, model, data)
     saved_data, current_data = (config[PROVENANCE_KEY]["data"]["train"] for config in (saved, current))
     _check_mix(saved, current)
@@ -167,8 +180,8 @@ def check_resumable(run: Run, checkpoint: Path, model: GPT2HFForCausalLM, data: 
         )
     if secrets := secret_names(saved):
         run.say(
-            f"warning: an earlier version wrote {', '.join(secrets)} into {config_file} and the files beside it; "
-            "revoke what it gives access to"
+            f"warning: an earlier version wrote {', '.join(secrets)} into {checkpoint / RESOLVED_CONFIG_NAME} and the "
+            "files beside it; revoke what it gives access to"
         )
     changed = changed_options(run, saved, current, num_samples(data.samples["train"]))
     for name in _FIXED_ON_RESUME:
@@ -277,5 +290,6 @@ def _effective(name: str, options: dict[str, Any], num_train_samples: int | None
         "eval_steps": options.get("logging_steps"),
         "muon_learning_rate": options.get("learning_rate"),
         "attn_implementation": "sdpa",
+        "shift_blocks": False,  # what is run has it settled; an earlier version did not know it
     }
     return derived.get(name)

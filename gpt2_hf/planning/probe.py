@@ -99,7 +99,7 @@ def first_epoch(args: GPT2HFTrainingArguments, samples: Samples, padding: Paddin
     batch_size = args.train_batch_size
     order = train_sampler(args, samples).order()
     starts = np.arange(0, len(order), batch_size)
-    lengths = samples.lengths[order].astype(np.int64)
+    lengths = samples.lengths_of(order).astype(np.int64)
     if padding is not None:
         longest = padding.pad_to_length or np.maximum.reduceat(lengths, starts)
         positions = longest * np.diff(np.append(starts, len(order)))
@@ -120,7 +120,7 @@ def activation_bytes(trainer: GPT2HFTrainer, samples: Samples, batches: Batches)
     with the positions, and one that grows with the pairs that see each other, such as dropout's masks.
     """
     rows = batches.rows[batches.largest]
-    longest = samples[int(rows[samples.lengths[rows].argmax()])]
+    longest = samples[int(rows[samples.lengths_of(rows).argmax()])]
     padded = getattr(trainer.data_collator, "pad_to_length", None)
     length = padded or len(longest["input_ids"]) - 1
     half = {**longest, "input_ids": longest["input_ids"][: length // 2 + 1]}  # its own half, if rows are not padded

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from gpt2_hf.__main__ import main
 from gpt2_hf.commands.evaluate import evaluate_model
 from gpt2_hf.data import BlockSamples, DocumentSamples, EpochSampler, MixedSamples, load_data, train_sampler
-from gpt2_hf.data.sampling import FILLER, TextByTextSampler, allot
+from gpt2_hf.data.sampling import FILLER, TextByTextSampler, allot, offset_of
 from gpt2_hf.data.tokenizer import load_tokenizer
 from gpt2_hf.errors import UserError
 from gpt2_hf.options.arguments import DataArguments
@@ -130,6 +130,23 @@ def test_each_text_is_read_evenly(shuffle):
             assert np.ptp(reads[first:end]) <= 1
 
 
+def test_a_pass_over_a_text_has_one_offset():
+    """Also where it begins in one epoch and ends in the next: no token is left out of it."""
+    mixture = [(7, 20), (34, 21)]
+    plain, shifted = EpochSampler(41, 3, mixture=mixture), EpochSampler(41, 3, mixture=mixture, num_offsets=64)
+    seen = []
+    for epoch in range(6):
+        plain.set_epoch(epoch), shifted.set_epoch(epoch)
+        order = shifted.order()
+        assert (order % 41 == plain.order()).all()
+        seen += [(index % 41, offset_of(index, 41)) for index in order.tolist()]
+    for sample in (3, 20):  # of each text
+        offsets = [offset for index, offset in seen if index == sample]
+        others = [offset for index, offset in seen if index == sample + 1]
+        assert sorted(set(offsets)) == sorted(set(others)) or abs(len(offsets) - len(others)) == 1
+        assert len(set(offsets)) > 1
+
+
 def test_the_order_is_of_seed_and_epoch():
     """It does not depend on what was drawn before, differs by seed and epoch, and mixes the texts."""
 
@@ -189,7 +206,7 @@ def mixed(mode, shares=None):
         "b": documents_of([[100 + i] * 3 for i in range(20)]),
     }
     if mode == "blocks":
-        return MixedSamples({name: BlockSamples(text, 8, 0) for name, text in texts.items()}, shares)
+        return MixedSamples({name: BlockSamples(text, 8, 0, circular=True) for name, text in texts.items()}, shares)
     return MixedSamples({name: DocumentSamples(text, 4) for name, text in texts.items()}, shares)
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2_hf.data import BlockSamples, DocumentSamples
+from gpt2_hf.data.sampling import shifted
 
 from ..data_fixtures import documents_of, modest
 
@@ -68,6 +69,30 @@ def test_joined_blocks_have_no_separators_between_documents(corpus, max_length):
     assert samples_of(blocks) == [stream[i : i + max_length + 1] for i in range(0, len(stream) - 1, max_length)]
     assert blocks.accounting.scored_tokens == blocks.accounting.text_tokens == len(text)
     assert blocks.accounting.separator_tokens == bool(text)
+
+
+@modest
+@given(corpus=corpora, max_length=lengths, joined=st.booleans(), data=st.data())
+def test_shifted_blocks_hold_the_whole_circle(corpus, max_length, joined, data):
+    """Wherever the first block begins, the blocks are of the same lengths and every token is a target once."""
+    separated = [token for ids in corpus if ids for token in (SEPARATOR, *ids)]
+    text = [token for ids in corpus for token in ids]
+    circle = ([SEPARATOR, *text] if text else []) if joined else separated
+    blocks = BlockSamples(documents_of(corpus), max_length, SEPARATOR, joined, circular=True)
+    assert blocks.accounting.scored_tokens == blocks.lengths.sum() == len(circle)
+    if data.draw(st.booleans()) and len(blocks):
+        blocks.limit(data.draw(st.integers(1, len(blocks))))
+        circle = circle[: blocks.lengths.sum()]
+    offset = data.draw(st.integers(0, max_length - 1))
+    order = shifted(np.arange(len(blocks)), offset, max(len(blocks), 1))
+    samples = [blocks[index]["input_ids"].tolist() for index in order]
+    twice = circle + circle + circle
+    place = offset % max(len(circle), 1)
+    for ids, length in zip(samples, blocks.lengths, strict=True):
+        assert ids == twice[place : place + length + 1]
+        place = (place + length) % len(circle)
+    assert sorted(token for ids in samples for token in ids[1:]) == sorted(circle)
+    assert blocks.lengths_of(order).tolist() == blocks.lengths.tolist()
 
 
 @modest

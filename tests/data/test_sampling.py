@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from gpt2_hf.data import DocumentSamples, FlatteningCollator, PaddingCollator
-from gpt2_hf.data.sampling import FILLER, EpochSampler
+from gpt2_hf.data.sampling import FILLER, EpochSampler, offset_of
 from gpt2_hf.model.chunked_loss import IGNORE_INDEX
 
 from ..data_fixtures import documents_of, modest
@@ -48,6 +48,19 @@ def test_order_is_a_function_of_seed_and_epoch(bucketed):
     orders = {(seed, epoch): tuple(order(seed, epoch)) for seed in (0, 1, 42) for epoch in (0, 1, 2)}
     assert len(set(orders.values())) == 9
     assert all(tuple(order(*key)) == value for key, value in orders.items())
+
+
+def test_blocks_begin_elsewhere_in_each_epoch():
+    """The order is the plain one; all samples of an epoch have one offset, which is of seed and epoch alone."""
+    plain, shifted = EpochSampler(50, 3, 8), EpochSampler(50, 3, 8, num_offsets=128)
+    offsets = []
+    for epoch in (4, 0, 1, 2, 4):
+        plain.set_epoch(epoch), shifted.set_epoch(epoch)
+        order = list(shifted)
+        assert [index if index == FILLER else index % 50 for index in order] == list(plain)
+        offsets.append({offset_of(index, 50) for index in order if index != FILLER})
+    assert all(len(offset) == 1 and 0 <= min(offset) < 128 for offset in offsets)
+    assert offsets[0] == offsets[-1] and len(set(map(min, offsets))) == 4
 
 
 def test_unshuffled():

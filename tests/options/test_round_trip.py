@@ -41,6 +41,7 @@ BESIDE = {
     "dataloader_prefetch_factor": {"dataloader_num_workers": 1},
     "join_documents": {"sequence_mode": "blocks"},
     "pad_to_max_length": {"sequence_mode": "padded"},
+    "shift_blocks": {"sequence_mode": "blocks"},
     "shuffle_buffer_size": {"streaming": True},
 }
 

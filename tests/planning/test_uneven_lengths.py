@@ -21,7 +21,7 @@ class RandomSamples(Samples):
     def __init__(self, lengths):
         self.lengths = np.array(lengths, dtype=np.int32)
 
-    def _tokens(self, index):
+    def _tokens(self, index, offset):
         return np.random.default_rng(index).integers(0, 200, int(self.lengths[index]) + 1)
 
 
