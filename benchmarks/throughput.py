@@ -13,6 +13,7 @@ Contestants:
     gpt2_hf   this package as `run_clm.py` runs it
     compiled  the same with --torch_compile, on a GPU
     tied      gpt2_hf with --tie_unused_tokens; its share counts the whole head all the same
+    evaluated gpt2_hf's Trainer evaluating, no step
     bare      gpt2_hf's model in a loop without any Trainer: the same batches, autocast, clipping, optimizer, schedule,
               and allocator on a CPU
 
@@ -22,8 +23,9 @@ logging and bookkeeping count. Every round gives one ratio; the table shows thei
 
 Tokens are those with a target: padding never counts. Arithmetic is 6 N + 12 L H Q T operations a token (Chowdhery et
 al. 2022, arXiv:2204.02311, appendix B; N without position embeddings, T the context, for lines their mean length),
-its share is of the fastest matrix product of this machine, measured in the same rounds and precision. Peak memory is
-the process's resident set on a CPU, libraries included, and torch's own count on a GPU.
+its share is of the rate at which this machine multiplies matrices of the model's own shapes for two seconds, in the
+same rounds and precision; the best moment of a square product is printed beside it. Peak memory is the process's
+resident set on a CPU, libraries included, and torch's own count on a GPU.
 """
 
 import argparse
@@ -182,29 +184,47 @@ def precision_of(device: str) -> str:
 
 
 def multiply(entry: Entry, pipe: Connection) -> None:
-    """The machine's own rate: the best of two shapes, in operations a second."""
+    """The machine's own rates in operations a second: sustained in a step's products, and the best of a burst."""
     import torch
 
     from gpt2_hf.runtime.precision import resolve_precision
 
     dtype = resolve_precision("auto", entry.device).dtype
-    rows = 8192 if entry.device == "cuda" else 2048
-    shapes = [(rows, rows, rows), (rows, 768, 3072)]
-    while (count := pipe.recv()) is not None:
-        rates = []
-        for m, k, n in shapes:
-            a = torch.randn(m, k, device=entry.device, dtype=dtype)
-            b = torch.randn(k, n, device=entry.device, dtype=dtype)
-            a @ b
-            synchronize(entry.device)
-            start, repeats = time.perf_counter(), 0
-            while time.perf_counter() - start < 0.5 * count:
-                for _ in range(10):
-                    a @ b
-                synchronize(entry.device)
-                repeats += 10
-            rates.append(2 * m * k * n * repeats / (time.perf_counter() - start))
-        pipe.send({"rate": max(rates)})
+
+    def matrices(m: int, k: int, n: int) -> tuple[Any, Any]:
+        return tuple(torch.randn(shape, device=entry.device, dtype=dtype) for shape in ((m, k), (k, n)))
+
+    def seconds(pairs: list[tuple[Any, Any]]) -> float:
+        start = time.perf_counter()
+        for a, b in pairs:
+            torch.mm(a, b)
+        synchronize(entry.device)
+        return time.perf_counter() - start
+
+    size = 8192 if entry.device == "cuda" else 2048
+    burst = [matrices(size, size, size)]
+    step = [matrices(*shape) for shape in products_of(entry.case)]
+    operations = [2 * m * k * n for m, k, n in products_of(entry.case)]
+    while pipe.recv() is not None:
+        seconds(burst), seconds(step)
+        best = max(2 * size**3 / seconds(burst) for _ in range(10))
+        start, steps = time.perf_counter(), 0
+        while time.perf_counter() - start < 2.0:
+            seconds(step)
+            steps += 1
+        pipe.send({"burst": best, "rate": steps * sum(operations) / (time.perf_counter() - start)})
+
+
+def products_of(case: Case) -> list[tuple[int, int, int]]:
+    """The matrix products of one layer and of a layer's share of the head, forward and backward: M, K, N of each."""
+    width, layers, _ = SIZES[case.size]
+    rows = case.batch_size * case.length if case.mode == "blocks" else 1024
+    forward = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width), (width, 50257 // layers)]
+    return [
+        product
+        for k, n in forward
+        for product in ((rows, k, n), (rows, n, k), (k, rows, n))  # output, gradient of the input, of the weights
+    ]
 
 
 def load_samples(entry: Entry, who: str) -> tuple[Any, Any]:
@@ -283,9 +303,14 @@ def train(entry: Entry, turns: Turns) -> None:
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             turns.wait()
 
+    class EvaluationGate(TrainerCallback):
+        def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            turns.wait()
+
     common = {
         "output_dir": tempfile.mkdtemp(),
         "per_device_train_batch_size": case.batch_size,
+        "per_device_eval_batch_size": case.batch_size,
         "num_train_epochs": 1000,
         "learning_rate": 3e-4,
         "lr_scheduler_type": "cosine",
@@ -297,7 +322,7 @@ def train(entry: Entry, turns: Turns) -> None:
         "seed": 42,
         "use_cpu": entry.device == "cpu",
     }
-    if entry.who in ("gpt2_hf", "compiled", "tied", "bare"):
+    if entry.who in ("gpt2_hf", "compiled", "tied", "bare", "evaluated"):
         model: Any = GPT2HFForCausalLM(GPT2HFConfig(**shape, **dropouts))
         if entry.who == "tied":
             used = samples.documents.used_ids(model.config.num_tokens)
@@ -306,9 +331,12 @@ def train(entry: Entry, turns: Turns) -> None:
         args: Any = GPT2HFTrainingArguments(**common, max_training_hours=None, torch_compile=compiled)
         if entry.who == "bare":
             bare_loop(model, args, samples, counting(collator, turns), turns)
+        gate = EvaluationGate() if entry.who == "evaluated" else Gate()
         trainer: Any = GPT2HFTrainer(
-            model, args, data_collator=counting(collator, turns), train_dataset=samples, callbacks=[Gate()]
+            model, args, data_collator=counting(collator, turns), train_dataset=samples, callbacks=[gate]
         )
+        if entry.who == "evaluated":
+            trainer.evaluate(samples)
         trainer.train()
     tuned = entry.who == "tuned"
     precision = precision_of(entry.device) if tuned else "fp32"
@@ -483,10 +511,16 @@ def run_case(case: Case, options: argparse.Namespace) -> dict[str, Any]:
             process.stop()
 
 
+def share_of(operations: float, matrix: float | None, who: str) -> float | None:
+    """Of the machine's rate; an evaluation has a third of a training step's products."""
+    return operations / (3 if who == "evaluated" else 1) / matrix if matrix else None
+
+
 def summary(case: Case, processes: list[Process], failures: dict[str, str]) -> dict[str, Any]:
     """What the rounds say."""
     rates = {p.entry.who: [t["tokens"] / t["seconds"] for t in p.turns] for p in processes if p.entry.who != "matrix"}
-    matrix = next((statistics.median(t["rate"] for t in p.turns) for p in processes if p.entry.who == "matrix"), None)
+    products = next((p.turns for p in processes if p.entry.who == "matrix"), [])
+    matrix, burst = (statistics.median(t[key] for t in products) if products else None for key in ("rate", "burst"))
     contestants: dict[str, Any] = {}
     for process in processes:
         who = process.entry.who
@@ -501,7 +535,7 @@ def summary(case: Case, processes: list[Process], failures: dict[str, str]) -> d
             "step_seconds_range": [min(steps), max(steps)],
             "steps_timed": sum(turn["steps"] for turn in process.turns),
             "peak_gib": max(turn["peak_bytes"] for turn in process.turns) / 2**30,
-            "share_of_matrix_rate": rate * flops_per_token(case, tokens_per_row) / matrix if matrix else None,
+            "share_of_matrix_rate": share_of(rate * flops_per_token(case, tokens_per_row), matrix, who),
         }
     ratios = {}
     ours = "gpt2_hf"
@@ -516,6 +550,7 @@ def summary(case: Case, processes: list[Process], failures: dict[str, str]) -> d
     return {
         "case": asdict(case),
         "matrix_flops": matrix,
+        "matrix_flops_burst": burst,
         "contestants": contestants,
         "ratios": ratios,
         "failures": failures,
@@ -525,7 +560,10 @@ def summary(case: Case, processes: list[Process], failures: dict[str, str]) -> d
 def print_case(result: dict[str, Any]) -> None:
     """One case as a table."""
     case = result["case"]
-    matrix = f"; matrix products {result['matrix_flops'] / 1e9:,.0f} GFLOP/s" if result["matrix_flops"] else ""
+    matrix = ""
+    if result["matrix_flops"]:
+        sustained, burst = (result[key] / 1e9 for key in ("matrix_flops", "matrix_flops_burst"))
+        matrix = f"; matrix products {sustained:,.0f} GFLOP/s sustained, {burst:,.0f} at best"
     print(f"\n{case['name']}: {case['size']}, batch {case['batch_size']}{matrix}")
     print(f"  {'':10}{'tokens/s':>12}{'step (s), median and range':>32}{'peak GiB':>10}{'share':>8}{'gpt2_hf is':>24}")
     for who, row in result["contestants"].items():
@@ -553,7 +591,7 @@ def make_cases(options: argparse.Namespace) -> list[Case]:
     return [
         Case("lines", training, "124M", 8, mode="lines"),
         Case("blocks, dropout 0.1", training, "124M", rows),
-        Case("blocks, no dropout", training, "124M", rows, dropout=0.0),
+        Case("blocks, no dropout", (*training, "evaluated"), "124M", rows, dropout=0.0),
         Case("small blocks, dropout 0.1", training, "small", 8),
         Case("trainer overhead", ("bare", "gpt2_hf"), "10M", 8, length=256),
         Case("tied tokens, 10M", (*training, "tied"), "10M", 8, dropout=0.0, length=256),

@@ -12,6 +12,10 @@ _M_TRIM_THRESHOLD, _DEFAULT_TRIM_THRESHOLD = -1, 128 * 1024
 _M_MMAP_MAX, _DEFAULT_MMAP_MAX = -4, 65536
 _NO_TRIMMING = -1
 
+# oneDNN keeps a kernel of about a megabyte for each shape of a product, up to 1,024 of them. A step's own shapes fit
+# into this number; a flat row of other documents has others anyway.
+_KERNEL_CACHE = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+
 _num_keeping_memory = 0  # nested and parallel uses of `keep_freed_memory`
 
 
@@ -28,7 +32,7 @@ def own_process() -> psutil.Process:
 
 @contextlib.contextmanager
 def suit_changing_shapes(device_type: str, shapes_change: bool = True) -> Iterator[None]:
-    """Let a CPU keep the memory that a step frees; keep CUDA from planning attention anew for each shape.
+    """Let a CPU keep the memory that a step frees, but few kernels; keep CUDA from planning attention for each shape.
 
     torch prefers cuDNN's attention on the newest cards. It makes a plan for every new shape, which takes longer than
     the step, and lines of text, evaluations and generated tokens bring new ones all the time; torch's own flash kernel
@@ -39,7 +43,7 @@ def suit_changing_shapes(device_type: str, shapes_change: bool = True) -> Iterat
         shapes_change: not if nearly all batches have one shape.
     """
     if device_type == "cpu":
-        with keep_freed_memory():
+        with keep_few_kernels(), keep_freed_memory():
             yield
     elif device_type == "cuda" and shapes_change:
         import torch
@@ -52,6 +56,23 @@ def suit_changing_shapes(device_type: str, shapes_change: bool = True) -> Iterat
             torch.backends.cuda.enable_cudnn_sdp(planned)
     else:
         yield
+
+
+@contextlib.contextmanager
+def keep_few_kernels() -> Iterator[None]:
+    """Bound the kernels that oneDNN keeps, unless the user has; it reads the variable at this process's first product.
+
+    Lines of text bring new shapes at every step, and the memory of a small model would grow by a gigabyte.
+    """
+    name, value = _KERNEL_CACHE
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
 
 
 @contextlib.contextmanager

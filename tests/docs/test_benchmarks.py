@@ -10,7 +10,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM
 from gpt2_hf.options.arguments import DataArguments, ModelArguments
 from gpt2_hf.options.parsing import parse
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
@@ -63,6 +65,30 @@ def test_operations_of_a_token_are_those_of_the_palm_paper(throughput):
     by_hand = 6 * (12 * 12 * 768**2 + 50257 * 768) + 12 * 12 * 12 * 64 * 1024
     assert throughput.flops_per_token(case, 1024) == by_hand
     assert throughput.flops_per_token(case, 100) == by_hand - 12 * 12 * 768 * 924
+
+
+def test_the_matrix_rate_is_of_the_products_of_a_step(throughput):
+    """Those of a layer and its share of the head, forward and twice backward: 6 N operations a token."""
+    case = throughput.Case("any", (), "124M", 2, length=128)
+    operations = sum(2 * m * k * n for m, k, n in throughput.products_of(case))
+    by_hand = 6 * (12 * 12 * 768**2 + 50257 * 768) * 256
+    assert 12 * operations == pytest.approx(by_hand, rel=1e-3)
+
+
+def test_the_parts_of_a_step_are_told_apart():
+    """A profile of a small step: products, head, attention and optimizer are found, and sum to everything."""
+    profile_step = load_script("profile_step")
+    config = GPT2HFConfig(n_embd=16, n_layer=1, n_head=2, n_positions=32, vocab_size=50)
+    model = GPT2HFForCausalLM(config)
+    optimizer = torch.optim.AdamW(model.parameters())
+    ids = torch.zeros(1, 32, dtype=torch.long)
+    with torch.profiler.profile() as profiler:
+        model(ids, labels=ids).loss.backward()
+        with torch.profiler.record_function("optimizer"):
+            optimizer.step()
+    shares = profile_step.shares(profiler.events(), "cpu")
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert {"head: products", "products of the blocks", "attention", "optimizer", "the rest"} <= set(shares)
 
 
 def test_padding_is_never_counted(throughput):

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from gpt2_hf.runtime.own_process import suit_changing_shapes
+
 CODE = """
 import ctypes, resource
 from gpt2_hf.runtime.own_process import keep_freed_memory
@@ -67,3 +69,15 @@ def test_a_users_own_tuning_is_left_alone(tuned):
     """What the environment says about malloc stays in force."""
     kept, _, _ = run(**tuned)
     assert not kept
+
+
+@pytest.mark.parametrize("own", [None, "64"])
+def test_few_kernels_are_kept_unless_the_user_says_otherwise(monkeypatch, own):
+    """oneDNN reads the number from the environment, which is as it was afterwards."""
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(name, own) if own else monkeypatch.delenv(name, raising=False)
+    with suit_changing_shapes("cuda"):
+        assert os.environ.get(name) == own
+    with suit_changing_shapes("cpu"), suit_changing_shapes("cpu"):
+        assert os.environ[name] == (own or "256")
+    assert os.environ.get(name) == own
