@@ -26,17 +26,6 @@ from gpt2_hf.options.arguments import DataArguments
 
 from ..conftest import read_json
 
-MADE_ON = ("2.13.0", "AuthenticAMD", "26")
-
-
-def this_machine():
-    """torch's version, and maker and family of the processor where the system tells them."""
-    fields = {}
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
-    return torch.__version__.split("+")[0], fields.get("vendor_id"), fields.get("cpu family")
-
 
 @pytest.fixture
 def old_run(tmp_path, monkeypatch):
@@ -46,15 +35,15 @@ def old_run(tmp_path, monkeypatch):
     return tmp_path / "run"
 
 
-def test_an_old_run_is_resumed_bit_for_bit(old_run):
-    """From its checkpoint of step 4 and its own resolved config, it ends in the weights and the history it had."""
+def test_an_old_run_is_resumed(old_run):
+    """From its checkpoint of step 4 and its own resolved config, it ends in the weights and the history it had, to rounding."""
     options = ["--config", "run/checkpoint-4/resolved_config.json", "--resume_from", "checkpoint-4"]
     assert main(["train", *options]) == 0
     ends = [old_run / "abandoned-checkpoint-8", old_run / "checkpoint-8"]
     before, after = (load_file(folder / "model.safetensors") for folder in ends)
     assert before.keys() == after.keys()
-    # another processor or torch adds up in another order
-    tolerance = 0.0 if this_machine() == MADE_ON else 1e-6
+    # attention has taken powers of 2 in place of e since; another processor or torch adds up in another order, too
+    tolerance = 1e-6
     for name in before:
         torch.testing.assert_close(after[name], before[name], rtol=0, atol=tolerance)
     histories = [

@@ -48,19 +48,20 @@ def test_gradients_of_doubles():
 
 def test_dropout_equals_the_formula_with_the_same_mask(monkeypatch):
     """Dropped weights and their gradients, chunk by chunk, are those of the mask that was drawn."""
-    drawn = []
-    draw = chunked_attention.drop_mask
+    drawn = {}  # by seed: the backward pass makes the masks of the forward pass anew
+    draw = chunked_attention.keep_mask
 
-    def remember(shape, p):
-        drawn.append(draw(shape, p))
-        return drawn[-1]
+    def remember(shape, p, seed):
+        mask = draw(shape, p, seed)
+        assert torch.equal(drawn.setdefault(seed, mask.clone()), mask)
+        return mask
 
-    monkeypatch.setattr(chunked_attention, "drop_mask", remember)
+    monkeypatch.setattr(chunked_attention, "keep_mask", remember)
     inputs = make_inputs(200)
     mine = value_and_gradients(lambda q, k, v: chunked_causal_attention(q, k, v, scaling=8**-0.5, dropout=0.3), inputs)
     noise = torch.zeros(6, 200, 200)
-    for chunk, dropped in zip(chunked_attention._chunks(6, (0, 200)), drawn, strict=True):
-        noise[chunk.heads, chunk.rows, chunk.keys] = (~dropped).float() / (1 - exact_probability(0.3))
+    for chunk, keep in zip(chunked_attention._chunks(6, (0, 200)), drawn.values(), strict=True):
+        noise[chunk.heads, chunk.rows, chunk.keys] = (keep != 0).float() / (1 - exact_probability(0.3))
     assert 0.25 < float((noise.tril() == 0).float().mean() - 199 / 400) * 400 / 201 < 0.35
     noise = noise.view(2, 3, 200, 200)
     plain = value_and_gradients(lambda q, k, v: plain_attention(q, k, v, noise), inputs)
@@ -100,3 +101,15 @@ def test_documents_do_not_see_each_other():
     )
     for a, b in zip(together, value_and_gradients(apart, inputs), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+
+
+def test_scores_of_bf16_are_exact_and_no_setting_stays():
+    """The products that run as bf16 are those of fp32 with the same numbers, and only they do."""
+    query, key, _ = (x.detach().bfloat16().float().flatten(0, 1) for x in make_inputs(64))
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    with chunked_attention._exact_products(torch.bfloat16):
+        fast = torch.bmm(query, key.transpose(1, 2))
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    torch.testing.assert_close(fast, torch.bmm(query, key.transpose(1, 2)), atol=1e-5, rtol=1e-5)
+    with chunked_attention._exact_products(torch.float32):
+        assert torch.backends.mkldnn.matmul.fp32_precision == before

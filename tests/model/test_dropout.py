@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from gpt2_hf.model.dropout import Dropout, drop_mask, exact_probability
+from gpt2_hf.model.dropout import Dropout, draw_seed, exact_probability, keep_mask
+
+
+def drop_mask(shape, p):
+    """Which elements are dropped, bool."""
+    return keep_mask(shape, p, draw_seed()) == 0
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 1 / 3])
