@@ -36,7 +36,7 @@ def old_run(tmp_path, monkeypatch):
 
 
 def test_an_old_run_is_resumed(old_run):
-    """From its checkpoint of step 4 and its own resolved config, it ends in the weights and the history it had, to rounding."""
+    """From its checkpoint of step 4 and its own config, it ends in the weights and the history it had, to rounding."""
     options = ["--config", "run/checkpoint-4/resolved_config.json", "--resume_from", "checkpoint-4"]
     assert main(["train", *options]) == 0
     ends = [old_run / "abandoned-checkpoint-8", old_run / "checkpoint-8"]
