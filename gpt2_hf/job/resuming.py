@@ -162,8 +162,8 @@ def check_resumable(run: Run, checkpoint: Path, model: GPT2HFForCausalLM, data: 
     saved_teachers, current_teachers = (config[PROVENANCE_KEY].get("teachers", []) for config in (saved, current))
     if saved_teachers != current_teachers:
         raise UserError(
-            f"--resume_from: the weights of the models in --distill_from are not those that {checkpoint} learned from; "
-            f"give the same models in the same order, or start a new run with --model_name_or_path {checkpoint}"
+            f"--resume_from: the weights of the models in --distill_from are not those that {checkpoint} learned "
+            f"from; give the same models in the same order, or start a new run with --model_name_or_path {checkpoint}"
         )
     saved_rows, current_rows = (config[PROVENANCE_KEY]["samples_per_step"] for config in (saved, current))
     if saved_rows != current_rows:

@@ -104,7 +104,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
     muon_momentum: float = option(0.95, "optim muon: momentum of the matrices.")
     distill_from: list[str] | None = option(
         None,
-        "Learn from the probabilities of these models too, as from the text: run folders, checkpoints or hub ids of "
+        "Learn from the probabilities of these models as well as from the text: folders, checkpoints or hub ids of "
         "models with the same tokenizer. Of several the mean counts.",
     )
     distill_alpha: float = option(

@@ -214,13 +214,14 @@ class Plan:
     def lines(self) -> list[str]:
         """The plan as a person reads it, advice last."""
         schedule = self.schedule
+        of_teachers = ", and 2 for teachers" if self.teacher_bytes else ""
         lines = [
             f"parameters: {self.num_parameters:,}",
             f"training samples: {self.num_samples:,} with {self.num_tokens:,} scored tokens an epoch",
             f"steps: {schedule.steps_per_epoch:,} an epoch, {schedule.total_steps:,} in all, "
             f"{schedule.warmup_steps:,} of them warmup ({schedule.warmup_share:.0%})",
             f"arithmetic: {self.flops_per_token / 1e9:.2f} GFLOP a token (6 per parameter and token, the head "
-            f"included{', and 2 for teachers' if self.teacher_bytes else ''}), {self.flops_per_token * self.num_tokens / 1e12:,.1f} TFLOP an epoch",
+            f"included{of_teachers}), {self.flops_per_token * self.num_tokens / 1e12:,.1f} TFLOP an epoch",
             self._memory_line(),
             *self._time_lines(),
             f"disk: {_size(self.checkpoint_bytes)} a checkpoint, at most {self.num_kept} at a time: "

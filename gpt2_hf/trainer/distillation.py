@@ -4,12 +4,13 @@ In: what the student and each teacher have computed of a batch, up to their head
 
     (1 − α) · CE(labels) + α · T² · KL(p ‖ q)
 
-of each scored token: p is the mean of the teachers' probabilities at temperature T, q the student's at T. Used by: `loss`.
+of each scored token: p is the mean of the teachers' probabilities at temperature T, q the student's at T.
+Used by: `loss`.
 
-Sources: Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531), section 2: at
+Source: Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531), section 2. At
 temperature T the gradients of the second term shrink with 1/T², so it is multiplied by T², and the weights of the two
-terms mean the same at each T. The slowrun of nanoGPT (qlabs-eng/slowrun, unlimited/train.py) has the same loss with one
-teacher; that is where α 0.45 and T 1.2 come from. Averaging probabilities and not logits: Hinton et al., section 5.
+terms mean about the same at each T. qlabs-eng/slowrun (unlimited/train.py), which trains on little text, has the same
+loss with one teacher.
 
 As in `chunked_loss`, the logits exist for a part of the positions at a time, the teachers' for an even smaller one.
 
@@ -264,7 +265,7 @@ class Distillation:
     def place(self, device: torch.device) -> None:
         """Move the teachers to a device."""
         for teacher in self.teachers:
-            teacher.to(device)  # type: ignore[arg-type]
+            teacher.to(device)
 
     @torch.no_grad()
     def read(self, inputs: Mapping[str, Any]) -> "Distillation":

@@ -71,7 +71,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         teachers: models whose probabilities the model learns beside the labels, as `distill_alpha` and
             `distill_temperature` of the arguments say (see `distillation`). They must have the model's tokens and as
             many positions as a sample has; they are moved to the device and put into evaluation mode. The training
-            loss in the log is then that of both terms, and `cross_entropy` that of the labels; evaluations are as ever.
+            loss in the log is then that of both terms, and `cross_entropy` that of the labels alone. Evaluations
+            do not ask the teachers.
     """
 
     is_in_train: bool
