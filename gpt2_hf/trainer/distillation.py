@@ -185,7 +185,7 @@ class _DistilledChunks:
         grad.scatter_add_(1, ids, torch.full_like(ids, alpha - 1.0, dtype=grad.dtype))
         if not self._on_cpu:  # where all rows are scored
             grad *= scored.unsqueeze(1)
-        if grad.data_ptr() != block.data_ptr():
+        if block.dtype != grad.dtype:  # or they are the same memory
             block.copy_(grad)
         self.cross_entropy += cross_entropy
         return (1.0 - alpha) * cross_entropy + alpha * temperature**2 * divergence
