@@ -50,8 +50,7 @@ def check_training(run: Run, trainer: GPT2HFTrainer) -> None:
             if twin.config._attn_implementation != "flex_attention":  # which takes a compiler and a minute
                 with _named(f"--attn_implementation {twin.config._attn_implementation}"):
                     _forward_and_backward(run, trainer, twin)
-                if trainer.distillation is not None:
-                    with _named("--distill_from"):
+                    if trainer.distillation is not None:
                         _ask_teachers(run, trainer.distillation)
                 if "lomo" not in str(name):  # which makes its step within the backward pass
                     with _named(f"--optim {name}"):

@@ -171,7 +171,7 @@ class _DistilledChunks:
             if copies > 1:
                 values[:, num_rows - 1] += math.log(copies)
         # two passes in the cache; as a batch of products of vectors it takes five times as long on a CPU
-        products = torch.mul(teacher, soft[:, :num_rows], out=self._buffer("products", teacher))
+        products = torch.mul(teacher, soft[:, :num_rows], out=self._buffer("work", teacher))
         teacher_on_student = products.sum(dim=1)
         log_normalizer = softmax_(logits, need_softmax=True)
         soft_log_normalizer = log_normalizer if soft is logits else softmax_(soft, need_softmax=True)
@@ -197,30 +197,46 @@ class _DistilledChunks:
         the logarithm of their number in the student's logits takes away again.
         """
         num_rows, copies, *_ = self._student
-        mean: Tensor | None = None
-        for teacher, block in zip(self._teachers, logits, strict=True):
-            values = self._wide(block[:, : teacher.num_rows], "teacher" if mean is None else "further teacher")
-            if teacher.copies_of_last_row > 1:
-                values[:, -1] += math.log(teacher.copies_of_last_row)
-            self._softmax_(values)
-            if mean is None:
-                mean = values
-            elif values.shape == mean.shape:
-                mean += values
-            else:  # one probability for all tokens that have their own columns in the mean
-                mean[:, : num_rows - 1] += values[:, :-1]
-                mean[:, num_rows - 1 :] += values[:, -1:] / teacher.copies_of_last_row
-        assert mean is not None
-        if len(logits) > 1:
-            mean /= len(logits)
-        # 0 log 0 is 0
-        logarithms = torch.clamp(mean, min=torch.finfo(mean.dtype).tiny, out=self._buffer("logarithms", mean)).log_()
-        negative_entropy = logarithms.mul_(mean).sum(dim=1)
+        negative_entropy, mean = self._of_one(logits[0]) if len(logits) == 1 else self._of_several(logits)
         if mean.shape[1] > num_rows:
             mean[:, num_rows - 1] = mean[:, num_rows - 1 :].sum(dim=1)
             mean = mean[:, :num_rows]
             negative_entropy += mean[:, -1] * math.log(copies)
         return negative_entropy, mean
+
+    def _of_one(self, block: Tensor) -> tuple[Tensor, Tensor]:
+        """Σ p log p and p of a single teacher; its logits are log p already, but for a constant."""
+        logits = self._teacher_values(0, block)
+        probabilities = self._buffer("mean", logits).copy_(logits)
+        log_normalizer = softmax_(probabilities, need_softmax=True)
+        return logits.mul_(probabilities).sum(dim=1) - log_normalizer, probabilities
+
+    def _of_several(self, blocks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The same of the mean of several."""
+        num_rows = self._student.num_rows
+        mean = self._buffer("mean", blocks[0][:, : self._teachers[0].num_rows])
+        for number, (teacher, block) in enumerate(zip(self._teachers, blocks, strict=True)):
+            values = self._teacher_values(number, block)
+            self._softmax_(values)
+            if number == 0:
+                mean.copy_(values)
+            elif values.shape == mean.shape:
+                mean += values
+            else:  # one probability for all tokens that have their own columns in the mean
+                mean[:, : num_rows - 1] += values[:, :-1]
+                mean[:, num_rows - 1 :] += values[:, -1:] / teacher.copies_of_last_row
+        mean /= len(blocks)
+        # 0 log 0 is 0
+        logarithms = torch.clamp(mean, min=torch.finfo(mean.dtype).tiny, out=self._buffer("work", mean)).log_()
+        return logarithms.mul_(mean).sum(dim=1), mean
+
+    def _teacher_values(self, number: int, block: Tensor) -> Tensor:
+        """Logits of a teacher `[R, V_t]` in the type of the loss, those for several tokens with their logarithm."""
+        teacher = self._teachers[number]
+        values = self._wide(block[:, : teacher.num_rows], "work")
+        if teacher.copies_of_last_row > 1:
+            values[:, -1] += math.log(teacher.copies_of_last_row)
+        return values
 
     def _softmax_(self, logits: Tensor) -> None:
         if self._on_cpu:
