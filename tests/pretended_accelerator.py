@@ -21,6 +21,7 @@ from gpt2_hf.data.collators import FlatteningCollator, PaddingCollator
 from gpt2_hf.model import modeling_gpt2_hf
 from gpt2_hf.model.chunked_loss import chunked_cross_entropy
 from gpt2_hf.trainer.callbacks import NonFiniteGuard
+from gpt2_hf.trainer.distillation import Distillation, TeacherOutput, chunked_distillation
 from gpt2_hf.trainer.muon import MuonWithAdamW, hidden_matrices
 
 from .tiny_models import make_model
@@ -128,6 +129,23 @@ def loss_in_16_bits() -> None:
         chunked_cross_entropy(hidden, weight, labels, num_padding_rows=3, copies_of_last_row=copies).backward()
 
 
+def learn_from_teachers(batches: dict[str, dict[str, Any]]) -> None:
+    """Steps with two teachers, and the loss in 16 bits, where the rows of a head are filled up; no step waits."""
+    student, *teachers = (make_model(n_layer=1, n_embd=width).train() for width in (32, 16, 32))
+    for model in (student, *teachers):
+        move(model)
+    taught = Distillation(teachers, alpha=0.45, temperature=1.2)
+    with Waits() as waits:
+        for batch in map(on_device, batches.values()):
+            student(**batch, summed_loss=taught.read(batch), num_items_in_batch=30).loss.backward()
+        hidden, weight = (like(torch.empty(rows, 32, dtype=torch.bfloat16)).requires_grad_() for rows in (40, 97))
+        of_teacher = TeacherOutput(hidden.detach(), weight.detach(), num_rows=90, copies_of_last_row=5)
+        labels = like(torch.empty(40, dtype=torch.long))
+        options = {"alpha": 0.45, "temperature": 1.2, "num_padding_rows": 7, "copies_of_last_row": 5}
+        chunked_distillation(hidden, weight, labels, [of_teacher], **options)[0].backward()
+    assert not waits.found, waits.found
+
+
 def kernel_for_unequal_lengths(models: list[GPT2HFForCausalLM], batch: dict[str, Any]) -> None:
     """Attention as on a card that has the kernel."""
     for model in models:
@@ -164,6 +182,8 @@ def main() -> None:
     with FakeTensorMode():
         loss_in_16_bits()
         print("loss in 16 bits")
+        learn_from_teachers(batches)
+        print("teachers")
         kernel_for_unequal_lengths(halved, batches["flattened"])
         print("kernel for unequal lengths")
         for kind, model in models.items():

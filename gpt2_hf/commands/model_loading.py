@@ -99,13 +99,12 @@ def load_trained(
     return model, tokenizer, source
 
 
-def load_model_tokenizer(model_name_or_path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of the model that training starts from; GPT-2's if its folder has none but the vocabulary fits.
+def load_model_tokenizer(model_name_or_path: str, option: str = "--model_name_or_path") -> PreTrainedTokenizerBase:
+    """The tokenizer of the model that an option names; GPT-2's if its folder has none but the vocabulary fits.
 
     Raises:
         UserError: if there is no such model, or its tokenizer is missing and its vocabulary is not GPT-2's.
     """
-    option = "--model_name_or_path"
     source = str(resolve_model_path(model_name_or_path, DEFAULT_OUTPUT_DIR, option))
     return _load_own_tokenizer(source, read_config(source, option), option)
 

@@ -137,8 +137,12 @@ def report_names(folder: Path) -> list[str]:
 
 
 def points(history: list[dict[str, Any]], name: str, axis: str = "step") -> list[tuple[float, float]]:
-    """`(x, y)` of each log entry that has both."""
-    return [(entry[axis], entry[name]) for entry in history if name in entry and axis in entry]
+    """`(x, y)` of each log entry that has both.
+
+    Where the training loss has a part of teachers, it is that of the labels alone, as in evaluations.
+    """
+    comparable = {"loss": "cross_entropy"}.get(name, name)
+    return [(entry[axis], entry.get(comparable, entry[name])) for entry in history if name in entry and axis in entry]
 
 
 def resumed_steps(history: list[dict[str, Any]]) -> list[int]:

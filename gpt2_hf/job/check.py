@@ -17,6 +17,7 @@ from ..model.configuration_gpt2_hf import GPT2HFConfig
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..planning.plan import make_schedule
 from ..runtime.random_state import preserved_rng
+from ..trainer.distillation import Distillation
 from ..trainer.gpt2_trainer import GPT2HFTrainer
 from .preparation import num_samples
 from .run import Run
@@ -49,6 +50,8 @@ def check_training(run: Run, trainer: GPT2HFTrainer) -> None:
             if twin.config._attn_implementation != "flex_attention":  # which takes a compiler and a minute
                 with _named(f"--attn_implementation {twin.config._attn_implementation}"):
                     _forward_and_backward(run, trainer, twin)
+                    if trainer.distillation is not None:
+                        _ask_teachers(run, trainer.distillation)
                 if "lomo" not in str(name):  # which makes its step within the backward pass
                     with _named(f"--optim {name}"):
                         if hasattr(optimizer, "train"):  # of schedule_free
@@ -77,6 +80,13 @@ def _forward_and_backward(run: Run, trainer: GPT2HFTrainer, twin: GPT2HFForCausa
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         smoothing = {"label_smoothing": run.args.label_smoothing_factor} if run.args.label_smoothing_factor else {}
         twin(ids, labels=ids, return_logits=False, **smoothing).loss.backward()
+
+
+def _ask_teachers(run: Run, distillation: Distillation) -> None:
+    precision, device = run.args.resolved_precision, run.args.device
+    assert precision is not None
+    with torch.autocast(device.type, dtype=precision.dtype, enabled=precision.dtype != torch.float32):
+        distillation.read({"input_ids": torch.zeros(1, 2, dtype=torch.long, device=device)})
 
 
 def _build_loader(args: Any) -> None:

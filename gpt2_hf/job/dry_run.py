@@ -42,11 +42,12 @@ def plan(
         start = run.watch.elapsed
         run.say("probing: some real steps, then an evaluation; nothing is written")
         write_sample = sample_writer(run, tokenizer, data, args.sample_tokens)
-        made = make_plan(args, model, data, start, closing_seconds(run, model), write_sample)
+        teachers = [teacher.model for teacher in run.teachers]
+        made = make_plan(args, model, data, start, closing_seconds(run, model), write_sample, teachers)
         for line in made.lines():
             run.say(line)
         if cluster.nproc * cluster.nodes > 1:
             per_sample = made.measured.step_seconds / args.samples_per_step if made.measured else None
-            for line in parallel_plan.describe(args, cluster, model, per_sample):
+            for line in parallel_plan.describe(args, cluster, model, per_sample, made.teacher_bytes):
                 run.say(line)
         return EXIT_OK

@@ -191,6 +191,7 @@ def make_trainer(
             eval_dataset=data.samples["validation"],
             processing_class=tokenizer,
             job=job,
+            teachers=[teacher.model for teacher in run.teachers],
         )
     except (RuntimeError, ImportError, ValueError, TypeError, KeyError, OSError) as error:
         # What transformers refuses only now: a reporter that is not installed, a hub that does not answer.

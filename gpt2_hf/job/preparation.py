@@ -17,19 +17,23 @@ from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..planning.plan import make_schedule, schedule_warning
 from ..runtime.fallbacks import missing_for_attention, missing_for_packing
 from .run import Run
+from .teachers import find_teachers, load_teachers
 
 
 def build(run: Run) -> tuple[PreTrainedTokenizerBase, LoadedData, GPT2HFForCausalLM]:
-    """Tokenizer, data and model, in this order; the slowest last.
+    """Tokenizer, data and model, in this order; the slowest last. The run gets its teachers.
 
     Raises:
         UserError: if one of them cannot be had, or options contradict what the data are.
     """
     run.args.check_for_job()
     tokenizer = _load_tokenizer(run)
+    teachers = find_teachers(run.args.distill_from or [], tokenizer, run.model_args.max_length)
     data = _load_data(run, tokenizer)
     set_seed(run.args.seed)
-    return tokenizer, data, _build_model(run, tokenizer, data)
+    model = _build_model(run, tokenizer, data)
+    run.teachers = load_teachers(teachers, model, run.model_args.attn_implementation)
+    return tokenizer, data, model
 
 
 def _load_tokenizer(run: Run) -> PreTrainedTokenizerBase:
@@ -100,6 +104,11 @@ def announce(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> None:
         f"model: {model.num_parameters() / 1e6:.1f}M parameters ({config.n_layer} layers, {config.n_head} heads, "
         f"width {config.n_embd}, {config.n_positions} positions), {config._attn_implementation} attention"
     )
+    if run.teachers:
+        names = ", ".join(
+            f"{teacher.source} ({teacher.model.num_parameters() / 1e6:.1f}M parameters)" for teacher in run.teachers
+        )
+        run.say(f"teachers: {names}; weight {run.args.distill_alpha:g}, temperature {run.args.distill_temperature:g}")
     how = "sharded over " if run.args.wants_fsdp else ""
     processes = f", {how}{run.args.world_size} processes" if run.args.world_size > 1 else ""
     run.say(f"device: {run.args.device}{processes}; {run.args.resolved_precision}")

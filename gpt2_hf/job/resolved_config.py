@@ -54,6 +54,7 @@ def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dic
         "parameters": model.num_parameters(),
         "samples_per_step": args.samples_per_step,
         "data": data.fingerprints,
+        "teachers": [teacher.fingerprint for teacher in run.teachers],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),
     }

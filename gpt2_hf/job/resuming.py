@@ -146,7 +146,7 @@ def check_resumable(run: Run, checkpoint: Path, model: GPT2HFForCausalLM, data: 
         Whether evaluations can be compared with those before the checkpoint, so that its best model may remain so.
 
     Raises:
-        UserError: if the checkpoint lacks its optimizer, or model, data or batch size are not the same.
+        UserError: if the checkpoint lacks its optimizer, or model, data, teachers or batch size are not the same.
     """
     if not (checkpoint / TRAINER_STATE_NAME).is_file() or not list(checkpoint.glob("optimizer*")):
         raise UserError(
@@ -171,6 +171,12 @@ def check_resumable(run: Run, checkpoint: Path, model: GPT2HFForCausalLM, data: 
         raise UserError(
             f"--resume_from: the training text is not the one that {checkpoint} was trained on; start a new run with "
             f"--model_name_or_path {checkpoint}"
+        )
+    saved_teachers, current_teachers = (config[PROVENANCE_KEY].get("teachers", []) for config in (saved, current))
+    if saved_teachers != current_teachers:
+        raise UserError(
+            f"--resume_from: the weights of the models in --distill_from are not those that {checkpoint} learned "
+            f"from; give the same models in the same order, or start a new run with --model_name_or_path {checkpoint}"
         )
     saved_rows, current_rows = (config[PROVENANCE_KEY]["samples_per_step"] for config in (saved, current))
     if saved_rows != current_rows:

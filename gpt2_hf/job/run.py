@@ -15,6 +15,7 @@ from ..options.training_arguments import GPT2HFTrainingArguments
 from ..runtime import distributed
 from ..runtime.stop_signals import SignalWatch
 from ..runtime.stopwatch import Stopwatch
+from .teachers import Teacher
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Run:
         watch: its stopwatch.
         signals: the signals that it received.
         given: options that were stated, and where (see `parsing.Parsed`).
+        teachers: models to learn from, once they are loaded.
     """
 
     model_args: ModelArguments
@@ -34,6 +36,7 @@ class Run:
     watch: Stopwatch
     signals: SignalWatch = field(default_factory=SignalWatch)
     given: dict[str, str] = field(default_factory=dict)
+    teachers: list[Teacher] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for options in (self.model_args, self.data_args, self.args):

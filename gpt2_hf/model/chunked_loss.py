@@ -11,6 +11,7 @@ Legend: N scored positions, C width, V vocabulary, R rows of one chunk.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -25,10 +26,13 @@ _ROWS_PER_CHUNK = {"cpu": 512, "cuda": 2048}
 # In 16 bits cuBLAS is fast where rows begin at multiples of 16 bytes, which rows of 50,257 do not; nanoGPT takes 64.
 _HEAD_ROWS_MULTIPLE_OF = {"cuda": 64}
 # 16 rows in fp32 are 3.2 MB.
-_CPU_ROWS_PER_SOFTMAX = 16
+CPU_ROWS_PER_SOFTMAX = 16
 # In fp32, MKL multiplies with all of a wide matrix at two thirds of the rate that it has for some tokens at a time.
 _CPU_TOKENS_PER_PRODUCT = 512
 _TOKENS_PER_WIDE_PRODUCT = 8192
+
+# Logits `[R, V]` of a chunk and the rows that they are of, to the summed loss and its gradient, written over them.
+ChunkLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
 
 
 def chunked_cross_entropy(
@@ -64,12 +68,8 @@ def chunked_cross_entropy(
     hidden_states = hidden_states.reshape(-1, hidden_states.shape[-1]).to(weight.device)
     labels = labels.reshape(-1).to(weight.device)
     device_type = weight.device.type
-    dtype = hidden_states.dtype
-    if torch.is_autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)
-    rows = rows_per_chunk or _ROWS_PER_CHUNK.get(device_type, 1024)
-    if rows_per_chunk is None and device_type == "cpu" and dtype.itemsize == 2:
-        rows *= 2
+    dtype = product_dtype(hidden_states, device_type)
+    rows = rows_per_chunk or default_rows_per_chunk(device_type, dtype)
     num_rows = weight.shape[0] - num_padding_rows
     if torch.compiler.is_compiling():
         need_grads = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (hidden_states, weight)]
@@ -93,7 +93,49 @@ def chunked_cross_entropy(
         targets, scored = _look_for_unscored(targets, labels)
         if scored is not None:
             hidden_states, labels = hidden_states[scored], labels[scored]
-    return _ChunkedCrossEntropy.apply(hidden_states, weight, labels, targets, rows, dtype, torch.is_grad_enabled())
+    need_grad = torch.is_grad_enabled() and (hidden_states.requires_grad or weight.requires_grad)
+    chunk_loss = _cross_entropy_of_chunks(labels, targets, dtype, need_grad)
+    return sum_over_chunks(hidden_states, weight, chunk_loss, rows, dtype)
+
+
+def product_dtype(hidden_states: Tensor, device_type: str) -> torch.dtype:
+    """The type in which the head is multiplied: autocast's where it is on."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return hidden_states.dtype
+
+
+def default_rows_per_chunk(device_type: str, dtype: torch.dtype) -> int:
+    """Positions whose logits are held at once."""
+    rows = _ROWS_PER_CHUNK.get(device_type, 1024)
+    return 2 * rows if device_type == "cpu" and dtype.itemsize == 2 else rows
+
+
+def sum_over_chunks(
+    hidden_states: Tensor, weight: Tensor, chunk_loss: ChunkLoss, rows_per_chunk: int, dtype: torch.dtype
+) -> Tensor:
+    """The sum of a loss of logits, made a chunk at a time, with its gradients. Differentiable once.
+
+    Args:
+        hidden_states: `[N, C]`.
+        weight: `[V, C]`, the head.
+        chunk_loss: the loss of some rows from their logits `[R, V']`, V' ≥ V: the rows that it may be given more,
+            to suit the device's products, stand for no token and must get a gradient of 0.
+        rows_per_chunk: R at the most.
+        dtype: of the products.
+
+    Returns:
+        A scalar, at least fp32.
+    """
+    loss: Tensor = _ChunkedLoss.apply(
+        hidden_states, weight, chunk_loss, rows_per_chunk, dtype, torch.is_grad_enabled()
+    )
+    return loss
+
+
+def _cross_entropy_of_chunks(labels: Tensor, targets: "_Targets", dtype: torch.dtype, need_grad: bool) -> ChunkLoss:
+    loss_dtype = torch.promote_types(dtype, torch.float32)
+    return lambda logits, rows: _chunk_loss(logits, labels[rows], targets, loss_dtype, need_grad)
 
 
 def _look_for_unscored(targets: "_Targets", labels: Tensor) -> tuple["_Targets", Tensor | None]:
@@ -116,20 +158,19 @@ class _Targets(NamedTuple):
         return self.num_rows - 1 + self.copies_of_last_row
 
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
+class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         hidden_states: Tensor,  # [N, C]
         weight: Tensor,  # [V, C]
-        labels: Tensor,  # [N]
-        targets: _Targets,
+        chunk_loss: ChunkLoss,
         rows_per_chunk: int,
         dtype: torch.dtype,
         grad_enabled: bool,
     ) -> Tensor:
         needs = [grad_enabled and need for need in ctx.needs_input_grad[:2]]
-        total, *grads = _loss_and_gradients(hidden_states, weight, labels, targets, rows_per_chunk, dtype, *needs)
+        total, *grads = _loss_and_gradients(hidden_states, weight, chunk_loss, rows_per_chunk, dtype, *needs)
         ctx.grad_dtypes = hidden_states.dtype, weight.dtype
         ctx.save_for_backward(*grads)
         return total
@@ -138,7 +179,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return *_scaled(grad_hidden, grad_weight, grad_output, ctx.grad_dtypes), None, None, None, None, None
+        return *_scaled(grad_hidden, grad_weight, grad_output, ctx.grad_dtypes), None, None, None, None
 
 
 def _scaled(
@@ -161,8 +202,7 @@ def _scaled(
 def _loss_and_gradients(
     hidden_states: Tensor,  # [N, C]
     weight: Tensor,  # [V, C]
-    labels: Tensor,  # [N]
-    targets: _Targets,
+    chunk_loss: ChunkLoss,
     rows_per_chunk: int,
     dtype: torch.dtype,
     need_hidden: bool,
@@ -173,13 +213,13 @@ def _loss_and_gradients(
     grad_weight = None
     total = hidden_states.new_zeros((), dtype=loss_dtype)
     with torch.autocast(hidden_states.device.type, enabled=False):
-        head = _aligned(weight.to(dtype))
-        products = _HeadProducts(head)
+        head = aligned(weight.to(dtype))
+        products = HeadProducts(head)
         for first in range(0, hidden_states.shape[0], rows_per_chunk):
             rows = slice(first, first + rows_per_chunk)
             chunk = hidden_states[rows].to(dtype)
             logits = products.logits(chunk)
-            loss, grad_logits = _chunk_loss(logits, labels[rows], targets, loss_dtype, need_hidden or need_weight)
+            loss, grad_logits = chunk_loss(logits, rows)
             total += loss
             if grad_hidden is not None:
                 grad_hidden[rows] = grad_logits @ head
@@ -220,8 +260,9 @@ def _loss_operator(
     if weight.device.type == "cpu":
         targets, scored = _look_for_unscored(targets, labels)
     own = (hidden_states, labels) if scored is None else (hidden_states[scored], labels[scored])
+    chunk_loss = _cross_entropy_of_chunks(own[1], targets, dtype, need_hidden or need_weight)
     total, grad_hidden, grad_weight = _loss_and_gradients(
-        own[0], weight, own[1], targets, rows_per_chunk, dtype, need_hidden, need_weight
+        own[0], weight, chunk_loss, rows_per_chunk, dtype, need_hidden, need_weight
     )
     if grad_hidden is not None and scored is not None:
         grad_hidden = torch.zeros_like(hidden_states, dtype=dtype).masked_scatter_(scored.unsqueeze(1), grad_hidden)
@@ -275,13 +316,13 @@ _loss_operator.register_autograd(_give_gradients, setup_context=_keep_gradients)
 # ---- one chunk ----
 
 
-def _aligned(head: Tensor) -> Tensor:
+def aligned(head: Tensor) -> Tensor:
     """`[V, C]` with so many more rows as the device's matrix products want; the softmax leaves them out."""
     missing = -head.shape[0] % _HEAD_ROWS_MULTIPLE_OF.get(head.device.type, 1) if head.dtype.itemsize == 2 else 0
     return nn.functional.pad(head, (0, 0, 0, missing)) if missing else head
 
 
-class _HeadProducts:
+class HeadProducts:
     """The products with all tokens. On a CPU they reuse memory: fresh pages cost as much as a pass over them."""
 
     def __init__(self, head: Tensor):
@@ -353,9 +394,9 @@ def _chunk_loss(
         loss, grad = _softmax_loss(logits.to(loss_dtype), labels, targets, need_grad)
         return loss, grad.to(logits.dtype)
     losses = []
-    work = logits.new_empty(_CPU_ROWS_PER_SOFTMAX, logits.shape[1], dtype=loss_dtype)
-    blocks = logits.split(_CPU_ROWS_PER_SOFTMAX)
-    for block, block_labels in zip(blocks, labels.split(_CPU_ROWS_PER_SOFTMAX), strict=True):
+    work = logits.new_empty(CPU_ROWS_PER_SOFTMAX, logits.shape[1], dtype=loss_dtype)
+    blocks = logits.split(CPU_ROWS_PER_SOFTMAX)
+    for block, block_labels in zip(blocks, labels.split(CPU_ROWS_PER_SOFTMAX), strict=True):
         in_place = block.dtype == loss_dtype
         values = block if in_place else work[: block.shape[0]].copy_(block)
         loss, grad = _softmax_loss(values, block_labels, targets, need_grad)
@@ -378,7 +419,7 @@ def _softmax_loss(logits: Tensor, labels: Tensor, targets: _Targets, need_grad: 
         mean_logits = (logits[:, :last].sum(dim=1) + copies * logits[:, last]) / targets.num_tokens
     if copies > 1:
         logits[:, last] += math.log(copies)
-    log_normalizer = _softmax_(logits, need_grad)
+    log_normalizer = softmax_(logits, need_grad)
     nll = log_normalizer - target_logits
     if mean_logits is not None:
         nll = (1.0 - smoothing) * nll + smoothing * (log_normalizer - mean_logits)
@@ -422,7 +463,7 @@ def _mixed_softmax_loss(
     return loss, grad.scatter_(1, ids, grad_of_targets.to(grad.dtype))
 
 
-def _softmax_(logits: Tensor, need_softmax: bool) -> Tensor:
+def softmax_(logits: Tensor, need_softmax: bool) -> Tensor:
     """Write the softmax of each row over `logits` `[R, V]`; the logarithm of its denominator `[R]`.
 
     These passes over [R, V] are what a small model's head spends its time on.
@@ -441,4 +482,15 @@ def _softmax_(logits: Tensor, need_softmax: bool) -> Tensor:
     return normalizer.log() + largest
 
 
-__all__ = ["IGNORE_INDEX", "chunked_cross_entropy"]
+__all__ = [
+    "CPU_ROWS_PER_SOFTMAX",
+    "IGNORE_INDEX",
+    "ChunkLoss",
+    "HeadProducts",
+    "aligned",
+    "chunked_cross_entropy",
+    "default_rows_per_chunk",
+    "product_dtype",
+    "softmax_",
+    "sum_over_chunks",
+]

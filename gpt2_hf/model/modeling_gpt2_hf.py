@@ -573,8 +573,10 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
                 where only the loss is needed and `[B, T, V]` would be the largest tensor of the step.
             num_items_in_batch: divide the summed loss by this instead of by the number of scored positions.
             **kwargs: `shift_labels`, int64 `[B, T]`, already shifted: the target of each position, used instead of
-                `labels`; and `label_smoothing`, the share of the target mass that is spread evenly over the
-                vocabulary. The rest goes to [`GPT2HFModel.forward`].
+                `labels`; `label_smoothing`, the share of the target mass that is spread evenly over the
+                vocabulary; and `summed_loss`, a function of this model, its last hidden states `[B, T, C]` and the
+                targets `[B, T]` that is called for the sum of the token losses instead of the cross-entropy. The
+                rest goes to [`GPT2HFModel.forward`].
 
         Returns:
             `loss` (fp32 scalar, nats per token), `logits` `[B, T', V]` or `None`, `past_key_values`.
@@ -582,6 +584,7 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         # No parameters by name: transformers' Trainer takes every parameter with "label" in its name for one that each
         # batch must hold, and finds no loss where one is missing.
         shift_labels, label_smoothing = kwargs.pop("shift_labels", None), kwargs.pop("label_smoothing", 0.0)
+        summed_loss = kwargs.pop("summed_loss", None)
         scored = labels is not None or shift_labels is not None
         outputs = self.transformer(
             input_ids,
@@ -597,7 +600,10 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         loss = logits = None
         if scored:
             targets = _next_tokens(labels, kwargs.get("cu_seq_lens_q")) if shift_labels is None else shift_labels
-            loss = self._summed_loss(hidden_states, targets, label_smoothing)
+            if summed_loss is None:
+                loss = self._summed_loss(hidden_states, targets, label_smoothing)
+            else:
+                loss = summed_loss(self, hidden_states, targets)
             loss = loss / _num_scored(targets, num_items_in_batch, loss.device)
         if return_logits or (return_logits is None and not (self.training and scored)):
             logits = self._logits(_select_positions(hidden_states, logits_to_keep))

@@ -47,6 +47,8 @@ _ACTS_WITH = {
     "muon_momentum": ("optim", ("muon",)),
     "outtype": ("format", ("gguf",)),
 }
+# The same for options that only act beside another one, whatever its value.
+_ACTS_BESIDE = {"distill_alpha": "distill_from", "distill_temperature": "distill_from"}
 
 
 @dataclass(frozen=True)
@@ -359,6 +361,9 @@ def _check_acting(value: Any, command_line: dict[str, Any]) -> None:
             raise UserError(
                 f"--{name} has no effect with --{other} {getattr(setting, 'value', setting)}; leave it out"
             )
+    for name, other in _ACTS_BESIDE.items():
+        if name in command_line and hasattr(value, other) and not getattr(value, other):
+            raise UserError(f"--{name} has no effect without --{other}; leave it out")
     if "warmup_steps" in command_line and getattr(value, "lr_scheduler_type", None) in ("constant", "greedy"):
         raise UserError("--warmup_steps has no effect with --lr_scheduler_type constant; constant_with_warmup has one")
 

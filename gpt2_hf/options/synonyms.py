@@ -8,6 +8,10 @@ None of these is accepted, because what they mean may differ in detail; only a p
 SYNONYMS: dict[str, tuple[str, ...]] = {
     # short forms
     "lr": ("learning_rate",),
+    "teacher": ("distill_from",),
+    "teachers": ("distill_from",),
+    "teacher_model": ("distill_from",),
+    "teacher_model_name_or_path": ("distill_from",),
     "wd": ("weight_decay",),
     "decay": ("weight_decay",),
     "bs": ("batch_size",),

@@ -46,6 +46,11 @@ _WITHOUT_EFFECT = {
 # Of these, what a script asks for its own use, and what this package does always.
 _HARMLESS = ("do_train", "do_eval", "restore_callback_states_from_checkpoint")
 
+SMOOTHED_AND_TAUGHT = (
+    "--label_smoothing_factor spreads probability evenly, where --distill_from spreads it as the teachers do; "
+    "leave one of them out"
+)
+
 # Fields that act in Python, but not in the job, whose data and metrics are its own.
 _WITHOUT_EFFECT_IN_A_JOB = {
     "greater_is_better": "a lower loss and a lower perplexity are better; leave it out",
@@ -97,6 +102,17 @@ class GPT2HFTrainingArguments(TrainingArguments):
         None, "optim muon: peak learning rate of the matrices; learning_rate when left out."
     )
     muon_momentum: float = option(0.95, "optim muon: momentum of the matrices.")
+    distill_from: list[str] | None = option(
+        None,
+        "Learn from the probabilities of these models as well as from the text: folders, checkpoints or hub ids of "
+        "models with the same tokenizer. Of several the mean counts.",
+    )
+    distill_alpha: float = option(
+        0.45, "distill_from: weight of the teachers in the loss, from 0 to 1; the text has the rest."
+    )
+    distill_temperature: float = option(
+        1.2, "distill_from: temperature at which teachers and model are compared; above 1, rare tokens count more."
+    )
     adam_beta1: float = option(0.9, "AdamW's first beta.")
     adam_beta2: float = option(0.95, "AdamW's second beta.")
     adam_epsilon: float = option(1e-8, "AdamW's epsilon.")
@@ -270,6 +286,13 @@ class GPT2HFTrainingArguments(TrainingArguments):
         if self.metric_for_best_model is None:
             raise UserError("--early_stopping_patience needs --metric_for_best_model, such as loss")
 
+    def _check_distillation(self) -> None:
+        if not 0 <= self.distill_alpha <= 1:
+            raise UserError(f"--distill_alpha must be in [0, 1], got {self.distill_alpha:g}")
+        require_positive("distill_temperature", self.distill_temperature)
+        if self.distill_from and self.label_smoothing_factor:
+            raise UserError(SMOOTHED_AND_TAUGHT)
+
     def _settle_precision(self) -> None:
         """The precision of transformers' own arguments, which have checked it but for fp16 without CUDA."""
         name: PrecisionName = "fp16" if self.fp16 else "bf16" if self.bf16 else "fp32"
@@ -317,6 +340,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
             raise UserError("--hub_strategy has no effect: best_model is uploaded when the run is over; leave it out")
         self._check_optimizer()
         self._check_early_stopping()
+        self._check_distillation()
         if self.schedule_by_time and (self.max_training_hours is None or self.lr_scheduler_type != "cosine"):
             raise UserError("--schedule_by_time needs --max_training_hours and --lr_scheduler_type cosine")
         if self.max_steps != -1:

@@ -111,6 +111,7 @@ def describe(
     cluster: ClusterArguments,
     model: GPT2HFForCausalLM,
     seconds_per_sample: float | None = None,
+    teacher_bytes: int = 0,
 ) -> list[str]:
     """The lines of a plan for several devices.
 
@@ -119,6 +120,7 @@ def describe(
         cluster: the devices and their links.
         model: that will be trained.
         seconds_per_sample: of a training step on one device, where it is known.
+        teacher_bytes: memory for the models that are learned from, whole on each device.
     """
     devices, size = cluster.nproc * cluster.nodes, model_size(model)
     share, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
@@ -141,6 +143,7 @@ def describe(
         f"{devices} devices × {share} samples × {accumulated} accumulated"
     ]
     for name, (memory, traffic, hidden_share) in ways.items():
+        memory += teacher_bytes
         seconds = traffic / (link * 1e9)
         line = (
             f"{name}: {memory / 2**30:.2f} GiB a device before activations; sends {traffic / 1e9:.2f} GB a step, "

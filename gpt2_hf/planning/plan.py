@@ -8,7 +8,7 @@ import functools
 import math
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -121,7 +121,7 @@ class Plan:
         num_parameters: of the model, the tied head counted once.
         optimizer_bytes: the optimizer's state.
         num_samples, num_tokens: of the training text; tokens that are scored.
-        flops_per_token: arithmetic of a training step, without attention.
+        flops_per_token: arithmetic of a training step, that of teachers included, without attention.
         activation_bytes: kept by the forward pass on the largest batch.
         peak_bytes: at the most; measured, or the least possible where that already does not fit.
         memory_bytes: what the device has.
@@ -130,6 +130,7 @@ class Plan:
         save_seconds: a checkpoint.
         report_seconds: results, sample and report at the end, the test split not counted.
         free_disk_bytes: at `output_dir`.
+        teacher_bytes: of the models that are learned from: weights, and the work space of their heads.
     """
 
     args: GPT2HFTrainingArguments
@@ -148,6 +149,7 @@ class Plan:
     save_seconds: float
     report_seconds: float
     free_disk_bytes: int
+    teacher_bytes: int = 0
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -212,13 +214,14 @@ class Plan:
     def lines(self) -> list[str]:
         """The plan as a person reads it, advice last."""
         schedule = self.schedule
+        of_teachers = ", and 2 for teachers" if self.teacher_bytes else ""
         lines = [
             f"parameters: {self.num_parameters:,}",
             f"training samples: {self.num_samples:,} with {self.num_tokens:,} scored tokens an epoch",
             f"steps: {schedule.steps_per_epoch:,} an epoch, {schedule.total_steps:,} in all, "
             f"{schedule.warmup_steps:,} of them warmup ({schedule.warmup_share:.0%})",
             f"arithmetic: {self.flops_per_token / 1e9:.2f} GFLOP a token (6 per parameter and token, the head "
-            f"included), {self.flops_per_token * self.num_tokens / 1e12:,.1f} TFLOP an epoch",
+            f"included{of_teachers}), {self.flops_per_token * self.num_tokens / 1e12:,.1f} TFLOP an epoch",
             self._memory_line(),
             *self._time_lines(),
             f"disk: {_size(self.checkpoint_bytes)} a checkpoint, at most {self.num_kept} at a time: "
@@ -228,13 +231,14 @@ class Plan:
 
     def _memory_line(self) -> str:
         weights = 4 * self.num_parameters
-        rest = max(self.peak_bytes - 2 * weights - self.optimizer_bytes - self.activation_bytes, 0)
+        rest = self.peak_bytes - 2 * weights - self.optimizer_bytes - self.activation_bytes - self.teacher_bytes
+        teachers = f"teachers {_size(self.teacher_bytes)}, " if self.teacher_bytes else ""
         how = "measured on the largest batch" if self.measured is not None else "or more"
         return (
             f"memory: {_size(self.peak_bytes)} at the peak, {how}: weights {_size(weights)}, "
             f"gradients {_size(weights)}, optimizer {_size(self.optimizer_bytes)}, "
-            f"activations {_size(self.activation_bytes)}, "
-            f"libraries, data and work space {_size(rest)}; the device has {_size(self.memory_bytes)} free"
+            f"activations {_size(self.activation_bytes)}, {teachers}"
+            f"libraries, data and work space {_size(max(rest, 0))}; the device has {_size(self.memory_bytes)} free"
         )
 
     def _time_lines(self) -> list[str]:
@@ -333,6 +337,7 @@ def make_plan(
     start_seconds: float,
     report_seconds: float,
     write_sample: Callable[[GPT2HFForCausalLM], str] | None,
+    teachers: Sequence[GPT2HFForCausalLM] = (),
 ) -> Plan:
     """Count, probe and look at the disk; nothing is written to `output_dir`.
 
@@ -346,12 +351,13 @@ def make_plan(
     collator = data.collator if isinstance(data.collator, PaddingCollator) else None
     batches = probe.first_epoch(args, samples, collator)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = probe.make_probe_trainer(args, model, data, folder)
+        trainer = probe.make_probe_trainer(args, model, data, folder, teachers)
+        teacher_bytes, flops_of_teachers = probe.cost_of_teachers(args, trainer)
         memory, held = device_memory(args.device), used_memory(args.device)
         measured, activations = None, 0
         # What does not fit must not be tried: on a CPU the system would kill the process. Where there is ample room
         # the activations are counted last, since memory that was used and freed before blurs the measured peak.
-        in_doubt = probe.generous_peak_bytes(args, model, batches) > memory
+        in_doubt = probe.generous_peak_bytes(args, model, batches) + teacher_bytes > memory
         if in_doubt:
             try:
                 activations = probe.activation_bytes(trainer, samples, batches)
@@ -376,7 +382,7 @@ def make_plan(
         optimizer_bytes=optimizer_bytes,
         num_samples=len(samples),
         num_tokens=int(samples.epoch_lengths.sum(dtype="int64")),
-        flops_per_token=6.0 * (model.num_parameters(exclude_embeddings=True) + head_parameters),
+        flops_per_token=6.0 * (model.num_parameters(exclude_embeddings=True) + head_parameters) + flops_of_teachers,
         activation_bytes=activations,
         peak_bytes=peak,
         memory_bytes=memory,
@@ -385,6 +391,7 @@ def make_plan(
         save_seconds=probe.save_seconds(place, probe.checkpoint_bytes(num_parameters, optimizer_bytes)),
         report_seconds=report_seconds,
         free_disk_bytes=shutil.disk_usage(place).free,
+        teacher_bytes=teacher_bytes,
     )
 
 

@@ -112,6 +112,14 @@ def first_epoch(args: GPT2HFTrainingArguments, samples: Samples, padding: Paddin
 # ---- memory ----
 
 
+def cost_of_teachers(args: GPT2HFTrainingArguments, trainer: GPT2HFTrainer) -> tuple[int, float]:
+    """Memory of the models that are learned from, in bytes, and their operations for a token; 0 without any."""
+    if trainer.distillation is None:
+        return 0, 0.0
+    assert args.resolved_precision is not None
+    return trainer.distillation.cost(trainer.plain_model, args.resolved_precision.dtype)
+
+
 def activation_bytes(trainer: GPT2HFTrainer, samples: Samples, batches: Batches) -> int:
     """What a forward pass on the largest batch keeps for the backward pass, from one and two samples of it.
 
@@ -249,11 +257,16 @@ def _now(device: torch.device) -> float:
 
 
 def make_probe_trainer(
-    args: GPT2HFTrainingArguments, model: GPT2HFForCausalLM, data: LoadedData, output_dir: str
+    args: GPT2HFTrainingArguments,
+    model: GPT2HFForCausalLM,
+    data: LoadedData,
+    output_dir: str,
+    teachers: Sequence[GPT2HFForCausalLM] = (),
 ) -> GPT2HFTrainer:
     """The run's trainer, but it writes nothing where the run will, logs nothing, and never evaluates or saves."""
     probe_args = copy.copy(args)
     probe_args.output_dir = output_dir
+    probe_args.distill_from = None  # they are given
     probe_args.report_to = []
     probe_args.eval_strategy = probe_args.save_strategy = probe_args.logging_strategy = "no"
     probe_args.max_training_hours = None
@@ -263,7 +276,10 @@ def make_probe_trainer(
     probe_args.per_device_train_batch_size = min(args.per_device_train_batch_size, len(data.samples["train"]))
     probe_args.max_steps = _WARMUP_STEPS + _MAX_STEPS
     probe_args.disable_tqdm = True
-    trainer = GPT2HFTrainer(model, probe_args, data.collator, data.samples["train"], data.samples["validation"])
+    samples = data.samples
+    trainer = GPT2HFTrainer(
+        model, probe_args, data.collator, samples["train"], samples["validation"], teachers=teachers
+    )
     trainer.remove_callback(ProgressCallback)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)

@@ -10,7 +10,7 @@ from transformers.trainer_utils import HubStrategy
 
 from ..data import FlatteningCollator, PaddingCollator, Samples
 from ..errors import UserError
-from ..options.training_arguments import GPT2HFTrainingArguments
+from ..options.training_arguments import SMOOTHED_AND_TAUGHT, GPT2HFTrainingArguments
 from .loss import LossTrainer
 
 _OVER_ALL = ("loss", "perplexity", "eval_loss", "eval_perplexity")
@@ -38,6 +38,7 @@ def check_combinations(
     problems = [
         *_of_the_collator(args, data_collator, trainer),
         *_of_the_loss(args, trainer),
+        *_of_teachers(args, trainer),
         *_of_the_splits(args, eval_dataset),
         *_of_the_rest(args, train_dataset, optimizers, has_job),
     ]
@@ -75,6 +76,19 @@ def _of_the_loss(args: GPT2HFTrainingArguments, trainer: LossTrainer) -> Iterato
         yield "--metric_for_best_model perplexity is not known for a loss of your own; use loss"
     if trainer.has_own_loss and args.label_smoothing_factor and trainer.compute_loss_func is not None:
         yield "--label_smoothing_factor has no effect with compute_loss_func; leave it out"
+
+
+def _of_teachers(args: GPT2HFTrainingArguments, trainer: LossTrainer) -> Iterator[str]:
+    if args.distill_from and trainer.distillation is None:
+        yield (
+            "--distill_from is read by the main job; load the models and give them to GPT2HFTrainer as teachers=[...]"
+        )
+    if trainer.distillation is None:
+        return
+    if args.label_smoothing_factor:
+        yield SMOOTHED_AND_TAUGHT
+    if trainer.has_own_loss:
+        yield "teachers have no effect with a loss of your own; leave one of them out"
 
 
 def _of_the_splits(args: GPT2HFTrainingArguments, eval_dataset: Any) -> Iterator[str]:

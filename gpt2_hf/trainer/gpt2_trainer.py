@@ -13,7 +13,7 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from ..data.samples import BlockSamples, SequenceMode
 from ..data.sampling import STRATEGIES
 from ..errors import TrainingDivergedError
 from ..metrics import perplexity
+from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.training_arguments import with_own_fields
 from ..runtime.own_process import suit_changing_shapes
 from ..runtime.random_state import preserved_rng
@@ -47,6 +48,7 @@ from .callbacks import (
 )
 from .callbacks import ProgressCallback as TerminalCallback
 from .combinations import check_combinations
+from .distillation import Distillation, check_teachers
 from .exact_evaluation import ExactEvaluationTrainer, columns_of
 from .job_context import JobContext
 from .muon import MuonWithAdamW, hidden_matrices
@@ -60,12 +62,17 @@ _BESIDE_THE_LOSS = ("_perplexity", "_tokens")
 class GPT2HFTrainer(ExactEvaluationTrainer):
     """Trains a causal language model exactly and safely.
 
-    Takes what `transformers.Trainer` takes, in the same order, and a job.
+    Takes what `transformers.Trainer` takes, in the same order, a job and teachers.
 
     Args:
         args: `GPT2HFTrainingArguments`; with transformers' own, or none, there is no time budget.
         job: the job around it. Without one, signals are left to the caller, and `max_training_hours` counts from the
             call of `train()`.
+        teachers: models whose probabilities the model learns beside the labels, as `distill_alpha` and
+            `distill_temperature` of the arguments say (see `distillation`). They must have the model's tokens and as
+            many positions as a sample has; they are moved to the device and put into evaluation mode. The training
+            loss in the log is then that of both terms, and `cross_entropy` that of the labels alone. Evaluations
+            do not ask the teachers.
     """
 
     is_in_train: bool
@@ -88,12 +95,15 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         preprocess_logits_for_metrics: Callable | None = None,
         *,
         job: JobContext | None = None,
+        teachers: Sequence[GPT2HFForCausalLM] = (),
     ):
         args = with_own_fields(args)
         self._counts_from_train = job is None
         self.job = job if job is not None else JobContext(Stopwatch(age_at_start=0.0))
         self.watch = self.job.watch
         self.compute_loss_func, self.compute_metrics = compute_loss_func, compute_metrics
+        if teachers:
+            self.distillation = Distillation(teachers, args.distill_alpha, args.distill_temperature)
         check_combinations(args, data_collator, train_dataset, eval_dataset, optimizers, self, has_job=job is not None)
         self.non_finite_guard = NonFiniteGuard()
         self.time_budget = TimeBudgetCallback(args.max_training_hours, self.watch, self.remaining_work)
@@ -122,6 +132,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         )
         self._exchange_reporters()
         self._look_at_model()
+        if self.distillation is not None:
+            self.distillation.place(self.args.device)
         if args.process_index:
             set_seed(args.seed + args.process_index)  # or dropout would be the same in every process's samples
 
@@ -149,9 +161,13 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         self._stream: StreamingLoader | None = None
         self._train_sampler: EpochSampler | None = None
         self._owes_evaluation = False
+        if self.distillation is not None:
+            self.distillation.forget()
 
     def _look_at_model(self) -> None:
         """What depends on the model, which `model_init` makes anew."""
+        if self.distillation is not None:
+            check_teachers(self.plain_model, self.distillation.teachers)
         if self.is_own_model:
             self.label_smoother = None  # the model smooths, without logits
             # The Trainer turns the cache off in the config that it saves. The model needs no such help: it never
@@ -378,8 +394,10 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add perplexity and speed to a training log before anyone sees it."""
         if "loss" in logs:
+            if self.distillation is not None:
+                logs["cross_entropy"] = self.distillation.drain()
             if not self.has_own_loss:
-                logs["perplexity"] = perplexity(logs["loss"])
+                logs["perplexity"] = perplexity(logs.get("cross_entropy", logs["loss"]))
             logs.update(self._drain_speed())
             if (jump := self._loss_spikes.jump(logs["loss"])) is not None:
                 logs["loss_spike"] = jump
@@ -486,11 +504,12 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         return [*self.time_budget.checkpoint_names(), *super().checkpoint_names()]
 
     def process_state(self) -> dict[str, Any]:
-        """With the watch for spikes, and the place in a stream."""
+        """With the watch for spikes, the place in a stream, and what is logged of teachers."""
         return {
             **super().process_state(),
             "loss_spikes": vars(self._loss_spikes),
             "stream": self._stream.state_dict() if self._stream is not None else None,
+            "distillation": self.distillation.state() if self.distillation is not None else None,
         }
 
     def load_process_state(self, state: dict[str, Any]) -> None:
@@ -498,6 +517,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         if self._stream is not None and state["stream"] is not None:
             self._stream.load_state_dict(state["stream"])
         vars(self._loss_spikes).update(state["loss_spikes"])
+        if self.distillation is not None and state.get("distillation") is not None:
+            self.distillation.load_state(state["distillation"])
         super().load_process_state(state)
 
 

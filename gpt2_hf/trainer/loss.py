@@ -6,6 +6,7 @@ Next stage: `exact_evaluation`.
 What differs from the base class:
   - tokens are counted as the model scores them, whatever its class is called;
   - labels are smoothed inside this package's model, and in training alone;
+  - teachers are learned from, in training alone (see `distillation`);
   - a loss of the user's own (`compute_loss` of a subclass, `compute_loss_func`) gets the logits it may ask for.
 """
 
@@ -19,6 +20,7 @@ from torch import nn
 from ..model.chunked_loss import IGNORE_INDEX
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from .checkpointing import CheckpointingTrainer
+from .distillation import Distillation
 
 
 def targets_of(batch: Mapping[str, Any]) -> torch.Tensor | None:
@@ -41,9 +43,14 @@ def targets_of(batch: Mapping[str, Any]) -> torch.Tensor | None:
 
 
 class LossTrainer(CheckpointingTrainer):
-    """Computes the loss of a batch."""
+    """Computes the loss of a batch.
+
+    Attributes:
+        distillation: the teachers, if there are any.
+    """
 
     label_smoother: Any
+    distillation: Distillation | None = None
 
     @property
     def plain_model(self) -> nn.Module:
@@ -75,7 +82,7 @@ class LossTrainer(CheckpointingTrainer):
     ) -> Any:
         """The summed token losses over the tokens of the whole accumulated batch on all processes.
 
-        Labels are smoothed in training alone, so that the perplexity of an evaluation is one.
+        Labels are smoothed, and teachers asked, in training alone, so that the perplexity of an evaluation is one.
         """
         if not return_outputs:  # then the logits are of no use, even to a subclass that calls this
             inputs.pop("return_logits", None)
@@ -84,6 +91,9 @@ class LossTrainer(CheckpointingTrainer):
             self.label_smoother = None
         elif self.args.label_smoothing_factor and smoother is None:
             inputs = {**inputs, "label_smoothing": self.args.label_smoothing_factor}
+        if model.training and self.distillation is not None:
+            with self.accelerator.autocast():
+                inputs = {**inputs, "summed_loss": self.distillation.read(inputs)}
         try:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         finally:

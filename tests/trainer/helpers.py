@@ -35,7 +35,7 @@ def make_trainer(folder: Any, kind: type = GPT2HFTrainer, model: Any = None, pla
     """A Trainer on `BLOCKS`; `given` are training arguments and arguments of the Trainer."""
     names = ("data_collator", "train_dataset", "eval_dataset", "processing_class", "model_init", "compute_loss_func")
     names += ("compute_metrics", "callbacks", "optimizers", "optimizer_cls_and_kwargs", "job")
-    names += ("preprocess_logits_for_metrics",)
+    names += ("preprocess_logits_for_metrics", "teachers")
     of_trainer = {name: given.pop(name) for name in names if name in given}
     data = {"data_collator": default_data_collator, "train_dataset": BLOCKS, "eval_dataset": BLOCKS[:11]}
     args_kind = TrainingArguments if plain else GPT2HFTrainingArguments

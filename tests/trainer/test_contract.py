@@ -67,9 +67,9 @@ def test_the_order_of_a_step_is_the_one_relied_on():
 
 
 def test_the_constructor_takes_what_the_trainers_takes():
-    """The same parameters in the same order, with `job` after them."""
+    """The same parameters in the same order, with `job` and `teachers` after them."""
     ours, theirs = (list(inspect.signature(kind.__init__).parameters) for kind in (GPT2HFTrainer, Trainer))
-    assert ours == [*theirs, "job"]
+    assert ours == [*theirs, "job", "teachers"]
 
 
 def test_overridden_public_methods_take_what_the_trainers_take():

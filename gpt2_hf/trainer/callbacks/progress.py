@@ -14,6 +14,7 @@ from .cadence import ends_epoch
 
 _FORMATS = {
     "loss": "loss {:.4f}",
+    "cross_entropy": "cross-entropy {:.4f}",
     "perplexity": "perplexity {:.2f}",
     "eval_loss": "validation loss {:.4f}",
     "eval_perplexity": "validation perplexity {:.2f}",

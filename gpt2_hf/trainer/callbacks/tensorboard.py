@@ -31,7 +31,8 @@ _NO_CURVES = ("train_", "total_flos")
 _NO_CURVE_ENDINGS = ("hours", "_tokens", "_per_second", "_runtime", "_preparation_time")
 _DESCRIPTIONS = {
     "train/loss": "Nats per token, the mean over the steps since the last log, dropout on.",
-    "train/perplexity": "exp(train/loss).",
+    "train/cross_entropy": "Nats per token of the labels alone, where the loss has a part of teachers.",
+    "train/perplexity": "exp(train/loss); with teachers exp(train/cross_entropy).",
     "train/learning_rate": "Of the step that is logged.",
     "train/grad_norm": "Norm of the gradient of the step that is logged, before clipping.",
     "train/epoch": "Passes over the training data.",
