@@ -5,6 +5,7 @@ In: `ModelArguments`, or a model path. Out: a `GPT2HFForCausalLM` (and its token
 """
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -90,13 +91,43 @@ def load_trained(
     Raises:
         UserError: if there is no model, or it has no tokenizer.
     """
-    source = str(resolve_model_path(model_path, output_dir, "--model_path"))
-    config = read_config(source, "--model_path")
-    model = load_weights(source, config, attn_implementation, "--model_path").eval()
-    tokenizer = _load_own_tokenizer(source, config, "--model_path")
+    found = find_trained(model_path, output_dir)
+    return found.load(attn_implementation), found.tokenizer, found.source
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A model whose weights are still to be loaded.
+
+    Attributes:
+        source: the folder or hub id.
+        config: of the model.
+        tokenizer: that was saved beside it; it knows the model's length.
+        option: the option that named the model, for messages.
+    """
+
+    source: str
+    config: GPT2HFConfig
+    tokenizer: PreTrainedTokenizerBase
+    option: str
+
+    def load(self, attn_implementation: str | None = None) -> GPT2HFForCausalLM:
+        """The model in evaluation mode, in fp32 on the CPU."""
+        return load_weights(self.source, self.config, attn_implementation, self.option).eval()
+
+
+def find_trained(model_path: str, output_dir: str = DEFAULT_OUTPUT_DIR, option: str = "--model_path") -> SavedModel:
+    """Find a model and load its tokenizer; the weights are left for later. The arguments are those of `load_trained`.
+
+    Raises:
+        UserError: if there is no model, or it has no tokenizer.
+    """
+    source = str(resolve_model_path(model_path, output_dir, option))
+    config = read_config(source, option)
+    tokenizer = _load_own_tokenizer(source, config, option)
     check_vocabulary(tokenizer, config.num_tokens)
     tokenizer.model_max_length = config.n_positions
-    return model, tokenizer, source
+    return SavedModel(source, config, tokenizer, option)
 
 
 def load_model_tokenizer(model_name_or_path: str) -> PreTrainedTokenizerBase:

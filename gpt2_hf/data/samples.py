@@ -132,6 +132,16 @@ class Samples(Dataset):
         """Lengths of the samples of the first epoch, in the order of the data."""
         return self.lengths[EpochSampler(len(self), 0, shuffle=False, mixture=self.mixture).order()]
 
+    @property
+    def first_targets(self) -> np.ndarray:
+        """int64 `[samples]`, the place of each sample's first target in the stream that the samples are cut from."""
+        raise NotImplementedError
+
+    @property
+    def document_starts(self) -> np.ndarray:
+        """int64 `[documents]`, the place of each document's first token in that stream."""
+        raise NotImplementedError
+
     def _tokens(self, index: int) -> np.ndarray:
         raise NotImplementedError
 
@@ -177,6 +187,14 @@ class DocumentSamples(Samples):
             scored_tokens=scored,
             truncated=truncate,
         )
+
+    @property
+    def first_targets(self) -> np.ndarray:
+        return self.starts[: len(self)] + 1
+
+    @property
+    def document_starts(self) -> np.ndarray:
+        return self.documents.starts[:-1]
 
     def _tokens(self, index: int) -> np.ndarray:
         start = int(self.starts[index])
@@ -261,6 +279,16 @@ class BlockSamples(Samples):
             dropped_tokens=0,
             scored_tokens=scored,
         )
+
+    @property
+    def first_targets(self) -> np.ndarray:
+        return np.arange(len(self)) * self.max_length + 1
+
+    @property
+    def document_starts(self) -> np.ndarray:
+        starts = self.documents.starts[:-1]
+        separators_between = np.arange(len(starts)) if len(self._separators) > 2 else 0
+        return starts + separators_between + 1
 
     def _tokens(self, index: int) -> np.ndarray:
         start = index * self.max_length
