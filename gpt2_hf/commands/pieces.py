@@ -100,8 +100,8 @@ class Difference(NamedTuple):
         sentence = f"{better} is better than {worse} by {abs(self.nats):.4f} nats per token"
         if self.interval is None:
             return (
-                f"{sentence}; the text is too short to tell whether that is more than chance (it takes "
-                f"{_FEWEST_PIECES * _FEWEST_TOKENS:,} scored tokens)"
+                f"{sentence}; the text is too short to tell whether this is more than chance: it takes "
+                f"{_FEWEST_PIECES} pieces of {_FEWEST_TOKENS} scored tokens"
             )
         low, high = sorted(sign * limit for limit in self.interval)
         verdict = "this is more than chance" if self.is_beyond_chance else "this may be chance"

@@ -313,7 +313,9 @@ class EvaluationArguments:
     )
     batch_size: int = option(8, "Samples in a batch; it does not change the result.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("fp32", "Number format of the products.")
-    output_file: str | None = option(None, "Also write the result as JSON to this file, which is replaced.")
+    output_file: str | None = option(
+        None, "Also write the result as JSON to this file, which is replaced, with the losses of pieces of the text."
+    )
 
     def __post_init__(self) -> None:
         require_at_least("batch_size", self.batch_size, 1)
@@ -363,7 +365,8 @@ class ReportArguments:
     runs: list[str] = option(
         ["checkpoints"],
         "Folders of runs; also right after the command, without --runs. One: its card and curves are written again. "
-        "Several: one picture and a table compare them.",
+        "Several: one picture and a table compare them; where evaluate --output_file has left files of one name in "
+        "them, a line says whether the difference is more than chance.",
     )
     output_file: str = option(
         "comparison.png", "Picture that compares several runs: png, svg or pdf; one that is named is replaced."
