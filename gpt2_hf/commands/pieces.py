@@ -4,7 +4,7 @@ In: where the scored tokens and the documents of a text lie; then the losses of 
 the difference in nats per token with its interval. Used by: `scoring`, `evaluate`, `report`.
 
 Neighbouring tokens and lines are not independent: a model that knows a subject knows it for a whole article. So what
-is drawn again are long pieces of the text, as long as there are still enough of them: at most 100, of whole documents
+is drawn again are long pieces of the text, as long as there are still enough of them: at most 40, of whole documents
 that follow each other, with about equally many scored tokens.
 """
 
@@ -14,10 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 CONFIDENCE = 0.95
-_MOST_PIECES = 100
+# Three small models on the validation text of WikiText-2, which has 60 articles: between neighbours of 100 pieces the
+# differences correlate by 0.15 to 0.29, and the standard error is up to a quarter too small; of 40 by -0.04 to 0.20.
+_MOST_PIECES = 40
 _FEWEST_PIECES = 20  # with less, a bootstrap's intervals are too narrow
 _FEWEST_TOKENS = 100  # of a piece, on the average
-_DRAWS_AT_A_TIME = 1000  # of 100 pieces each they take a megabyte
+_DRAWS_AT_A_TIME = 1000  # to hold the counts of no more of them
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,7 @@ def test_a_comparison(folders, text_file, tmp_path, capsys, mode):
     low, high = against["interval"]
     assert low < against["difference"] < high and against["beyond_chance"] == (not low <= 0 <= high)
     assert lines[-1] == against["in_words"] and lines[-1].startswith("the average of 2 models is better than ")
-    assert 20 <= against["pieces"] == len(tokens) <= 100
+    assert 20 <= against["pieces"] == len(tokens) <= 40
     assert tokens == rival["pieces"]["tokens"] and sum(tokens) == rival["tokens"] == printed["tokens"]
     losses = [np.array(one["pieces"]["nll"]) for one in (printed, rival)]
     assert paired_difference(*losses, np.array(tokens)).interval == pytest.approx(against["interval"])
