@@ -8,7 +8,6 @@ Trainer, and counts words and bytes.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -31,7 +30,6 @@ from .model_loading import SavedModel, find_trained
 from .pieces import Places
 from .scoring import Text
 from .training_protocol import inherited_options, read_trained_option, with_training_protocol
-from .weight_files import check_weight_files
 from .windows import SlidingWindows, collate_windows
 
 
@@ -62,11 +60,8 @@ def _evaluate(
     data = load_data(data_args, models[0].tokenizer, max_length, (args.split,), args.batch_size, inherited=inherited)
     texts = _texts(data, args, data_args, max_length)
     in_windows = args.stride is not None or data_args.sequence_mode == SequenceMode.BLOCKS
-    how: dict[str, Any] = {
-        "device": processes.device,
-        "batch_size": args.batch_size,
-        "dtype": None if precision.dtype == torch.float32 else precision.dtype,
-    }
+    dtype = None if precision.dtype == torch.float32 else precision.dtype
+    how: dict[str, Any] = {"device": processes.device, "batch_size": args.batch_size, "dtype": dtype}
     with suit_changing_shapes(processes.device.type, shapes_change=not (in_windows or data_args.pad_to_max_length)):
         scores = score_texts(models, texts, **how)
         rival_scores = score_texts(rivals, texts, **how) if rivals else {}
@@ -88,7 +83,7 @@ def _find_models(args: EvaluationArguments) -> tuple[list[SavedModel], list[Save
     """The models of `--model_path` and of `--against`.
 
     Raises:
-        UserError: if one is missing or, of several, damaged; or if their tokens are not the same.
+        UserError: if one is missing or damaged, or if their tokens are not the same.
     """
     models = [find_trained(path) for path in args.model_path]
     rivals = [find_trained(path, option="--against") for path in args.against or ()]
@@ -99,9 +94,6 @@ def _find_models(args: EvaluationArguments) -> tuple[list[SavedModel], list[Save
                 f"{other.option}: {other.source} has another tokenizer than {first.source}: they do not predict the "
                 "same tokens; score each by itself, and compare the bits per byte"
             )
-    for model in [first, *others] if others else ():
-        if os.path.isdir(model.source):
-            check_weight_files(model.source, model.config, model.option)  # before hours are spent on another one
     return models, rivals
 
 

@@ -91,8 +91,10 @@ def load_trained(
     Raises:
         UserError: if there is no model, or it has no tokenizer.
     """
-    found = find_trained(model_path, output_dir)
-    return found.load(attn_implementation), found.tokenizer, found.source
+    source = str(resolve_model_path(model_path, output_dir, "--model_path"))
+    config = read_config(source, "--model_path")
+    model = load_weights(source, config, attn_implementation, "--model_path").eval()
+    return model, _load_checked_tokenizer(source, config, "--model_path"), source
 
 
 @dataclass(frozen=True)
@@ -111,23 +113,26 @@ class SavedModel:
     tokenizer: PreTrainedTokenizerBase
     option: str
 
-    def load(self, attn_implementation: str | None = None) -> GPT2HFForCausalLM:
+    def load(self) -> GPT2HFForCausalLM:
         """The model in evaluation mode, in fp32 on the CPU."""
-        return load_weights(self.source, self.config, attn_implementation, self.option).eval()
+        return load_weights(self.source, self.config, None, self.option).eval()
 
 
-def find_trained(model_path: str, output_dir: str = DEFAULT_OUTPUT_DIR, option: str = "--model_path") -> SavedModel:
-    """Find a model and load its tokenizer; the weights are left for later. The arguments are those of `load_trained`.
+def find_trained(model_path: str, option: str = "--model_path") -> SavedModel:
+    """Find a model and load its tokenizer. Of the weights only the headers are read: whether the files are whole.
+
+    Args:
+        model_path: as for `load_trained`.
+        option: that named the model, for messages.
 
     Raises:
-        UserError: if there is no model, or it has no tokenizer.
+        UserError: if there is no model, if it is damaged, or if it has no tokenizer.
     """
-    source = str(resolve_model_path(model_path, output_dir, option))
+    source = str(resolve_model_path(model_path, DEFAULT_OUTPUT_DIR, option))
     config = read_config(source, option)
-    tokenizer = _load_own_tokenizer(source, config, option)
-    check_vocabulary(tokenizer, config.num_tokens)
-    tokenizer.model_max_length = config.n_positions
-    return SavedModel(source, config, tokenizer, option)
+    if os.path.isdir(source):
+        check_weight_files(source, config, option)
+    return SavedModel(source, config, _load_checked_tokenizer(source, config, option), option)
 
 
 def load_model_tokenizer(model_name_or_path: str) -> PreTrainedTokenizerBase:
@@ -236,6 +241,14 @@ def _attention_error(attn_implementation: str | None, error: Exception) -> Excep
     if attn_implementation is None:
         return error
     return UserError(f"--attn_implementation {attn_implementation}: {first_line(error)}; sdpa works everywhere")
+
+
+def _load_checked_tokenizer(source: str, config: GPT2HFConfig, option: str) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model; it fits the model's vocabulary, and learns its length."""
+    tokenizer = _load_own_tokenizer(source, config, option)
+    check_vocabulary(tokenizer, config.num_tokens)
+    tokenizer.model_max_length = config.n_positions
+    return tokenizer
 
 
 def _load_own_tokenizer(source: str, config: GPT2HFConfig, option: str) -> PreTrainedTokenizerBase:
