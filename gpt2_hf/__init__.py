@@ -20,7 +20,7 @@ _MODULE_OF = {
     "DataArguments": "options.arguments",
     "ModelArguments": "options.arguments",
     "Perplexity": "metrics",
-    "evaluate_model": "commands.evaluate",
+    "evaluate_model": "commands.scoring",
     "export_to_gpt2": "commands.export",
     "generate_text": "commands.generate",
     "generate_texts": "commands.generate",
@@ -49,9 +49,9 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .commands.evaluate import evaluate_model
     from .commands.export import export_to_gpt2, to_linear_layers
     from .commands.generate import generate_text, generate_texts
+    from .commands.scoring import evaluate_model
     from .data.tokenizer import load_tokenizer
     from .job.main_job import train
     from .metrics import Perplexity

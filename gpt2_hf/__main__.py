@@ -28,7 +28,7 @@ Train a GPT-2 in the Hugging Face world: exact, fast, and never lost.
 commands:
   train     train a model, evaluate it, and write a report
   plan      say what a training run will be, and measure how long it will take
-  evaluate  loss and perplexity of a model on a text
+  evaluate  loss and perplexity of a model on a text, or of several: averaged, or compared
   generate  continue a prompt
   demo      a web page on this machine: write with a model, and see what surprises it
   export    write a model for other programs: transformers, llama.cpp (GGUF), onnxruntime

@@ -1,226 +1,36 @@
-"""Score a model on a text: exact loss and perplexity, by the training protocol or with sliding windows.
+"""Score a model, or the average of several, on a text: exact loss and perplexity, and whether a difference is real.
 
-In: a model, tokenized documents, a protocol. Out: a dictionary that says what was measured and how.
-
-Only what was scored counts. The first token of a document (of a window, where windows do not overlap) is not scored,
-having nothing before it; nor is what `--truncate` or `--max_eval_samples` leave out. Neither is in the number of
-tokens, nor of words, nor of bytes, by which the summed loss is divided.
+In: models, tokenized documents, a protocol: that of the training, or sliding windows. Out: a dictionary that says what
+was measured and how.
 
 The Trainer's own evaluation (`trainer.exact_evaluation`) gives the same loss while it trains. This one needs no
 Trainer, and counts words and bytes.
 """
 
 import json
-import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import torch
-import transformers
 from accelerate import PartialState
-from torch.utils.data import DataLoader, Dataset, Subset
-from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from .. import __version__
-from ..checkpoints.folders import RESOLVED_CONFIG_NAME, write_json
+from ..checkpoints.folders import write_json
 from ..data import BlockSamples, LoadedData, load_data
-from ..data.collators import pad_rows
 from ..data.samples import SequenceMode
+from ..data.tokenizer import same_tokens
 from ..errors import UserError
-from ..metrics import perplexity
-from ..model.chunked_loss import IGNORE_INDEX
-from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import DataArguments, EvaluationArguments, Split
-from ..runtime.distributed import is_distributed
 from ..runtime.own_process import suit_changing_shapes
 from ..runtime.precision import current_device_type, resolve_precision
-from .model_loading import load_trained
-from .text_units import TextCounts, TextUnits
-
-# Options that act under certain values of others, and are refused otherwise. Those of the training run are passed over
-# then: its protocol is repeated as far as it goes with what is asked for.
-_ACTS: dict[str, Callable[[dict[str, Any]], bool]] = {
-    "truncate": lambda options: options["sequence_mode"] != "blocks",
-    "pad_to_max_length": lambda options: options["sequence_mode"] == "padded",
-    "join_documents": lambda options: options["sequence_mode"] == "blocks" and not options["streaming"],
-    "shuffle_buffer_size": lambda options: options["streaming"],
-}
-
-_POINTLESS_WITH_STRIDE = ("truncate", "pad_to_max_length", "max_train_samples", "max_eval_samples")
-
-# Stands in the output, so that a figure says what it is.
-DEFINITIONS = {
-    "loss": "sum of the losses of the scored tokens (nats) / tokens",
-    "perplexity": "exp(loss)",
-    "word_perplexity": "exp(sum / words)",
-    "bits_per_byte": "sum / ln 2 / bytes",
-    "tokens": "that were predicted; the first of a document, or of a window without overlap, is only context",
-    "words": "that begin in a scored token: separated by ASCII white space, and one for each line end in the text; "
-    "WikiText's own counts have the ends of blank lines too, which the rows of the hub's copy lack",
-    "bytes": "of the scored tokens, in UTF-8; special tokens have none",
-}
-
-
-@torch.no_grad()
-def evaluate_model(
-    model: GPT2HFForCausalLM,
-    samples: Dataset,
-    collator: Any,
-    *,
-    batch_size: int = 8,
-    dtype: torch.dtype | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-) -> dict[str, Any]:
-    """Sum the token losses of all samples, divided among the processes if there are several.
-
-    Args:
-        model: the model to score, on its device.
-        samples: a map-style dataset of samples that `collator` understands.
-        collator: makes a batch of a list of samples.
-        batch_size: samples in a batch; it does not change the result, nor does the number of processes.
-        dtype: compute the products in this type by autocast.
-        tokenizer: with it, the figures per word and per byte as well.
-
-    Returns:
-        `loss` (nats per scored token), `perplexity`, `tokens` (scored), `nll` (the sum, in nats); with a tokenizer
-        also `word_perplexity`, `bits_per_byte`, `words`, `line_ends` (among the words) and `bytes`, as `DEFINITIONS`
-        says, or `None` where the tokenizer does not keep the bytes of the text (see `text_units`).
-
-    Raises:
-        UserError: if no token is scored.
-    """
-    was_training = model.training
-    model.eval()
-    device = model.device
-    units = TextUnits.of(tokenizer) if tokenizer is not None else None
-    sums, tokens, text = [], 0, TextCounts()
-    loader = DataLoader(_share_of_process(samples), batch_size=batch_size, collate_fn=collator)
-    for batch in tqdm(loader, desc="evaluating", leave=False, disable=None if _process_index() == 0 else True):
-        targets = batch["shift_labels"]
-        scored = targets != IGNORE_INDEX
-        tokens += int(scored.sum())
-        if units is not None:
-            text += units.count(batch["input_ids"][scored].numpy(), targets[scored].numpy())
-        batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            sums.append(model(**batch, num_items_in_batch=1, return_logits=False).loss.item())
-    model.train(was_training)
-    nll = _sum_over_processes([math.fsum(sums)], torch.float64, device)[0]
-    counts = [tokens, text.words, text.line_ends, text.bytes]
-    tokens, words, line_ends, num_bytes = map(int, _sum_over_processes(counts, torch.int64, device))
-    if tokens == 0:
-        raise UserError("no token was scored: with one token of context nothing is predicted; raise --max_length")
-    if tokenizer is None:
-        return _figures(nll, tokens)
-    known = units is not None
-    return _figures(
-        nll,
-        tokens,
-        words=words if known else None,
-        line_ends=line_ends if known else None,
-        bytes=num_bytes if known else None,
-    )
-
-
-def over_all(results: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The figures of `evaluate_model` over several texts: losses and units are summed, then divided."""
-    results = list(results)
-    units = [name for name in ("words", "line_ends", "bytes") if name in results[0]]
-    sums = {
-        name: None if any(result[name] is None for result in results) else sum(result[name] for result in results)
-        for name in units
-    }
-    return _figures(
-        math.fsum(result["nll"] for result in results), sum(result["tokens"] for result in results), **sums
-    )
-
-
-def _figures(nll: float, tokens: int, **units: int | None) -> dict[str, Any]:
-    """From sums to the figures of `DEFINITIONS`; `units` are words, line ends and bytes, if they are asked for."""
-    figures: dict[str, Any] = {
-        "loss": nll / tokens,
-        "perplexity": perplexity(nll / tokens),
-        "tokens": tokens,
-        "nll": nll,
-    }
-    if units:
-        words, num_bytes = units["words"], units["bytes"]
-        figures["word_perplexity"] = perplexity(nll / words) if words else None
-        figures["bits_per_byte"] = nll / math.log(2) / num_bytes if num_bytes else None
-    return figures | units
-
-
-def _process_index() -> int:
-    return torch.distributed.get_rank() if is_distributed() else 0
-
-
-def _share_of_process(samples: Any) -> Dataset:
-    """The samples of this process: every sample belongs to exactly one."""
-    if not is_distributed():
-        return samples
-    return Subset(samples, range(_process_index(), len(samples), torch.distributed.get_world_size()))
-
-
-def _sum_over_processes(values: list, dtype: torch.dtype, device: torch.device) -> list:
-    if not is_distributed():
-        return values
-    total = torch.tensor(values, dtype=dtype, device=device)
-    torch.distributed.all_reduce(total)
-    return total.tolist()
-
-
-class SlidingWindows(Dataset):
-    """One stream of tokens in windows of `max_length` inputs that move on by `stride`.
-
-    A token is scored in the first window that reaches it, with all the context it has there; a window's own first
-    token has none and is not scored, so with `stride < max_length` every token but the very first is scored once.
-    These are the windows of the perplexity guide in transformers' documentation. With `stride = max_length` the
-    guide's figure is this one. With less it weighs each window but the first as if it had one target less, because it
-    subtracts one for the shift where no target is lost: its mean is of the same token losses, off in the weights by
-    about one part in `stride`. Here every scored token weighs the same.
-    """
-
-    def __init__(self, stream: np.ndarray, max_length: int, stride: int):
-        self.stream = stream
-        self.windows = list(_windows(len(stream), max_length, stride))
-
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        start, first_scored, stop = self.windows[index]
-        ids = self.stream[start:stop]
-        targets = np.full(len(ids), IGNORE_INDEX, dtype=np.int64)
-        offset = first_scored - start - 1  # position whose target is the first scored token
-        targets[offset:-1] = ids[offset + 1 :]
-        return {"input_ids": ids, "shift_labels": targets}
-
-
-def _windows(num_tokens: int, max_length: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """`(start, first scored token, stop)` of each window."""
-    scored_until = 1  # the very first token has no context
-    for start in range(0, num_tokens, stride):
-        stop = min(start + max_length, num_tokens)
-        if stop > scored_until:
-            # a window's own first token has no context inside it and was scored by the one before, if at all
-            yield start, max(scored_until, start + 1), stop
-            scored_until = stop
-        if stop == num_tokens:
-            return
-
-
-def collate_windows(samples: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-    """Windows to `input_ids` and `shift_labels`, both int64 `[B, T]`, right-padded."""
-    length = max(len(sample["input_ids"]) for sample in samples)
-    return {
-        name: pad_rows([sample[name] for sample in samples], length, value)
-        for name, value in (("input_ids", 0), ("shift_labels", IGNORE_INDEX))
-    }
+from .averaging import ScoredText, score_texts
+from .evaluation_report import POINTLESS_WITH_STRIDE, add_comparison, make_report, summary, text_of
+from .model_loading import SavedModel, find_trained
+from .pieces import Places
+from .scoring import Text
+from .training_protocol import inherited_options, read_trained_option, with_training_protocol
+from .windows import SlidingWindows, collate_windows
 
 
 def run_evaluation(args: EvaluationArguments, data_args: DataArguments, given: dict[str, str]) -> int:
@@ -240,60 +50,68 @@ def _evaluate(
     args: EvaluationArguments, data_args: DataArguments, given: dict[str, str], processes: PartialState
 ) -> None:
     precision = resolve_precision(args.precision, processes.device.type)
-    model, tokenizer, source = load_trained(args.model_path)
-    model.to(processes.device)
-    max_length = args.max_length or read_trained_option(source, "max_length") or model.config.n_positions
+    models, rivals = _find_models(args)
+    max_length, notes = _context(args, [*models, *rivals])
+    source = models[0].source  # of several, the first one says what is scored and by which protocol
     streaming = data_args.streaming if "streaming" in given else bool(read_trained_option(source, "streaming"))
-    _check_options(args, given, streaming, max_length, model.config.n_positions)
+    _check_options(args, given, streaming, max_length)
     data_args = with_training_protocol(data_args, given, source)
-    data = load_data(
-        data_args,
-        tokenizer,
-        max_length,
-        (args.split,),
-        batch_size=args.batch_size,
-        inherited=inherited_options(source, given),
-    )
-    if args.split not in data.samples:
-        text = _text_of(args.split, data_args)
-        raise UserError(
-            f"--split {args.split}: {text} has no such split; choose another"
-            if text is not None
-            else f"--split {args.split}: no text is given for it; add --{args.split}_file, or choose another split"
-        )
-    dtype = None if precision.dtype == torch.float32 else precision.dtype
-    texts = {name: text for name, text in data.texts.items() if args.split in text.samples}
-    results = {}
+    inherited = inherited_options(source, given)
+    data = load_data(data_args, models[0].tokenizer, max_length, (args.split,), args.batch_size, inherited=inherited)
+    texts = _texts(data, args, data_args, max_length)
     in_windows = args.stride is not None or data_args.sequence_mode == SequenceMode.BLOCKS
+    dtype = None if precision.dtype == torch.float32 else precision.dtype
+    how: dict[str, Any] = {"device": processes.device, "batch_size": args.batch_size, "dtype": dtype}
     with suit_changing_shapes(processes.device.type, shapes_change=not (in_windows or data_args.pad_to_max_length)):
-        for name, part in (texts or {"": data}).items():
-            samples, collator = _protocol(part, args, max_length)
-            results[name] = evaluate_model(
-                model, samples, collator, batch_size=args.batch_size, dtype=dtype, tokenizer=tokenizer
-            )
-    result = over_all(results.values())
+        scores = score_texts(models, texts, **how)
+        rival_scores = score_texts(rivals, texts, **how) if rivals else {}
     if not processes.is_main_process:
         return
-    report = {
-        "model": source,
-        "dataset": _text_of(args.split, data_args),
-        "split": args.split,
-        "fingerprint": data.fingerprints[args.split],
-        "protocol": data_args.sequence_mode if args.stride is None else "sliding windows",
-        "context": max_length,
-        "stride": args.stride,
-        "precision": precision.name,
-        **_without_sum(result),
-        **({"texts": {name: _without_sum(results[name]) for name in texts}} if texts else {}),
-        "data_options": _data_options(args, data_args),
-        "definitions": DEFINITIONS,
-        "versions": {"gpt2_hf": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
-    }
-    for line in [*data.lines, *_summary(report)]:
+    report = make_report(args, data_args, data, models, scores, context=max_length, precision=precision.name)
+    if rivals:
+        add_comparison(report, models, scores, rivals, rival_scores)
+    for line in [*data.lines, *notes, *summary(report)]:
         print(line)
     if args.output_file:
+        losses = ScoredText.joined(scores.values()).losses
+        report["pieces"] = {"tokens": losses.tokens.tolist(), "nll": losses.nll.tolist()}
         _write_report(Path(args.output_file), report)
     print(json.dumps(report))
+
+
+def _find_models(args: EvaluationArguments) -> tuple[list[SavedModel], list[SavedModel]]:
+    """The models of `--model_path` and of `--against`.
+
+    Raises:
+        UserError: if one is missing or damaged, or if their tokens are not the same.
+    """
+    models = [find_trained(path) for path in args.model_path]
+    rivals = [find_trained(path, option="--against") for path in args.against or ()]
+    first, *others = [*models, *rivals]
+    for other in others:
+        if not same_tokens(first.tokenizer, other.tokenizer):
+            raise UserError(
+                f"{other.option}: {other.source} has another tokenizer than {first.source}: they do not predict the "
+                "same tokens; score each by itself, and compare the bits per byte"
+            )
+    return models, rivals
+
+
+def _context(args: EvaluationArguments, models: Sequence[SavedModel]) -> tuple[int, list[str]]:
+    """Tokens of context, the same for all models, and what to tell the user about it."""
+    contexts = [
+        args.max_length or read_trained_option(model.source, "max_length") or model.config.n_positions
+        for model in models
+    ]
+    context = min(contexts)
+    for model in models:
+        if context > model.config.n_positions:
+            whose = "the model's" if len(models) == 1 else f"{model.source}'s"
+            raise UserError(f"--max_length {context} exceeds {whose} {model.config.n_positions} positions")
+    if len(set(contexts)) == 1:
+        return context, []
+    trained = ", ".join(f"{model.source} {length}" for model, length in zip(models, contexts, strict=True))
+    return context, [f"context: {context} tokens, the smallest that a model was trained with ({trained})"]
 
 
 def _split_of_the_file(given: dict[str, str]) -> Split:
@@ -306,11 +124,7 @@ def _split_of_the_file(given: dict[str, str]) -> Split:
     return splits[0] if splits else "test"
 
 
-def _check_options(
-    args: EvaluationArguments, given: dict[str, str], streaming: bool, max_length: int, positions: int
-) -> None:
-    if max_length > positions:
-        raise UserError(f"--max_length {max_length} exceeds the model's {positions} positions")
+def _check_options(args: EvaluationArguments, given: dict[str, str], streaming: bool, max_length: int) -> None:
     if args.stride is not None and args.stride > max_length:
         raise UserError(
             f"--stride {args.stride} exceeds --max_length {max_length}: tokens between would not be scored"
@@ -318,7 +132,7 @@ def _check_options(
     if "tokenizer_name" in given:
         raise UserError("--tokenizer_name has no effect: a model is scored with its own tokenizer; leave it out")
     if args.stride is not None:
-        for name in _POINTLESS_WITH_STRIDE:
+        for name in POINTLESS_WITH_STRIDE:
             if name in given:
                 raise UserError(
                     f"--{name} has no effect with --stride, which slides over the whole text; leave it out"
@@ -330,56 +144,34 @@ def _check_options(
         raise UserError("--split train: the training text is streamed without end; add --streaming false to store it")
 
 
-def _protocol(data: LoadedData, args: EvaluationArguments, max_length: int) -> tuple[Dataset, Any]:
-    """The samples that are scored, and their collator."""
+def _texts(data: LoadedData, args: EvaluationArguments, data_args: DataArguments, max_length: int) -> dict[str, Text]:
+    """What is scored, each text of a mix by its name."""
+    if args.split not in data.samples:
+        text = text_of(args.split, data_args)
+        raise UserError(
+            f"--split {args.split}: {text} has no such split; choose another"
+            if text is not None
+            else f"--split {args.split}: no text is given for it; add --{args.split}_file, or choose another split"
+        )
+    parts = {name: part for name, part in data.texts.items() if args.split in part.samples}
+    return {name: _text(part, args, max_length) for name, part in (parts or {"": data}).items()}
+
+
+def _text(data: LoadedData, args: EvaluationArguments, max_length: int) -> Text:
+    """The samples of the training protocol or, with a stride, windows over what they are cut from."""
+    samples: Any = data.samples[args.split]
+    documents = data.documents[args.split]
     if args.stride is None:
-        return data.samples[args.split], data.collator
-    samples, documents = data.samples[args.split], data.documents[args.split]
+        places = Places(samples.first_targets, samples.lengths)
+        return Text.in_pieces(samples, data.collator, places, samples.document_starts)
     # Of blocks the stream that they are cut from, with <|endoftext|> where the model was taught to expect it.
     if isinstance(samples, BlockSamples):
         stream = samples.read(0, samples.accounting.scored_tokens + 1)
     else:
         stream = documents.read(0, documents.num_tokens)
-    return SlidingWindows(stream, max_length, args.stride), collate_windows
-
-
-def _text_of(split: str, data_args: DataArguments) -> str | None:
-    """The files or the dataset that a split comes from; a validation split may be cut from the training text."""
-    mix = ", ".join(data_args.train_mix or ())
-    return getattr(data_args, f"{split}_file") or data_args.train_file or mix or data_args.dataset_name
-
-
-def _data_options(args: EvaluationArguments, data_args: DataArguments) -> dict[str, Any]:
-    """The options that give the same text and protocol again."""
-    left_out = {"tokenizer_name", "dataset_config_is_inherited"}
-    if args.stride is not None:
-        left_out |= set(_POINTLESS_WITH_STRIDE)
-    return {name: value for name, value in asdict(data_args).items() if value is not None and name not in left_out}
-
-
-def _summary(report: dict[str, Any]) -> list[str]:
-    """The result as a person reads it."""
-    lines = [
-        f"{name}: loss {text['loss']:.4f} nats per token, perplexity {text['perplexity']:.2f} per token "
-        f"over {text['tokens']:,} tokens"
-        for name, text in report.get("texts", {}).items()
-    ]
-    lines.append(
-        f"loss {report['loss']:.4f} nats per token, perplexity {report['perplexity']:.2f} per token "
-        f"over {report['tokens']:,} tokens"
-    )
-    if report["words"] is None:
-        return [*lines, "no figures per word and per byte: the tokenizer does not keep the bytes of the text"]
-    if report["words"]:
-        lines.append(
-            f"perplexity {report['word_perplexity']:.2f} per word, {report['bits_per_byte']:.4f} bits per byte over "
-            f"{report['words']:,} words ({report['line_ends']:,} of them line ends), {report['bytes']:,} bytes"
-        )
-    return lines
-
-
-def _without_sum(result: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in result.items() if name != "nll"}
+    windows = SlidingWindows(stream, max_length, args.stride)
+    places = Places(windows.first_targets, windows.lengths)
+    return Text.in_pieces(windows, collate_windows, places, samples.document_starts)
 
 
 def _write_report(path: Path, report: dict[str, Any]) -> None:
@@ -388,50 +180,3 @@ def _write_report(path: Path, report: dict[str, Any]) -> None:
         write_json(path, report)
     except OSError as error:
         raise UserError(f"--output_file: {path} cannot be written ({error.strerror})") from error
-
-
-def with_training_protocol(data_args: DataArguments, given: dict[str, str], source: str) -> DataArguments:
-    """Take what the command does not say about the data from the config the model was trained with, where it acts."""
-    if data_args.shift_blocks and "shift_blocks" in given:
-        raise UserError("--shift_blocks has no effect: a text is scored as it is cut once; leave it out")
-    fields = data_args.__dataclass_fields__
-    values = {name: getattr(data_args, name) for name in fields}
-    named_source = {"dataset_name", "train_file", "validation_file", "test_file", "train_mix"} & set(given)
-    source_options = {
-        "dataset_name",
-        "dataset_config_name",
-        "train_file",
-        "validation_file",
-        "test_file",
-        "train_mix",
-        "text_column",
-    }
-    limits = {"max_train_samples", "max_eval_samples"}  # shortcuts of a run, not part of how it measures
-    left_out = limits | (source_options if named_source else set())
-    trained = {name: value for name, value in inherited_options(source, given).items() if name in values}
-    values |= {name: value for name, value in trained.items() if name not in left_out}
-    values |= {name: fields[name].default for name, acts in _ACTS.items() if name in trained and not acts(values)}
-    values["shift_blocks"] = False  # a text is scored as it is cut once
-    was_inherited = values.pop("dataset_config_is_inherited")
-    result = DataArguments(**values)
-    result.dataset_config_is_inherited = (bool(named_source) and "dataset_config_name" not in given) or was_inherited
-    return result
-
-
-def inherited_options(source: str, given: dict[str, str]) -> dict[str, Any]:
-    """The options of the run that trained a model, but for those that are given anew."""
-    return {name: value for name, value in read_trained_config(source).items() if name not in given}
-
-
-def read_trained_config(source: str) -> dict[str, Any]:
-    """The resolved config beside a model that this package trained; empty for any other."""
-    path = Path(source) / RESOLVED_CONFIG_NAME
-    if not path.is_file():
-        return {}
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return config
-
-
-def read_trained_option(source: str, name: str) -> Any:
-    """One option of the run that trained a model, or `None`."""
-    return read_trained_config(source).get(name)

@@ -5,6 +5,7 @@ In: `ModelArguments`, or a model path. Out: a `GPT2HFForCausalLM` (and its token
 """
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -93,10 +94,45 @@ def load_trained(
     source = str(resolve_model_path(model_path, output_dir, "--model_path"))
     config = read_config(source, "--model_path")
     model = load_weights(source, config, attn_implementation, "--model_path").eval()
-    tokenizer = _load_own_tokenizer(source, config, "--model_path")
-    check_vocabulary(tokenizer, config.num_tokens)
-    tokenizer.model_max_length = config.n_positions
-    return model, tokenizer, source
+    return model, _load_checked_tokenizer(source, config, "--model_path"), source
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A model whose weights are still to be loaded.
+
+    Attributes:
+        source: the folder or hub id.
+        config: of the model.
+        tokenizer: that was saved beside it; it knows the model's length.
+        option: the option that named the model, for messages.
+    """
+
+    source: str
+    config: GPT2HFConfig
+    tokenizer: PreTrainedTokenizerBase
+    option: str
+
+    def load(self) -> GPT2HFForCausalLM:
+        """The model in evaluation mode, in fp32 on the CPU."""
+        return load_weights(self.source, self.config, None, self.option).eval()
+
+
+def find_trained(model_path: str, option: str = "--model_path") -> SavedModel:
+    """Find a model and load its tokenizer. Of the weights only the headers are read: whether the files are whole.
+
+    Args:
+        model_path: as for `load_trained`.
+        option: that named the model, for messages.
+
+    Raises:
+        UserError: if there is no model, if it is damaged, or if it has no tokenizer.
+    """
+    source = str(resolve_model_path(model_path, DEFAULT_OUTPUT_DIR, option))
+    config = read_config(source, option)
+    if os.path.isdir(source):
+        check_weight_files(source, config, option)
+    return SavedModel(source, config, _load_checked_tokenizer(source, config, option), option)
 
 
 def load_model_tokenizer(model_name_or_path: str, option: str = "--model_name_or_path") -> PreTrainedTokenizerBase:
@@ -204,6 +240,14 @@ def _attention_error(attn_implementation: str | None, error: Exception) -> Excep
     if attn_implementation is None:
         return error
     return UserError(f"--attn_implementation {attn_implementation}: {first_line(error)}; sdpa works everywhere")
+
+
+def _load_checked_tokenizer(source: str, config: GPT2HFConfig, option: str) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model; it fits the model's vocabulary, and learns its length."""
+    tokenizer = _load_own_tokenizer(source, config, option)
+    check_vocabulary(tokenizer, config.num_tokens)
+    tokenizer.model_max_length = config.n_positions
+    return tokenizer
 
 
 def _load_own_tokenizer(source: str, config: GPT2HFConfig, option: str) -> PreTrainedTokenizerBase:

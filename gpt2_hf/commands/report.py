@@ -28,6 +28,7 @@ from ..options.arguments import ReportArguments
 from ..options.parsing import PROVENANCE_KEY
 from ..options.secrets import without_secrets
 from ..runtime.hub import is_hub_id
+from .evaluation_files import compare_evaluations
 
 # Written into each picture; one without it that has the default name is somebody else's.
 _PICTURE_MARK = "gpt2_hf"
@@ -266,7 +267,8 @@ def run_report(args: ReportArguments, given: dict[str, str]) -> int:
         lines = compare_runs(args.runs, args.output_file)
     except (OSError, ValueError) as error:
         raise UserError(f"--output_file: {args.output_file} cannot be written: {error}") from error
-    print("\n".join(lines))
+    folders = [Path(folder) for folder in args.runs]
+    print("\n".join([*lines, *compare_evaluations(folders, _labels(folders))]))
     print(f"written: {args.output_file}")
     return 0
 

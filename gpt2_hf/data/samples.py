@@ -144,6 +144,16 @@ class Samples(Dataset):
         """Lengths of the samples of the first epoch, in the order of the data."""
         return self.lengths[EpochSampler(len(self), 0, shuffle=False, mixture=self.mixture).order()]
 
+    @property
+    def first_targets(self) -> np.ndarray:
+        """int64 `[samples]`, the place in the stream of each sample's first target, if they are not shifted."""
+        raise NotImplementedError
+
+    @property
+    def document_starts(self) -> np.ndarray:
+        """int64 `[documents]`, the place of each document's first token in that stream."""
+        raise NotImplementedError
+
     def _tokens(self, index: int, offset: int) -> np.ndarray:
         raise NotImplementedError
 
@@ -189,6 +199,14 @@ class DocumentSamples(Samples):
             scored_tokens=scored,
             truncated=truncate,
         )
+
+    @property
+    def first_targets(self) -> np.ndarray:
+        return self.starts[: len(self)] + 1
+
+    @property
+    def document_starts(self) -> np.ndarray:
+        return self.documents.starts[:-1]
 
     def _tokens(self, index: int, offset: int) -> np.ndarray:
         start = int(self.starts[index])
@@ -300,6 +318,16 @@ class BlockSamples(Samples):
     def num_offsets(self) -> int:
         """Beginnings of the first block, one token apart."""
         return self.max_length if self.circular else 1
+
+    @property
+    def first_targets(self) -> np.ndarray:
+        return np.arange(len(self)) * self.max_length + 1
+
+    @property
+    def document_starts(self) -> np.ndarray:
+        starts = self.documents.starts[:-1]
+        separators_between = np.arange(len(starts)) if len(self._separators) > 2 else 0
+        return starts + separators_between + 1
 
     def _tokens(self, index: int, offset: int) -> np.ndarray:
         start = index * self.max_length

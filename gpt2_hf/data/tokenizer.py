@@ -7,11 +7,13 @@ GPT-3 base models kept GPT-2's vocabulary).
 """
 
 import importlib.util
+import json
 import os
 import shutil
 import tempfile
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerBase
 
@@ -120,6 +122,28 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Non
             f"--tokenizer_name: the tokenizer has {num_ids(tokenizer):,} ids but the model's vocabulary has only "
             f"{vocab_size:,}; use the tokenizer the model was trained with, or train from scratch"
         )
+
+
+def same_tokens(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers give the same ids for every text, and the same text for every id.
+
+    What is put around a text, and which tokens have a special role, may differ.
+    """
+    backends = [getattr(tokenizer, "backend_tokenizer", None) for tokenizer in (first, second)]
+    definitions = [backend.to_str() for backend in backends if backend is not None]
+    if len(definitions) < 2:
+        return type(first) is type(second) and first.get_vocab() == second.get_vocab()
+    if definitions[0] == definitions[1]:
+        return True
+    one, other = map(_what_makes_ids, definitions)
+    return first.get_vocab() == second.get_vocab() and one == other
+
+
+def _what_makes_ids(definition: str) -> list[Any]:
+    """The parts of a fast tokenizer's definition that decide how a text is cut; its vocabulary may hold scores."""
+    content = json.loads(definition)
+    names = ("type", "merges", "vocab", "byte_fallback", "ignore_merges")
+    return [content["normalizer"], content["pre_tokenizer"], *(content["model"].get(name) for name in names)]
 
 
 def separator_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -1,9 +1,10 @@
 """Cross-entropy of a language-model head without ever holding all the logits.
 
-In: hidden states, the head's weight, target ids. Out: the summed loss. With V = 50,257 the logits
-are the largest tensor of a GPT-2 step by far; here they exist for `rows_per_chunk` positions at a
-time, and their gradient is formed in the forward pass while they do, written over them. On a CPU the
-passes of the softmax go over a few rows at a time, so that these stay in its cache.
+In: hidden states, the head's weight, target ids. Out: the summed loss, or without gradients that of
+each position. With V = 50,257 the logits are the largest tensor of a GPT-2 step by far; here they exist
+for `rows_per_chunk` positions at a time, and their gradient is formed in the forward pass while they do,
+written over them. On a CPU the passes of the softmax go over a few rows at a time, so that these stay in
+its cache.
 
 This file travels with a saved model (`trust_remote_code=True`): relative imports only.
 
@@ -136,6 +137,41 @@ def sum_over_chunks(
 def _cross_entropy_of_chunks(labels: Tensor, targets: "_Targets", dtype: torch.dtype, need_grad: bool) -> ChunkLoss:
     loss_dtype = torch.promote_types(dtype, torch.float32)
     return lambda logits, rows: _chunk_loss(logits, labels[rows], targets, loss_dtype, need_grad)
+
+
+@torch.no_grad()
+def chunked_token_losses(
+    hidden_states: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    ignore_index: int = IGNORE_INDEX,
+    num_padding_rows: int = 0,
+    rows_per_chunk: int | None = None,
+) -> Tensor:
+    """The loss of each position, of which `chunked_cross_entropy` is the sum; its arguments, but no gradients.
+
+    Returns:
+        `[...]` as `labels`, fp32 (fp64 for fp64 input), in nats; 0 at positions that are not scored.
+    """
+    device_type = weight.device.type
+    dtype = product_dtype(hidden_states, device_type)
+    loss_dtype = torch.promote_types(dtype, torch.float32)
+    labels = labels.to(weight.device)
+    scored = labels != ignore_index
+    hidden_states, target_ids = hidden_states.to(weight.device)[scored], labels[scored]  # [N, C], [N]
+    targets = _Targets(weight.shape[0] - num_padding_rows, 1, 0.0, None)
+    rows = rows_per_chunk or default_rows_per_chunk(device_type, dtype)
+    losses = []
+    with torch.autocast(device_type, enabled=False):
+        products = HeadProducts(aligned(weight.to(dtype)))
+        for chunk, ids in zip(hidden_states.to(dtype).split(rows), target_ids.split(rows), strict=True):
+            logits = products.logits(chunk)
+            block = CPU_ROWS_PER_SOFTMAX if device_type == "cpu" else rows
+            for values, block_ids in zip(logits.split(block), ids.split(block), strict=True):
+                losses.append(_row_losses(values.to(loss_dtype), block_ids, targets, need_softmax=False))
+    result = torch.zeros(labels.shape, dtype=loss_dtype, device=weight.device)
+    return result.masked_scatter_(scored, torch.cat(losses)) if losses else result
 
 
 def _look_for_unscored(targets: "_Targets", labels: Tensor) -> tuple["_Targets", Tensor | None]:
@@ -408,26 +444,15 @@ def _chunk_loss(
 
 def _softmax_loss(logits: Tensor, labels: Tensor, targets: _Targets, need_grad: bool) -> tuple[Tensor, Tensor]:
     """Loss sum of some rows and its gradient, which is written over the logits."""
-    smoothing, copies = targets.label_smoothing, targets.copies_of_last_row
-    last = targets.num_rows - 1
     scored = labels != targets.ignore_index if targets.ignore_index is not None else None
-    ids = (labels if scored is None else torch.where(scored, labels, 0)).unsqueeze(1)  # [R, 1]
-    logits[:, targets.num_rows :] = -math.inf
-    target_logits = logits.gather(1, ids).squeeze(1)
-    mean_logits = None
-    if smoothing:
-        mean_logits = (logits[:, :last].sum(dim=1) + copies * logits[:, last]) / targets.num_tokens
-    if copies > 1:
-        logits[:, last] += math.log(copies)
-    log_normalizer = softmax_(logits, need_grad)
-    nll = log_normalizer - target_logits
-    if mean_logits is not None:
-        nll = (1.0 - smoothing) * nll + smoothing * (log_normalizer - mean_logits)
+    ids = labels if scored is None else torch.where(scored, labels, 0)
+    nll = _row_losses(logits, ids, targets, need_grad)
     loss = (nll if scored is None else torch.where(scored, nll, 0.0)).sum()
     if not need_grad:
         return loss, logits
     # d loss / d logits = softmax - target distribution; rows that are not scored get zero.
-    grad = logits
+    grad, ids = logits, ids.unsqueeze(1)
+    smoothing, copies, last = targets.label_smoothing, targets.copies_of_last_row, targets.num_rows - 1
     if smoothing:
         grad[:, :last] -= smoothing / targets.num_tokens
         grad[:, last] -= smoothing * copies / targets.num_tokens
@@ -435,6 +460,24 @@ def _softmax_loss(logits: Tensor, labels: Tensor, targets: _Targets, need_grad: 
     if scored is not None:
         grad *= scored.unsqueeze(1)
     return loss, grad
+
+
+def _row_losses(logits: Tensor, ids: Tensor, targets: _Targets, need_softmax: bool) -> Tensor:
+    """Loss of each row `[R]` for its target `[R]`; the softmax, if needed, is written over the logits `[R, V]`."""
+    smoothing, copies = targets.label_smoothing, targets.copies_of_last_row
+    last = targets.num_rows - 1
+    logits[:, targets.num_rows :] = -math.inf
+    target_logits = logits.gather(1, ids.unsqueeze(1)).squeeze(1)
+    mean_logits = None
+    if smoothing:
+        mean_logits = (logits[:, :last].sum(dim=1) + copies * logits[:, last]) / targets.num_tokens
+    if copies > 1:
+        logits[:, last] += math.log(copies)
+    log_normalizer = softmax_(logits, need_softmax)
+    nll = log_normalizer - target_logits
+    if mean_logits is not None:
+        nll = (1.0 - smoothing) * nll + smoothing * (log_normalizer - mean_logits)
+    return nll
 
 
 def _mixed_softmax_loss(
@@ -489,6 +532,7 @@ __all__ = [
     "HeadProducts",
     "aligned",
     "chunked_cross_entropy",
+    "chunked_token_losses",
     "default_rows_per_chunk",
     "product_dtype",
     "softmax_",

@@ -39,7 +39,7 @@ from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .chunked_attention import chunked_causal_attention
-from .chunked_loss import IGNORE_INDEX, chunked_cross_entropy
+from .chunked_loss import IGNORE_INDEX, chunked_cross_entropy, chunked_token_losses
 from .configuration_gpt2_hf import GPT2HFConfig
 from .dropout import Dropout
 from .packing import LengthClass, PackedDocuments, Packing, lengths_of_documents
@@ -573,18 +573,22 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
                 where only the loss is needed and `[B, T, V]` would be the largest tensor of the step.
             num_items_in_batch: divide the summed loss by this instead of by the number of scored positions.
             **kwargs: `shift_labels`, int64 `[B, T]`, already shifted: the target of each position, used instead of
-                `labels`; `label_smoothing`, the share of the target mass that is spread evenly over the
-                vocabulary; and `summed_loss`, a function of this model, its last hidden states `[B, T, C]` and the
-                targets `[B, T]` that is called for the sum of the token losses instead of the cross-entropy. The
-                rest goes to [`GPT2HFModel.forward`].
+                `labels`; `label_smoothing`, the share of the target mass that is spread evenly over the vocabulary;
+                `reduction`, "mean" or "none"; and `summed_loss`, a function of this model, its last hidden states
+                `[B, T, C]` and the targets `[B, T]` that is called for the sum of the token losses instead of the
+                cross-entropy. The rest goes to [`GPT2HFModel.forward`].
 
         Returns:
-            `loss` (fp32 scalar, nats per token), `logits` `[B, T', V]` or `None`, `past_key_values`.
+            `loss` (fp32 scalar, nats per token), `logits` `[B, T', V]` or `None`, `past_key_values`. With the
+            reduction "none" the loss is that of each position, `[B, T]`, 0 where none is scored; it has no gradient.
         """
         # No parameters by name: transformers' Trainer takes every parameter with "label" in its name for one that each
         # batch must hold, and finds no loss where one is missing.
         shift_labels, label_smoothing = kwargs.pop("shift_labels", None), kwargs.pop("label_smoothing", 0.0)
         summed_loss = kwargs.pop("summed_loss", None)
+        reduction = kwargs.pop("reduction", "mean")
+        if reduction != "mean":
+            _check_reduction(reduction, label_smoothing, num_items_in_batch)
         scored = labels is not None or shift_labels is not None
         outputs = self.transformer(
             input_ids,
@@ -600,11 +604,14 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         loss = logits = None
         if scored:
             targets = _next_tokens(labels, kwargs.get("cu_seq_lens_q")) if shift_labels is None else shift_labels
-            if summed_loss is None:
-                loss = self._summed_loss(hidden_states, targets, label_smoothing)
+            if reduction == "none":
+                loss = self._token_losses(hidden_states, targets)
             else:
-                loss = summed_loss(self, hidden_states, targets)
-            loss = loss / _num_scored(targets, num_items_in_batch, loss.device)
+                if summed_loss is None:
+                    loss = self._summed_loss(hidden_states, targets, label_smoothing)
+                else:
+                    loss = summed_loss(self, hidden_states, targets)
+                loss = loss / _num_scored(targets, num_items_in_batch, loss.device)
         if return_logits or (return_logits is None and not (self.training and scored)):
             logits = self._logits(_select_positions(hidden_states, logits_to_keep))
         return CausalLMOutputWithPast(
@@ -650,6 +657,20 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
             label_smoothing=label_smoothing,
         )
 
+    def _token_losses(self, hidden_states: Tensor, shift_labels: Tensor) -> Tensor:
+        """The loss of each position `[B, T]`, by chunks if the head is the plain product with its weight."""
+        head = self.lm_head
+        if type(head) is nn.Linear and head.bias is None and not head.weight.is_meta:
+            # the whole head, whatever rows of it training ties
+            return chunked_token_losses(
+                hidden_states, head.weight, shift_labels, num_padding_rows=self.config.n_vocab_padding
+            )
+        logits = self._logits(hidden_states).flatten(0, -2)
+        losses = nn.functional.cross_entropy(
+            logits[:, : self.config.num_tokens].float(), shift_labels.flatten().to(logits.device), reduction="none"
+        )
+        return losses.view(shift_labels.shape)
+
     @staticmethod
     def create_masks_for_generate(config: GPT2HFConfig, attention_mask: Tensor | None, **kwargs: Any) -> Any:
         """The mask that `generate` passes along with a static cache."""
@@ -673,6 +694,16 @@ def _next_tokens(labels: Tensor | None, cu_seq_lens: Tensor | None) -> Tensor:
         # The first token of a document is not a continuation of the one before it.
         labels = labels.index_fill(1, cu_seq_lens[1:-1].long(), IGNORE_INDEX)
     return nn.functional.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX)
+
+
+def _check_reduction(reduction: str, label_smoothing: float, num_items_in_batch: Tensor | int | None) -> None:
+    """Raise a `ValueError` for a reduction that does not exist, or does not go with the other arguments."""
+    if reduction != "none":
+        raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
+    if torch.is_grad_enabled():
+        raise ValueError("reduction='none' gives losses without gradients; call the model under torch.no_grad()")
+    if label_smoothing or num_items_in_batch is not None:
+        raise ValueError("reduction='none' gives plain losses; leave out label_smoothing and num_items_in_batch")
 
 
 def _num_scored(targets: Tensor, num_items_in_batch: Tensor | int | None, device: torch.device) -> Tensor | int:

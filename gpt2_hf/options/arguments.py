@@ -307,15 +307,28 @@ class EvaluationArguments:
 
     _argument_group_name = "evaluation"
 
-    model_path: str = option("checkpoints/best_model", "Model folder, checkpoint name or path, or hub id.")
+    model_path: list[str] = option(
+        ["checkpoints/best_model"],
+        "Model folder, checkpoint name or path, or hub id. Of several, which need the same tokenizer, the "
+        "probabilities are averaged.",
+    )
+    against: list[str] | None = option(
+        None,
+        "Compare with this model, or with the average of these: the difference on the same tokens, and whether it is "
+        "more than chance.",
+    )
     split: Split = option("test", "Split to score; when left out the one whose file is given, if there is one.")
     stride: int | None = option(
         None, "Sliding windows of max_length tokens that move on by this number; the training protocol when left out."
     )
-    max_length: int | None = option(None, "Context in tokens; what the model was trained with when left out.")
+    max_length: int | None = option(
+        None, "Context in tokens; what the model was trained with when left out, of several models the smallest."
+    )
     batch_size: int = option(8, "Samples in a batch; it does not change the result.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("fp32", "Number format of the products.")
-    output_file: str | None = option(None, "Also write the result as JSON to this file, which is replaced.")
+    output_file: str | None = option(
+        None, "Also write the result as JSON to this file, which is replaced, with the losses of pieces of the text."
+    )
 
     def __post_init__(self) -> None:
         require_at_least("batch_size", self.batch_size, 1)
@@ -365,7 +378,8 @@ class ReportArguments:
     runs: list[str] = option(
         ["checkpoints"],
         "Folders of runs; also right after the command, without --runs. One: its card and curves are written again. "
-        "Several: one picture and a table compare them.",
+        "Several: one picture and a table compare them; where evaluate --output_file has left files of one name in "
+        "them, a line says whether the difference is more than chance.",
     )
     output_file: str = option(
         "comparison.png", "Picture that compares several runs: png, svg or pdf; one that is named is replaced."

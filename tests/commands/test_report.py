@@ -132,6 +132,38 @@ def test_the_command_compares_runs(finished_run, tmp_path, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG") and str(picture) in last
 
 
+def write_evaluation(path, nll, **changes):
+    """As `evaluate --output_file` writes it: a text of 40 pieces."""
+    how = {"fingerprint": "f", "protocol": "blocks", "context": 32, "stride": None}
+    pieces = {"tokens": [1000] * len(nll), "nll": nll}
+    path.write_text(json.dumps({"loss": sum(nll) / 1000 / len(nll), **how, "pieces": pieces, **changes}))
+
+
+def test_runs_that_are_scored_on_one_text_are_compared(finished_run, tmp_path, capsys):
+    """Files of one name that evaluate has left in the folders: a line says whether the difference is chance."""
+    folders = [tmp_path / name for name in ("first", "second", "third")]
+    hard_or_easy = [5000.0 + 300 * (i % 7) for i in range(40)]
+    for number, folder in enumerate(folders):
+        shutil.copytree(finished_run, folder)
+        wobble = [number * (-20 + 10 * (i % 3)) for i in range(40)]
+        write_evaluation(folder / "validation.json", [a + b for a, b in zip(hard_or_easy, wobble, strict=True)])
+        write_evaluation(folder / "test.json", hard_or_easy, stride=16 if number else None)
+        write_evaluation(folder / f"of_{number}.json", hard_or_easy)
+        (folder / "notes.json").write_text("no JSON")
+        (folder / "other.json").write_text("[1]")
+    picture = str(tmp_path / "comparison.png")
+    assert main(["report", *map(str, folders), "--output_file", picture]) == 0
+    out = capsys.readouterr().out.splitlines()
+    *_, test_2, validation_2, test_3, validation_3, _written = out
+    assert validation_2.startswith(
+        "validation.json: second is better than first by 0.0103 nats per token (95% interval "
+    )
+    assert validation_3.startswith("validation.json: third is better than first by 0.0205 nats")
+    assert validation_2.endswith("from 40 pieces of the text): this is more than chance")
+    assert test_2.startswith("test.json: first and second cannot be compared") and "third cannot" in test_3
+    assert len(out) == 1 + 3 + 4 + 1
+
+
 def test_runs_of_one_name_are_told_apart(finished_run, tmp_path):
     """Two folders called run are named with their parents."""
     shutil.copytree(finished_run, tmp_path / "second" / "run")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from gpt2_hf.__main__ import main
-from gpt2_hf.commands.evaluate import evaluate_model
+from gpt2_hf.commands.scoring import evaluate_model
 from gpt2_hf.data import BlockSamples, DocumentSamples, EpochSampler, MixedSamples, load_data, train_sampler
 from gpt2_hf.data.sampling import FILLER, TextByTextSampler, allot, offset_of
 from gpt2_hf.data.tokenizer import load_tokenizer

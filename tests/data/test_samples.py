@@ -187,3 +187,21 @@ def test_samples_are_indexed_like_a_list():
             samples[1.5]
         samples.limit(2)
         assert samples[-1]["input_ids"].tolist() == everything[1]
+
+
+@modest
+@given(corpus=corpora, max_length=lengths, mode=st.sampled_from(["documents", "cut", "blocks", "joined"]))
+def test_places_of_targets_and_documents_in_the_stream(corpus, max_length, mode):
+    """A sample's first target lies at its place in the stream, a document's first token at its own."""
+    documents = documents_of(corpus)
+    if mode in ("documents", "cut"):
+        samples, stream = DocumentSamples(documents, max_length, mode == "cut"), [t for ids in corpus for t in ids]
+    else:
+        samples = BlockSamples(documents, max_length, SEPARATOR, mode == "joined")
+        stream = samples.read(0, samples.accounting.scored_tokens + 1).tolist() if len(samples) else []
+    assert [stream[place] for place in samples.first_targets] == [ids[1] for ids in samples_of(samples)]
+    filled = [ids for ids in corpus if ids]
+    if stream:
+        assert [stream[place] for place in samples.document_starts] == [ids[0] for ids in filled]
+    samples.limit(1)
+    assert len(samples.first_targets) == len(samples)

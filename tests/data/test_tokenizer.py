@@ -1,6 +1,8 @@
 """gpt2_hf.data.tokenizer: GPT-2's ids without a network, other tokenizers by path, and checks before training."""
 
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from gpt2_hf.data.tokenizer import (
     gpt2_tokenizer,
     load_tokenizer,
     num_ids,
+    same_tokens,
     separator_id,
 )
 from gpt2_hf.errors import UserError
@@ -103,6 +106,25 @@ def test_padding_and_length_do_not_change_the_key_of_the_data(tmp_path, tokenize
     completed.save_pretrained(tmp_path)
     assert completed.pad_token == saved.eos_token
     assert tokenizer_key(completed) == tokenizer_key(load_tokenizer(str(tmp_path))) == tokenizer_key(saved)
+
+
+def test_tokenizers_that_give_the_same_ids(gpt2, tokenizer_folder, tmp_path):  # noqa: F811
+    """Saved and loaded again, with padding or another length: the same tokens. Other merges or a token more: not."""
+    load_tokenizer().save_pretrained(tmp_path / "again")
+    again = load_tokenizer(str(tmp_path / "again"))
+    again.pad_token, again.model_max_length = "!", 7
+    again(["a", "a b"], padding=True)  # which the definition then says
+    assert same_tokens(gpt2, again)
+    tiny, changed = load_tokenizer(str(tokenizer_folder)), tmp_path / "changed"
+    assert not same_tokens(gpt2, tiny)
+    shutil.copytree(tokenizer_folder, changed)
+    definition = json.loads((changed / "tokenizer.json").read_text())
+    definition["model"]["merges"].pop()
+    (changed / "tokenizer.json").write_text(json.dumps(definition))
+    assert not same_tokens(tiny, load_tokenizer(str(changed)))
+    more = load_tokenizer(str(tokenizer_folder))
+    more.add_tokens(["<|user|>"])
+    assert not same_tokens(tiny, more)
 
 
 def test_it_knows_gpt2s_length_and_does_not_warn_of_it(caplog):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2_hf.model import chunked_loss
-from gpt2_hf.model.chunked_loss import IGNORE_INDEX, chunked_cross_entropy
+from gpt2_hf.model.chunked_loss import IGNORE_INDEX, chunked_cross_entropy, chunked_token_losses
 
 
 def make_inputs(rows, width=16, vocab=50, ignored=0.0, dtype=torch.float32, padding=0, seed=0):
@@ -57,6 +57,40 @@ def test_equals_plain_cross_entropy(rows, rows_per_chunk, ignored, label_smoothi
     plain = loss_and_gradients(plain_loss, *inputs, label_smoothing=label_smoothing, padding=padding)
     for mine, theirs in zip(ours, plain, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    rows=st.integers(0, 40),
+    rows_per_chunk=st.integers(1, 45),
+    ignored=st.sampled_from([0.0, 0.3, 1.0]),
+    padding=st.sampled_from([0, 9]),
+    seed=st.integers(0, 1000),
+)
+def test_token_losses_equal_plain_cross_entropy(rows, rows_per_chunk, ignored, padding, seed):
+    """The loss of each position, to 1e-5, in the shape of the labels; 0 where none is scored."""
+    hidden, weight, labels = make_inputs(2 * rows, ignored=ignored, padding=padding, seed=seed)
+    ours = chunked_token_losses(
+        hidden.view(2, rows, 16),
+        weight,
+        labels.view(2, rows),
+        num_padding_rows=padding,
+        rows_per_chunk=rows_per_chunk,
+    )
+    plain = F.cross_entropy(hidden @ weight[: weight.shape[0] - padding].t(), labels, reduction="none")
+    torch.testing.assert_close(ours.flatten(), plain, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_token_losses_in_16_bits_are_those_that_are_summed(dtype):
+    """Under autocast the products are in 16 bits and the softmax in fp32, for each position as for the sum."""
+    hidden, weight, labels = make_inputs(40, ignored=0.2)
+    with torch.autocast("cpu", dtype=dtype):
+        losses = chunked_token_losses(hidden, weight, labels, rows_per_chunk=8)
+        total = chunked_cross_entropy(hidden, weight, labels, rows_per_chunk=8)
+    logits = (hidden.to(dtype) @ weight.to(dtype).t()).float()
+    torch.testing.assert_close(losses, F.cross_entropy(logits, labels, reduction="none"), atol=1e-5, rtol=0)
+    assert losses.dtype == torch.float32 and losses.double().sum().item() == pytest.approx(total.item(), abs=1e-4)
 
 
 def test_a_wide_head_in_fp32_is_multiplied_in_parts():
@@ -246,6 +280,9 @@ def test_never_holds_all_logits():
     with LargestTensor() as largest:
         chunked_cross_entropy(hidden, weight, labels, rows_per_chunk=8).backward()
     assert largest.rows == 16  # the width of the weight's transposed view; chunks have 8
+    with LargestTensor() as largest:
+        chunked_token_losses(hidden, weight, labels, rows_per_chunk=8)
+    assert largest.rows == 16
 
 
 @pytest.mark.parametrize("copies", [1, 5])

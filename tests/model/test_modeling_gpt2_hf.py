@@ -246,6 +246,36 @@ def test_a_swapped_head_is_used_in_the_loss(head):
     assert (out.loss - plain).abs() <= TOLERANCE
 
 
+@pytest.mark.parametrize("variant", ["plain", "padded vocabulary", "head with bias"])
+def test_the_loss_of_each_position(variant):
+    """Reduction "none": that of F.cross_entropy on the model's logits, in the shape of the labels, 0 if not scored."""
+    model = make_model()
+    if variant == "padded vocabulary":
+        model.resize_token_embeddings(pad_to_multiple_of=64)
+        model.lm_head.weight.data[VOCAB_SIZE:] = 100.0
+    if variant == "head with bias":
+        model.lm_head = nn.Linear(SIZES["n_embd"], VOCAB_SIZE)
+    ids = random_ids(2, 16)
+    targets = F.pad(ids[:, 1:], (0, 1), value=-100)
+    with torch.no_grad():
+        out = model(ids, labels=ids, reduction="none", return_logits=True)
+    plain = F.cross_entropy(out.logits[..., :VOCAB_SIZE].flatten(0, 1), targets.flatten(), reduction="none")
+    torch.testing.assert_close(out.loss, plain.view(2, 16), atol=TOLERANCE, rtol=0)
+
+
+def test_the_loss_of_each_position_is_for_scoring():
+    """Where a gradient, smoothing or a count would be lost in silence, it is refused."""
+    model, ids = make_model(), random_ids(1, 8)
+    with pytest.raises(ValueError, match=r"without gradients; call the model under torch.no_grad\(\)"):
+        model(ids, labels=ids, reduction="none")
+    with torch.no_grad():
+        for name, value in {"label_smoothing": 0.1, "num_items_in_batch": 7}.items():
+            with pytest.raises(ValueError, match=name):
+                model(ids, labels=ids, reduction="none", **{name: value})
+        with pytest.raises(ValueError, match="'mean' or 'none', got 'sum'"):
+            model(ids, labels=ids, reduction="sum")
+
+
 # --- activation checkpointing, errors ---
 
 
