@@ -84,6 +84,17 @@ class Accounting:
         ]
         return f"{split}: " + ", ".join(parts)
 
+    def short(self) -> str:
+        """The tokens that are used; and, where text was dropped, how many there were and why the rest is not used."""
+        if not self.dropped_tokens:
+            return f"{self.kept_tokens:,} tokens"
+        rows = {"cut": self.continued_rows if self.truncated else 0, "too short": self.short_rows}
+        reasons = [f"{count:,} row{'s' * (count != 1)} {reason}" for reason, count in rows.items() if count]
+        return (
+            f"{self.kept_tokens:,} of {self.text_tokens:,} tokens ({self.dropped_tokens:,} DROPPED: "
+            f"{', '.join(reasons)})"
+        )
+
     @classmethod
     def of_all(cls, texts: Iterable["Accounting"], batch_share: float) -> "Accounting":
         """The sums over several texts."""

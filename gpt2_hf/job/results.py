@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.trainer_callback import TrainerState
 
 from ..checkpoints import folders, written
-from ..checkpoints.ownership import own_events
+from ..checkpoints.event_files import own_events
 from ..checkpoints.written import CURVES_NAME, TRAINER_STATE_NAME
 from ..commands.generate import generate_text
 from ..commands.report import write_report
@@ -80,7 +80,7 @@ def finish(
         run.say(f"uploading {saved} to {trainer.hub_model_id}")
         token, revision = run.args.hub_token, run.args.hub_revision
         left_out = [folders.RESOLVED_CONFIG_NAME] if has_secrets(saved / folders.RESOLVED_CONFIG_NAME) else []
-        events = own_events(run.output_dir)
+        events = {path.relative_to(run.output_dir).as_posix(): path for path in own_events(run.output_dir, run.name)}
         address = upload_model(saved, str(trainer.hub_model_id), token, revision, left_out, events)
         run.say(f"uploaded: {address}")
 

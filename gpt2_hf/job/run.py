@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from ..checkpoints import folders
+from ..checkpoints.event_files import event_folder_name
 from ..errors import SaveError
 from ..options.arguments import DataArguments, ModelArguments
 from ..options.secrets import hide, remember
@@ -26,6 +27,7 @@ class Run:
         watch: its stopwatch.
         signals: the signals that it received.
         given: options that were stated, and where (see `parsing.Parsed`).
+        details: what came out while it was built, for the record and for `--verbose`.
     """
 
     model_args: ModelArguments
@@ -34,6 +36,7 @@ class Run:
     watch: Stopwatch
     signals: SignalWatch = field(default_factory=SignalWatch)
     given: dict[str, str] = field(default_factory=dict)
+    details: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for options in (self.model_args, self.data_args, self.args):
@@ -53,6 +56,11 @@ class Run:
     def output_dir(self) -> Path:
         """Where the run leaves everything."""
         return Path(str(self.args.output_dir))
+
+    @property
+    def name(self) -> str:
+        """What TensorBoard calls the run: `--run_name`, or the name of its folder."""
+        return event_folder_name(self.output_dir, self.args.run_name)
 
 
 @contextlib.contextmanager

@@ -97,20 +97,20 @@ def test_best_model_loads_with_the_auto_classes(finished_run):
 
 def test_tensorboard_has_the_promised_tags(finished_run):
     """Loss, perplexity and learning rate at each log, validation loss and perplexity at each evaluation."""
-    events = EventAccumulator(str(finished_run / "runs")).Reload()
+    events = EventAccumulator(str(finished_run / "runs" / "run")).Reload()
     steps = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     for tag in ("train/loss", "train/perplexity", "train/learning_rate"):
         assert steps[tag] == [5, 10, 15, 20, 25]
     for tag in ("eval/loss", "eval/perplexity", "speed/evaluation_seconds"):
         assert steps[tag] == [10, 20, 25]
     assert steps["speed/memory_gib"] == [5, 10, 15, 20, 25] and steps["speed/tokens_per_second"] == [10, 15, 20, 25]
-    assert {tag.split("/")[0] for tag in steps} == {"train", "eval", "test", "speed"}
+    assert {tag.split("/")[0] for tag in steps} == {"train", "eval", "test", "speed", "curves"}
     assert not any("train_" in tag or "_per_second" in tag.replace("tokens_per_second", "") for tag in steps)
 
 
 def test_tensorboard_has_samples_and_the_config(finished_run):
     """A text at each evaluation, the resolved config, and training and validation in one chart."""
-    events = EventAccumulator(str(finished_run / "runs")).Reload()
+    events = EventAccumulator(str(finished_run / "runs" / "run")).Reload()
     texts = {
         tag: [(event.step, event.tensor_proto.string_val[0].decode()) for event in events.Tensors(tag)]
         for tag in events.Tags()["tensors"]
@@ -125,7 +125,7 @@ def test_samples_can_be_left_out(train_tiny, tmp_path, capsys):
     """--sample_tokens 0 writes none; by default each evaluation shows one."""
     assert train_tiny(tmp_path / "run", "--sample_tokens", "0", "--max_steps", "4") == 0
     assert "\nsample: " not in capsys.readouterr().out
-    events = EventAccumulator(str(tmp_path / "run" / "runs")).Reload()
+    events = EventAccumulator(str(tmp_path / "run" / "runs" / "run")).Reload()
     assert "sample/text_summary" not in events.Tags()["tensors"]
     assert train_tiny(tmp_path / "other", "--max_steps", "4") == 0
     assert capsys.readouterr().out.count("\nsample: ") == 1
@@ -575,7 +575,7 @@ def test_base_json_trains_on_wikitext(wikitext, tmp_path):
     options += ["--d_model", "64", "--num_layers", "2", "--max_steps", "20", "--warmup_steps", "5"]
     options += ["--learning_rate", "3e-3", "--logging_steps", "5", "--max_eval_samples", "40"]
     assert main(["train", "--config", str(base), *options]) == 0
-    events = EventAccumulator(str(tmp_path / "run" / "runs")).Reload()
+    events = EventAccumulator(str(tmp_path / "run" / "runs" / "run")).Reload()
     losses = [event.value for event in events.Scalars("train/loss")]
     assert len(losses) == 4 and losses[-1] < losses[0] - 0.3
     assert {"eval/loss", "eval/perplexity", "train/learning_rate"} <= set(events.Tags()["scalars"])
@@ -763,8 +763,9 @@ def test_the_curves_are_uploaded_too(train_tiny, tmp_path, monkeypatch):
     for name in ("notes.txt", "other/events.out.tfevents.1"):
         (runs / name).write_text("mine")
     assert train_tiny(tmp_path / "run", "--push_to_hub", "--hub_model_id", "tiny") == 0
-    written = {f"runs/{path.name}": path.read_bytes() for path in runs.glob("*.gpt2_hf")}
-    assert hub.further_files == written and written
+    written = {path.relative_to(tmp_path / "run").as_posix(): path.read_bytes() for path in runs.rglob("*.gpt2_hf")}
+    assert hub.further_files == written
+    assert {name.rpartition("/")[0] for name in written} == {"runs/run", "runs/run/validation"}
 
 
 def test_a_refused_upload_loses_nothing(train_tiny, tmp_path, capsys, monkeypatch):
