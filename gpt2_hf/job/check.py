@@ -143,8 +143,8 @@ def _schedule_remedy(message: str) -> str:
 
 def _tracker_remedy(message: str) -> str:
     return (
-        f"{message}; log in or set it up as its documentation says (WANDB_MODE=offline: without a login), or leave it "
-        "out: --report_to tensorboard"
+        f"{message.rstrip('.')}; log in or set it up as its documentation says (WANDB_MODE=offline: without a login), "
+        "or leave it out: --report_to tensorboard"
     )
 
 

@@ -112,7 +112,7 @@ def test_tensorboard_has_samples_and_the_config(finished_run):
     """A text at each evaluation, the resolved config, and training and validation in one chart."""
     events = EventAccumulator(str(finished_run / "runs" / "run")).Reload()
     texts = {
-        tag: [(event.step, event.tensor_proto.string_val[0].decode()) for event in events.Tensors(tag)]
+        tag: [(event.step, event.tensor_proto.string_val[0].decode(errors="replace")) for event in events.Tensors(tag)]
         for tag in events.Tags()["tensors"]
     }
     assert [step for step, _ in texts["sample/text_summary"]] == [10, 20, 25]
@@ -560,9 +560,49 @@ def test_a_run_may_save_nothing(train_tiny, tmp_path, capsys):
     assert not folders.list_checkpoints(tmp_path / "run")
 
 
+def before_training(text):
+    """The printed lines before the first log."""
+    return text.partition("\nstep ")[0].splitlines()
+
+
+def test_three_lines_before_the_first_step(train_tiny, tmp_path, capsys):
+    """Text, model and run; the whole account stands in the record, and --verbose prints it."""
+    options = ("--max_steps", "10", "--warmup_steps", "1")
+    assert train_tiny(tmp_path / "short", *options) == 0
+    lines = before_training(capsys.readouterr().out)
+    assert [line.split()[0] for line in lines] == ["text:", "model:", "run:"]
+    assert lines[2] == "run: 10 steps (25 an epoch) of 8 samples, cpu, precision: fp32 (asked for), at most 12 h"
+    assert train_tiny(tmp_path / "full", *options, "--verbose") == 0
+    printed = before_training(capsys.readouterr().out)
+    for run in ("short", "full"):
+        config = read_json(tmp_path / run / "resolved_config.json")
+        assert config["provenance"]["account"] == printed and "verbose" not in config
+    (train,) = (line for line in printed if line.startswith("train: 2"))
+    for count in (
+        " rows, ",
+        " blank, ",
+        " too short ",
+        " longer than max_length",
+        " text tokens, ",
+        " kept, ",
+        " dropped",
+    ):
+        assert count in train
+    assert lines[0].startswith("text: train ") and lines[1] in printed
+    assert "steps: 25 an epoch, 10 in all" in printed and "device: cpu; precision: fp32 (asked for)" in printed
+    assert "batch: 8 samples a step = 1 process × 8 samples × 1 accumulated" in printed
+
+
+def test_warnings_are_always_printed(train_tiny, tmp_path, capsys):
+    """Of three lines or of all, what goes wrong is one of them."""
+    for options in ((), ("--verbose",)):
+        assert train_tiny(tmp_path / "run", "--max_steps", "2", "--overwrite_output_dir", *options) == 0
+        assert "\nwarning: warmup takes 5 of 2 steps" in capsys.readouterr().out
+
+
 def test_dry_run_writes_nothing(tiny_options, tmp_path, capsys):
     """--dry_run prints the plan of the very run, and no folder appears."""
-    assert main(["train", *tiny_options, "--dry_run", "--checkpoint_dir", str(tmp_path / "run")]) == 0
+    assert main(["train", *tiny_options, "--dry_run", "--verbose", "--checkpoint_dir", str(tmp_path / "run")]) == 0
     assert "25 in all" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 
@@ -774,6 +814,18 @@ def test_a_refused_upload_loses_nothing(train_tiny, tmp_path, capsys, monkeypatc
     assert train_tiny(tmp_path / "run", "--push_to_hub", "--hub_model_id", "tiny") == 2
     assert "not uploaded (403 Forbidden); try again with: hf upload someone/tiny" in capsys.readouterr().err
     assert (tmp_path / "run" / "best_model" / "README.md").is_file()
+
+
+def test_refused_curves_lose_nothing(train_tiny, tmp_path, capsys, monkeypatch):
+    """They are a second upload: the model is there, and the line says how to upload what is missing."""
+    hub = Hub(monkeypatch)
+    monkeypatch.setattr(
+        "gpt2_hf.runtime.hub.create_commit", lambda **options: hub.upload_folder(**options, folder_path=0)
+    )
+    assert train_tiny(tmp_path / "run", "--push_to_hub", "--hub_model_id", "tiny", "--max_steps", "5") == 2
+    err = capsys.readouterr().err
+    assert "saved, but its curves are not uploaded" in err and err.count("\n") == 1 and len(hub.uploads) == 1
+    assert f"; try again with: hf upload someone/tiny {tmp_path / 'run' / 'runs' / 'run'} runs/run --include=" in err
 
 
 def test_no_hub_is_said_before_training(train_tiny, tmp_path, capsys, monkeypatch):
