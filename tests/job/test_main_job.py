@@ -121,6 +121,22 @@ def test_tensorboard_has_samples_and_the_config(finished_run):
     assert "custom_scalars__config__" in texts
 
 
+def test_a_run_keeps_one_curve_under_a_new_name(train_tiny, tmp_path, capsys):
+    """Resumed with another --run_name, and in the layout of versions without names; an overwritten run leaves none."""
+    run, runs = tmp_path / "run", tmp_path / "run" / "runs"
+    assert train_tiny(run, "--max_steps", "10", "--warmup_steps", "1") == 0
+    for path in (runs / "run").glob("*.gpt2_hf"):
+        path.rename(runs / path.name)
+    assert train_tiny(run, "--resume_from", "latest", "--run_name", "second: d 32") == 0
+    assert "run_name None → second: d 32" in capsys.readouterr().out
+    assert [path.name for path in runs.iterdir()] == ["second- d 32"]
+    for part, tag, steps in (("", "train/loss", [5, 10, 15, 20, 25]), ("validation", "curves/loss", [10, 20, 25])):
+        events = EventAccumulator(str(runs / "second- d 32" / part)).Reload()
+        assert [event.step for event in events.Scalars(tag)] == steps
+    assert train_tiny(run, "--overwrite_output_dir", "--max_steps", "2", "--report_to", "none") == 0
+    assert not runs.exists()
+
+
 def test_samples_can_be_left_out(train_tiny, tmp_path, capsys):
     """--sample_tokens 0 writes none; by default each evaluation shows one."""
     assert train_tiny(tmp_path / "run", "--sample_tokens", "0", "--max_steps", "4") == 0
