@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..planning.plan import Schedule, make_schedule, schedule_warning
 from ..runtime.fallbacks import missing_for_attention, missing_for_packing
+from ..trainer.callbacks.progress import duration
 from .run import Run
 
 
@@ -135,10 +136,11 @@ def _describe_model(model: GPT2HFForCausalLM) -> str:
 def _describe_run(run: Run, data: LoadedData) -> str:
     args, schedule = run.args, _schedule(run, data)
     epochs = "" if run.data_args.streaming else f" ({schedule.steps_per_epoch:,} an epoch)"
-    hours = "" if args.max_training_hours is None else f", at most {args.max_training_hours:g} h"
+    hours = args.max_training_hours
+    budget = "" if hours is None else f", budget {duration(hours * 3600)}"
     return (
         f"run: {schedule.total_steps:,} steps{epochs} of {args.samples_per_step:,} samples, {_describe_devices(run)}, "
-        f"{args.resolved_precision}{hours}"
+        f"{args.resolved_precision}{budget}"
     )
 
 

@@ -587,7 +587,7 @@ def test_three_lines_before_the_first_step(train_tiny, tmp_path, capsys):
     assert train_tiny(tmp_path / "short", *options) == 0
     lines = before_training(capsys.readouterr().out)
     assert [line.split()[0] for line in lines] == ["text:", "model:", "run:"]
-    assert lines[2] == "run: 10 steps (25 an epoch) of 8 samples, cpu, precision: fp32 (asked for), at most 12 h"
+    assert lines[2] == "run: 10 steps (25 an epoch) of 8 samples, cpu, precision: fp32 (asked for), budget 12:00:00"
     assert train_tiny(tmp_path / "full", *options, "--verbose") == 0
     printed = before_training(capsys.readouterr().out)
     for run in ("short", "full"):
