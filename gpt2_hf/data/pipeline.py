@@ -243,7 +243,7 @@ def _mix_split(split: str, data: LoadedData, args: DataArguments, max_length: in
     _limit(split, data, args)
     if shares is not None:
         data.lines += _describe_mixture(samples, args.train_mix)
-    names = ", ".join(there if shares is None else (f"{name} {share:.0%}" for name, share in shares.items()))
+    names = ", ".join(there if shares is None else (f"{name} {100 * share:.0f} %" for name, share in shares.items()))
     remarks = [f"{name}: {remark}" for name, text in there.items() for remark in text.remarks.get(split, ())]
     data.remarks.setdefault(split, [])[:0] = [f"of {names}", *remarks]
     share = _batch_share(args, samples.epoch_lengths, max_length, batch_size)

@@ -258,7 +258,7 @@ def test_lines_and_splits(mix, tokenizer_folder, mode):
     assert drawn == round(0.6 * len(train)) and books + news == len(train)
     assert f"books is read {drawn / books:.2f} times an epoch: {drawn:,} samples from {books:,} (weight 0.6)" in text
     summary = data.summary()
-    assert "tokens, of books 60%, news 40%; validation " in summary and summary.count("each line of text") == 1
+    assert "tokens, of books 60 %, news 40 %; validation " in summary and summary.count("each line of text") == 1
     assert "of books, news, news: 5 % of the documents set aside; test " in summary and summary.endswith(
         "of books; 1 file: each line of text is a document"
     )

@@ -275,13 +275,16 @@ ROWS = ["one two three four five six seven"] * 9 + ["a", ""]
     ],
 )
 def test_the_summary_says_at_once_what_was_dropped(tmp_path, gpt2, options, train):  # noqa: F811
-    """The tokens of each split; text that is not used is counted with the reason, blank rows are none."""
+    """The tokens of each split; text that is not used is counted with the reason. Some blank rows are not unusual."""
     paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
     for path, rows in zip(paths, (ROWS, ["one two three"] * 2), strict=True):
         path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     summary = load_data(file_arguments(paths[0], validation_file=str(paths[1]), **options), gpt2, 4).summary()
     assert summary.startswith(train) and "; validation 6 tokens; 1 file: column 'text' of " in summary
-    assert summary.count("DROPPED") == ("DROPPED" in train)
+    assert summary.count("DROPPED") == ("DROPPED" in train) and "blank" not in summary
+    paths[1].write_text('{"text": ""}\n{"text": null}\n{"text": "one two three"}\n')
+    summary = load_data(file_arguments(paths[0], validation_file=str(paths[1]), **options), gpt2, 4).summary()
+    assert "; validation 3 tokens, 2 of 3 rows are blank; " in summary
 
 
 def test_the_summary_names_columns_that_differ(tmp_path, gpt2):  # noqa: F811

@@ -74,8 +74,9 @@ def test_training_and_validation_are_true_in_one_chart(tmp_path, num_points):
         assert list(points.values()) == pytest.approx(measured, rel=1e-6)
         assert abs(list(points.values())[-1] - measured[-1]) < 0.02
     assert values_of(folder, "eval/loss") == values_of(folder / "validation", "curves/loss")
-    if num_points == 5:  # why: smoothed, it would end far above what was measured
-        assert smoothed(validation)[-1] > validation[-1] + 0.2
+    # Why: of few points the smoothed chart ends far above what was measured. Of thousands it does not.
+    error = smoothed(validation)[-1] - validation[-1]
+    assert error > 0.2 if num_points == 5 else abs(error) < 0.02
 
 
 def test_a_curve_smoothed_by_tensorboard_is_known():
