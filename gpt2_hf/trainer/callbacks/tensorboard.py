@@ -60,13 +60,9 @@ _DESCRIPTIONS = {
     "speed/memory_gib": "GPU: the most that tensors have taken. CPU: what the process holds.",
     "speed/evaluation_seconds": "Time of one evaluation.",
 }
-# Tag of the chart to which a logged number also goes, and whether it is validation's.
-_IN_ONE_CHART = {
-    "loss": ("curves/loss", False),
-    "perplexity": ("curves/perplexity", False),
-    "eval_loss": ("curves/loss", True),
-    "eval_perplexity": ("curves/perplexity", True),
-}
+# Logged numbers that also go to the charts of both.
+_TRAINING_CURVES = {"loss": "curves/loss", "perplexity": "curves/perplexity"}
+_VALIDATION_CURVES = {"eval_loss": "curves/loss", "eval_perplexity": "curves/perplexity"}
 
 
 class ContinuousTensorBoardCallback(TensorBoardCallback):
@@ -123,13 +119,13 @@ class ContinuousTensorBoardCallback(TensorBoardCallback):
                 continue
             if (tag := tag_of(name)) is not None:
                 _write(self._writer(), tag, value, state.global_step)
-            if name in _IN_ONE_CHART:
-                tag, is_validation = _IN_ONE_CHART[name]
-                writer = self._writer_of_validation() if is_validation else self._writer()
-                _write(writer, tag, value, state.global_step)
-        for open_writer in (self.tb_writer, self._validation_writer):
-            if open_writer is not None:
-                open_writer.flush()
+            if name in _TRAINING_CURVES:
+                _write(self._writer(), _TRAINING_CURVES[name], value, state.global_step)
+            if name in _VALIDATION_CURVES:
+                _write(self._writer_of_validation(), _VALIDATION_CURVES[name], value, state.global_step)
+        self._writer().flush()
+        if _VALIDATION_CURVES.keys() & logs.keys():
+            self._writer_of_validation().flush()
 
     def on_sample(self, state: TrainerState, text: str) -> None:
         """Show a text that the model has just written."""
