@@ -128,13 +128,14 @@ def test_a_run_keeps_one_curve_under_a_new_name(train_tiny, tmp_path, capsys):
     for path in (runs / "run").glob("*.gpt2_hf"):
         path.rename(runs / path.name)
     assert train_tiny(run, "--resume_from", "latest", "--run_name", "second: d 32") == 0
-    assert "run_name None → second: d 32" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "run_name None → second: d 32" in out and f"tensorboard --logdir {runs}" in out
     assert [path.name for path in runs.iterdir()] == ["second- d 32"]
     for part, tag, steps in (("", "train/loss", [5, 10, 15, 20, 25]), ("validation", "curves/loss", [10, 20, 25])):
         events = EventAccumulator(str(runs / "second- d 32" / part)).Reload()
         assert [event.step for event in events.Scalars(tag)] == steps
     assert train_tiny(run, "--overwrite_output_dir", "--max_steps", "2", "--report_to", "none") == 0
-    assert not runs.exists()
+    assert not runs.exists() and "tensorboard" not in capsys.readouterr().out
 
 
 def test_samples_can_be_left_out(train_tiny, tmp_path, capsys):
