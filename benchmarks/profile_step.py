@@ -27,7 +27,7 @@ def kind_of(event: Any) -> str:
     if any(name == "optimizer" for name in names):
         return "optimizer"
     is_product = names[0] in PRODUCTS
-    if any("_ChunkedCrossEntropy" in name for name in names):
+    if any("_ChunkedLoss" in name for name in names):
         return "head: products" if is_product else "head: softmax and the rest"
     if any("scaled_dot_product" in name or "_ChunkedCausalAttention" in name for name in names):
         return "attention"

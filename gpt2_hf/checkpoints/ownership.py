@@ -9,17 +9,8 @@ from pathlib import Path
 
 from ..errors import UserError
 from . import folders, written
+from .event_files import event_files, event_folders, is_own_event_file
 from .run_lock import LOCK_NAME
-
-RUNS_FOLDER = "runs"
-# TensorBoard reads every file with "tfevents" in its name; this ending says whose it is.
-EVENT_FILE_SUFFIX = ".gpt2_hf"
-
-_EVENT_HEADER = b"brain.Event:"
-# In event files of versions without the ending.
-_EARLIER_EVENTS = (b"resolved_config/text_summary", b"Nats per token")
-_LONGEST_HEADER = 100
-_LARGEST_SEARCHED = 1 << 20
 
 _STAGED = re.compile(rf"^{folders.STAGING_PREFIX}(checkpoint-\d+|{folders.BEST_MODEL})$")
 _TEMPORARY = re.compile(
@@ -33,17 +24,18 @@ _LOCK_BEGINNING = b'{"pid": '
 _RECORD_BEGINNING = b'{\n  "sha256": {'
 
 
-def refuse_foreign(run_dir: Path, deleting: bool = False) -> None:
+def refuse_foreign(run_dir: Path, deleting: bool = False, run_name: str | None = None) -> None:
     """Refuse a folder in which a run would have to change something that no run wrote.
 
     Args:
         run_dir: the output folder; it need not be there.
         deleting: the run in it is to be deleted.
+        run_name: name of the folder in `runs` that the run will write to; that of `run_dir` when left out.
 
     Raises:
         UserError: one line that names the first such thing.
     """
-    found = list(foreign(run_dir, deleting))
+    found = list(foreign(run_dir, deleting, run_name))
     if found:
         others = f" (nor were {len(found) - 1} others there)" if len(found) > 1 else ""
         raise UserError(
@@ -52,7 +44,7 @@ def refuse_foreign(run_dir: Path, deleting: bool = False) -> None:
         )
 
 
-def foreign(run_dir: Path, deleting: bool = False) -> Iterator[Path]:
+def foreign(run_dir: Path, deleting: bool = False, run_name: str | None = None) -> Iterator[Path]:
     """Each path under a name that runs use, which no run wrote; see `refuse_foreign`."""
     if not run_dir.is_dir():
         return
@@ -65,7 +57,7 @@ def foreign(run_dir: Path, deleting: bool = False) -> Iterator[Path]:
     lock = run_dir / LOCK_NAME
     if lock.exists() and not _begins(lock, _LOCK_BEGINNING):
         yield lock
-    yield from _foreign_events(run_dir / RUNS_FOLDER)
+    yield from _foreign_events(run_dir, run_name)
     for path in sorted(run_dir.iterdir()):
         if _FOLDER.match(path.name):
             yield from _foreign_in_folder(run_dir, path, deleting)
@@ -88,32 +80,11 @@ def _foreign_in_folder(run_dir: Path, path: Path, deleting: bool) -> Iterator[Pa
         yield from folders.extras(path)
 
 
-def own_events(run_dir: Path) -> list[Path]:
-    """The event files that runs wrote."""
-    return [path for path in _event_files(run_dir / RUNS_FOLDER) if _is_own_event_file(path)]
-
-
-def _event_files(runs: Path) -> list[Path]:
-    """Directly in the folder; those of other programs lie in folders of their own, and stay there."""
-    return sorted(path for path in runs.glob("*tfevents*") if not path.is_dir())
-
-
-def _foreign_events(runs: Path) -> Iterator[Path]:
-    if runs.exists() and not runs.is_dir():
-        yield runs
-    yield from (path for path in _event_files(runs) if not _is_own_event_file(path))
-
-
-def _is_own_event_file(path: Path) -> bool:
-    if path.is_symlink() or not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        content = file.read(_LARGEST_SEARCHED)
-    if content and _EVENT_HEADER not in content[:_LONGEST_HEADER]:
-        return False
-    if path.name.endswith(EVENT_FILE_SUFFIX) or len(content) <= _LONGEST_HEADER:
-        return True  # or it has no events
-    return any(text in content for text in _EARLIER_EVENTS)
+def _foreign_events(run_dir: Path, name: str | None) -> Iterator[Path]:
+    for folder in event_folders(run_dir, name):
+        if folder.exists() and not folder.is_dir():
+            yield folder
+        yield from (path for path in event_files(folder) if not is_own_event_file(path))
 
 
 def _is_own_temporary(run_dir: Path, path: Path) -> bool:

@@ -32,7 +32,9 @@ class LoadedData:
         collator: makes a batch of a list of samples.
         accounting: per split, where every row and token went; a streamed split has none beforehand.
         fingerprints: per split, a hash of the token ids; of a streamed split, of what it is made from.
-        lines: what to tell the user.
+        lines: what to tell a user who asks for everything.
+        remarks: per split, what a user must know besides how much text there is.
+        layouts: per split, or part of one, what is taken for the text.
         documents: per split, the token ids the samples are views of.
         texts: of a mix each text by its name, with the splits that it has; empty for one text.
     """
@@ -44,6 +46,19 @@ class LoadedData:
     lines: list[str]
     documents: dict[str, TokenizedDocuments]
     texts: dict[str, "LoadedData"] = field(default_factory=dict)
+    remarks: dict[str, list[str]] = field(default_factory=dict)
+    layouts: dict[str, str] = field(default_factory=dict)
+
+    def summary(self) -> str:
+        """One line for the user: the tokens of each split, whatever is unusual about them, and what is the text."""
+        parts = []
+        for split in (split for split in SPLITS if split in self.samples):
+            sizes = [self.accounting[split].short()] if split in self.accounting else []
+            parts.append(f"{split} {', '.join([*sizes, *self.remarks.get(split, [])])}")
+        layouts = list(dict.fromkeys(self.layouts.values()))
+        if len(layouts) > 1:
+            layouts = [f"{part}: {layout}" for part, layout in self.layouts.items()]
+        return "; ".join([*parts, *layouts])
 
 
 def load_data(
@@ -101,14 +116,15 @@ def _load_data(
         _settle_percentage(args, inherited)
     data = _load_text(args, tokenizer, max_length, splits, sources, seed)
     for split in data.documents:
-        _limit(split, data.samples[split], args, data.lines)
+        _limit(split, data, args)
         _account(data, split, args, max_length, batch_size, sources)
     if "train" in data.samples and args.streaming:
         data.lines.append(
             f"train: streamed, nothing is stored; documents are shuffled {args.shuffle_buffer_size:,} at a time "
             "(--shuffle_buffer_size)"
         )
-        data.lines.append(f"train: {sources['train'].layout}")
+        data.remarks["train"] = ["streamed", *(["CUT at max_length (--truncate)"] if args.truncate else [])]
+        _say_layout(data, "train", sources["train"])
     return data
 
 
@@ -128,6 +144,9 @@ def _load_text(
     if name is not None:
         lines = [f"{name}: {line}" for line in lines]
     data = LoadedData({}, make_collator(args, tokenizer, max_length), {}, {}, lines, documents)
+    if "validation" in documents and "validation" not in sources:
+        which = "first documents" if args.streaming else "documents"
+        data.remarks["validation"] = [f"{args.validation_split_percentage:g} % of the {which} set aside"]
     for split, split_documents in documents.items():
         source = sources[split if split in sources else "train"]  # a validation split may be cut off
         samples = _non_empty_samples(split, split_documents, source, args, tokenizer, max_length)
@@ -167,7 +186,12 @@ def _account(
     label = split if name is None else f"{split} of {name}"
     data.lines.append(data.accounting[split].line(label))
     if split in sources:
-        data.lines.append(f"{label}: {sources[split].layout}")
+        _say_layout(data, label, sources[split])
+
+
+def _say_layout(data: LoadedData, label: str, source: Source) -> None:
+    data.layouts[label] = source.layout
+    data.lines.append(f"{label}: {source.layout}")
 
 
 # ---- several texts ----
@@ -200,7 +224,8 @@ def _load_mix(
                 _account(texts[name], split, args, max_length, batch_size, found, name)
     collator = make_collator(args, tokenizer, max_length)
     lines = [line for text in texts.values() for line in text.lines]
-    data = LoadedData({}, collator, {}, {}, lines, {}, texts)
+    layouts = {label: layout for text in texts.values() for label, layout in text.layouts.items()}
+    data = LoadedData({}, collator, {}, {}, lines, {}, texts, layouts=layouts)
     for split in splits:
         _mix_split(split, data, args, max_length, batch_size)
     return data
@@ -214,11 +239,14 @@ def _mix_split(split: str, data: LoadedData, args: DataArguments, max_length: in
         return
     shares = shares_of(args.train_mix) if split == "train" else None
     samples = MixedSamples({name: text.samples[split] for name, text in there.items()}, shares)
-    _limit(split, samples, args, data.lines)
+    data.samples[split] = samples
+    _limit(split, data, args)
     if shares is not None:
         data.lines += _describe_mixture(samples, args.train_mix)
+    names = ", ".join(there if shares is None else (f"{name} {100 * share:.0f} %" for name, share in shares.items()))
+    remarks = [f"{name}: {remark}" for name, text in there.items() for remark in text.remarks.get(split, ())]
+    data.remarks.setdefault(split, [])[:0] = [f"of {names}", *remarks]
     share = _batch_share(args, samples.epoch_lengths, max_length, batch_size)
-    data.samples[split] = samples
     data.accounting[split] = dataclasses.replace(samples.accounting, batch_share=share)
     data.documents[split] = TokenizedDocuments.joined([text.documents[split] for text in there.values()])
     parts = [(name, text.fingerprints[split], shares and shares[name]) for name, text in there.items()]
@@ -325,16 +353,20 @@ def _non_empty_samples(
     return samples
 
 
-def _limit(split: str, samples: Samples, args: DataArguments, lines: list[str]) -> None:
+def _limit(split: str, data: LoadedData, args: DataArguments) -> None:
+    samples = data.samples[split]
+    assert isinstance(samples, Samples)
     option = "max_train_samples" if split == "train" else "max_eval_samples"
     limit = getattr(args, option)
     if isinstance(samples, MixedSamples) and limit is not None and limit < len(samples.texts):
         raise UserError(f"--{option} {limit}: each of the {len(samples.texts)} texts needs a sample; give more")
     if limit is not None and limit < len(samples):
+        share = f"{limit:,} of {len(samples):,} samples"
         samples.limit(limit)
         scored = int(samples.lengths.sum())
+        data.remarks.setdefault(split, []).append(f"only {share} used (--{option})")
         of_each = " (of each text, in proportion to its size)" if isinstance(samples, MixedSamples) else ""
-        lines.append(
+        data.lines.append(
             f"{split}: only the first {limit:,} samples{of_each} are used, {scored:,} scored tokens (--{option})"
         )
 

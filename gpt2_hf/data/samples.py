@@ -84,6 +84,19 @@ class Accounting:
         ]
         return f"{split}: " + ", ".join(parts)
 
+    def short(self) -> str:
+        """The tokens that are used; what was dropped and why, if anything was; and if most rows have no text."""
+        mostly_blank = self.blank_rows * 2 > self.rows
+        blank = f", {self.blank_rows:,} of {self.rows:,} rows are blank" if mostly_blank else ""
+        if not self.dropped_tokens:
+            return f"{self.kept_tokens:,} tokens{blank}"
+        rows = {"cut": self.continued_rows if self.truncated else 0, "too short": self.short_rows}
+        reasons = [f"{count:,} row{'s' * (count != 1)} {reason}" for reason, count in rows.items() if count]
+        return (
+            f"{self.kept_tokens:,} of {self.text_tokens:,} tokens ({self.dropped_tokens:,} DROPPED: "
+            f"{', '.join(reasons)}){blank}"
+        )
+
     @classmethod
     def of_all(cls, texts: Iterable["Accounting"], batch_share: float) -> "Accounting":
         """The sums over several texts."""

@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from ..errors import UserError
 from ..model.configuration_gpt2_hf import GPT2HFConfig
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..planning.plan import make_schedule
+from ..runtime import distributed
 from ..runtime.random_state import preserved_rng
 from ..trainer.distillation import Distillation
 from ..trainer.gpt2_trainer import GPT2HFTrainer
@@ -57,6 +59,35 @@ def check_training(run: Run, trainer: GPT2HFTrainer) -> None:
                         if hasattr(optimizer, "train"):  # of schedule_free
                             optimizer.train()
                         optimizer.step()
+
+
+def begin_reports(run: Run, trainer: GPT2HFTrainer) -> None:
+    """Let the trackers of `--report_to` begin, with the name of the run: one may ask for a login, or for its server.
+
+    They would begin with the training, when there are files already. What has begun does not begin again then.
+
+    Raises:
+        UserError: on all processes, if one of them does not begin; one line that names it.
+    """
+    named, run.args.run_name = run.args.run_name, run.name
+    try:
+        distributed.decided_by_first(lambda: _begin_all(trainer))
+    finally:
+        run.args.run_name = named
+
+
+def _begin_all(trainer: GPT2HFTrainer) -> None:
+    names = {callback: name for name, callback in INTEGRATION_TO_CALLBACK.items()}
+    for callback in trainer.callback_handler.callbacks:
+        if hasattr(callback, "setup") and not getattr(callback, "_initialized", True):
+            with _named(f"--report_to {names.get(type(callback), type(callback).__name__)}", _tracker_remedy):
+                callback.on_train_begin(
+                    trainer.args,
+                    trainer.state,
+                    trainer.control,
+                    model=trainer.model,
+                    processing_class=trainer.processing_class,
+                )
 
 
 def tiny_twin(config: GPT2HFConfig) -> GPT2HFForCausalLM:
@@ -118,6 +149,13 @@ def _no_remedy(message: str) -> str:
 
 def _schedule_remedy(message: str) -> str:
     return f"{message}; --lr_scheduler_kwargs takes what it needs as a JSON object, such as '{{\"min_lr\": 1e-5}}'"
+
+
+def _tracker_remedy(message: str) -> str:
+    return (
+        f"{message.rstrip('.')}; log in or set it up as its documentation says (WANDB_MODE=offline: without a login), "
+        "or leave it out: --report_to tensorboard"
+    )
 
 
 @contextlib.contextmanager

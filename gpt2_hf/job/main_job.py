@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from transformers.trainer_callback import TrainerState
 
 from ..checkpoints import folders, written
+from ..checkpoints.event_files import delete_events, gather_events
 from ..checkpoints.folders import RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME
-from ..checkpoints.ownership import RUNS_FOLDER, own_events, refuse_foreign
+from ..checkpoints.ownership import refuse_foreign
 from ..checkpoints.run_lock import RunLock
 from ..commands.report import delete_results
 from ..data import LoadedData
@@ -31,7 +32,7 @@ from ..trainer.callbacks import EvaluationInterruptedError, is_out_of_patience
 from ..trainer.exact_evaluation import owes_evaluation
 from ..trainer.gpt2_trainer import GPT2HFTrainer
 from ..trainer.job_context import JobContext
-from .check import check_training
+from .check import begin_reports, check_training
 from .preparation import announce, build, num_samples
 from .resolved_config import resolved_config
 from .results import closing_seconds, finish, sample_writer
@@ -67,7 +68,8 @@ def train(
     with surroundings(run), RunLock(run.output_dir) as lock:
         # What a living run is writing just now may look like somebody else's.
         distributed.decided_by_first(lock.check_free)
-        distributed.decided_by_first(lambda: refuse_foreign(run.output_dir, deleting=run.args.overwrite_output_dir))
+        deleting = run.args.overwrite_output_dir
+        distributed.decided_by_first(lambda: refuse_foreign(run.output_dir, deleting, run.name))
         # The lock comes before anything of an earlier run is read. A folder that is not there yet is only made once
         # nothing can be wrong with the input any more. All processes look before the first one makes it.
         if distributed.any_process(run.output_dir.is_dir()):
@@ -84,12 +86,14 @@ def train(
         with leaving_no_folder(run.output_dir):  # which transformers' Trainer makes when it is constructed
             trainer = make_trainer(run, tokenizer, data, model, best_is_comparable, lock)
             check_training(run, trainer)
+            begin_reports(run, trainer)
         take_folder(run, lock)
         check_shared(run, lock.path)
         if run.is_first_process:
             clear_folder(run, checkpoint)
             config = resolved_config(run, model, data)
             written.write_json(run.output_dir, RESOLVED_CONFIG_NAME, config)
+        run.args.run_name = run.name  # for trackers, which read it again when the test split is scored
         distributed.barrier()
 
         run.signals.immediate = False
@@ -141,16 +145,14 @@ def clear_folder(run: Run, checkpoint: Path | None) -> None:
     elif checkpoint is not None and checkpoint.parent.resolve() == run.output_dir.resolve():
         for name in folders.set_aside_after(run.output_dir, folders.step_of(checkpoint)):
             run.say(f"a later checkpoint of the run is set aside as {name}")
+        gather_events(run.output_dir, run.name)
 
 
 def delete_run(run: Run) -> None:
     """Delete what runs have written in the output folder, and nothing else; the first process does."""
     if not run.is_first_process:
         return
-    for path in own_events(run.output_dir):
-        path.unlink()
-    with contextlib.suppress(OSError):  # not there, or somebody else has something in it
-        (run.output_dir / RUNS_FOLDER).rmdir()
+    delete_events(run.output_dir, run.name)
     folders.delete_run(run.output_dir)
 
 

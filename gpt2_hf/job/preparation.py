@@ -14,8 +14,9 @@ from ..data.samples import SequenceMode
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
-from ..planning.plan import make_schedule, schedule_warning
+from ..planning.plan import Schedule, make_schedule, schedule_warning
 from ..runtime.fallbacks import missing_for_attention, missing_for_packing
+from ..trainer.callbacks.progress import duration
 from .run import Run
 from .teachers import find_teachers, load_teachers
 
@@ -87,47 +88,81 @@ def _build_model(run: Run, tokenizer: PreTrainedTokenizerBase, data: LoadedData)
     if run.model_args.tie_unused_tokens:
         used = data.documents["train"].used_ids(model.config.num_tokens)
         num_tied = model.tie_unused_tokens(torch.tensor([*used, *tokenizer.all_special_ids]))
-        run.args.notices.append(
-            f"{num_tied:,} of {model.config.num_tokens:,} tokens are not in the training text and share one embedding"
-            if num_tied
-            else "--tie_unused_tokens: the training text uses every token, so none is tied"
-        )
+        if num_tied:
+            vocabulary = f"{num_tied:,} of {model.config.num_tokens:,} tokens"
+            run.details.append(f"{vocabulary} are not in the training text and share one embedding")
+        else:
+            run.args.notices.append("--tie_unused_tokens: the training text uses every token, so none is tied")
     return model
 
 
 def announce(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> None:
-    """Say what is going to happen."""
-    for line in data.lines:
+    """Say what is going to happen: in three lines, or with `--verbose` in full; warnings always."""
+    if run.args.verbose:
+        lines = account(run, model, data)
+    else:
+        lines = [f"text: {data.summary()}", _describe_model(model), *_describe_teachers(run), _describe_run(run, data)]
+    for line in [*lines, *run.args.notices]:
         run.say(line)
-    config = model.config
-    run.say(
-        f"model: {model.num_parameters() / 1e6:.1f}M parameters ({config.n_layer} layers, {config.n_head} heads, "
-        f"width {config.n_embd}, {config.n_positions} positions), {config._attn_implementation} attention"
-    )
-    if run.teachers:
-        names = ", ".join(
-            f"{teacher.source} ({teacher.model.num_parameters() / 1e6:.1f}M parameters)" for teacher in run.teachers
-        )
-        run.say(f"teachers: {names}; weight {run.args.distill_alpha:g}, temperature {run.args.distill_temperature:g}")
-    how = "sharded over " if run.args.wants_fsdp else ""
-    processes = f", {how}{run.args.world_size} processes" if run.args.world_size > 1 else ""
-    run.say(f"device: {run.args.device}{processes}; {run.args.resolved_precision}")
-    for notice in run.args.notices:
-        run.say(notice)
     if run.args.torch_compile:
         run.say("the model is compiled during the first step, which takes a minute or more")
     if (devices := torch.cuda.device_count()) > 1 and run.args.device.type == "cuda" and run.args.world_size == 1:
         run.say(f"one of {devices} GPUs is used; all of them: torchrun --nproc_per_node {devices} run_clm.py ...")
-    run.say(
-        f"batch: {run.args.samples_per_step:,} samples a step = {run.args.world_size} "
-        f"{'process' if run.args.world_size == 1 else 'processes'} × "
-        f"{run.args.train_batch_size} samples × {run.args.gradient_accumulation_steps} accumulated"
-    )
-    schedule = make_schedule(run.args, num_samples(data.samples["train"]))
-    epochs = "" if run.data_args.streaming else f"{schedule.steps_per_epoch:,} an epoch, "
-    run.say(f"steps: {epochs}{schedule.total_steps:,} in all")
-    if (warning := schedule_warning(schedule)) is not None:
+    if (warning := schedule_warning(_schedule(run, data))) is not None:
         run.say(f"warning: {warning}")
+
+
+def account(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> list[str]:
+    """Where every row and token of the text went, and how the steps are made of it."""
+    args = run.args
+    schedule = _schedule(run, data)
+    epochs = "" if run.data_args.streaming else f"{schedule.steps_per_epoch:,} an epoch, "
+    return [
+        *data.lines,
+        _describe_model(model),
+        *_describe_teachers(run),
+        f"device: {_describe_devices(run)}; {args.resolved_precision}",
+        *run.details,
+        f"batch: {args.samples_per_step:,} samples a step = {args.world_size} "
+        f"{'process' if args.world_size == 1 else 'processes'} × "
+        f"{args.train_batch_size} samples × {args.gradient_accumulation_steps} accumulated",
+        f"steps: {epochs}{schedule.total_steps:,} in all",
+    ]
+
+
+def _describe_model(model: GPT2HFForCausalLM) -> str:
+    config = model.config
+    return (
+        f"model: {model.num_parameters() / 1e6:.1f}M parameters ({config.n_layer} layers, {config.n_head} heads, "
+        f"width {config.n_embd}, {config.n_positions} positions), {config._attn_implementation} attention"
+    )
+
+
+def _describe_teachers(run: Run) -> list[str]:
+    sizes = ", ".join(f"{each.source} ({each.model.num_parameters() / 1e6:.1f}M parameters)" for each in run.teachers)
+    weights = f"weight {run.args.distill_alpha:g}, temperature {run.args.distill_temperature:g}"
+    return [f"teachers: {sizes}; {weights}"] if run.teachers else []
+
+
+def _describe_run(run: Run, data: LoadedData) -> str:
+    args, schedule = run.args, _schedule(run, data)
+    epochs = "" if run.data_args.streaming else f" ({schedule.steps_per_epoch:,} an epoch)"
+    hours = args.max_training_hours
+    budget = "" if hours is None else f", budget {duration(hours * 3600)}"
+    return (
+        f"run: {schedule.total_steps:,} steps{epochs} of {args.samples_per_step:,} samples, {_describe_devices(run)}, "
+        f"{args.resolved_precision}{budget}"
+    )
+
+
+def _describe_devices(run: Run) -> str:
+    how = "sharded over " if run.args.wants_fsdp else ""
+    processes = f", {how}{run.args.world_size} processes" if run.args.world_size > 1 else ""
+    return f"{run.args.device}{processes}"
+
+
+def _schedule(run: Run, data: LoadedData) -> Schedule:
+    return make_schedule(run.args, num_samples(data.samples["train"]))
 
 
 def num_samples(samples: Any) -> int | None:

@@ -21,6 +21,7 @@ from ..options.arguments import own_names
 from ..options.parsing import OVERRULES, PROVENANCE_KEY
 from ..options.secrets import without_secrets
 from ..options.training_arguments import GPT2HFTrainingArguments
+from .preparation import account
 from .run import Run
 
 
@@ -34,7 +35,7 @@ def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dic
     for choice, others in OVERRULES.items():
         if options.get(choice) is not None:  # the written file must not name what has no effect beside it
             options = {name: value for name, value in options.items() if name not in others}
-    for name in ("overwrite_output_dir", "resume_from_checkpoint"):  # of this start, not of the run
+    for name in ("overwrite_output_dir", "resume_from_checkpoint", "verbose"):  # of this start, not of the run
         options.pop(name, None)
     # Not a wish where it was not stated, but what follows from this machine and this seed.
     for name in ("use_cpu", "data_seed"):
@@ -53,8 +54,10 @@ def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dic
         "precision": args.resolved_precision.name if args.resolved_precision else None,
         "parameters": model.num_parameters(),
         "samples_per_step": args.samples_per_step,
+        "run_name": run.name,
         "data": data.fingerprints,
         "teachers": [teacher.fingerprint for teacher in run.teachers],
+        "account": account(run, model, data),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),
     }

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.trainer_callback import TrainerState
 
 from ..checkpoints import folders, written
-from ..checkpoints.ownership import own_events
+from ..checkpoints.event_files import RUNS_FOLDER, own_events
 from ..checkpoints.written import CURVES_NAME, TRAINER_STATE_NAME
 from ..commands.generate import generate_text
 from ..commands.report import write_report
@@ -80,7 +80,7 @@ def finish(
         run.say(f"uploading {saved} to {trainer.hub_model_id}")
         token, revision = run.args.hub_token, run.args.hub_revision
         left_out = [folders.RESOLVED_CONFIG_NAME] if has_secrets(saved / folders.RESOLVED_CONFIG_NAME) else []
-        events = own_events(run.output_dir)
+        events = {path.relative_to(run.output_dir).as_posix(): path for path in own_events(run.output_dir, run.name)}
         address = upload_model(saved, str(trainer.hub_model_id), token, revision, left_out, events)
         run.say(f"uploaded: {address}")
 
@@ -224,4 +224,5 @@ def say_results(run: Run, eval_metrics: dict[str, Any], test_metrics: dict[str, 
     run.say(f"results: {run.output_dir}  (model: {model or 'not saved'}, curves: {run.output_dir / CURVES_NAME})")
     if model is not None:
         run.say(f'next: gpt2-hf generate --model_path {model} --prompt "..."')
-    run.say(f"      tensorboard --logdir {run.output_dir / 'runs'}")
+    if (run.output_dir / RUNS_FOLDER).is_dir():
+        run.say(f"      tensorboard --logdir {run.output_dir / RUNS_FOLDER}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from ..checkpoints import folders
+from ..checkpoints.event_files import event_folder_name
 from ..errors import SaveError
 from ..options.arguments import DataArguments, ModelArguments
 from ..options.secrets import hide, remember
@@ -28,6 +29,7 @@ class Run:
         signals: the signals that it received.
         given: options that were stated, and where (see `parsing.Parsed`).
         teachers: models to learn from, once they are loaded.
+        details: what came out while it was built, for the record and for `--verbose`.
     """
 
     model_args: ModelArguments
@@ -37,6 +39,7 @@ class Run:
     signals: SignalWatch = field(default_factory=SignalWatch)
     given: dict[str, str] = field(default_factory=dict)
     teachers: list[Teacher] = field(default_factory=list)
+    details: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for options in (self.model_args, self.data_args, self.args):
@@ -56,6 +59,11 @@ class Run:
     def output_dir(self) -> Path:
         """Where the run leaves everything."""
         return Path(str(self.args.output_dir))
+
+    @property
+    def name(self) -> str:
+        """What TensorBoard calls the run: `--run_name`, or the name of its folder."""
+        return event_folder_name(self.output_dir, self.args.run_name)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ COMMON = {
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "num_train_epochs", "max_steps"),
     *("max_training_hours", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
     *("weight_decay", "warmup_steps", "activation_checkpointing", "precision", "logging_steps", "eval_steps"),
-    *("save_steps", "report_to", "seed"),
+    *("save_steps", "report_to", "run_name", "verbose", "seed"),
     *("nproc", "nodes", "link_gb_per_second", "network_gb_per_second"),
 }
 

@@ -59,7 +59,6 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "name": ("run_name",),
     "wandb": ("report_to",),
     "tensorboard": ("report_to",),
-    "verbose": ("log_level",),
     "random_seed": ("seed",),
     "manual_seed": ("seed",),
     # model

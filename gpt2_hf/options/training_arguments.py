@@ -145,6 +145,10 @@ class GPT2HFTrainingArguments(TrainingArguments):
         False, "When the run is over, upload best_model with its card to hub_model_id; not within max_training_hours."
     )
     report_to: list[str] = option(["tensorboard"], "Where to report to: tensorboard, wandb, ..., or none.")
+    run_name: str | None = option(
+        None, "What the run is called in TensorBoard and elsewhere; as its folder when left out."
+    )
+    verbose: bool = option(False, "Also say, before the first step, where every row and token of the text went.")
     seed: int = option(42, "Seed of initialisation, dropout and data order.")
     data_seed: int | None = option(None, "Seed of the data order; seed when left out.")
     gradient_checkpointing: bool = option(False, "Older name of activation_checkpointing.")

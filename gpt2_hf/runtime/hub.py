@@ -2,10 +2,11 @@
 
 import functools
 import os
+import shlex
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from huggingface_hub import CommitOperationAdd, constants, create_commit, upload
 from ..errors import SaveError, first_line
 
 _PROBE_SECONDS = 10
-_EVENTS_FOLDER = "runs"  # where the hub looks for TensorBoard files
 
 
 def is_hub_id(name: str) -> bool:
@@ -33,7 +33,7 @@ def upload_model(
     token: str | None = None,
     revision: str | None = None,
     left_out: Sequence[str] = (),
-    events: Sequence[Path] = (),
+    events: Mapping[str, Path] | None = None,
 ) -> str:
     """Upload a model's folder, its card with it, to a repository of the hub that exists.
 
@@ -43,29 +43,49 @@ def upload_model(
         token: of the hub; that of `hf auth login` or of the environment when left out.
         revision: branch of the repository.
         left_out: names of files that stay here.
-        events: TensorBoard files, which become `runs/` there; the hub draws their curves.
+        events: TensorBoard files by their paths in the repository, such as `runs/NAME/…`, where the hub looks for
+            curves to draw. They are a second commit.
 
     Returns:
         The address of what was uploaded.
 
     Raises:
-        SaveError: if the hub cannot be reached or refuses; with the command that tries again.
+        SaveError: if the hub cannot be reached or refuses; with the command that uploads what is missing.
     """
     login: dict[str, Any] = {"repo_id": repo_id, "token": token, "revision": revision}
-    again = f"hf upload {repo_id} {folder}"
+    curves = _commands_for_events(repo_id, revision, events or {})
+    again = [_hf_upload(repo_id, str(folder), revision, *(f"--exclude={name}" for name in left_out)), *curves]
     try:
         commit = upload_folder(
             folder_path=folder, ignore_patterns=list(left_out), commit_message="Trained with gpt2_hf", **login
         )
         if events:
-            again = f"hf upload {repo_id} {events[0].parent} {_EVENTS_FOLDER} --include {events[0].name}"
-            files = [CommitOperationAdd(f"{_EVENTS_FOLDER}/{path.name}", path) for path in events]
+            again = curves
+            files = [CommitOperationAdd(name, path) for name, path in events.items()]
             create_commit(operations=files, commit_message="Curves of the training", **login)
     except Exception as error:  # of whichever HTTP library the hub's client is built on
         raise SaveError(
-            f"the run is over and saved, but not uploaded ({first_line(error)}); try again with: {again}"
+            f"the run is over and saved, but {'its curves are ' if again == curves else ''}not uploaded "
+            f"({first_line(error)}); try again with: {' && '.join(again)}"
         ) from error
     return str(commit.commit_url)
+
+
+def _commands_for_events(repo_id: str, revision: str | None, events: Mapping[str, Path]) -> list[str]:
+    """One for each folder that has some; other files in it stay here."""
+    folders: dict[tuple[str, str], list[str]] = {}
+    for name, path in events.items():
+        folders.setdefault((str(path.parent), name.rpartition("/")[0]), []).append(path.name)
+    return [
+        _hf_upload(repo_id, local, revision, *(f"--include={name}" for name in names), path_in_repo=remote)
+        for (local, remote), names in folders.items()
+    ]
+
+
+def _hf_upload(repo_id: str, local: str, revision: str | None, *options: str, path_in_repo: str = "") -> str:
+    """A command of the hub's client, as it is typed."""
+    words = ["hf", "upload", repo_id, local, *([path_in_repo] if path_in_repo else [])]
+    return shlex.join([*words, *([f"--revision={revision}"] if revision else []), *options])
 
 
 @functools.cache

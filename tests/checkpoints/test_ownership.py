@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gpt2_hf.checkpoints import folders, written
-from gpt2_hf.checkpoints.ownership import foreign, own_events, refuse_foreign
+from gpt2_hf.checkpoints.event_files import delete_events, event_folder_name, gather_events, own_events
+from gpt2_hf.checkpoints.ownership import foreign, refuse_foreign
 from gpt2_hf.errors import UserError
 
 from .test_folders import make_checkpoint
@@ -56,6 +57,59 @@ def test_whatever_has_a_name_of_ours_is_refused_and_kept(tmp_path, name):
         with pytest.raises(UserError, match="was not written by a run of gpt2_hf"):
             refuse_foreign(tmp_path / "folder")
         assert contents(tmp_path / "folder") == before
+
+
+@pytest.mark.parametrize("name", ["", "/events.out.tfevents.1.host", "/validation/events.out.tfevents.1.gpt2_hf"])
+def test_event_files_under_the_name_of_the_run_are_refused(tmp_path, name):
+    """Which it would be mixed with, under the name it is given or that of its folder; others there may stay."""
+    for folder, run_name in (("mine", "mine"), ("run", None)):
+        run = tmp_path / "run"
+        plant(run, f"runs/{folder}{name}")
+        with pytest.raises(UserError, match="was not written by a run of gpt2_hf"):
+            refuse_foreign(run, run_name=run_name)
+        refuse_foreign(run, run_name="another")
+        delete_events(run, run_name)
+        assert (run / f"runs/{folder}{name}").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("run_name", "folder"),
+    [
+        *((None, "book"), ("", "book"), ("out/book", "book"), ("first", "first"), ("lr=3e-4, b 8", "lr=3e-4, b 8")),
+        *(("a/b", "a-b"), ("../..", "-"), ("C:\\x?", "C--x-"), ("..", "run"), ("é", "é"), ("x" * 300, "x" * 100)),
+    ],
+)
+def test_the_name_of_a_run_is_that_of_a_folder(run_name, folder, tmp_path, monkeypatch):
+    """Whatever it is called, its event files stay in its folder; without a name it is called as that is."""
+    monkeypatch.chdir(tmp_path)
+    assert event_folder_name("out/book", run_name) == folder
+    assert event_folder_name(folder, folder) == event_folder_name("elsewhere", folder) == folder
+    assert event_folder_name(".") == tmp_path.name and event_folder_name("/") == "run"
+
+
+@pytest.mark.parametrize("before", [None, "validation"])
+def test_a_resumed_run_has_its_events_in_one_folder(tmp_path, before):
+    """Those of another name, and of versions without names; what others have there stays, and is no obstacle."""
+    own = b"\x18\0\0\0\0\0\0\0brain.Event:2"
+    name = "events.out.tfevents.{}.gpt2_hf"
+    parts = {
+        1: "",
+        2: "book/",
+        3: "book/validation/",
+        **({4: "validation/", 5: "validation/validation/"} if before else {}),
+    }
+    for number, part in parts.items():
+        plant(tmp_path / "book", f"runs/{part}{name.format(number)}", own)
+    plant(tmp_path / "book", "runs/other/notes.txt")
+    plant(tmp_path / "book", f"runs/other/{name.format(6)}", own)
+    written.write_json(tmp_path / "book", "resolved_config.json", {"provenance": {"run_name": before}})
+    gather_events(tmp_path / "book", "book")
+    moved = {f"book/validation/{name.format(n)}" if n in (3, 5) else f"book/{name.format(n)}" for n in parts}
+    runs = tmp_path / "book" / "runs"
+    assert set(contents(runs)) == {*moved, "other/notes.txt", f"other/{name.format(6)}"}
+    assert sorted(path.name for path in runs.iterdir()) == ["book", "other"]
+    delete_events(tmp_path / "book")
+    assert sorted(path.name for path in runs.iterdir()) == ["other"]
 
 
 @pytest.mark.parametrize("name", [*written.FILE_NAMES, *FOLDERS])
@@ -171,6 +225,7 @@ def test_event_files_of_other_programs_stay(tmp_path, finished_run):
     (run / "runs" / "other" / "events.out.tfevents.1").write_bytes(b"mine")
     (run / "runs" / "notes.txt").write_bytes(b"mine")
     assert list(foreign(run, deleting=True)) == []
-    assert own_events(run) == sorted((run / "runs").glob("*.gpt2_hf"))
+    assert own_events(run) == sorted((run / "runs").rglob("*.gpt2_hf")) and len(own_events(run)) > 1
     (run / "runs" / "events.out.tfevents.2").write_bytes(b"mine")
     assert list(foreign(run)) == [run / "runs" / "events.out.tfevents.2"]
+    assert list(foreign(run, run_name="other"))[1:] == [run / "runs" / "other" / "events.out.tfevents.1"]

@@ -274,6 +274,11 @@ def test_lines_and_splits(mix, tokenizer_folder, mode):
     (books, drawn), (news, _) = train.mixture
     assert drawn == round(0.6 * len(train)) and books + news == len(train)
     assert f"books is read {drawn / books:.2f} times an epoch: {drawn:,} samples from {books:,} (weight 0.6)" in text
+    summary = data.summary()
+    assert "tokens, of books 60 %, news 40 %; validation " in summary and summary.count("each line of text") == 1
+    assert "of books, news, news: 5 % of the documents set aside; test " in summary and summary.endswith(
+        "of books; 1 file: each line of text is a document"
+    )
     tokens = sum(len(part.documents["train"].lengths) for part in data.texts.values())
     assert len(data.documents["train"]) == tokens and data.accounting["train"].rows == 20 + 57
     batch = data.collator([train[0], train[-1]])

@@ -264,6 +264,43 @@ def test_share_of_text_is_the_mean_over_all_batches(lengths, batch):
     assert padded_share(lengths, batch, 100) == pytest.approx(lengths.mean() / 100)
 
 
+ROWS = ["one two three four five six seven"] * 9 + ["a", ""]
+
+
+@pytest.mark.parametrize(
+    ("options", "train"),
+    [
+        ({}, "train 63 of 64 tokens (1 DROPPED: 1 row too short)"),
+        ({"truncate": True}, "train 45 of 64 tokens (19 DROPPED: 9 rows cut, 1 row too short)"),
+        ({"sequence_mode": "blocks"}, "train 64 tokens"),
+        ({"max_train_samples": 5}, "train 63 of 64 tokens (1 DROPPED: 1 row too short), only 5 of 18 samples used "),
+    ],
+)
+def test_the_summary_says_at_once_what_was_dropped(tmp_path, gpt2, options, train):  # noqa: F811
+    """The tokens of each split; text that is not used is counted with the reason. Some blank rows are not unusual."""
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for path, rows in zip(paths, (ROWS, ["one two three"] * 2), strict=True):
+        path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    summary = load_data(file_arguments(paths[0], validation_file=str(paths[1]), **options), gpt2, 4).summary()
+    assert summary.startswith(train) and "; validation 6 tokens; 1 file: column 'text' of " in summary
+    assert summary.count("DROPPED") == ("DROPPED" in train) and "blank" not in summary
+    paths[1].write_text('{"text": ""}\n{"text": null}\n{"text": "one two three"}\n')
+    summary = load_data(file_arguments(paths[0], validation_file=str(paths[1]), **options), gpt2, 4).summary()
+    assert "; validation 3 tokens, 2 of 3 rows are blank; " in summary
+
+
+def test_the_summary_names_columns_that_differ(tmp_path, gpt2):  # noqa: F811
+    """What is taken for the text is said once, or for each split."""
+    table = tmp_path / "a.csv"
+    table.write_text("id;content\n" + "".join(f"{i};one two three\n" for i in range(40)))
+    column = "1 file: column 'content' of csv is the text, the delimiter is a semicolon, the first row is the header"
+    cut = load_data(file_arguments(table), gpt2, 8).summary()
+    assert cut == f"train 114 tokens; validation 6 tokens, 5 % of the documents set aside; {column}"
+    lines = write(tmp_path / "b.txt", ["one two three"])
+    differing = load_data(file_arguments(table, validation_file=str(lines)), gpt2, 8).summary()
+    assert differing.endswith(f"; train: {column}; validation: 1 file: each line of text is a document")
+
+
 @pytest.mark.parametrize("option", ["max_train_samples", "max_eval_samples"])
 def test_limits_are_said(tmp_path, gpt2, option):  # noqa: F811
     """A limit on samples is in a line of its own with the tokens that are left."""

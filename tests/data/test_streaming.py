@@ -230,6 +230,7 @@ def test_streaming_stores_no_training_text(tmp_path, gpt2, cache_folder):  # noq
     arrow = list(cache_folder.rglob("*.arrow"))
     assert len(arrow) == 1 and arrow[0].stat().st_size < 2000
     assert any("streamed" in line for line in data.lines)
+    assert "train streamed; " in data.summary()
     assert len(list(itertools.islice(data.samples["train"], 380))) == 380
 
 

@@ -82,7 +82,7 @@ def test_processes_train_the_same_thing_as_one(
     tiny_options, one_process, tmp_path, processes, share, accumulated, mode
 ):
     """8 samples a step however they are divided: the same run, the batches printed, and one set of lines."""
-    options = [*tiny_options, *_SAME_RUN, "--sequence_mode", mode, "--batch_size", str(share)]
+    options = [*tiny_options, *_SAME_RUN, "--sequence_mode", mode, "--batch_size", str(share), "--verbose"]
     text = ranks.run(processes, ["train", *options, "--checkpoint_dir", str(tmp_path)], tmp_path / "log")
     assert f"8 samples a step = {processes} processes × {share} samples × {accumulated} accumulated" in text
     assert text.count("best model: step") == text.count("parameters (") == 1

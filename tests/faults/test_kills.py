@@ -102,8 +102,10 @@ def test_tensorboard_has_one_curve_over_a_kill(command, tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert harness.run(command(run, "--logging_steps", "1", "--resume_from", "latest"), log) == 0
-    events = EventAccumulator(str(run / "runs")).Reload()
+    events = EventAccumulator(str(run / "runs" / run.name)).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 51))
+    events = EventAccumulator(str(run / "runs" / run.name / "validation")).Reload()
+    assert [event.step for event in events.Scalars("curves/loss")] == sorted({*range(4, 51, 4), 25, 50})
 
 
 def test_signal_during_an_evaluation_is_heeded_at_once(command, tmp_path, uninterrupted):

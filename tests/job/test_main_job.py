@@ -97,22 +97,22 @@ def test_best_model_loads_with_the_auto_classes(finished_run):
 
 def test_tensorboard_has_the_promised_tags(finished_run):
     """Loss, perplexity and learning rate at each log, validation loss and perplexity at each evaluation."""
-    events = EventAccumulator(str(finished_run / "runs")).Reload()
+    events = EventAccumulator(str(finished_run / "runs" / "run")).Reload()
     steps = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     for tag in ("train/loss", "train/perplexity", "train/learning_rate"):
         assert steps[tag] == [5, 10, 15, 20, 25]
     for tag in ("eval/loss", "eval/perplexity", "speed/evaluation_seconds"):
         assert steps[tag] == [10, 20, 25]
     assert steps["speed/memory_gib"] == [5, 10, 15, 20, 25] and steps["speed/tokens_per_second"] == [10, 15, 20, 25]
-    assert {tag.split("/")[0] for tag in steps} == {"train", "eval", "test", "speed"}
+    assert {tag.split("/")[0] for tag in steps} == {"train", "eval", "test", "speed", "curves"}
     assert not any("train_" in tag or "_per_second" in tag.replace("tokens_per_second", "") for tag in steps)
 
 
 def test_tensorboard_has_samples_and_the_config(finished_run):
     """A text at each evaluation, the resolved config, and training and validation in one chart."""
-    events = EventAccumulator(str(finished_run / "runs")).Reload()
+    events = EventAccumulator(str(finished_run / "runs" / "run")).Reload()
     texts = {
-        tag: [(event.step, event.tensor_proto.string_val[0].decode()) for event in events.Tensors(tag)]
+        tag: [(event.step, event.tensor_proto.string_val[0].decode(errors="replace")) for event in events.Tensors(tag)]
         for tag in events.Tags()["tensors"]
     }
     assert [step for step, _ in texts["sample/text_summary"]] == [10, 20, 25]
@@ -121,11 +121,28 @@ def test_tensorboard_has_samples_and_the_config(finished_run):
     assert "custom_scalars__config__" in texts
 
 
+def test_a_run_keeps_one_curve_under_a_new_name(train_tiny, tmp_path, capsys):
+    """Resumed with another --run_name, and in the layout of versions without names; an overwritten run leaves none."""
+    run, runs = tmp_path / "run", tmp_path / "run" / "runs"
+    assert train_tiny(run, "--max_steps", "10", "--warmup_steps", "1") == 0
+    for path in (runs / "run").glob("*.gpt2_hf"):
+        path.rename(runs / path.name)
+    assert train_tiny(run, "--resume_from", "latest", "--run_name", "second: d 32") == 0
+    out = capsys.readouterr().out
+    assert "run_name None → second: d 32" in out and f"tensorboard --logdir {runs}" in out
+    assert [path.name for path in runs.iterdir()] == ["second- d 32"]
+    for part, tag, steps in (("", "train/loss", [5, 10, 15, 20, 25]), ("validation", "curves/loss", [10, 20, 25])):
+        events = EventAccumulator(str(runs / "second- d 32" / part)).Reload()
+        assert [event.step for event in events.Scalars(tag)] == steps
+    assert train_tiny(run, "--overwrite_output_dir", "--max_steps", "2", "--report_to", "none") == 0
+    assert not runs.exists() and "tensorboard" not in capsys.readouterr().out
+
+
 def test_samples_can_be_left_out(train_tiny, tmp_path, capsys):
     """--sample_tokens 0 writes none; by default each evaluation shows one."""
     assert train_tiny(tmp_path / "run", "--sample_tokens", "0", "--max_steps", "4") == 0
     assert "\nsample: " not in capsys.readouterr().out
-    events = EventAccumulator(str(tmp_path / "run" / "runs")).Reload()
+    events = EventAccumulator(str(tmp_path / "run" / "runs" / "run")).Reload()
     assert "sample/text_summary" not in events.Tags()["tensors"]
     assert train_tiny(tmp_path / "other", "--max_steps", "4") == 0
     assert capsys.readouterr().out.count("\nsample: ") == 1
@@ -560,9 +577,49 @@ def test_a_run_may_save_nothing(train_tiny, tmp_path, capsys):
     assert not folders.list_checkpoints(tmp_path / "run")
 
 
+def before_training(text):
+    """The printed lines before the first log."""
+    return text.partition("\nstep ")[0].splitlines()
+
+
+def test_three_lines_before_the_first_step(train_tiny, tmp_path, capsys):
+    """Text, model and run; the whole account stands in the record, and --verbose prints it."""
+    options = ("--max_steps", "10", "--warmup_steps", "1")
+    assert train_tiny(tmp_path / "short", *options) == 0
+    lines = before_training(capsys.readouterr().out)
+    assert [line.split()[0] for line in lines] == ["text:", "model:", "run:"]
+    assert lines[2] == "run: 10 steps (25 an epoch) of 8 samples, cpu, precision: fp32 (asked for), budget 12:00:00"
+    assert train_tiny(tmp_path / "full", *options, "--verbose") == 0
+    printed = before_training(capsys.readouterr().out)
+    for run in ("short", "full"):
+        config = read_json(tmp_path / run / "resolved_config.json")
+        assert config["provenance"]["account"] == printed and "verbose" not in config
+    (train,) = (line for line in printed if line.startswith("train: 2"))
+    for count in (
+        " rows, ",
+        " blank, ",
+        " too short ",
+        " longer than max_length",
+        " text tokens, ",
+        " kept, ",
+        " dropped",
+    ):
+        assert count in train
+    assert lines[0].startswith("text: train ") and lines[1] in printed
+    assert "steps: 25 an epoch, 10 in all" in printed and "device: cpu; precision: fp32 (asked for)" in printed
+    assert "batch: 8 samples a step = 1 process × 8 samples × 1 accumulated" in printed
+
+
+def test_warnings_are_always_printed(train_tiny, tmp_path, capsys):
+    """Of three lines or of all, what goes wrong is one of them."""
+    for options in ((), ("--verbose",)):
+        assert train_tiny(tmp_path / "run", "--max_steps", "2", "--overwrite_output_dir", *options) == 0
+        assert "\nwarning: warmup takes 5 of 2 steps" in capsys.readouterr().out
+
+
 def test_dry_run_writes_nothing(tiny_options, tmp_path, capsys):
     """--dry_run prints the plan of the very run, and no folder appears."""
-    assert main(["train", *tiny_options, "--dry_run", "--checkpoint_dir", str(tmp_path / "run")]) == 0
+    assert main(["train", *tiny_options, "--dry_run", "--verbose", "--checkpoint_dir", str(tmp_path / "run")]) == 0
     assert "25 in all" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 
@@ -575,7 +632,7 @@ def test_base_json_trains_on_wikitext(wikitext, tmp_path):
     options += ["--d_model", "64", "--num_layers", "2", "--max_steps", "20", "--warmup_steps", "5"]
     options += ["--learning_rate", "3e-3", "--logging_steps", "5", "--max_eval_samples", "40"]
     assert main(["train", "--config", str(base), *options]) == 0
-    events = EventAccumulator(str(tmp_path / "run" / "runs")).Reload()
+    events = EventAccumulator(str(tmp_path / "run" / "runs" / "run")).Reload()
     losses = [event.value for event in events.Scalars("train/loss")]
     assert len(losses) == 4 and losses[-1] < losses[0] - 0.3
     assert {"eval/loss", "eval/perplexity", "train/learning_rate"} <= set(events.Tags()["scalars"])
@@ -763,8 +820,9 @@ def test_the_curves_are_uploaded_too(train_tiny, tmp_path, monkeypatch):
     for name in ("notes.txt", "other/events.out.tfevents.1"):
         (runs / name).write_text("mine")
     assert train_tiny(tmp_path / "run", "--push_to_hub", "--hub_model_id", "tiny") == 0
-    written = {f"runs/{path.name}": path.read_bytes() for path in runs.glob("*.gpt2_hf")}
-    assert hub.further_files == written and written
+    written = {path.relative_to(tmp_path / "run").as_posix(): path.read_bytes() for path in runs.rglob("*.gpt2_hf")}
+    assert hub.further_files == written
+    assert {name.rpartition("/")[0] for name in written} == {"runs/run", "runs/run/validation"}
 
 
 def test_a_refused_upload_loses_nothing(train_tiny, tmp_path, capsys, monkeypatch):
@@ -773,6 +831,18 @@ def test_a_refused_upload_loses_nothing(train_tiny, tmp_path, capsys, monkeypatc
     assert train_tiny(tmp_path / "run", "--push_to_hub", "--hub_model_id", "tiny") == 2
     assert "not uploaded (403 Forbidden); try again with: hf upload someone/tiny" in capsys.readouterr().err
     assert (tmp_path / "run" / "best_model" / "README.md").is_file()
+
+
+def test_refused_curves_lose_nothing(train_tiny, tmp_path, capsys, monkeypatch):
+    """They are a second upload: the model is there, and the line says how to upload what is missing."""
+    hub = Hub(monkeypatch)
+    monkeypatch.setattr(
+        "gpt2_hf.runtime.hub.create_commit", lambda **options: hub.upload_folder(**options, folder_path=0)
+    )
+    assert train_tiny(tmp_path / "run", "--push_to_hub", "--hub_model_id", "tiny", "--max_steps", "5") == 2
+    err = capsys.readouterr().err
+    assert "saved, but its curves are not uploaded" in err and err.count("\n") == 1 and len(hub.uploads) == 1
+    assert f"; try again with: hf upload someone/tiny {tmp_path / 'run' / 'runs' / 'run'} runs/run --include=" in err
 
 
 def test_no_hub_is_said_before_training(train_tiny, tmp_path, capsys, monkeypatch):

@@ -137,7 +137,7 @@ def test_a_resized_vocabulary_is_trained_whole_again():
 def test_the_job_ties_and_saves_an_ordinary_model(train_tiny, tmp_path, capsys):
     """A line says how many; the saved model holds all rows, alike where unused; resumed, it goes on bit for bit."""
     options = ("--tie_unused_tokens", "--optim", "muon")
-    assert train_tiny(tmp_path / "whole", *options) == 0
+    assert train_tiny(tmp_path / "whole", *options, "--verbose") == 0
     assert "tokens are not in the training text and share one embedding" in capsys.readouterr().out
     model = GPT2HFForCausalLM.from_pretrained(tmp_path / "whole" / "best_model")
     assert model.unused_tokens is None and model.lm_head.weight.shape[0] == 384

@@ -1,6 +1,7 @@
 """gpt2_hf.runtime.hub: an unreachable hub costs seconds, not minutes, and says what to do."""
 
 import os
+import shlex
 import socket
 import ssl
 import subprocess
@@ -9,12 +10,19 @@ import threading
 import time
 import urllib.error
 from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.cli import upload as cli_upload
+from huggingface_hub.cli.hf import app
+from huggingface_hub.utils import filter_repo_objects
 
-from gpt2_hf.runtime.hub import ensure_hub_or_offline, is_hub_id, is_local_path
+from gpt2_hf.errors import SaveError
+from gpt2_hf.runtime import hub
+from gpt2_hf.runtime.hub import ensure_hub_or_offline, is_hub_id, is_local_path, upload_model
 
 LOAD_DATA = """
 from gpt2_hf.options.arguments import DataArguments
@@ -129,3 +137,51 @@ def test_existing_folder_is_not_a_hub_id(tmp_path, monkeypatch):
     (tmp_path / "owner" / "data").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert not is_hub_id("owner/data")
+
+
+class Repository:
+    """What the hub's own command line asks of the hub; keeps the paths that it uploads, and the revision."""
+
+    def __init__(self):
+        self.uploaded = set()
+
+    def create_repo(self, repo_id, **options):
+        return SimpleNamespace(repo_id=repo_id)
+
+    def repo_info(self, **options):
+        pass
+
+    def upload_folder(self, repo_id, folder_path, path_in_repo, allow_patterns, ignore_patterns, revision, **options):
+        names = [path.relative_to(folder_path).as_posix() for path in Path(folder_path).rglob("*") if path.is_file()]
+        kept = filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
+        self.uploaded |= {(repo_id, revision, os.path.normpath(f"{path_in_repo}/{name}")) for name in kept}
+
+
+@pytest.mark.parametrize("revision", [None, "second"])
+@pytest.mark.parametrize("refused", ["upload_folder", "create_commit"])
+def test_the_command_of_a_refused_upload_uploads_what_is_missing(tmp_path, monkeypatch, refused, revision):
+    """Given to the hub's command line: the model without what must stay here, and all event files, at their places."""
+    for name in ("best_model/config.json", "best_model/secret.json", "runs/a/notes.txt"):
+        (tmp_path / "my run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "my run" / name).write_text("{}")
+    names = ["runs/a/events.tfevents.1.gpt2_hf", "runs/a/events.tfevents.2.gpt2_hf", "runs/a/validation/e.tfevents.1"]
+    events = {name: tmp_path / "my run" / name for name in names}
+    for path in events.values():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+
+    def refuse(**options):
+        raise OSError("403 Forbidden")
+
+    monkeypatch.setattr(hub, "upload_folder", lambda **options: SimpleNamespace(commit_url="https://hub/commit"))
+    monkeypatch.setattr(hub, refused, refuse)
+    folder = tmp_path / "my run" / "best_model"
+    with pytest.raises(SaveError, match=r"not uploaded \(403 Forbidden\); try again with: hf upload ") as raised:
+        upload_model(folder, "someone/tiny", revision=revision, left_out=["secret.json"], events=events)
+    repository = Repository()
+    monkeypatch.setattr(cli_upload, "get_hf_api", lambda token: repository)
+    for command in str(raised.value).partition("try again with: ")[2].split(" && "):
+        app(shlex.split(command)[1:], standalone_mode=False)
+    missing = {*names, *(["config.json"] if refused == "upload_folder" else [])}
+    assert repository.uploaded == {("someone/tiny", revision, name) for name in missing}
+    assert ("its curves are not uploaded" in str(raised.value)) == (refused == "create_commit")

@@ -3,8 +3,14 @@
 train/…  loss, perplexity, learning_rate, grad_norm, epoch     at each log
 eval/…   loss, perplexity                                      at each evaluation; test/… at the end
 speed/…  tokens_per_second, mfu, memory_gib, evaluation_seconds
+curves/… loss, perplexity: training and validation in one chart. They are two runs, NAME and NAME/validation, that have
+         the same tag, which gives each its colour.
 texts    sample at each evaluation, config at each start
-layout   "Custom Scalars": training and validation in one chart
+layout   "Custom Scalars": the two charts again, as margin charts, the one kind that TensorBoard never smooths
+
+Smoothing takes a mean over the last points. It suits a training loss of many logs, whose noise it hides. A curve of
+five falling points it draws too high: with 0.6, the default, by what the curve has fallen in one or two points. To
+write a point several times is no remedy: TensorBoard's loader keeps one point a step.
 """
 
 import os
@@ -18,7 +24,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.integrations.integration_utils import rewrite_logs
 
-from ...checkpoints.ownership import EVENT_FILE_SUFFIX, RUNS_FOLDER
+from ...checkpoints.event_files import EVENT_FILE_SUFFIX, RUNS_FOLDER, VALIDATION_FOLDER, event_folder_name
 
 _OWN_TAGS = {
     "tokens_per_second": "speed/tokens_per_second",
@@ -29,7 +35,16 @@ _OWN_TAGS = {
 # One number a run, the clock that TensorBoard has itself, and what never changes: no curves, only clutter.
 _NO_CURVES = ("train_", "total_flos")
 _NO_CURVE_ENDINGS = ("hours", "_tokens", "_per_second", "_runtime", "_preparation_time")
+# A margin chart takes its middle and both its margins from a tag each; these margins have no width.
+_LAYOUT = {
+    "training and validation": {
+        "loss": ["Margin", ["curves/loss"] * 3],
+        "perplexity": ["Margin", ["curves/perplexity"] * 3],
+    }
+}
 _DESCRIPTIONS = {
+    "curves/loss": "Nats per token. Of the run NAME: train/loss. Of the run NAME/validation: eval/loss.",
+    "curves/perplexity": "exp(curves/loss).",
     "train/loss": "Nats per token, the mean over the steps since the last log, dropout on.",
     "train/cross_entropy": "Nats per token of the labels alone, where the loss has a part of teachers.",
     "train/perplexity": "exp(train/loss); with teachers exp(train/cross_entropy).",
@@ -46,16 +61,13 @@ _DESCRIPTIONS = {
     "speed/memory_gib": "GPU: the most that tensors have taken. CPU: what the process holds.",
     "speed/evaluation_seconds": "Time of one evaluation.",
 }
-_LAYOUT = {
-    "training and validation": {
-        "loss": ["Multiline", ["train/loss", "eval/loss"]],
-        "perplexity": ["Multiline", ["train/perplexity", "eval/perplexity"]],
-    }
-}
+# Logged numbers that also go to the charts of both.
+_TRAINING_CURVES = {"loss": "curves/loss", "perplexity": "curves/perplexity"}
+_VALIDATION_CURVES = {"eval_loss": "curves/loss", "eval_perplexity": "curves/perplexity"}
 
 
 class ContinuousTensorBoardCallback(TensorBoardCallback):
-    """Writes to `output_dir/runs` itself, not to a new folder per start.
+    """Writes to `output_dir/runs/NAME`, not to a new folder per start; NAME is `run_name`, or that of the folder.
 
     Steps that an interrupted run logged after its last checkpoint are purged when they are run again.
 
@@ -69,12 +81,17 @@ class ContinuousTensorBoardCallback(TensorBoardCallback):
     def __init__(self, texts: Mapping[str, Path] | None = None):
         super().__init__()
         self.texts = texts or {}
+        self._folder_of_all = self.logging_dir  # of the environment: TENSORBOARD_LOGGING_DIR
+        self._validation_writer: SummaryWriter | None = None
+        self._purge_step: int | None = None
+        self._trial = ""
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # Known from the beginning, because a run with nothing left to train logs its test score all the same.
-        self.logging_dir = self.logging_dir or os.path.join(str(args.output_dir), RUNS_FOLDER)
+        above = self._folder_of_all or os.path.join(str(args.output_dir), RUNS_FOLDER)
+        self.logging_dir = os.path.join(above, event_folder_name(str(args.output_dir), args.run_name))
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -82,12 +99,11 @@ class ContinuousTensorBoardCallback(TensorBoardCallback):
         if not state.is_world_process_zero:
             return
         if self.tb_writer is None:
-            folder = os.path.join(str(self.logging_dir), state.trial_name or "")  # a search has a curve per trial
-            purge_step = state.global_step + 1
-            self.tb_writer = SummaryWriter(folder, purge_step=purge_step, filename_suffix=EVENT_FILE_SUFFIX)
-        self.tb_writer.add_custom_scalars(_LAYOUT)
+            self._purge_step = state.global_step + 1
+            self._trial = state.trial_name or ""  # a search has a curve per trial
+        self._writer().add_custom_scalars(_LAYOUT)
         for name, path in self.texts.items():
-            self.tb_writer.add_text(Path(name).stem, _as_code(path.read_text(encoding="utf-8")), state.global_step)
+            self._writer().add_text(Path(name).stem, _as_code(path.read_text(encoding="utf-8")), state.global_step)
 
     def on_log(
         self,
@@ -99,14 +115,18 @@ class ContinuousTensorBoardCallback(TensorBoardCallback):
     ) -> None:
         if not state.is_world_process_zero or not logs:
             return
-        writer = self._writer()
         for name, value in logs.items():
-            tag = tag_of(name)
-            if tag is not None and isinstance(value, int | float):
-                summary = scalar(tag, value)
-                summary.value[0].metadata.summary_description = _DESCRIPTIONS.get(tag, "")
-                writer.file_writer.add_summary(summary, state.global_step)
-        writer.flush()
+            if not isinstance(value, int | float):
+                continue
+            if (tag := tag_of(name)) is not None:
+                _write(self._writer(), tag, value, state.global_step)
+            if name in _TRAINING_CURVES:
+                _write(self._writer(), _TRAINING_CURVES[name], value, state.global_step)
+            if name in _VALIDATION_CURVES:
+                _write(self._writer_of_validation(), _VALIDATION_CURVES[name], value, state.global_step)
+        self._writer().flush()
+        if _VALIDATION_CURVES.keys() & logs.keys():
+            self._writer_of_validation().flush()
 
     def on_sample(self, state: TrainerState, text: str) -> None:
         """Show a text that the model has just written."""
@@ -116,14 +136,30 @@ class ContinuousTensorBoardCallback(TensorBoardCallback):
 
     def close(self) -> None:
         """Finish writing; what is logged later gets a file of its own."""
-        if self.tb_writer is not None:
-            self.tb_writer.close()
-            self.tb_writer = None
+        for writer in (self.tb_writer, self._validation_writer):
+            if writer is not None:
+                writer.close()
+        self.tb_writer = self._validation_writer = self._purge_step = None
+        self._trial = ""
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.close()
 
     def _writer(self) -> SummaryWriter:
         if self.tb_writer is None:
-            self.tb_writer = SummaryWriter(log_dir=self.logging_dir, filename_suffix=EVENT_FILE_SUFFIX)
+            self.tb_writer = self._new_writer()
         return self.tb_writer
+
+    def _writer_of_validation(self) -> SummaryWriter:
+        if self._validation_writer is None:
+            self._validation_writer = self._new_writer(VALIDATION_FOLDER)
+        return self._validation_writer
+
+    def _new_writer(self, folder: str = "") -> SummaryWriter:
+        path = Path(str(self.logging_dir), self._trial, folder)
+        return SummaryWriter(str(path), purge_step=self._purge_step, filename_suffix=EVENT_FILE_SUFFIX)
 
 
 def tag_of(name: str) -> str | None:
@@ -134,6 +170,12 @@ def tag_of(name: str) -> str | None:
         return None
     (tag,) = rewrite_logs({name: 0.0})
     return str(tag)
+
+
+def _write(writer: SummaryWriter, tag: str, value: float, step: int) -> None:
+    summary = scalar(tag, value)
+    summary.value[0].metadata.summary_description = _DESCRIPTIONS.get(tag, "")
+    writer.file_writer.add_summary(summary, step)
 
 
 def _as_code(text: str) -> str:
