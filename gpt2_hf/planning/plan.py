@@ -122,7 +122,7 @@ class Plan:
         optimizer_bytes: the optimizer's state.
         num_samples, num_tokens: of the training text; tokens that are scored.
         flops_per_token: arithmetic of a training step, without attention.
-        activation_bytes: kept by the forward pass on the largest batch.
+        activation_bytes: the most that the forward pass on a batch keeps.
         peak_bytes: at the most; measured, or the least possible where that already does not fit.
         memory_bytes: what the device has.
         measured: the probe's figures; `None` where the run does not fit.
@@ -344,7 +344,7 @@ def make_plan(
     num_parameters = sum(p.numel() for p in model.parameters())
     optimizer_bytes = state_bytes(model, args.uses_muon)
     collator = data.collator if isinstance(data.collator, PaddingCollator) else None
-    batches = probe.first_epoch(args, samples, collator)
+    batches = probe.first_epoch(args, samples, collator, model)
     with tempfile.TemporaryDirectory() as folder:
         trainer = probe.make_probe_trainer(args, model, data, folder)
         memory, held = device_memory(args.device), used_memory(args.device)

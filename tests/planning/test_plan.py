@@ -241,9 +241,10 @@ def test_the_batches_of_the_plan_are_those_of_the_run(tmp_path, strategy):
     samples = DocumentSamples(documents_of([[1] * int(n) for n in lengths]), 32)
     options = {"train_sampling_strategy": strategy, "gradient_accumulation_steps": 3, "eval_strategy": "no"}
     args = GPT2HFTrainingArguments(str(tmp_path), use_cpu=True, per_device_train_batch_size=4, **options)
-    trainer = GPT2HFTrainer(make_model(), args, FlatteningCollator(), samples)
+    model = make_model()
+    trainer = GPT2HFTrainer(model, args, FlatteningCollator(), samples)
     drawn = [[row for row in batch if row != FILLER] for batch in trainer.get_train_dataloader().batch_sampler]
-    assert drawn == [rows.tolist() for rows in first_epoch(args, samples, None).rows]
+    assert drawn == [rows.tolist() for rows in first_epoch(args, samples, None, model).rows]
 
 
 @pytest.fixture
