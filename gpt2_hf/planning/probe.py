@@ -35,8 +35,8 @@ from ..runtime.utilization import used_memory
 from ..trainer.callbacks import ProgressCallback
 from ..trainer.gpt2_trainer import GPT2HFTrainer
 
-# The first step creates the optimizer's state and fills caches. Those on the largest batches are not timed either. Then
-# as many as fit into the seconds.
+# The first step creates the optimizer's state and fills caches. Those on the largest batches are not timed either.
+# Then as many as fit into the seconds.
 _FIRST_STEPS = 1
 _MIN_STEPS, _MAX_STEPS, _SECONDS = 4, 24, 10.0
 _EVALUATION_SECONDS = 4.0
@@ -316,8 +316,9 @@ def measure(
     trainer.add_callback(times)
     with _peak_memory(args.device) as peak:
         trainer.train()
-        for split in {"validation", "test"} & data.samples.keys():
-            _evaluate_largest(trainer, data.samples[split])
+        for split in ("validation", "test"):
+            if split in data.samples:
+                _evaluate_largest(trainer, data.samples[split])
         validation = _evaluation_seconds(trainer, data.samples["validation"], times)
     sampling = 0.0
     if write_sample is not None:
