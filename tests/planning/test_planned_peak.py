@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from gpt2_hf.planning import probe
 
 from ..faults import harness
+from ..tiny_models import word_tokenizer
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
 
@@ -49,11 +48,7 @@ def command(argv, log):
 
 def write_data(folder, batches):
     """Documents of random words, so many batches of such lengths in their order; a word is a token."""
-    words = {f"w{i}": i for i in range(WORDS)} | {"<|endoftext|>": WORDS}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = {"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder / "tokenizer")
+    word_tokenizer(WORDS).save_pretrained(folder / "tokenizer")
     random = np.random.default_rng(0)
     documents = [" ".join(f"w{i}" for i in random.integers(0, WORDS, n)) for batch in batches for n in batch]
     (folder / "train.txt").write_text("\n".join(documents) + "\n")
