@@ -24,7 +24,7 @@ from ..runtime.utilization import used_memory
 from ..trainer.callbacks.progress import duration
 from ..trainer.muon import state_bytes
 from ..trainer.remaining import with_margin
-from . import probe
+from . import cards, probe
 
 # A share of all evaluations above which they are worth a line.
 _MUCH_EVALUATION = 0.25
@@ -130,6 +130,7 @@ class Plan:
         save_seconds: a checkpoint.
         report_seconds: results, sample and report at the end, the test split not counted.
         free_disk_bytes: at `output_dir`.
+        card_bytes: memory of the whole card; 0 where there is none.
     """
 
     args: GPT2HFTrainingArguments
@@ -148,6 +149,7 @@ class Plan:
     save_seconds: float
     report_seconds: float
     free_disk_bytes: int
+    card_bytes: int = 0
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -224,6 +226,8 @@ class Plan:
             f"disk: {_size(self.checkpoint_bytes)} a checkpoint, at most {self.num_kept} at a time: "
             f"{_size(self.num_kept * self.checkpoint_bytes)}; {_size(self.free_disk_bytes)} are free",
         ]
+        if self.card_bytes:
+            lines.append(cards.describe(self.card_bytes))
         return lines + [f"advice: {line}" for line in self.advice()]
 
     def _memory_line(self) -> str:
@@ -385,6 +389,7 @@ def make_plan(
         save_seconds=probe.save_seconds(place, probe.checkpoint_bytes(num_parameters, optimizer_bytes)),
         report_seconds=report_seconds,
         free_disk_bytes=shutil.disk_usage(place).free,
+        card_bytes=card_memory(args.device),
     )
 
 
@@ -394,6 +399,11 @@ def device_memory(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)
     return int(psutil.virtual_memory().available) + used_memory(device)
+
+
+def card_memory(device: torch.device) -> int:
+    """Bytes of a whole CUDA card; 0 for another device."""
+    return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else 0
 
 
 def _existing_parent(path: Path) -> Path:
