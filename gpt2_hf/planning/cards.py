@@ -70,9 +70,7 @@ def describe(total_bytes: int) -> str:
     card = card_of(total_bytes)
     size = f"{total_bytes / GIB:.1f} GiB"
     if card is None:
-        return (
-            f"card: {size}, less than {CARDS[0].room_gib:g}; use --activation_checkpointing and a small --batch_size"
-        )
+        return f"card: {size}, small; use --activation_checkpointing and a small --batch_size"
     return (
         f"card: {size}; for GPT-2 124M on a large text use --sequence_mode blocks {card.flags}: "
         f"{card.tokens_at_once:,} tokens at once, {SAMPLES_PER_STEP * BLOCK:,} a step, about {card.reason} "
