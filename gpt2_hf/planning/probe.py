@@ -30,6 +30,7 @@ from ..data import LoadedData, PaddingCollator, Samples, train_sampler
 from ..errors import UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.training_arguments import GPT2HFTrainingArguments
+from ..runtime.fallbacks import padding_to_the_longest
 from ..runtime.own_process import own_process
 from ..runtime.utilization import used_memory
 from ..trainer.callbacks import ProgressCallback
@@ -109,25 +110,40 @@ def first_epoch(
     args: GPT2HFTrainingArguments, samples: Samples, padding: PaddingCollator | None, model: GPT2HFForCausalLM
 ) -> Batches:
     """The batches as the trainer will draw them, none of them read."""
-    return _batches(train_sampler(args, samples).order(), args.train_batch_size, samples, padding, model)
+    return _batches(train_sampler(args, samples).order(), args.train_batch_size, samples, padding, model, args)
 
 
 def _batches(
-    order: np.ndarray, batch_size: int, samples: Samples, padding: PaddingCollator | None, model: GPT2HFForCausalLM
+    order: np.ndarray,
+    batch_size: int,
+    samples: Samples,
+    padding: PaddingCollator | None,
+    model: GPT2HFForCausalLM,
+    args: GPT2HFTrainingArguments,
 ) -> Batches:
     """Samples in an order, so many at a time."""
     starts = np.arange(0, len(order), batch_size)
-    lengths = samples.lengths[order].astype(np.int64)
+    lengths, sizes = samples.lengths[order].astype(np.int64), np.diff(np.append(starts, len(order)))
+    longest = np.maximum.reduceat(lengths, starts)
+    positions, pairs = np.add.reduceat(lengths, starts), np.add.reduceat(lengths**2, starts)
     if padding is not None:
-        longest = padding.pad_to_length or np.maximum.reduceat(lengths, starts)
-        positions = longest * np.diff(np.append(starts, len(order)))
-        pairs = longest * positions
-    else:
-        positions, pairs = np.add.reduceat(lengths, starts), np.add.reduceat(lengths**2, starts)
+        if padding.pad_to_length:
+            longest = np.full_like(longest, padding.pad_to_length)
+        positions = longest * sizes
+    if padding is not None or _pads_to_the_longest(args, model):
+        pairs = longest**2 * sizes
     # 2 operations a parameter, of which the embeddings have none; 4 C in each layer for a pair's score and value
     config, multiplied = model.config, model.num_parameters(exclude_embeddings=True)
     multiplied += model.num_head_rows * config.n_embd
     return Batches(np.split(order, starts[1:]), positions, pairs, multiplied / (2 * config.n_layer * config.n_embd))
+
+
+def _pads_to_the_longest(args: GPT2HFTrainingArguments, model: GPT2HFForCausalLM) -> bool:
+    """Whether attention pads the documents of a flattened row."""
+    assert args.resolved_precision is not None
+    config, dtype = model.config, args.resolved_precision.dtype
+    kind = (config._attn_implementation, dtype, config.n_embd // config.n_head, args.device.type)
+    return padding_to_the_longest(*kind, compiles=args.torch_compile) is not None
 
 
 # ---- memory ----
@@ -359,7 +375,7 @@ def _evaluate_largest(trainer: GPT2HFTrainer, samples: Samples) -> None:
     model, collator = trainer.accelerator.unwrap_model(trainer.model), trainer.data_collator
     padding = collator if isinstance(collator, PaddingCollator) else None
     batch_size = trainer.args.per_device_eval_batch_size
-    batches = _batches(np.arange(len(samples)), batch_size, samples, padding, model)
+    batches = _batches(np.arange(len(samples)), batch_size, samples, padding, model, trainer.args)
     for batch in batches.extremes:
         trainer.evaluate(Subset(samples, batches.rows[batch].tolist()))
 
