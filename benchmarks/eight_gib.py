@@ -100,10 +100,11 @@ def main() -> None:
     parser.add_argument("--dataset_name", default="python-docs", help="as in training")
     parser.add_argument("--dataset_config_name", help="as in training")
     parser.add_argument("--output_file", help="also write the JSON here")
-    parser.add_argument("--seconds", type=float, default=60, help="limit of each run")
+    parser.add_argument("--seconds", type=float, help="limit of each run (60; of a dry run 300)")
     options = parser.parse_args()
     if not options.dry_run and not torch.cuda.is_available():
         parser.error("torch finds no CUDA device here")
+    options.seconds = options.seconds or (300 if options.dry_run else 60)
     data = ["--dataset_name", options.dataset_name]
     if options.dataset_config_name:
         data += ["--dataset_config_name", options.dataset_config_name]
@@ -116,6 +117,8 @@ def main() -> None:
             config = "small" if options.kernels else name.split(",")[0]
             arguments = ["--config", f"training_args/{config}.json", *common, "--checkpoint_dir", folder, *further]
             arguments += size_and_steps(options)
+            if options.dry_run and "--torch_compile" in further:
+                arguments += ["--torch_compile_backend", "eager"]  # compiling for a CPU takes longer than the rest
             results[name] = run(arguments, options.seconds)
         print(f"{name}: {results[name]}", flush=True)
         if options.output_file:  # after each, for a run that is cut off
