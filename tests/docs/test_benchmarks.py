@@ -128,7 +128,7 @@ def test_a_sweep_goes_on_where_it_ended(tmp_path, corpus_folder):
     further = {"sequence_mode": "blocks", "max_steps": 5, "eval_every": 5, "report_to": ["none"]}
     config.write_text(json.dumps({**sizes, **rates, **further}))
     output = tmp_path / "out.json"
-    command = [sys.executable, "benchmarks/wikitext2_sweep.py", "--config", str(config), "--minutes", "5"]
+    command = [sys.executable, "benchmarks/wikitext2_sweep.py", "--config", str(config), "--minutes", "30"]
     command += ["--dataset_name", str(corpus_folder), "--dataset_config_name", "", "--stride", "16", "--output_file"]
 
     def call(*options):
@@ -137,7 +137,7 @@ def test_a_sweep_goes_on_where_it_ended(tmp_path, corpus_folder):
             cwd=REPOSITORY,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=1800,
         )
         assert result.returncode == 0, result.stderr
         return json.loads(result.stdout.strip().splitlines()[-1])["runs"], result.stdout
