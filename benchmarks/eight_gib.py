@@ -2,9 +2,10 @@
 
     python benchmarks/eight_gib.py              # a few steps of each config, with torch's memory capped at 7 GiB
     python benchmarks/eight_gib.py --kernels    # losses of every attention backend and of torch_compile against fp32
+    python benchmarks/eight_gib.py --dry_run    # the same on a CPU, with tiny models: do the commands run?
 
-A card of 8 GiB has 7.6 of them, of which CUDA itself and a desktop take half a GiB. Needs a CUDA device. The last line
-is one JSON document.
+A card of 8 GiB has 7.6 of them, of which CUDA itself and a desktop take half a GiB. Needs a CUDA device, but for
+--dry_run. The last line is one JSON document.
 """
 
 import argparse
@@ -30,13 +31,18 @@ CONFIGS = {
 }
 CAPPED = """
 import sys, torch
-total = torch.cuda.get_device_properties(0).total_memory
-torch.cuda.set_per_process_memory_fraction(min(7 * 2**30 / total, 1.0))
 from gpt2_hf.__main__ import main
+on_card = "--use_cpu" not in sys.argv
+if on_card:
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(7 * 2**30 / total, 1.0))
 code = main(sys.argv[1:])
-print("peak GiB", torch.cuda.max_memory_reserved() / 2**30)
+if on_card:
+    print("peak GiB", torch.cuda.max_memory_reserved() / 2**30)
 sys.exit(code)
 """
+TINY = ["--use_cpu", "--d_model", "32", "--num_layers", "1", "--num_heads", "1", "--max_length", "32"]
+TINY += ["--max_train_samples", "200", "--max_eval_samples", "8"]
 BACKENDS = {
     "eager": ["--attn_implementation", "eager"],
     "sdpa": [],
@@ -76,40 +82,43 @@ def run(options: list[str], seconds: float) -> dict[str, object]:
     return answer
 
 
+def size_and_steps(options: argparse.Namespace) -> list[str]:
+    """What a run here has in place of its config's."""
+    size = TINY if options.dry_run else ["--max_eval_samples", "16"]
+    if not options.kernels:
+        return [*size, "--max_steps", "6"]
+    layers = [] if options.dry_run else ["--num_layers", "4"]
+    return [*size, *layers, "--dropout", "0", "--max_steps", "5", "--warmup_steps", "1"]
+
+
 def main() -> None:
     """Run all, print a line each and one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kernels", action="store_true", help="compare backends instead of configs")
+    parser.add_argument("--dry_run", action="store_true", help="on a CPU, with tiny models and without the cap")
+    parser.add_argument("--cases", nargs="+", help="only those whose names begin so")
     parser.add_argument("--dataset_name", default="python-docs", help="as in training")
     parser.add_argument("--dataset_config_name", help="as in training")
     parser.add_argument("--output_file", help="also write the JSON here")
-    parser.add_argument("--seconds", type=float, default=60, help="limit of each run")
+    parser.add_argument("--seconds", type=float, help="limit of each run (60; of a dry run 300)")
     options = parser.parse_args()
-    if not torch.cuda.is_available():
+    if not options.dry_run and not torch.cuda.is_available():
         parser.error("torch finds no CUDA device here")
+    options.seconds = options.seconds or (300 if options.dry_run else 60)
     data = ["--dataset_name", options.dataset_name]
     if options.dataset_config_name:
         data += ["--dataset_config_name", options.dataset_config_name]
-    common = [
-        *data,
-        "--max_eval_samples",
-        "16",
-        "--logging_steps",
-        "1",
-        "--save_strategy",
-        "no",
-        "--report_to",
-        "none",
-    ]
+    common = [*data, "--logging_steps", "1", "--save_strategy", "no", "--report_to", "none"]
     results: dict[str, object] = {}
     for name, further in (BACKENDS if options.kernels else CONFIGS).items():
+        if options.cases and not name.startswith(tuple(options.cases)):
+            continue
         with tempfile.TemporaryDirectory() as folder:
             config = "small" if options.kernels else name.split(",")[0]
             arguments = ["--config", f"training_args/{config}.json", *common, "--checkpoint_dir", folder, *further]
-            if options.kernels:
-                arguments += ["--dropout", "0", "--num_layers", "4", "--max_steps", "5", "--warmup_steps", "1"]
-            else:
-                arguments += ["--max_steps", "6"]
+            arguments += size_and_steps(options)
+            if options.dry_run and "--torch_compile" in further:
+                arguments += ["--torch_compile_backend", "eager"]  # compiling for a CPU takes longer than the rest
             results[name] = run(arguments, options.seconds)
         print(f"{name}: {results[name]}", flush=True)
         if options.output_file:  # after each, for a run that is cut off

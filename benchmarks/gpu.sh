@@ -5,6 +5,9 @@
 #     bash benchmarks/gpu.sh kernels [folder of WikiText-2 in the hub's layout]     # does every attention backend agree?
 #     bash benchmarks/gpu.sh memory [folder]                                        # does each config train in 8 GiB?
 #     bash benchmarks/gpu.sh throughput [folder] [beginning of a case's name ...]   # the cases of throughput.py
+#                                        names of cases choose among those of the other parts too; "" is no folder
+#
+# DRY_RUN=1 before it: all of a part on a CPU with tiny models, in minutes, to see that the commands run.
 #
 # Writes PART.json and PART.log to $OUT, or to gpu-results/; after each measurement, so what is cut off is kept.
 set -uo pipefail
@@ -27,7 +30,15 @@ case $part in
     throughput) command=(throughput.py --device cuda --rounds 3 --seconds 1) ;;
     *) echo "unknown part $part: give kernels, memory or throughput" >&2 && exit 2 ;;
 esac
-[ "$part" = throughput ] && [ $# -gt 2 ] && common+=(--cases "${@:3}")
+if [ -n "${DRY_RUN:-}" ]; then
+    case $part in
+        throughput) command=(throughput.py --device cpu --quick --rounds 1 --seconds 0.1) ;;
+        *) command+=(--dry_run) ;;
+    esac
+fi
+[ $# -gt 2 ] && common+=(--cases "${@:3}")
 timeout 530 python "benchmarks/${command[0]}" "${command[@]:1}" "${common[@]}" >"$out/$part.log" 2>&1
+status=$?
 grep -v '^{' "$out/$part.log" | tail -60
 echo "$SECONDS s"
+exit $status

@@ -1,9 +1,10 @@
-"""Tiny stock GPT-2 models and their twins in this package, for the tests of the model."""
+"""Tiny stock GPT-2 models and their twins in this package, and a tokenizer without training."""
 
 from typing import Any
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM
 
@@ -64,3 +65,12 @@ def padded_batch(side: str) -> dict[str, torch.Tensor]:
         mask[row, real] = 1
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+
+
+def word_tokenizer(num_words: int) -> PreTrainedTokenizerFast:
+    """A tokenizer for texts of the words w0, w1, …, each of which is a token; the last id ends a text."""
+    words = {**{f"w{i}": i for i in range(num_words)}, "<|endoftext|>": num_words}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)

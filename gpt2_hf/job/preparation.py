@@ -15,7 +15,7 @@ from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..planning.plan import Schedule, make_schedule, schedule_warning
-from ..runtime.fallbacks import missing_for_attention, missing_for_packing
+from ..runtime.fallbacks import missing_for_attention, missing_for_packing, padding_to_the_longest
 from ..trainer.callbacks.progress import duration
 from .run import Run
 from .teachers import find_teachers, load_teachers
@@ -63,6 +63,17 @@ def _load_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> LoadedData:
     return data
 
 
+def _padding_notices(backend: str, dtype: torch.dtype, head_dim: int, device_type: str, compiles: bool) -> list[str]:
+    """A line where attention pads documents all the same."""
+    if (why := padding_to_the_longest(backend, dtype, head_dim, device_type, compiles)) is not None:
+        return [
+            f"attention pads every document of a batch to the longest one: with --torch_compile, {why}; where lines "
+            "differ much in length, leave --torch_compile out or use --sequence_mode blocks"
+        ]
+    missing = missing_for_packing(backend, dtype, head_dim, device_type)
+    return [f"attention pads documents to others of about their length: {missing}"] if missing is not None else []
+
+
 def _check_streaming(run: Run) -> None:
     if run.args.max_steps < 1:
         raise UserError("--streaming needs --max_steps: nobody knows how long a stream is before it has been read")
@@ -82,9 +93,11 @@ def _build_model(run: Run, tokenizer: PreTrainedTokenizerBase, data: LoadedData)
         run.model_args.attn_implementation = "sdpa"
     model = build_model(run.model_args, tokenizer)
     head_dim = model.config.n_embd // model.config.n_head
-    missing = missing_for_packing(model.config._attn_implementation, precision.dtype, head_dim, device_type)
-    if run.data_args.sequence_mode == SequenceMode.PADDING_FREE and missing is not None:
-        run.args.notices.append(f"attention pads documents to others of about their length: {missing}")
+    if run.data_args.sequence_mode == SequenceMode.PADDING_FREE:
+        backend = model.config._attn_implementation
+        run.args.notices += _padding_notices(
+            backend, precision.dtype, head_dim, device_type, compiles=run.args.torch_compile
+        )
     if run.model_args.tie_unused_tokens:
         used = data.documents["train"].used_ids(model.config.num_tokens)
         num_tied = model.tie_unused_tokens(torch.tensor([*used, *tokenizer.all_special_ids]))

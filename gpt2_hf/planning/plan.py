@@ -24,7 +24,7 @@ from ..runtime.utilization import used_memory
 from ..trainer.callbacks.progress import duration
 from ..trainer.muon import state_bytes
 from ..trainer.remaining import with_margin
-from . import probe
+from . import cards, probe
 
 # A share of all evaluations above which they are worth a line.
 _MUCH_EVALUATION = 0.25
@@ -122,7 +122,7 @@ class Plan:
         optimizer_bytes: the optimizer's state.
         num_samples, num_tokens: of the training text; tokens that are scored.
         flops_per_token: arithmetic of a training step, that of teachers included, without attention.
-        activation_bytes: kept by the forward pass on the largest batch.
+        activation_bytes: the most that the forward pass on a batch keeps.
         peak_bytes: at the most; measured, or the least possible where that already does not fit.
         memory_bytes: what the device has.
         measured: the probe's figures; `None` where the run does not fit.
@@ -131,6 +131,7 @@ class Plan:
         report_seconds: results, sample and report at the end, the test split not counted.
         free_disk_bytes: at `output_dir`.
         teacher_bytes: of the models that are learned from: weights, and the work space of their heads.
+        card_bytes: memory of the whole card; 0 where there is none.
     """
 
     args: GPT2HFTrainingArguments
@@ -150,6 +151,7 @@ class Plan:
     report_seconds: float
     free_disk_bytes: int
     teacher_bytes: int = 0
+    card_bytes: int = 0
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -227,6 +229,8 @@ class Plan:
             f"disk: {_size(self.checkpoint_bytes)} a checkpoint, at most {self.num_kept} at a time: "
             f"{_size(self.num_kept * self.checkpoint_bytes)}; {_size(self.free_disk_bytes)} are free",
         ]
+        if self.card_bytes:
+            lines.append(cards.describe(self.card_bytes))
         return lines + [f"advice: {line}" for line in self.advice()]
 
     def _memory_line(self) -> str:
@@ -349,7 +353,7 @@ def make_plan(
     num_parameters = sum(p.numel() for p in model.parameters())
     optimizer_bytes = state_bytes(model, args.uses_muon)
     collator = data.collator if isinstance(data.collator, PaddingCollator) else None
-    batches = probe.first_epoch(args, samples, collator)
+    batches = probe.first_epoch(args, samples, collator, model)
     with tempfile.TemporaryDirectory() as folder:
         trainer = probe.make_probe_trainer(args, model, data, folder, teachers)
         teacher_bytes, flops_of_teachers = probe.cost_of_teachers(args, trainer)
@@ -392,6 +396,7 @@ def make_plan(
         report_seconds=report_seconds,
         free_disk_bytes=shutil.disk_usage(place).free,
         teacher_bytes=teacher_bytes,
+        card_bytes=card_memory(args.device),
     )
 
 
@@ -401,6 +406,11 @@ def device_memory(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)
     return int(psutil.virtual_memory().available) + used_memory(device)
+
+
+def card_memory(device: torch.device) -> int:
+    """Bytes of a whole CUDA card; 0 for another device."""
+    return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else 0
 
 
 def _existing_parent(path: Path) -> Path:

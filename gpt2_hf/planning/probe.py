@@ -2,7 +2,9 @@
 
 In: the arguments, model and data of a run. Out: a `Measurement`. Used by: `plan`.
 
-The steps are those of the trainer, on batches of the first epoch that stand for all sizes, the largest among them.
+The steps are those of the trainer, on batches of the first epoch that stand for all sizes, the largest among them:
+most tokens, most pairs of tokens that attention compares, most work. Which of these needs most memory depends on the
+device, the precision, the dropout and the attention backend.
 Nothing is left behind: the trainer gets a temporary folder, and the file that times the disk has no name.
 """
 
@@ -28,20 +30,20 @@ from ..data import LoadedData, PaddingCollator, Samples, train_sampler
 from ..errors import UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.training_arguments import GPT2HFTrainingArguments
+from ..runtime.fallbacks import padding_to_the_longest
 from ..runtime.own_process import own_process
 from ..runtime.utilization import used_memory
 from ..trainer.callbacks import ProgressCallback
 from ..trainer.gpt2_trainer import GPT2HFTrainer
 
-# The first steps create the optimizer's state and fill caches. Then as many as fit into the seconds.
-_WARMUP_STEPS = 2
+# The first step creates the optimizer's state and fills caches. Those on the largest batches are not timed either.
+# Then as many as fit into the seconds.
+_FIRST_STEPS = 1
 _MIN_STEPS, _MAX_STEPS, _SECONDS = 4, 24, 10.0
 _EVALUATION_SECONDS = 4.0
 _DISK_BYTES = 64 * 2**20
 # Beside weights and optimizer a checkpoint holds the tokenizer and the model's source.
 _SMALL_FILES_BYTES = 5 * 2**20
-# In GPT-2's layers a position takes as many operations as 6 C pairs of attention do, C = 768.
-_PAIRS_PER_POSITION = 4608
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Measurement:
         evaluation_seconds: the validation split.
         test_seconds: the test split; 0 where there is none.
         sample_seconds: a text sample; 0 without them.
-        peak_bytes: the most memory held in training, on the largest batch.
+        peak_bytes: the most memory held in training and evaluation, on the largest batches of both.
     """
 
     step_seconds: float
@@ -77,36 +79,71 @@ class Batches:
         rows: sample indices of each batch.
         positions: tokens of each batch that the model computes, padding included.
         pairs: of positions that see each other or lie in one row, the squares of the rows' lengths.
+        pairs_per_position: how many pairs are as much arithmetic as a position.
     """
 
     rows: Sequence[np.ndarray]
     positions: np.ndarray
     pairs: np.ndarray
+    pairs_per_position: float
 
     @property
     def work(self) -> np.ndarray:
         """What each batch costs, in positions: in attention one long document costs more than many short ones."""
-        return self.positions + self.pairs / _PAIRS_PER_POSITION
+        return self.positions + self.pairs / self.pairs_per_position
 
     @property
     def largest(self) -> int:
         """Index of the batch that costs most."""
         return int(self.work.argmax())
 
+    @property
+    def extremes(self) -> list[int]:
+        """The batches with the most work, positions and pairs, each once: one of them needs the most memory.
 
-def first_epoch(args: GPT2HFTrainingArguments, samples: Samples, padding: PaddingCollator | None) -> Batches:
+        How many bytes a position takes, and how many a pair, differs from backend to backend.
+        """
+        return list(dict.fromkeys([self.largest, int(self.positions.argmax()), int(self.pairs.argmax())]))
+
+
+def first_epoch(
+    args: GPT2HFTrainingArguments, samples: Samples, padding: PaddingCollator | None, model: GPT2HFForCausalLM
+) -> Batches:
     """The batches as the trainer will draw them, none of them read."""
-    batch_size = args.train_batch_size
-    order = train_sampler(args, samples).order()
+    return _batches(train_sampler(args, samples).order(), args.train_batch_size, samples, padding, model, args)
+
+
+def _batches(
+    order: np.ndarray,
+    batch_size: int,
+    samples: Samples,
+    padding: PaddingCollator | None,
+    model: GPT2HFForCausalLM,
+    args: GPT2HFTrainingArguments,
+) -> Batches:
+    """Samples in an order, so many at a time."""
     starts = np.arange(0, len(order), batch_size)
-    lengths = samples.lengths_of(order).astype(np.int64)
+    lengths, sizes = samples.lengths_of(order).astype(np.int64), np.diff(np.append(starts, len(order)))
+    longest = np.maximum.reduceat(lengths, starts)
+    positions, pairs = np.add.reduceat(lengths, starts), np.add.reduceat(lengths**2, starts)
     if padding is not None:
-        longest = padding.pad_to_length or np.maximum.reduceat(lengths, starts)
-        positions = longest * np.diff(np.append(starts, len(order)))
-        pairs = longest * positions
-    else:
-        positions, pairs = np.add.reduceat(lengths, starts), np.add.reduceat(lengths**2, starts)
-    return Batches(np.split(order, starts[1:]), positions, pairs)
+        if padding.pad_to_length:
+            longest = np.full_like(longest, padding.pad_to_length)
+        positions = longest * sizes
+    if padding is not None or _pads_to_the_longest(args, model):
+        pairs = longest**2 * sizes
+    # 2 operations a parameter, of which the embeddings have none; 4 C in each layer for a pair's score and value
+    config, multiplied = model.config, model.num_parameters(exclude_embeddings=True)
+    multiplied += model.num_head_rows * config.n_embd
+    return Batches(np.split(order, starts[1:]), positions, pairs, multiplied / (2 * config.n_layer * config.n_embd))
+
+
+def _pads_to_the_longest(args: GPT2HFTrainingArguments, model: GPT2HFForCausalLM) -> bool:
+    """Whether attention pads the documents of a flattened row."""
+    assert args.resolved_precision is not None
+    config, dtype = model.config, args.resolved_precision.dtype
+    kind = (config._attn_implementation, dtype, config.n_embd // config.n_head, args.device.type)
+    return padding_to_the_longest(*kind, compiles=args.torch_compile) is not None
 
 
 # ---- memory ----
@@ -121,27 +158,26 @@ def cost_of_teachers(args: GPT2HFTrainingArguments, trainer: GPT2HFTrainer) -> t
 
 
 def activation_bytes(trainer: GPT2HFTrainer, samples: Samples, batches: Batches) -> int:
-    """What a forward pass on the largest batch keeps for the backward pass, from one and two samples of it.
+    """The most that a forward pass on a batch keeps for the backward pass, from one and two samples.
 
     Every tensor that autograd saves is counted, so the figure follows the model's dropout, precision, attention
     backend and activation checkpointing. It is a constant (the head's gradient, weights cast down), a part that grows
     with the positions, and one that grows with the pairs that see each other, such as dropout's masks.
     """
-    rows = batches.rows[batches.largest]
+    rows = batches.rows[int(batches.pairs.argmax())]
     longest = samples[int(rows[samples.lengths_of(rows).argmax()])]
     padded = getattr(trainer.data_collator, "pad_to_length", None)
     length = padded or len(longest["input_ids"]) - 1
     half = {**longest, "input_ids": longest["input_ids"][: length // 2 + 1]}  # its own half, if rows are not padded
     one, two, halved = (_saved_bytes(trainer, batch) for batch in ([longest], [longest, longest], [half]))
     constant, of_one = 2 * one - two, two - one
-    positions, pairs = batches.positions[batches.largest], batches.pairs[batches.largest]
     # a L + b L² for the whole one, a l + b l² for its half; no half where rows are padded to one length
     short = 0 if padded else length // 2
     of_pair = 0.0
     if short:
         of_pair = max((of_one / length - (halved - constant) / short) / (length - short), 0.0)
     of_position = of_one / length - of_pair * length
-    return round(constant + of_position * positions + of_pair * pairs)
+    return round(float((constant + of_position * batches.positions + of_pair * batches.pairs).max()))
 
 
 def _saved_bytes(trainer: GPT2HFTrainer, samples: list[dict[str, Any]]) -> int:
@@ -219,9 +255,10 @@ def _peak_memory(device: torch.device) -> Iterator[list[int]]:
 
 
 class _StepTimes(TrainerCallback):
-    """Times each step after the warmup, and stops when there are enough."""
+    """Times each step after so many, and stops when there are enough."""
 
-    def __init__(self) -> None:
+    def __init__(self, untimed: int) -> None:
+        self.untimed = untimed
         self.batches: list[float] = []  # reading the batches, forward and backward
         self.optimizer: list[float] = []
         self._end = self._began = self._gradients = 0.0
@@ -229,7 +266,7 @@ class _StepTimes(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.global_step == _WARMUP_STEPS:
+        if state.global_step == self.untimed:
             self._began = _now(args.device)
 
     def on_pre_optimizer_step(
@@ -241,7 +278,7 @@ class _StepTimes(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         now = _now(args.device)
-        if state.global_step > _WARMUP_STEPS:
+        if state.global_step > self.untimed:
             self.batches.append(self._gradients - self._end)
             self.optimizer.append(now - self._gradients)
             enough = now - self._began > _SECONDS and len(self.batches) >= _MIN_STEPS
@@ -274,7 +311,6 @@ def make_probe_trainer(
     probe_args.train_sampling_strategy = "sequential"
     probe_args.gradient_accumulation_steps = min(args.gradient_accumulation_steps, 2)  # a second one adds to gradients
     probe_args.per_device_train_batch_size = min(args.per_device_train_batch_size, len(data.samples["train"]))
-    probe_args.max_steps = _WARMUP_STEPS + _MAX_STEPS
     probe_args.disable_tqdm = True
     samples = data.samples
     trainer = GPT2HFTrainer(
@@ -299,22 +335,29 @@ def measure(
         torch.OutOfMemoryError: if the device is too small for the largest batch.
     """
     accumulation = trainer.args.gradient_accumulation_steps
-    chosen = _representative(batches, (_WARMUP_STEPS - 1 + _MAX_STEPS) * accumulation)
-    # Only the second step holds all there is: the first one comes before the optimizer's state.
-    chosen = [*chosen[:accumulation], *[batches.largest] * accumulation, *chosen[accumulation:]]
+    chosen = _representative(batches, (_FIRST_STEPS + _MAX_STEPS) * accumulation)
+    # Only from the second step on is all there: the first one comes before the optimizer's state.
+    first = _FIRST_STEPS * accumulation
+    largest = [batch for batch in batches.extremes for _ in range(accumulation)]
+    chosen = [*chosen[:first], *largest, *chosen[first:]]
+    untimed = _FIRST_STEPS + len(batches.extremes)
+    trainer.args.max_steps = untimed + _MAX_STEPS
     train_samples = data.samples["train"]
     trainer.train_dataset = Subset(train_samples, [int(row) for batch in chosen for row in batches.rows[batch]])
-    times = _StepTimes()
+    times = _StepTimes(untimed)
     trainer.add_callback(times)
     with _peak_memory(args.device) as peak:
         trainer.train()
+        for split in ("validation", "test"):
+            if split in data.samples:
+                _evaluate_largest(trainer, data.samples[split])
         validation = _evaluation_seconds(trainer, data.samples["validation"], times)
     sampling = 0.0
     if write_sample is not None:
         begin = _now(args.device)
         write_sample(trainer.accelerator.unwrap_model(trainer.model))
         sampling = _now(args.device) - begin
-    work = batches.work[chosen].reshape(-1, accumulation).sum(axis=1)[_WARMUP_STEPS:]
+    work = batches.work[chosen].reshape(-1, accumulation).sum(axis=1)[untimed:]
     batch_seconds = statistics.median(t / n for t, n in zip(times.batches, work, strict=False))
     batch_seconds *= float(batches.work.mean())
     step_seconds = args.gradient_accumulation_steps * batch_seconds + statistics.median(times.optimizer)
@@ -341,6 +384,16 @@ def _representative(batches: Batches, count: int) -> list[int]:
     places = (np.arange(count) + 0.5) / count * len(by_size)
     order = np.random.Generator(np.random.Philox(key=0)).permutation(count)
     return [by_size[int(places[i])] for i in order]
+
+
+def _evaluate_largest(trainer: GPT2HFTrainer, samples: Samples) -> None:
+    """Score the batches of a split that take the most memory."""
+    model, collator = trainer.accelerator.unwrap_model(trainer.model), trainer.data_collator
+    padding = collator if isinstance(collator, PaddingCollator) else None
+    batch_size = trainer.args.per_device_eval_batch_size
+    batches = _batches(np.arange(len(samples)), batch_size, samples, padding, model, trainer.args)
+    for batch in batches.extremes:
+        trainer.evaluate(Subset(samples, batches.rows[batch].tolist()))
 
 
 def _evaluation_seconds(trainer: GPT2HFTrainer, samples: Samples, times: _StepTimes) -> float:

@@ -90,3 +90,20 @@ def missing_for_packing(
     if attn_implementation not in ("sdpa", None) or device_type != "cuda":
         return None
     return missing_for_variable_lengths(device_type, dtype, head_dim)
+
+
+def padding_to_the_longest(
+    attn_implementation: str | None, dtype: torch.dtype, head_dim: int, device_type: str, compiles: bool
+) -> str | None:
+    """Why attention pads every document of a batch to the longest one; `None` where it does not.
+
+    Classes of length differ in number and size from batch to batch, and `torch.compile` would make a graph for each.
+
+    Args:
+        attn_implementation, dtype, head_dim, device_type: as above.
+        compiles: whether the model is compiled.
+    """
+    if not compiles or "flash" in (attn_implementation or ""):
+        return None
+    missing = missing_for_packing(attn_implementation, dtype, head_dim, device_type)
+    return missing or missing_for_variable_lengths(device_type, dtype, head_dim)

@@ -4,10 +4,12 @@ import ast
 import importlib
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,6 +59,28 @@ def test_the_script_for_a_card_is_well_formed():
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
     called = re.findall(r"\b(\w+\.py)\b", script.read_text(encoding="utf-8"))
     assert called and all((script.parent / name).is_file() for name in called)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize("part", ["kernels", "memory", "throughput"])
+def test_the_script_for_a_card_runs_dry_on_a_cpu(tmp_path, part):
+    """Every command of a part, with tiny models; what it writes says that each has trained."""
+    environment = {**os.environ, "DRY_RUN": "1", "OUT": str(tmp_path)}
+    python = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    command = ["bash", "benchmarks/gpu.sh", part]
+    if part == "throughput":  # whose quick cases have a test of their own
+        command += ["", "generation"]
+    result = subprocess.run(
+        command, cwd=REPOSITORY, env={**environment, "PATH": python}, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    document = read_json(tmp_path / f"{part}.json")
+    if part == "throughput":
+        (case,) = document["results"]
+        assert not case["failures"] and case["ratios"]["stock"]["speed"] > 0
+    else:
+        assert len(document) == 7 and all(run["trains"] and run["losses"] for run in document.values()), document
 
 
 def test_operations_of_a_token_are_those_of_the_palm_paper(throughput):
@@ -130,7 +154,7 @@ def test_a_sweep_goes_on_where_it_ended(tmp_path, corpus_folder):
     further = {"sequence_mode": "blocks", "max_steps": 5, "eval_every": 5, "report_to": ["none"]}
     config.write_text(json.dumps({**sizes, **rates, **further}))
     output = tmp_path / "out.json"
-    command = [sys.executable, "benchmarks/wikitext2_sweep.py", "--config", str(config), "--minutes", "5"]
+    command = [sys.executable, "benchmarks/wikitext2_sweep.py", "--config", str(config), "--minutes", "30"]
     command += ["--dataset_name", str(corpus_folder), "--dataset_config_name", "", "--stride", "16", "--output_file"]
 
     def call(*options):
@@ -139,7 +163,7 @@ def test_a_sweep_goes_on_where_it_ended(tmp_path, corpus_folder):
             cwd=REPOSITORY,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=1800,
         )
         assert result.returncode == 0, result.stderr
         return json.loads(result.stdout.strip().splitlines()[-1])["runs"], result.stdout

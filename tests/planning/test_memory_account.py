@@ -15,6 +15,7 @@ from gpt2_hf.model import modeling_gpt2_hf, packing
 from gpt2_hf.model.chunked_loss import _ROWS_PER_CHUNK, _TOKENS_PER_WIDE_PRODUCT
 from gpt2_hf.model.dropout import Dropout
 from gpt2_hf.model.modeling_gpt2_hf import GPT2HFModel
+from gpt2_hf.planning.cards import PEAKS
 from gpt2_hf.planning.parallel_plan import ddp_memory_bytes, model_size
 
 from ..conftest import REPOSITORY
@@ -98,3 +99,11 @@ def test_a_shipped_config_fits_a_small_card(monkeypatch, name, processes):
         needed = account(read_config(name), processes)
     print(f"{name}, {processes}: {needed / GIB:.2f} GiB")
     assert needed <= ROOM
+
+
+def test_the_table_of_cards_is_that_account(monkeypatch):
+    """base.json with so many blocks at once takes what the table says, to half of its last digit."""
+    as_on_a_card(monkeypatch)
+    with FakeTensorMode():
+        reckoned = {size: account(read_config("base") | {"batch_size": size}, 1) / GIB for size in PEAKS}
+    assert reckoned == pytest.approx(PEAKS, abs=0.05)

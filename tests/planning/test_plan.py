@@ -143,6 +143,13 @@ def test_a_good_plan_has_no_advice(plan):
     assert "budget: 12:00:00; the run fits" in text and "peak (" not in text and "8:44:35 in all" in text
 
 
+def test_a_plan_on_a_card_says_what_the_card_has_room_for(plan):
+    """A line with README's flags for it; on a CPU there is none."""
+    assert not [line for line in plan.lines() if line.startswith("card")]
+    (line,) = (line for line in replace(plan, card_bytes=24 * GIB).lines() if line.startswith("card"))
+    assert "--sequence_mode blocks --global_batch_size 64 --batch_size 32: 32,768 tokens at once" in line
+
+
 def test_a_run_longer_than_its_budget_is_told_so(plan):
     """Half the time: the step at which the budget ends, and three ways out."""
     plan.args.max_training_hours = 4.4
@@ -241,9 +248,10 @@ def test_the_batches_of_the_plan_are_those_of_the_run(tmp_path, strategy):
     samples = DocumentSamples(documents_of([[1] * int(n) for n in lengths]), 32)
     options = {"train_sampling_strategy": strategy, "gradient_accumulation_steps": 3, "eval_strategy": "no"}
     args = GPT2HFTrainingArguments(str(tmp_path), use_cpu=True, per_device_train_batch_size=4, **options)
-    trainer = GPT2HFTrainer(make_model(), args, FlatteningCollator(), samples)
+    model = make_model()
+    trainer = GPT2HFTrainer(model, args, FlatteningCollator(), samples)
     drawn = [[row for row in batch if row != FILLER] for batch in trainer.get_train_dataloader().batch_sampler]
-    assert drawn == [rows.tolist() for rows in first_epoch(args, samples, None).rows]
+    assert drawn == [rows.tolist() for rows in first_epoch(args, samples, None, model).rows]
 
 
 @pytest.fixture

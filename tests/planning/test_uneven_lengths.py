@@ -40,7 +40,7 @@ def make_probe(tmp_path, collator, dropout, attn_implementation):
     )
     padding = collator if isinstance(collator, PaddingCollator) else None
     data = LoadedData({"train": samples, "validation": samples}, collator, {}, {}, [], {})
-    batches = probe.first_epoch(args, samples, padding)
+    batches = probe.first_epoch(args, samples, padding, model)
     return probe.make_probe_trainer(args, model, data, str(tmp_path)), samples, batches
 
 

@@ -5,7 +5,12 @@ import torch
 
 from gpt2_hf.model import variable_length_attention
 from gpt2_hf.runtime import fallbacks
-from gpt2_hf.runtime.fallbacks import missing_for_attention, missing_for_compile, missing_for_packing
+from gpt2_hf.runtime.fallbacks import (
+    missing_for_attention,
+    missing_for_compile,
+    missing_for_packing,
+    padding_to_the_longest,
+)
 
 from ..conftest import read_json
 
@@ -71,6 +76,28 @@ def test_what_packing_misses_is_named(monkeypatch):
     variable_length_attention._missing_on_the_card.cache_clear()
     for backend, device_type in (("sdpa", "cpu"), ("sdpa", "mps"), ("flash_attention_2", "cuda")):
         assert missing_for_packing(backend, torch.float32, 64, device_type) is None
+
+
+def test_a_compiled_model_without_the_kernel_pads_to_the_longest(monkeypatch):
+    """On a CPU, in fp32, with another backend; not where a kernel takes the lengths, and not uncompiled."""
+    assert "cpu has no kernel" in padding_to_the_longest("sdpa", torch.bfloat16, 64, "cpu", compiles=True)
+    assert "16 bits" in padding_to_the_longest("sdpa", torch.float32, 64, "cuda", compiles=True)
+    assert "eager" in padding_to_the_longest("eager", torch.bfloat16, 64, "cuda", compiles=True)
+    assert padding_to_the_longest("sdpa", torch.float32, 64, "cuda", compiles=False) is None
+    assert padding_to_the_longest("flash_attention_2", torch.bfloat16, 64, "cuda", compiles=True) is None
+    monkeypatch.setattr(variable_length_attention, "_missing_on_the_card", lambda: None)
+    assert padding_to_the_longest("sdpa", torch.bfloat16, 64, "cuda", compiles=True) is None
+
+
+def test_padding_of_a_compiled_model_is_announced(train_tiny, tmp_path, capsys):
+    """One line that says what to do; none for blocks, and none without torch_compile."""
+    compiled = ("--torch_compile", "--torch_compile_backend", "eager", "--max_steps", "1", "--eval_strategy", "no")
+    lines = {}
+    for name, options in {"compiled": compiled, "blocks": (*compiled, "--sequence_mode", "blocks")}.items():
+        assert train_tiny(tmp_path / name, "--dry_run", *options) == 0
+        lines[name] = [line for line in capsys.readouterr().out.splitlines() if "pads every document" in line]
+    (line,) = lines["compiled"]
+    assert "--torch_compile" in line and "--sequence_mode blocks" in line and not lines["blocks"]
 
 
 @pytest.mark.parametrize(

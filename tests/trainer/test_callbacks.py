@@ -196,6 +196,20 @@ def test_guard_skips_bad_steps_without_asking_the_host():
         guard.check()
 
 
+@pytest.mark.parametrize("event", ["should_log", "should_evaluate", "should_save"])
+def test_guard_asks_the_device_when_numbers_are_read_anyway(event, tmp_path, monkeypatch):
+    """Not in between: the host would wait. A run without logs is asked now and then."""
+    args, guard, asked = TrainingArguments(str(tmp_path), use_cpu=True), NonFiniteGuard(deferred=True), []
+    check = NonFiniteGuard.check
+    monkeypatch.setattr(NonFiniteGuard, "check", lambda self: asked.append(len(steps)) or check(self))
+    steps = []
+    for step in range(1, 1300):
+        control = TrainerControl(**{event: step == 200})
+        guard.on_step_end(args, state_at(step, None), control)
+        steps.append(step)
+    assert asked == [199, 699, 1199]
+
+
 def test_guard_leaves_ordinary_fp16_overflows_to_the_scaler():
     """With a loss scaler an infinite norm is no divergence; a vanished scale is."""
     guard = NonFiniteGuard()

@@ -11,9 +11,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ...errors import TrainingDivergedError
 from ...runtime.distributed import any_process
 
-# How often, in steps, the host asks an accelerator whether a step was bad. Bad steps are skipped on the device
-# in the meantime, so nothing depends on this number but how many steps are lost.
-_CHECK_EVERY = 50
+# The host asks an accelerator whether a step was bad where it reads numbers anyway: at a log, an evaluation or a
+# checkpoint; and after so many steps without one. Bad steps are skipped on the device in the meantime, so nothing
+# depends on this number but how many steps are lost.
+_CHECK_AFTER = 500
 # A loss scale this small means that every recent fp16 step overflowed.
 _SMALLEST_LOSS_SCALE = 1e-3
 
@@ -23,8 +24,9 @@ class NonFiniteGuard(TrainerCallback):
 
     On a CPU the norm is read at once. On an accelerator reading it would stall the step, so the optimizer is
     told on the device to skip the update (`found_inf`, which torch's fused optimizers take, but on a Mac pass over),
-    and the host reads the verdict every 50 steps and before anything is saved. With fp16, overflows are ordinary and
-    the loss scaler deals with them; there a run has diverged when the scale has shrunk to nothing.
+    and the host reads the verdict when a log is due, and before anything is saved. With another optimizer the norm is
+    read in every step. With fp16, overflows are ordinary and the loss scaler deals with them; there a run has diverged
+    when the scale has shrunk to nothing.
 
     Raises:
         TrainingDivergedError: when a norm was not finite.
@@ -37,6 +39,7 @@ class NonFiniteGuard(TrainerCallback):
     def forget(self) -> None:
         """Begin anew, as for another call of `train()`."""
         self._bad_step: torch.Tensor | None = None  # the first bad step, −1 if there is none
+        self._steps_since_check = 0
 
     def observe(self, grad_norm: torch.Tensor | float, optimizer: Any, step: int, uses_scaler: bool) -> None:
         """Look at the gradient norm of the step that is about to update the weights."""
@@ -59,6 +62,7 @@ class NonFiniteGuard(TrainerCallback):
 
     def check(self) -> None:
         """Ask the device whether a step was bad since the run began."""
+        self._steps_since_check = 0
         if self._bad_step is not None and (step := int(self._bad_step.item())) >= 0:
             raise diverged(step, math.nan)
 
@@ -76,7 +80,9 @@ class NonFiniteGuard(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        if state.global_step % _CHECK_EVERY == 0 or control.should_save or control.should_evaluate:
+        self._steps_since_check += 1
+        is_read = control.should_log or control.should_save or control.should_evaluate
+        if is_read or self._steps_since_check >= _CHECK_AFTER:
             self.check()
         return control
 
