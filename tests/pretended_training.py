@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
@@ -34,12 +33,13 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 from transformers import TrainerCallback
 
 from gpt2_hf import GPT2HFTrainer, GPT2HFTrainingArguments
-from gpt2_hf.data import FlatteningCollator, Samples, StreamingSamples
+from gpt2_hf.data import DocumentSamples, FlatteningCollator, StreamingSamples
 from gpt2_hf.data.sources import load_sources
 from gpt2_hf.options.arguments import DataArguments
 from gpt2_hf.runtime import distributed
 from gpt2_hf.runtime.precision import Precision
 
+from .data_fixtures import documents_of
 from .pretended_accelerator import DEVICE, PretendedBackend, move
 from .tiny_models import make_model, word_tokenizer
 
@@ -180,20 +180,10 @@ class Reader(TrainerCallback):
         weight[0].cpu()
 
 
-class Documents(Samples):
-    """Documents of some tokens each."""
-
-    def __init__(self) -> None:
-        self.lengths = np.full(400, 9, dtype=np.int32)  # tensors of known shapes are quickly made
-
-    def _tokens(self, index: int) -> np.ndarray:
-        return np.arange(int(self.lengths[index]) + 1)
-
-
 def make_data(kind: str, folder: Path) -> Any:
     """Documents that are stored, or streamed from a file."""
     if kind == "stored":
-        return Documents()
+        return DocumentSamples(documents_of([[1] * 10] * 400), 32)  # of one length: known shapes are quickly made
     lengths = [5 + n % 3 if "unequal" in kind else 9 for n in range(400)]
     path = folder / "text.txt"
     path.write_text("".join(" ".join(f"w{i}" for i in range(n)) + "\n" for n in lengths))
