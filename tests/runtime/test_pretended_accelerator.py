@@ -28,7 +28,7 @@ def test_steps_keep_to_the_device_and_the_host_does_not_wait():
 
     In twenty steps no number is read, and no copy is waited for.
     """
-    assert len(lines_of("tests.pretended_accelerator")) == 14
+    assert len(lines_of("tests.pretended_accelerator")) == 15
 
 
 @needs_pretending
