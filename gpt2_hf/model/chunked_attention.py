@@ -26,6 +26,8 @@ from .dropout import draw_seed, drop_, exact_probability, keep_mask
 # On two Zen 4 cores, 128 rows of 12 heads of 1,024 keys: 6 MB of scores in fp32.
 _ROWS_PER_CHUNK = 128
 _SCORES_PER_CHUNK = 12 * 128 * 1024
+# oneDNN makes a kernel for each shape of a product, so documents of many lengths share those of a few.
+_ROWS_MULTIPLE_OF = 16
 # Weights are powers of 2: torch's kernel for them takes a fifth of the time of the one for e.
 _LOG2_E = math.log2(math.e)
 
@@ -47,10 +49,11 @@ def chunked_causal_attention(
         query, key, value: `[B, H, T, D]`, on a CPU.
         scaling: factor of the scores.
         dropout: probability that a weight is dropped, in [0, 1).
-        boundaries: `[0, end of document 1, …, T]`, if each row holds several documents, hidden from each other.
+        boundaries: `[0, end of document 1, …]`, if each row holds several documents, hidden from each other. Positions
+            after the last one belong to no document.
 
     Returns:
-        `[B, H, T, D]`, in the inputs' dtype.
+        `[B, H, T, D]`, in the inputs' dtype; 0 where there is no document.
     """
     if boundaries is None:
         boundaries = (0, query.shape[-2])
@@ -63,6 +66,7 @@ class _Chunk(NamedTuple):
     rows: slice
     keys: slice
     sees_all: bool  # the last rows of a document, which see all of it
+    num_rows: int  # from here on the rows belong to the next document, whose own chunks come later, and overwrite them
 
 
 class _ChunkedCausalAttention(torch.autograd.Function):
@@ -86,8 +90,7 @@ class _ChunkedCausalAttention(torch.autograd.Function):
         seeds: list[int] = []
         buffers = _Buffers()
         with torch.autocast("cpu", enabled=False), _exact_products(query.dtype):
-            for chunk in _chunks(query.shape[0], boundaries):
-                heads, rows, keys, _ = chunk
+            for heads, rows, keys, _, _ in _chunks(query.shape[0], query.shape[1], boundaries):
                 scores = buffers.product("scores", wide_query[heads, rows], wide_key[heads, keys].transpose(1, 2))
                 _hide_future(scores)
                 largest = scores.amax(dim=-1, keepdim=True) * factor
@@ -100,6 +103,7 @@ class _ChunkedCausalAttention(torch.autograd.Function):
                     drop_(weights, keep_mask(tuple(weights.shape), dropout, seeds[-1]))
                     normalizer *= 1 - exact_probability(dropout)
                 output[heads, rows] = torch.bmm(weights, value[heads, keys]) / normalizer
+        output[:, boundaries[-1] :] = 0.0
         ctx.save_for_backward(query, key, value, output, log_normalizer)
         ctx.scaling, ctx.dropout, ctx.seeds, ctx.boundaries = scaling, dropout, seeds, boundaries
         return output.view(shape)
@@ -119,7 +123,8 @@ class _ChunkedCausalAttention(torch.autograd.Function):
         wide_query, wide_key = query.to(dtype), key.to(dtype)
         grad_query, grad_key, grad_value = (torch.empty_like(x, dtype=dtype) for x in (query, key, value))
         buffers = _Buffers()
-        for i, (heads, rows, keys, sees_all) in enumerate(_chunks(query.shape[0], ctx.boundaries)):
+        for i, chunk in enumerate(_chunks(query.shape[0], query.shape[1], ctx.boundaries)):
+            heads, rows, keys, sees_all, num_rows = chunk
             with _exact_products(query.dtype):
                 scores = buffers.product("scores", wide_query[heads, rows], wide_key[heads, keys].transpose(1, 2))
             _hide_future(scores)
@@ -134,6 +139,8 @@ class _ChunkedCausalAttention(torch.autograd.Function):
             if ctx.dropout:
                 drop_(weights, keep)
             grad_scores = buffers.cast("grad_scores", grad_scores, query.dtype)
+            for of_next_document in (weights[:, num_rows:], grad_scores[:, num_rows:]):
+                of_next_document.zero_()
             grad_query[heads, rows] = torch.bmm(grad_scores, key[heads, keys])
             key_term = torch.bmm(grad_scores.transpose(1, 2), query[heads, rows])
             value_term = torch.bmm(weights.transpose(1, 2), grad_output[heads, rows])
@@ -142,20 +149,24 @@ class _ChunkedCausalAttention(torch.autograd.Function):
             else:
                 grad_key[heads, keys] += key_term
                 grad_value[heads, keys] += value_term
+        for grad in (grad_query, grad_key, grad_value):
+            grad[:, ctx.boundaries[-1] :] = 0.0
         grad_query *= ctx.scaling
         grad_key *= ctx.scaling
         return *(grad.to(query.dtype).view(shape) for grad in (grad_query, grad_key, grad_value)), None, None, None
 
 
-def _chunks(num_heads: int, boundaries: Sequence[int]) -> Iterator[_Chunk]:
+def _chunks(num_heads: int, num_tokens: int, boundaries: Sequence[int]) -> Iterator[_Chunk]:
     """Heads, rows, and the keys that those rows may see; the last rows of a document come first."""
     for begin, end in itertools.pairwise(boundaries):
         length = end - begin
         heads_per_chunk = max(_SCORES_PER_CHUNK // (min(_ROWS_PER_CHUNK, length) * length), 1)
         for head in range(0, num_heads, heads_per_chunk):
             for row in reversed(range(begin, end, _ROWS_PER_CHUNK)):
-                stop = min(row + _ROWS_PER_CHUNK, end)
-                yield _Chunk(slice(head, head + heads_per_chunk), slice(row, stop), slice(begin, stop), stop == end)
+                num_rows = min(_ROWS_PER_CHUNK, end - row)
+                stop = min(row + num_rows + -num_rows % _ROWS_MULTIPLE_OF, num_tokens)
+                heads = slice(head, head + heads_per_chunk)
+                yield _Chunk(heads, slice(row, stop), slice(begin, stop), row + num_rows == end, num_rows)
 
 
 def _hide_future(scores: Tensor) -> None:

@@ -25,6 +25,7 @@ IGNORE_INDEX = -100
 # chunks are no faster; a GPU needs more rows to fill its matrix units, and has 0.6 GB of logits with so many.
 _ROWS_PER_CHUNK = {"cpu": 512, "cuda": 2048}
 # In 16 bits cuBLAS is fast where rows begin at multiples of 16 bytes, which rows of 50,257 do not; nanoGPT takes 64.
+_CPU_ROWS_MULTIPLE_OF = 64
 _HEAD_ROWS_MULTIPLE_OF = {"cuda": 64}
 # 16 rows in fp32 are 3.2 MB.
 CPU_ROWS_PER_SOFTMAX = 16
@@ -253,12 +254,16 @@ def _loss_and_gradients(
         products = HeadProducts(head)
         for first in range(0, hidden_states.shape[0], rows_per_chunk):
             rows = slice(first, first + rows_per_chunk)
-            chunk = hidden_states[rows].to(dtype)
+            chunk = _with_few_lengths(hidden_states[rows].to(dtype))
+            num_rows = len(hidden_states[rows])
             logits = products.logits(chunk)
-            loss, grad_logits = chunk_loss(logits, rows)
+            loss, grad_logits = chunk_loss(logits[:num_rows], rows)
             total += loss
+            if num_rows < len(chunk):  # on a CPU, where the gradient is written over the logits
+                logits[num_rows:] = 0.0
+                grad_logits = logits
             if grad_hidden is not None:
-                grad_hidden[rows] = grad_logits @ head
+                grad_hidden[rows] = (grad_logits @ head)[:num_rows]
             if need_weight:
                 grad_weight = products.add_grad_weight(grad_weight, grad_logits, chunk, loss_dtype)
     if need_weight:
@@ -356,6 +361,12 @@ def aligned(head: Tensor) -> Tensor:
     """`[V, C]` with so many more rows as the device's matrix products want; the softmax leaves them out."""
     missing = -head.shape[0] % _HEAD_ROWS_MULTIPLE_OF.get(head.device.type, 1) if head.dtype.itemsize == 2 else 0
     return nn.functional.pad(head, (0, 0, 0, missing)) if missing else head
+
+
+def _with_few_lengths(chunk: Tensor) -> Tensor:
+    """`[R, C]` with rows of zeros, so that R is one of few: in 16 bits on a CPU each one costs a kernel of oneDNN."""
+    missing = -len(chunk) % _CPU_ROWS_MULTIPLE_OF if chunk.is_cpu and chunk.dtype.itemsize == 2 else 0
+    return nn.functional.pad(chunk, (0, 0, 0, missing)) if missing else chunk
 
 
 class HeadProducts:

@@ -46,6 +46,8 @@ from .packing import LengthClass, PackedDocuments, Packing, lengths_of_documents
 from .unused_tokens import UnusedTokens
 from .variable_length_attention import missing_for_variable_lengths, variable_length_attention
 
+_CPU_LENGTHS_MULTIPLE_OF = 64
+
 
 def eager_attention_forward(
     module: nn.Module,
@@ -149,7 +151,7 @@ class GPT2HFAttention(nn.Module):
                 dropout=self._dropout,
             )
             return output.flatten(1).unsqueeze(0), None
-        if documents.boundaries is not None and all(mask is None for mask in masks) and self._can_chunk(qkv):
+        if self.can_chunk_documents(qkv, documents, masks):
             return self._attend_in_chunks(qkv, documents.boundaries), None
         probabilities: list[Tensor | None] = []
 
@@ -167,6 +169,10 @@ class GPT2HFAttention(nn.Module):
             part.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for part in qkv.chunk(3, dim=-1)
         )
         return query, key, value
+
+    def can_chunk_documents(self, qkv: Tensor, documents: PackedDocuments, masks: Any) -> bool:
+        """Whether documents are attended to where they lie, in chunks."""
+        return documents.boundaries is not None and all(mask is None for mask in masks) and self._can_chunk(qkv)
 
     def _can_chunk(self, qkv: Tensor, attention_mask: Any = None, past_key_values: Cache | None = None) -> bool:
         """Whether this is a forward pass over whole rows on a CPU, without a mask."""
@@ -350,7 +356,7 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
                 `n_positions`, or if packing is combined with a mask or a cache (documents would see each other).
         """
         wants_probabilities = kwargs.pop("output_attentions", None)  # both are read by the decorator
-        kwargs.pop("output_hidden_states", None)
+        wants_hidden_states = kwargs.pop("output_hidden_states", None)
         inputs_embeds = self._embed_tokens(input_ids, inputs_embeds)  # [B, T, C]
         packing = Packing.read(
             lengths_of_documents(cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k),
@@ -385,6 +391,9 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
         if token_type_ids is not None:
             hidden_states = hidden_states + self.wte(token_type_ids)
         hidden_states = self.drop(hidden_states)
+        num_tokens = hidden_states.shape[1]
+        if not (self.config.output_hidden_states if wants_hidden_states is None else wants_hidden_states):
+            hidden_states = self._with_few_lengths(hidden_states, documents, mask)
         for block in self.h:
             hidden_states = block(
                 hidden_states,
@@ -395,7 +404,7 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
                 **kwargs,
             )
         return BaseModelOutputWithPast(
-            last_hidden_state=self.ln_f(hidden_states),
+            last_hidden_state=self.ln_f(hidden_states)[:, :num_tokens],
             past_key_values=past_key_values if use_cache else None,
         )
 
@@ -404,6 +413,12 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds, not both and not neither")
         return self.wte(input_ids) if inputs_embeds is None else inputs_embeds
+
+    def _with_few_lengths(self, hidden_states: Tensor, documents: PackedDocuments | None, masks: Any) -> Tensor:
+        """`[1, T, C]` with positions of no document, so that T is one of few: on a CPU each one costs kernels."""
+        if documents is None or not self.h or not self.h[0].attn.can_chunk_documents(hidden_states, documents, masks):
+            return hidden_states
+        return nn.functional.pad(hidden_states, (0, 0, 0, -hidden_states.shape[1] % _CPU_LENGTHS_MULTIPLE_OF))
 
     def _decide_use_cache(
         self,

@@ -170,3 +170,29 @@ def test_what_the_kernel_does_not_take_is_named():
     assert "16 bits" in missing_for_variable_lengths("cuda", torch.float32, 64)
     assert "size 60" in missing_for_variable_lengths("cuda", torch.bfloat16, 60)
     assert "size 256" in missing_for_variable_lengths("cuda", torch.float16, 256)
+
+
+class Products(TorchDispatchMode):
+    """Remembers the shapes of matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm):
+            self.shapes.add((func, *(tuple(x.shape) for x in args if isinstance(x, torch.Tensor))))
+        return func(*args, **(kwargs or {}))
+
+
+def test_lines_of_many_lengths_have_products_of_few_shapes():
+    """On a CPU in 16 bits each new shape is a new kernel: the second half of 40 batches brings few."""
+    model, lengths = make_model("cpu"), np.random.default_rng(0)
+    seen = []
+    for _ in range(40):
+        batch = FlatteningCollator()([{"input_ids": np.arange(n + 1) % 50} for n in lengths.integers(2, 200, 8)])
+        with Products() as products, torch.autocast("cpu", dtype=torch.bfloat16):
+            model(**batch).loss.backward()
+        seen.append(products.shapes)
+    first, second = set().union(*seen[:20]), set().union(*seen[20:])
+    assert len(second - first) < 0.25 * len(second) and len(first | second) < 250
