@@ -294,6 +294,7 @@ def test_bf16_is_near_fp32(tmp_path):
 def test_a_compiled_run_learns_the_same(tmp_path, precision):
     """The loss is made between two graphs, whatever the lengths of the batches."""
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()  # they count other tests' graphs too
     options = {"max_steps": 6, "precision": precision, "data_collator": FlatteningCollator()}
     compiled = trajectory(make_trainer(tmp_path / "compiled", torch_compile_backend="eager", **options))
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
