@@ -137,18 +137,17 @@ def test_a_resized_vocabulary_is_trained_whole_again():
 def test_the_job_ties_and_saves_an_ordinary_model(train_tiny, tmp_path, capsys):
     """A line says how many; the saved model holds all rows, alike where unused; resumed, it goes on bit for bit."""
     options = ("--tie_unused_tokens", "--optim", "muon")
-    assert train_tiny(tmp_path / "whole", *options, "--verbose") == 0
+    constant = ("--lr_scheduler_type", "constant")
+    assert train_tiny(tmp_path / "uncut", *options, *constant, "--verbose") == 0
     assert "tokens are not in the training text and share one embedding" in capsys.readouterr().out
-    model = GPT2HFForCausalLM.from_pretrained(tmp_path / "whole" / "best_model")
+    model = GPT2HFForCausalLM.from_pretrained(tmp_path / "uncut" / "best_model")
     assert model.unused_tokens is None and model.lm_head.weight.shape[0] == 384
     _, counts = model.lm_head.weight.detach().mul(1e5).round().unique(dim=0, return_counts=True)
     assert counts.max() > 50
-    assert read_json(tmp_path / "whole" / "resolved_config.json")["tie_unused_tokens"] is True
+    assert read_json(tmp_path / "uncut" / "resolved_config.json")["tie_unused_tokens"] is True
 
-    assert train_tiny(tmp_path / "cut", *options, "--max_steps", "10", "--lr_scheduler_type", "constant") == 0
-    assert train_tiny(tmp_path / "uncut", *options, "--lr_scheduler_type", "constant") == 0
-    resume = ("--resume_from", "latest", "--lr_scheduler_type", "constant")
-    assert train_tiny(tmp_path / "cut", *options, *resume) == 0
+    assert train_tiny(tmp_path / "cut", *options, *constant, "--max_steps", "10") == 0
+    assert train_tiny(tmp_path / "cut", *options, *constant, "--resume_from", "latest") == 0
     assert_same_state(*(final_state(tmp_path / run, 25) for run in ("cut", "uncut")))
     assert history(tmp_path / "cut") == history(tmp_path / "uncut")
 

@@ -345,14 +345,13 @@ sys.exit(code)
 """
 
 
+@pytest.mark.slow  # lines of uneven length, in the default suite, are the harder case: test_planned_peak.py
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="needs the peak memory of a child process")
 @pytest.mark.parametrize(
     "more",
     [
         pytest.param((), id="one batch"),
-        pytest.param(
-            ("--gradient_accumulation_steps", "2", "--dropout", "0.0"), id="accumulated", marks=pytest.mark.slow
-        ),
+        pytest.param(("--gradient_accumulation_steps", "2", "--dropout", "0.0"), id="accumulated"),
     ],
 )
 def test_planned_memory_is_that_of_a_real_run(tiny_options, tmp_path, more):
