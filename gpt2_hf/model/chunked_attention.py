@@ -26,7 +26,7 @@ from .dropout import draw_seed, drop_, exact_probability, keep_mask
 # On two Zen 4 cores, 128 rows of 12 heads of 1,024 keys: 6 MB of scores in fp32.
 _ROWS_PER_CHUNK = 128
 _SCORES_PER_CHUNK = 12 * 128 * 1024
-# oneDNN makes a kernel for each shape of a product, so documents of many lengths share those of a few.
+# In 16 bits oneDNN makes a kernel for each shape of a product, so documents of many lengths share those of a few.
 _ROWS_MULTIPLE_OF = 16
 # Weights are powers of 2: torch's kernel for them takes a fifth of the time of the one for e.
 _LOG2_E = math.log2(math.e)
@@ -90,7 +90,7 @@ class _ChunkedCausalAttention(torch.autograd.Function):
         seeds: list[int] = []
         buffers = _Buffers()
         with torch.autocast("cpu", enabled=False), _exact_products(query.dtype):
-            for heads, rows, keys, _, _ in _chunks(query.shape[0], query.shape[1], boundaries):
+            for heads, rows, keys, _, _ in _chunks(query, boundaries):
                 scores = buffers.product("scores", wide_query[heads, rows], wide_key[heads, keys].transpose(1, 2))
                 _hide_future(scores)
                 largest = scores.amax(dim=-1, keepdim=True) * factor
@@ -123,7 +123,7 @@ class _ChunkedCausalAttention(torch.autograd.Function):
         wide_query, wide_key = query.to(dtype), key.to(dtype)
         grad_query, grad_key, grad_value = (torch.empty_like(x, dtype=dtype) for x in (query, key, value))
         buffers = _Buffers()
-        for i, chunk in enumerate(_chunks(query.shape[0], query.shape[1], ctx.boundaries)):
+        for i, chunk in enumerate(_chunks(query, ctx.boundaries)):
             heads, rows, keys, sees_all, num_rows = chunk
             with _exact_products(query.dtype):
                 scores = buffers.product("scores", wide_query[heads, rows], wide_key[heads, keys].transpose(1, 2))
@@ -156,15 +156,17 @@ class _ChunkedCausalAttention(torch.autograd.Function):
         return *(grad.to(query.dtype).view(shape) for grad in (grad_query, grad_key, grad_value)), None, None, None
 
 
-def _chunks(num_heads: int, num_tokens: int, boundaries: Sequence[int]) -> Iterator[_Chunk]:
+def _chunks(query: Tensor, boundaries: Sequence[int]) -> Iterator[_Chunk]:
     """Heads, rows, and the keys that those rows may see; the last rows of a document come first."""
+    num_heads, num_tokens, _ = query.shape
+    multiple = _ROWS_MULTIPLE_OF if query.dtype.itemsize == 2 else 1
     for begin, end in itertools.pairwise(boundaries):
         length = end - begin
         heads_per_chunk = max(_SCORES_PER_CHUNK // (min(_ROWS_PER_CHUNK, length) * length), 1)
         for head in range(0, num_heads, heads_per_chunk):
             for row in reversed(range(begin, end, _ROWS_PER_CHUNK)):
                 num_rows = min(_ROWS_PER_CHUNK, end - row)
-                stop = min(row + num_rows + -num_rows % _ROWS_MULTIPLE_OF, num_tokens)
+                stop = min(row + num_rows + -num_rows % multiple, num_tokens)
                 heads = slice(head, head + heads_per_chunk)
                 yield _Chunk(heads, slice(row, stop), slice(begin, stop), row + num_rows == end, num_rows)
 

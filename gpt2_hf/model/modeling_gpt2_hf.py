@@ -415,8 +415,10 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
         return self.wte(input_ids) if inputs_embeds is None else inputs_embeds
 
     def _with_few_lengths(self, hidden_states: Tensor, documents: PackedDocuments | None, masks: Any) -> Tensor:
-        """`[1, T, C]` with positions of no document, so that T is one of few: on a CPU each one costs kernels."""
+        """`[1, T, C]` with positions of no document, so that T is one of few: in 16 bits on a CPU each has kernels."""
         if documents is None or not self.h or not self.h[0].attn.can_chunk_documents(hidden_states, documents, masks):
+            return hidden_states
+        if _dtype_of_products(hidden_states).itemsize > 2:
             return hidden_states
         return nn.functional.pad(hidden_states, (0, 0, 0, -hidden_states.shape[1] % _CPU_LENGTHS_MULTIPLE_OF))
 
@@ -463,11 +465,9 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
         if documents is None or "flash" in backend:
             return None, dict(packing.lengths)
         if backend == "sdpa" and not in_one_class:
-            device_type = inputs_embeds.device.type
-            autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-            dtype = torch.get_autocast_dtype(device_type) if autocast else inputs_embeds.dtype
             head_dim = self.config.n_embd // self.config.n_head
-            if missing_for_variable_lengths(device_type, dtype, head_dim) is None:
+            dtype = _dtype_of_products(inputs_embeds)
+            if missing_for_variable_lengths(inputs_embeds.device.type, dtype, head_dim) is None:
                 return documents.with_kernel(), {}
         return documents.in_classes(all_in_one=in_one_class), {}
 
@@ -700,6 +700,12 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         num_prompt, num_ids = kwargs["inputs_tensor"].shape[1], kwargs["input_ids_length"]
         self.transformer.check_length(max(generation_config.max_length + num_prompt - num_ids, num_prompt))
         return generation_config
+
+
+def _dtype_of_products(tensor: Tensor) -> torch.dtype:
+    device_type = tensor.device.type
+    autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return torch.get_autocast_dtype(device_type) if autocast else tensor.dtype
 
 
 def _next_tokens(labels: Tensor | None, cu_seq_lens: Tensor | None) -> Tensor:

@@ -22,6 +22,24 @@ def test_the_job_stops_early_and_keeps_the_best_model(train_tiny, tmp_path, caps
     assert read_json(run / "trainer_state.json")["global_step"] > last
 
 
+def test_it_goes_with_a_time_budget(train_tiny, tmp_path, capsys):
+    """Whichever comes first: the budget ends the run with its named checkpoint, and the resumed run stops early."""
+    run = tmp_path / "run"
+    options = ("--learning_rate", "0.3", "--early_stopping_patience", "2", "--lr_scheduler_type", "constant")
+    options += ("--eval_every", "2", "--max_epochs", "4", "--gradient_clip", "0", "--sample_tokens", "0")
+    assert train_tiny(run, *options, "--max_training_hours", "0.0001") == 0
+    assert "time budget of 0.0001 h reached at step 1" in capsys.readouterr().out
+    assert read_json(run / "checkpoint_names.json")["checkpoint_time_limit"] == "checkpoint-1"
+    assert train_tiny(run, *options, "--max_training_hours", "1", "--resume_from", "latest") == 0
+    printed = capsys.readouterr().out
+    assert (
+        "2 evaluations in a row were no better (--early_stopping_patience)" in printed and "budget of" not in printed
+    )
+    assert (
+        1 < read_json(run / "trainer_state.json")["global_step"] < read_json(run / "trainer_state.json")["max_steps"]
+    )
+
+
 def test_without_evaluations_it_is_refused(train_tiny, tmp_path, capsys):
     """One line, before anything is written."""
     assert train_tiny(tmp_path / "run", "--early_stopping_patience", "2", "--eval_strategy", "no") == 2
