@@ -93,6 +93,7 @@ def wait_for_link(nodes):
             time.sleep(0.1)
 
 
+@pytest.mark.slow  # half a minute, most of it waiting
 def test_a_run_over_two_machines_survives_a_cut_link(tiny_options, tmp_path):
     """Both train; the link is cut: both end by themselves within the timeout, and the run goes on afterwards."""
     run = tmp_path / "run"
