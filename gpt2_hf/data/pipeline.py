@@ -386,7 +386,7 @@ def make_samples(
 ) -> Samples:
     """Cut documents into samples as `--sequence_mode` says."""
     if SequenceMode(args.sequence_mode) is SequenceMode.BLOCKS:
-        circular = for_training and bool(args.shift_blocks)
+        circular = for_training and args.shift_blocks
         return BlockSamples(documents, max_length, separator_id(tokenizer), args.join_documents, circular)
     return DocumentSamples(documents, max_length, args.truncate)
 

@@ -36,7 +36,7 @@ from .check import begin_reports, check_training
 from .preparation import announce, build, num_samples
 from .resolved_config import resolved_config
 from .results import closing_seconds, finish, sample_writer
-from .resuming import check_resumable, check_shared, find_checkpoint, keep_earlier_defaults
+from .resuming import check_resumable, check_shared, find_checkpoint
 from .run import Run, surroundings
 
 
@@ -78,7 +78,6 @@ def train(
                 folders.repair(run.output_dir)
             distributed.barrier()
         checkpoint = find_checkpoint(run)
-        keep_earlier_defaults(run, checkpoint)
 
         tokenizer, data, model = build(run)
         best_is_comparable = checkpoint is None or check_resumable(run, checkpoint, model, data)

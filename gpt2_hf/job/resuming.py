@@ -120,13 +120,6 @@ def _choose_checkpoint(run: Run) -> Path | None:
     return folder
 
 
-def keep_earlier_defaults(run: Run, checkpoint: Path | None) -> None:
-    """Go on as an earlier version began, where an option is newer than the checkpoint and is not asked for."""
-    saved = _saved_config(checkpoint) if checkpoint is not None else None
-    if saved is not None and "shift_blocks" not in saved and "shift_blocks" not in run.given:
-        run.data_args.shift_blocks = False
-
-
 def _saved_config(checkpoint: Path) -> dict[str, Any] | None:
     """The resolved config of the run that wrote a checkpoint, if it is there."""
     path = checkpoint / RESOLVED_CONFIG_NAME
@@ -296,6 +289,5 @@ def _effective(name: str, options: dict[str, Any], num_train_samples: int | None
         "eval_steps": options.get("logging_steps"),
         "muon_learning_rate": options.get("learning_rate"),
         "attn_implementation": "sdpa",
-        "shift_blocks": False,  # what is run has it settled; an earlier version did not know it
     }
     return derived.get(name)

@@ -136,10 +136,7 @@ class DataArguments:
         False,
         "blocks: no <|endoftext|> between documents, where they are lines of a whole, as in WikiText.",
     )
-    shift_blocks: bool | None = option(
-        None,
-        "blocks: cut the training text at other places in each epoch; when left out true, but not with streaming.",
-    )
+    shift_blocks: bool = option(False, "blocks: cut the training text at other places in each epoch.")
     truncate: bool = option(False, "Cut documents at max_length instead of continuing them in further samples.")
     pad_to_max_length: bool = option(False, "padded: pad every row to max_length, not to the longest of the batch.")
     max_train_samples: int | None = option(None, "Largest number of training samples to use.")
@@ -180,7 +177,9 @@ class DataArguments:
             )
         if self.join_documents and self.streaming:
             raise UserError("--join_documents has no meaning with --streaming, which shuffles them; leave it out")
-        self._settle_shift_blocks()
+        if self.shift_blocks and (self.sequence_mode != "blocks" or self.streaming):
+            what = "--streaming" if self.streaming else f"--sequence_mode {self.sequence_mode}"
+            raise UserError(f"--shift_blocks has no effect with {what}; leave it out")
         if self.pad_to_max_length and self.sequence_mode != "padded":
             raise UserError(
                 f"--pad_to_max_length has no effect with --sequence_mode {self.sequence_mode}; "
@@ -193,14 +192,6 @@ class DataArguments:
             raise UserError(
                 "--shuffle_buffer_size has no effect without --streaming, which shuffles all; leave it out"
             )
-
-    def _settle_shift_blocks(self) -> None:
-        can_shift = self.sequence_mode == "blocks" and not self.streaming
-        if self.shift_blocks and not can_shift:
-            what = "--streaming" if self.streaming else f"--sequence_mode {self.sequence_mode}"
-            raise UserError(f"--shift_blocks has no effect with {what}; leave it out")
-        if self.shift_blocks is None:
-            self.shift_blocks = can_shift
 
     def _check_mix(self, files: list[str]) -> None:
         if files:

@@ -293,6 +293,7 @@ def test_command_finds_checkpoints_by_name(finished_run, capsys, monkeypatch):
         (["--split", "train", "--max_eval_samples", "5"], "--max_eval_samples has no effect with --split train"),
         (["--stride", "8", "--truncate", "true"], "--truncate has no effect with --stride"),
         (["--spilt", "test"], "unknown option --spilt; did you mean split"),
+        (["--sequence_mode", "blocks", "--shift_blocks", "true"], "--shift_blocks has no effect: a text is scored"),
     ],
 )
 def test_bad_input_is_one_line(finished_run, capsys, options, message):

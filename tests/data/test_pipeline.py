@@ -69,9 +69,7 @@ class TestWikitext:
             assert (accounting.rows, accounting.blank_rows) == (rows, rows - documents)
             assert (accounting.text_tokens, accounting.kept_tokens, accounting.dropped_tokens) == (tokens, tokens, 0)
             assert accounting.separator_tokens == (documents if mode == "blocks" else 0)
-            circle = split == "train"  # where the first separator follows the last token
-            blocks = tokens + documents - (not circle)
-            assert accounting.scored_tokens == (blocks if mode == "blocks" else tokens - documents)
+            assert accounting.scored_tokens == (tokens + documents - 1 if mode == "blocks" else tokens - documents)
             scored = sum(len(data.samples[split][i]["input_ids"]) - 1 for i in range(len(data.samples[split])))
             assert scored == accounting.scored_tokens
         assert data.lines[0].startswith("train: 36,718 rows, 12,951 blank, 0 too short to train on, 0 longer")

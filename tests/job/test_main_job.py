@@ -199,11 +199,11 @@ def test_the_written_config_does_not_depend_on_the_machine(tiny_options, tmp_pat
 # ---- resuming ----
 
 
-@pytest.mark.parametrize("mode", ["padded", "padding_free", "blocks"])
+@pytest.mark.parametrize("mode", ["padded", "padding_free", "blocks --shift_blocks"])
 @pytest.mark.parametrize("stop", [3, 10, 13])
 def test_interrupted_and_resumed_is_uninterrupted(train_tiny, tmp_path, mode, stop):
     """Stopped in the middle of an epoch, at an evaluation or at an epoch's end: the same bits in the end."""
-    options = ("--sequence_mode", mode, "--max_epochs", "2", "--max_train_samples", "100")
+    options = ("--sequence_mode", *mode.split(), "--max_epochs", "2", "--max_train_samples", "100")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train_tiny(whole, *options) == 0
     # The schedule depends on max_epochs, so the first part is stopped by a signal and not by its length.

@@ -8,21 +8,17 @@
 Its checkpoints of steps 2 and 6, event files and pictures are left out.
 """
 
-import json
 import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from gpt2_hf.__main__ import main
-from gpt2_hf.job.resuming import keep_earlier_defaults
-from gpt2_hf.options.arguments import DataArguments
 
 from ..conftest import read_json
 
@@ -78,16 +74,3 @@ def test_an_old_model_loads_where_the_package_is_not_installed(old_run):
         [sys.executable, "-c", code], cwd=old_run.parent, env=environment, capture_output=True, text=True
     )
     assert done.stdout.strip() == "11776", done.stderr
-
-
-@pytest.mark.parametrize(
-    ("stated", "known", "expected"), [(True, False, True), (False, True, True), (False, False, False)]
-)
-def test_blocks_begin_where_those_of_an_earlier_version_did(tmp_path, monkeypatch, stated, known, expected):
-    """A checkpoint that does not know --shift_blocks is resumed without it, unless it is asked for."""
-    (tmp_path / "resolved_config.json").write_text(json.dumps({"shift_blocks": True} if known else {}))
-    run = SimpleNamespace(
-        data_args=DataArguments(sequence_mode="blocks"), given={"shift_blocks": "option"} if stated else {}
-    )
-    keep_earlier_defaults(run, tmp_path)
-    assert run.data_args.shift_blocks is expected
