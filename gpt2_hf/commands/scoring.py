@@ -26,7 +26,6 @@ from ..metrics import perplexity
 from ..model.chunked_loss import IGNORE_INDEX
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..runtime.distributed import is_distributed
-from ..runtime.precision import keep_cast_weights
 from .pieces import Places, piece_borders
 from .text_units import TextCounts, TextUnits
 
@@ -111,13 +110,12 @@ def score_text(
         UserError: if no token is scored.
     """
     sums, counts = PieceSums(text.piece_begins), TextCounts()
-    with keep_cast_weights(model.device.type):
-        for batch in _score(model, text.samples, text.collator, batch_size, dtype):
-            sums.add(batch.losses)
-            if units is not None:
-                counts += units.count(batch.previous, batch.tokens)
-            if on_losses is not None:
-                on_losses(batch.losses)
+    for batch in _score(model, text.samples, text.collator, batch_size, dtype):
+        sums.add(batch.losses)
+        if units is not None:
+            counts += units.count(batch.previous, batch.tokens)
+        if on_losses is not None:
+            on_losses(batch.losses)
     losses = sums.over_processes(model.device)
     if units is None:
         return losses, None

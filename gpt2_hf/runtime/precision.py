@@ -4,8 +4,6 @@ In: what was asked for, and the device. Out: `fp32`, `bf16` or `fp16`, with the 
 Weights and optimizer state are fp32 throughout; the lower format is used by autocast.
 """
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -77,20 +75,6 @@ def cpu_bf16_instructions() -> list[str]:
         checks = {"avx512_bf16": "_is_avx512_bf16_supported", "amx_bf16": "_is_amx_tile_supported"}
         capabilities = {name: getattr(torch.cpu, check, bool)() for name, check in checks.items()}
     return [name for name in ("avx512_bf16", "amx_bf16", "sve_bf16", "bf16") if capabilities.get(name)]
-
-
-@contextlib.contextmanager
-def keep_cast_weights(device_type: str) -> Iterator[None]:
-    """Let autocast cast each weight once for all forward passes inside, which must not change them.
-
-    By itself it forgets them after each pass; it keeps them as long as an outer context is open, one that is switched
-    off too. What else is computed inside is not touched.
-    """
-    if not torch.amp.is_autocast_available(device_type) or torch.is_autocast_enabled(device_type):
-        yield
-        return
-    with torch.autocast(device_type, enabled=False):
-        yield
 
 
 def current_device_type(use_cpu: bool) -> str:

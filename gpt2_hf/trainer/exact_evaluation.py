@@ -31,7 +31,6 @@ from ..data import EpochSampler, MixedSamples, Samples, TextByTextSampler
 from ..metrics import perplexity
 from ..model.chunked_loss import IGNORE_INDEX
 from ..runtime import distributed
-from ..runtime.precision import keep_cast_weights
 from ..runtime.random_state import preserved_rng
 from ..runtime.stop_signals import shield_workers
 from .callbacks import EvaluationInterruptedError
@@ -216,10 +215,9 @@ class ExactEvaluationTrainer(LossTrainer):
         batches = self._text_by_text(dataset).batches() if isinstance(dataset, MixedSamples) else [0]
         outer, self._sums = self._sums, _Sums.zero(self.args.device, batches)  # a metric may evaluate in its turn
         try:
-            with keep_cast_weights(self.args.device.type):
-                output = super().evaluation_loop(
-                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-                )
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
             results = self._sums.of_all_processes()
         finally:
             self._sums = outer

@@ -1,12 +1,10 @@
 """The number format is what was asked for, or what the device has; never something else in silence."""
 
 import pytest
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt2_hf.errors import UserError
 from gpt2_hf.runtime import precision
-from gpt2_hf.runtime.precision import keep_cast_weights, resolve_precision
+from gpt2_hf.runtime.precision import resolve_precision
 
 
 @pytest.fixture
@@ -47,32 +45,3 @@ def test_explicit_formats_are_obeyed_or_refused(cpu):
 def test_detection_reads_the_machine():
     """The detected instructions are among the known ones."""
     assert set(precision.cpu_bf16_instructions()) <= {"avx512_bf16", "amx_bf16", "sve_bf16", "bf16"}
-
-
-class Casts(TorchDispatchMode):
-    """Counts conversions to bf16."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.ops.aten._to_copy.default and (kwargs or {}).get("dtype") == torch.bfloat16
-        return func(*args, **(kwargs or {}))
-
-
-def test_weights_are_cast_once_and_nothing_else_changes():
-    """Over several passes without gradients; other products inside stay fp32, and a new weight counts afterwards."""
-    layer, inputs = torch.nn.Linear(4, 4), torch.ones(2, 4, dtype=torch.bfloat16)
-
-    def forward():
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return layer(inputs)
-
-    with torch.no_grad(), Casts() as casts, keep_cast_weights("cpu"):
-        before = [forward() for _ in range(3)][-1]
-        assert (inputs.float() @ layer.weight).dtype == torch.float32
-    assert casts.count == 2  # weight and bias
-    with torch.no_grad():
-        layer.weight.add_(1.0)
-        torch.testing.assert_close(forward(), before + 4.0, atol=0.05, rtol=0.05)
