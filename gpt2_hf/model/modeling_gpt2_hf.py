@@ -46,7 +46,7 @@ from .packing import LengthClass, PackedDocuments, Packing, lengths_of_documents
 from .unused_tokens import UnusedTokens
 from .variable_length_attention import missing_for_variable_lengths, variable_length_attention
 
-_CPU_LENGTHS_MULTIPLE_OF = 64
+_CPU_LENGTHS_MULTIPLE_OF = 64  # of a flat row in 16 bits: oneDNN makes a kernel for each shape of a product
 
 
 def eager_attention_forward(

@@ -11,7 +11,7 @@ import json
 import types
 import typing
 from argparse import ArgumentTypeError
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -111,7 +111,7 @@ class Reader:
 
 def _read_object(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text, object_pairs_hook=_without_duplicates)
+        value = json.loads(text, object_pairs_hook=distinct_keys(_refuse_key))
     except json.JSONDecodeError as error:
         raise ArgumentTypeError(f"invalid value: {text!r} is not JSON ({error.msg})") from error
     if not isinstance(value, dict):
@@ -119,12 +119,25 @@ def _read_object(text: str) -> dict[str, Any]:
     return value
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    for name in names:
-        if names.count(name) > 1:
-            raise ArgumentTypeError(f"invalid value: the key {name!r} stands twice; keep one")
-    return dict(pairs)
+def _refuse_key(name: str) -> Exception:
+    return ArgumentTypeError(f"invalid value: the key {name!r} stands twice; keep one")
+
+
+def distinct_keys(refuse: Callable[[str], Exception]) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    """For `json.loads(…, object_pairs_hook=…)`, which would let the last of equal keys win.
+
+    Args:
+        refuse: makes the error to raise from a key that stands twice.
+    """
+
+    def read(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise refuse(next(name for name in names if names.count(name) > 1))
+        return content
+
+    return read
 
 
 def _members(hint: Any) -> Iterator[Any]:

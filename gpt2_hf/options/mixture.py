@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from .fields import distinct_keys
 
 DOCUMENT_UNITS = ("line", "paragraph", "file", "row")
 # What can be said of each text; all but the weight are options of a run with one text.
@@ -70,20 +71,15 @@ def _read_file(path: str) -> Any:
             f"--train_mix: {path} cannot be read ({reason}); give a JSON file, or the object itself: '{_EXAMPLE}'"
         ) from error
     try:
-        return json.loads(text, object_pairs_hook=_refuse_duplicates)
+        return json.loads(text, object_pairs_hook=distinct_keys(_refuse_key))
     except json.JSONDecodeError as error:
         raise UserError(f"--train_mix: {path} is not JSON: {error.msg} in line {error.lineno}") from error
     except RecursionError as error:
         raise UserError(f"--train_mix: {path} is nested too deeply") from error
 
 
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"--train_mix: {twice!r} stands twice; keep one")
-    return content
+def _refuse_key(name: str) -> Exception:
+    return UserError(f"--train_mix: {name!r} stands twice; keep one")
 
 
 def _read_text(name: str, text: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from ..errors import UserError
 from .arguments import COMMON, names_of, require_finite
-from .fields import Option, OptionGroup, Reader, group_of
+from .fields import Option, OptionGroup, Reader, distinct_keys, group_of
 from .synonyms import SYNONYMS
 
 HELP_ALL = ("--help-all", "--help_all")
@@ -222,7 +222,7 @@ class ConfigFile:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise UserError(f"--config: {path} cannot be read ({reason}); give the path of a JSON file") from error
         try:
-            content = json.loads(text, object_pairs_hook=_refuse_duplicates)
+            content = json.loads(text, object_pairs_hook=distinct_keys(_refuse_key))
         except json.JSONDecodeError as error:
             raise UserError(f"--config: {path} is not JSON: {error.msg} in line {error.lineno}") from error
         if not isinstance(content, dict):
@@ -317,13 +317,8 @@ def _from_text(key: str, text: str, reader: Reader) -> Any:
         raise UserError(f"--{key}: invalid {reader.__name__} value: {text!r}") from error
 
 
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in content:
-            raise UserError(f"--config: the key {key!r} stands twice; keep one")
-        content[key] = value
-    return content
+def _refuse_key(key: str) -> Exception:
+    return UserError(f"--config: the key {key!r} stands twice; keep one")
 
 
 def _without_overruled(config: dict[str, Any], command_line: dict[str, Any]) -> dict[str, Any]:
