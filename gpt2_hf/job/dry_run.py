@@ -38,6 +38,9 @@ def plan(
         if data_args.streaming:
             raise UserError("a plan counts samples, which --streaming does not; leave it out for the plan")
         tokenizer, data, model = build(run)
+        if run.sizing is not None:
+            for line in run.sizing.table():
+                run.say(line)
         announce(run, model, data)
         start = run.watch.elapsed
         run.say("probing: some real steps, then an evaluation; nothing is written")

@@ -79,7 +79,7 @@ def train(
             distributed.barrier()
         checkpoint = find_checkpoint(run)
 
-        tokenizer, data, model = build(run)
+        tokenizer, data, model = build(run, checkpoint)
         best_is_comparable = checkpoint is None or check_resumable(run, checkpoint, model, data)
         announce(run, model, data)
         with leaving_no_folder(run.output_dir):  # which transformers' Trainer makes when it is constructed

@@ -3,6 +3,7 @@
 In: the filled options. Out: what the trainer is made of, or one line about what is wrong. Nothing is written.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,20 +18,33 @@ from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..planning.plan import Schedule, make_schedule, schedule_warning
 from ..runtime.fallbacks import missing_for_attention, missing_for_packing, padding_to_the_longest
 from ..trainer.callbacks.progress import duration
+from . import sizing
 from .run import Run
 from .teachers import find_teachers, load_teachers
 
 
-def build(run: Run) -> tuple[PreTrainedTokenizerBase, LoadedData, GPT2HFForCausalLM]:
-    """Tokenizer, data and model, in this order; the slowest last. The run gets its teachers.
+def build(run: Run, checkpoint: Path | None = None) -> tuple[PreTrainedTokenizerBase, LoadedData, GPT2HFForCausalLM]:
+    """Tokenizer, data and model, in this order; the slowest last. The run gets its teachers, and with `--size auto`
+    its options.
+
+    Args:
+        run: what was asked.
+        checkpoint: that it is resumed from.
 
     Raises:
         UserError: if one of them cannot be had, or options contradict what the data are.
     """
     run.args.check_for_job()
+    chooser = sizing.Chooser(run) if sizing.is_wanted(run) else None
+    if chooser is not None and checkpoint is not None:
+        sizing.restore(chooser, checkpoint)
+    elif chooser is not None:
+        sizing.settle_text(chooser)
     tokenizer = _load_tokenizer(run)
     teachers = find_teachers(run.args.distill_from or [], tokenizer, run.model_args.max_length)
     data = _load_data(run, tokenizer)
+    if chooser is not None and checkpoint is None:
+        run.sizing = sizing.settle_size(chooser, tokenizer, data)
     set_seed(run.args.seed)
     model = _build_model(run, tokenizer, data)
     run.teachers = load_teachers(teachers, model, run.model_args.attn_implementation)
@@ -111,6 +125,10 @@ def _build_model(run: Run, tokenizer: PreTrainedTokenizerBase, data: LoadedData)
 
 def announce(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> None:
     """Say what is going to happen: in three lines, or with `--verbose` in full; warnings always."""
+    if run.sizing is not None:
+        assert run.args.max_training_hours is not None
+        for line in run.sizing.lines(run.args.max_training_hours):
+            run.say(line)
     if run.args.verbose:
         lines = account(run, model, data)
     else:

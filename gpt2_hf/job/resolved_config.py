@@ -35,7 +35,8 @@ def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dic
     for choice, others in OVERRULES.items():
         if options.get(choice) is not None:  # the written file must not name what has no effect beside it
             options = {name: value for name, value in options.items() if name not in others}
-    for name in ("overwrite_output_dir", "resume_from_checkpoint", "verbose"):  # of this start, not of the run
+    # Of this start, not of the run; of the size what was chosen is written.
+    for name in ("overwrite_output_dir", "resume_from_checkpoint", "verbose", "size"):
         options.pop(name, None)
     # Not a wish where it was not stated, but what follows from this machine and this seed.
     for name in ("use_cpu", "data_seed"):
@@ -57,6 +58,7 @@ def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dic
         "run_name": run.name,
         "data": data.fingerprints,
         "teachers": [teacher.fingerprint for teacher in run.teachers],
+        **({"size": run.sizing.record()} if run.sizing is not None else {}),
         "account": account(run, model, data),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),

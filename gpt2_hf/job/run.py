@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transformers.utils import logging as transformers_logging
 
@@ -18,6 +19,9 @@ from ..runtime.stop_signals import SignalWatch
 from ..runtime.stopwatch import Stopwatch
 from .teachers import Teacher
 
+if TYPE_CHECKING:
+    from .sizing import Sizing
+
 
 @dataclass
 class Run:
@@ -29,6 +33,7 @@ class Run:
         signals: the signals that it received.
         given: options that were stated, and where (see `parsing.Parsed`).
         teachers: models to learn from, once they are loaded.
+        sizing: what `--size auto` chose, once it has.
         details: what came out while it was built, for the record and for `--verbose`.
     """
 
@@ -39,6 +44,7 @@ class Run:
     signals: SignalWatch = field(default_factory=SignalWatch)
     given: dict[str, str] = field(default_factory=dict)
     teachers: list[Teacher] = field(default_factory=list)
+    sizing: "Sizing | None" = None
     details: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ DEFAULT_HEAD_SIZE = 64
 
 # What `train --help` and `plan --help` show; `--help-all` shows the rest.
 COMMON = {
-    *("model_name_or_path", "d_model", "num_layers", "num_heads", "dropout", "max_length"),
+    *("model_name_or_path", "size", "d_model", "num_layers", "num_heads", "dropout", "max_length"),
     *("dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file", "train_mix", "text_column"),
     *("document_unit", "tokenizer_name", "sequence_mode", "max_train_samples"),
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "num_train_epochs", "max_steps"),
@@ -26,6 +26,17 @@ COMMON = {
     *("save_steps", "report_to", "run_name", "verbose", "seed"),
     *("nproc", "nodes", "link_gb_per_second", "network_gb_per_second"),
 }
+
+
+# What `--size auto` chooses where it is not stated, and so what it overrules in a config file beneath it.
+CHOSEN_BY_SIZE = (
+    *("d_model", "num_layers", "num_heads", "d_ff", "dropout", "max_length", "attn_implementation"),
+    *("tie_unused_tokens", "sequence_mode", "shift_blocks"),
+    *("num_train_epochs", "max_steps", "schedule_by_time", "per_device_train_batch_size"),
+    *("per_device_eval_batch_size", "gradient_accumulation_steps", "global_batch_size"),
+    *("optim", "learning_rate", "muon_learning_rate", "weight_decay", "warmup_steps", "lr_scheduler_type"),
+    *("eval_strategy", "eval_steps", "save_strategy", "save_steps", "logging_steps"),
+)
 
 
 def option(default: Any, help: str, *aliases: str) -> Any:
@@ -51,6 +62,11 @@ class ModelArguments:
 
     model_name_or_path: str | None = option(
         None, "Start from these weights (a folder or hub id of a GPT-2 or gpt2_hf model) instead of from scratch."
+    )
+    size: Literal["auto"] | None = option(
+        None,
+        "auto: choose the size, and how it is trained, to suit the text, this machine and max_training_hours; each "
+        "choice gives way to its own option.",
     )
     d_model: int = option(768, "Width of the residual stream, in channels.")
     num_layers: int = option(12, "Number of transformer blocks.")

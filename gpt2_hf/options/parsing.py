@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import UserError
-from .arguments import COMMON, names_of, require_finite
+from .arguments import CHOSEN_BY_SIZE, COMMON, names_of, require_finite
 from .fields import Option, OptionGroup, Reader, distinct_keys, group_of
 from .synonyms import SYNONYMS
 
@@ -326,6 +326,8 @@ def _without_overruled(config: dict[str, Any], command_line: dict[str, Any]) -> 
     dropped = {name for choice, others in OVERRULES.items() if command_line.get(choice) is not None for name in others}
     if any(command_line.get(name) is not None for name in ("dataset_name",)):
         dropped |= {*_DATA_FILES, "train_mix"}
+    if command_line.get("size") is not None:
+        dropped |= set(CHOSEN_BY_SIZE)
     return {name: value for name, value in config.items() if name not in dropped}
 
 

@@ -377,6 +377,45 @@ def measure(
     )
 
 
+def quick_step_seconds(
+    args: GPT2HFTrainingArguments, model: GPT2HFForCausalLM, data: LoadedData, most_steps: int, seconds: float
+) -> float:
+    """Seconds of an optimizer step of this process alone, of a few on samples from all over the text.
+
+    Args:
+        args: how to train.
+        model: is trained, and no longer what it was.
+        data: of the run.
+        most_steps: to time at the most, after a first one that is not timed.
+        seconds: after which no further one is timed.
+
+    Raises:
+        torch.OutOfMemoryError: if the device is too small.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_probe_trainer(args, model, data, folder)
+        optimizer = trainer.create_optimizer()
+        samples, rows = data.samples["train"], trainer.args.train_batch_size
+        chosen = np.linspace(0, len(samples) - 1, rows * (1 + most_steps)).round().astype(int).reshape(-1, rows)
+        times: list[float] = []
+        begin = _now(args.device)
+        for batch in chosen:
+            start = _now(args.device)
+            inputs = trainer._prepare_inputs(trainer.data_collator([samples[int(row)] for row in batch]))
+            trainer.model.train()
+            with trainer.accelerator.autocast():
+                loss = trainer.compute_loss(trainer.model, inputs)
+            loss.backward()
+            batch_end = _now(args.device)
+            optimizer.step()
+            optimizer.zero_grad()
+            end = _now(args.device)
+            times.append((batch_end - start) * args.gradient_accumulation_steps + end - batch_end)
+            if len(times) > 1 and end - begin > seconds:
+                break
+    return statistics.median(times[1:])
+
+
 def _representative(batches: Batches, count: int) -> list[int]:
     """`count` whole batches of evenly spaced sizes, in an order that has no trend."""
     whole = [i for i, rows in enumerate(batches.rows) if len(rows) == len(batches.rows[0])]

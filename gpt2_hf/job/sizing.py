@@ -1,0 +1,379 @@
+"""`--size auto`: a model and a recipe that suit the text, this machine and `--max_training_hours`.
+
+    before the text is read   how it is cut into samples
+    after                     sizes are trained for a moment, from the smallest up, and `planning.size` compares them
+    resumed                   what was chosen before, from the checkpoint
+
+What is chosen is written into the options of the run, as if it had been typed. What was typed stays.
+"""
+
+import copy
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from ..checkpoints.folders import RESOLVED_CONFIG_NAME
+from ..commands.model_loading import build_model
+from ..data import LoadedData, Samples
+from ..errors import UserError
+from ..options.arguments import CHOSEN_BY_SIZE, DataArguments, ModelArguments
+from ..options.training_arguments import MUON, GPT2HFTrainingArguments
+from ..planning import probe
+from ..planning.plan import device_memory
+from ..planning.size import LADDER, MIN_STEPS, RULE, Candidate, Measured, Size, Task, best, candidates
+from ..runtime import distributed
+from ..trainer.callbacks.progress import duration
+from ..trainer.remaining import with_margin
+from .results import report_seconds
+from .run import Run
+
+# The smallest text that a size is chosen for, in tokens.
+_LEAST_TOKENS = 10_000
+# Tokens of an optimizer step and of a block: on a CPU those of training_args/wikitext2_cpu.json.
+_TOKENS_PER_STEP, _TOKENS_PER_STEP_OF_ACCELERATOR = 2048, 16_384
+_BLOCK, _BLOCK_OF_ACCELERATOR = 128, 512
+# Evaluations of a run, besides those after its epochs, and the time between two at the most.
+_EVALUATIONS, _SECONDS_BETWEEN_EVALUATIONS = 5, 1800.0
+_LOGS = 40
+# Muon's rate for widths that were tried; the singular values of its updates grow with the width.
+_RATE, _WIDEST_TRIED = 0.01, 256
+# A size is measured for so long and so many steps, after a first step that is not counted.
+_MEASURE_SECONDS, _MEASURE_STEPS = 1.0, 6
+# Beside each evaluation: a sample of text, and a checkpoint if it was the best.
+_SECONDS_PER_EVALUATION = 1.0
+
+TABLE_HEAD = "size        parameters  tokens/s  epochs  expected validation loss"
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """What was chosen, and why.
+
+    Attributes:
+        found: the sizes that were measured.
+        chosen: one of them.
+        task: what there was to choose for.
+        choices: options and their values that were not stated.
+    """
+
+    found: list[Candidate]
+    chosen: Candidate
+    task: Task
+    choices: dict[str, Any]
+
+    def lines(self, hours: float) -> list[str]:
+        """What was chosen and why, for the user."""
+        chosen, text = self.chosen, self.task.text_tokens
+        time_used = duration(self.task.seconds_for(chosen.tokens, chosen.measured.tokens_per_second))
+        lines = [
+            f"size: {_describe(chosen)} read the {text:,} tokens {chosen.epochs:.1f} times in {time_used} of "
+            f"{duration(hours * 3600)}"
+        ]
+        place = self.found.index(chosen)
+        for other in [*self.found[max(place - 1, 0) : place], *self.found[place + 1 : place + 2]]:
+            judgement = f"its loss is expected to be {other.loss - chosen.loss:.2f} higher"
+            lines.append(f"size: {_describe(other)} would read them {other.epochs:.1f} times; {judgement}")
+        lines.append("chosen: " + " ".join(f"--{name} {_plain(value)}" for name, value in self.choices.items()))
+        return lines
+
+    def record(self) -> dict[str, Any]:
+        """What was measured and chosen, for the record of the run."""
+        return {
+            "chosen": _name(self.chosen.size),
+            "text_tokens": self.task.text_tokens,
+            "candidates": [
+                {
+                    "size": _name(each.size),
+                    "parameters": each.measured.parameters,
+                    "tokens_per_second": round(each.measured.tokens_per_second, 1),
+                    "tokens": round(each.tokens),
+                    "loss": round(each.loss, 4),
+                }
+                for each in self.found
+            ],
+        }
+
+    def table(self) -> list[str]:
+        """The sizes that were measured, a line each."""
+        rows = [TABLE_HEAD]
+        for each in self.found:
+            parameters, speed = each.measured.parameters / 1e6, each.measured.tokens_per_second
+            mark = "  <- chosen" if each is self.chosen else ""
+            rows.append(
+                f"{each.size!s:<10}  {parameters:>8.1f}M  {speed:>8,.0f}  {each.epochs:>6.1f}  {each.loss:.2f}{mark}"
+            )
+        return rows
+
+
+def _name(size: Size) -> str:
+    return f"{size.d_model}x{size.num_layers}"
+
+
+def _describe(candidate: Candidate) -> str:
+    size, measured = candidate.size, candidate.measured
+    layers = f"{size.num_layers} layer{'s' * (size.num_layers != 1)}"
+    parameters, speed = f"{measured.parameters / 1e6:.1f}M parameters", f"{measured.tokens_per_second:,.0f} tokens/s"
+    return f"width {size.d_model} with {layers} ({parameters}, {speed})"
+
+
+def _plain(value: Any) -> str:
+    value = getattr(value, "value", value)
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+class Chooser:
+    """Fills the options of a run that were not stated.
+
+    Args:
+        run: whose options are changed.
+
+    Attributes:
+        choices: what was chosen so far.
+    """
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.choices: dict[str, Any] = {}
+
+    def is_stated(self, name: str) -> bool:
+        """Whether an option was typed, stands in a config file, or was set in Python to what is no default."""
+        if name in self.run.given:
+            return True
+        owner = self._owner(name)
+        field = type(owner).__dataclass_fields__[name]
+        return not self.run.given and getattr(owner, name) != field.default
+
+    def set(self, **values: Any) -> None:
+        """Choose values for options, but for those that are stated; what the values exclude is still refused."""
+        for name, value in values.items():
+            if not self.is_stated(name):
+                self.choices[name] = value
+                setattr(self._owner(name), name, value)
+
+    def settle(self) -> None:
+        """Check the options as if all had been typed; `--size` itself is done with."""
+        run = self.run
+        run.model_args = dataclasses.replace(run.model_args)
+        inherited = run.data_args.dataset_config_is_inherited
+        run.data_args = dataclasses.replace(run.data_args)
+        run.data_args.dataset_config_is_inherited = inherited
+
+    def _owner(self, name: str) -> ModelArguments | DataArguments | GPT2HFTrainingArguments:
+        owners = (self.run.model_args, self.run.data_args, self.run.args)
+        return next(owner for owner in owners if name in type(owner).__dataclass_fields__)
+
+
+def is_wanted(run: Run) -> bool:
+    """Whether a size is to be chosen, after what cannot be combined with it is refused.
+
+    Raises:
+        UserError: if the run has no time limit, or there is nothing to choose or to count.
+    """
+    if run.model_args.size is None:
+        return False
+    for name, value, why in (
+        ("model_name_or_path", run.model_args.model_name_or_path, "whose size is what it is"),
+        ("streaming", run.data_args.streaming, "whose tokens nobody has counted"),
+        ("distill_from", run.args.distill_from, "whose cost is not measured beforehand"),
+    ):
+        if value:
+            raise UserError(f"--size auto cannot be had with --{name}, {why}; leave one of them out")
+    if run.args.max_training_hours is None:
+        raise UserError("--size auto needs a time: give --max_training_hours, such as 0.5 for half an hour")
+    return True
+
+
+def settle_text(chooser: Chooser) -> None:
+    """Choose how the text is cut, before it is read."""
+    run = chooser.run
+    on_cpu = run.args.device.type == "cpu"
+    chooser.set(sequence_mode="blocks", max_length=_BLOCK if on_cpu else _BLOCK_OF_ACCELERATOR)
+    if run.data_args.sequence_mode == "blocks":
+        chooser.set(shift_blocks=True)
+    chooser.settle()
+
+
+def settle_size(chooser: Chooser, tokenizer: PreTrainedTokenizerBase, data: LoadedData) -> Sizing:
+    """Choose everything else.
+
+    Raises:
+        UserError: if text, time or memory are too small for any size.
+    """
+    args = chooser.run.args
+    samples = data.samples["train"]
+    assert isinstance(samples, Samples) and args.max_training_hours is not None
+    text_tokens = int(samples.epoch_lengths.sum(dtype=np.int64))
+    if text_tokens < _LEAST_TOKENS:
+        raise UserError(
+            f"--size auto: the training text has {text_tokens:,} tokens, and no size is known to suit fewer than "
+            f"{_LEAST_TOKENS:,}; give more text, or leave --size out and state --d_model and --num_layers"
+        )
+    _settle_steps(chooser)
+    meter = _Meter(chooser, tokenizer, data)
+    found = distributed.decided_by_first(lambda: _search(chooser, meter, text_tokens, data))
+    chosen = best(found)
+    task = _task(chooser, text_tokens, data)
+    _settle_recipe(chooser, chosen, task)
+    return Sizing(found, chosen, task, chooser.choices)
+
+
+def _settle_steps(chooser: Chooser) -> None:
+    """What decides how fast a size trains."""
+    args, on_cpu = chooser.run.args, chooser.run.args.device.type == "cpu"
+    sizes = ("per_device_train_batch_size", "global_batch_size", "gradient_accumulation_steps")
+    if not any(chooser.is_stated(name) for name in sizes):
+        tokens = _TOKENS_PER_STEP if on_cpu else _TOKENS_PER_STEP_OF_ACCELERATOR
+        length = chooser.run.model_args.max_length
+        chooser.set(per_device_train_batch_size=max(tokens // (length * args.world_size), 1))
+    chooser.set(per_device_eval_batch_size=2 * args.train_batch_size)
+    if not args.wants_fsdp:  # which Muon cannot be had with
+        chooser.set(optim=MUON)
+    chooser.set(weight_decay=0.1, tie_unused_tokens=True)
+    if on_cpu and chooser.run.model_args.max_length <= 256:
+        chooser.set(attn_implementation="eager")  # faster than torch's kernel for blocks this short
+
+
+def _search(chooser: Chooser, meter: "_Meter", text_tokens: int, data: LoadedData) -> list[Candidate]:
+    found = candidates(_sizes(chooser), meter.measure, lambda: _task(chooser, text_tokens, data), RULE)
+    if found:
+        return found
+    if meter.smallest is None:
+        raise UserError(
+            "--size auto: the memory is too small for the smallest size; use a smaller --batch_size or --max_length"
+        )
+    task = _task(chooser, text_tokens, data)
+    needed = task.seconds_for(MIN_STEPS * task.tokens_per_step, meter.smallest.tokens_per_second) - task.seconds
+    hours = chooser.run.args.max_training_hours
+    assert hours is not None
+    enough = math.ceil(1.1 * (hours * 3600 + needed) / 36) / 100
+    raise UserError(
+        f"--size auto: in {duration(hours * 3600)} even the smallest size makes fewer than {MIN_STEPS} steps beside "
+        f"start and evaluations; the shortest that makes sense here is --max_training_hours {enough:g}"
+    )
+
+
+def _sizes(chooser: Chooser) -> list[Size]:
+    """The ladder, with what is stated in its place."""
+    model = chooser.run.model_args
+    width = model.d_model if chooser.is_stated("d_model") else None
+    layers = model.num_layers if chooser.is_stated("num_layers") else None
+    sizes = [Size(width or size.d_model, layers or size.num_layers) for size in LADDER]
+    heads = model.num_heads or 1
+    return [size for size in sorted(set(sizes)) if size.d_model % heads == 0 or width]
+
+
+def _task(chooser: Chooser, text_tokens: int, data: LoadedData) -> Task:
+    """What is left to do from now on."""
+    run, args = chooser.run, chooser.run.args
+    assert args.max_training_hours is not None
+    tokens = {split: _scored(data, split) for split in ("validation", "test")}
+    evaluates = args.eval_strategy != IntervalStrategy.NO
+    around = with_margin(report_seconds(run)) + _EVALUATIONS * evaluates * _SECONDS_PER_EVALUATION
+    per_step = args.samples_per_step * run.model_args.max_length
+    most = args.num_train_epochs if chooser.is_stated("num_train_epochs") else RULE.most_epochs
+    if args.max_steps > 0:
+        most = min(most, args.max_steps * per_step / text_tokens)
+    return Task(
+        text_tokens=text_tokens,
+        validation_tokens=tokens["validation"] if evaluates else 0,
+        test_tokens=tokens["test"],
+        seconds=args.max_training_hours * 3600 - run.watch.elapsed - around,
+        evaluations=_EVALUATIONS,
+        tokens_per_step=per_step,
+        most_epochs=most,
+    )
+
+
+def _scored(data: LoadedData, split: str) -> int:
+    samples = data.samples.get(split)
+    return int(samples.lengths.sum(dtype=np.int64)) if isinstance(samples, Samples) else 0
+
+
+def _settle_recipe(chooser: Chooser, chosen: Candidate, task: Task) -> None:
+    """What follows from the size and the tokens that it will read."""
+    args = chooser.run.args
+    steps = max(round(chosen.tokens / task.tokens_per_step), 1)
+    seconds = chosen.tokens / chosen.measured.tokens_per_second
+    chooser.set(d_model=chosen.size.d_model, num_layers=chosen.size.num_layers)
+    rate = _RATE * math.sqrt(min(_WIDEST_TRIED / chosen.size.d_model, 1.0))
+    if args.uses_muon:
+        chooser.set(learning_rate=rate)
+    else:
+        chooser.set(learning_rate=rate / 5)
+    chooser.set(dropout=dropout_for(chosen.epochs), warmup_steps=min(100, max(steps // 10, 1)))
+    # Time ends the run, unless the text is worn out before. Half as many epochs again: no speed is quite even.
+    worn_out = chosen.epochs >= 0.99 * task.most_epochs
+    chooser.set(num_train_epochs=float(math.ceil(task.most_epochs if worn_out else 1.5 * chosen.epochs + 1)))
+    if getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type) == "cosine":
+        chooser.set(schedule_by_time=True)
+    between = min(steps / _EVALUATIONS, steps * _SECONDS_BETWEEN_EVALUATIONS / seconds)
+    if args.eval_strategy == IntervalStrategy.STEPS:
+        chooser.set(eval_steps=max(int(between), 1))
+    chooser.set(logging_steps=max(min(steps // _LOGS, 100), 1))
+    if args.eval_strategy != IntervalStrategy.NO:
+        chooser.set(save_strategy=SaveStrategy.BEST)  # not after each of many short epochs
+    chooser.settle()
+
+
+def dropout_for(epochs: float) -> float:
+    """The dropout for a text that is read so many times; see benchmarks/LOG.md."""
+    return 0.0 if epochs < 8 else 0.1
+
+
+class _Meter:
+    """Trains sizes for a moment."""
+
+    def __init__(self, chooser: Chooser, tokenizer: PreTrainedTokenizerBase, data: LoadedData):
+        self.chooser, self.tokenizer, self.data = chooser, tokenizer, data
+        self.smallest: Measured | None = None
+
+    def measure(self, size: Size) -> Measured | None:
+        """Parameters and speed of a size; `None` if the memory is too small for it."""
+        run = self.chooser.run
+        model_args = dataclasses.replace(
+            run.model_args, d_model=size.d_model, num_layers=size.num_layers, dropout=self._dropout(), size=None
+        )
+        args = copy.copy(run.args)
+        model = build_model(model_args, self.tokenizer)
+        tied = 0
+        if model_args.tie_unused_tokens:
+            used = self.data.documents["train"].used_ids(model.config.num_tokens)
+            tied = model.tie_unused_tokens(torch.tensor([*used, *self.tokenizer.all_special_ids]))
+        samples = self.data.samples["train"]
+        if args.device.type == "cpu":  # where the system would kill the process
+            batches = probe.first_epoch(args, samples, None, model)
+            if probe.generous_peak_bytes(args, model, batches) > device_memory(args.device):
+                return None
+        try:
+            seconds = probe.quick_step_seconds(args, model, self.data, _MEASURE_STEPS, _MEASURE_SECONDS)
+        except torch.OutOfMemoryError:
+            return None
+        tokens = args.samples_per_step * run.model_args.max_length
+        parameters = model.num_parameters() - tied * size.d_model
+        measured = Measured(parameters, tokens / seconds)
+        self.smallest = self.smallest or measured
+        return measured
+
+    def _dropout(self) -> float:
+        """The stated one; otherwise none, which is what short runs have."""
+        return self.chooser.run.model_args.dropout if self.chooser.is_stated("dropout") else 0.0
+
+
+def restore(chooser: Chooser, checkpoint: Path) -> None:
+    """Take over what was chosen when the run began; what is stated now stays, and is compared with it later."""
+    path = checkpoint / RESOLVED_CONFIG_NAME
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    values = {name: saved[name] for name in CHOSEN_BY_SIZE if name in saved}
+    for name, kind in (("save_strategy", SaveStrategy), ("eval_strategy", IntervalStrategy)):
+        if name in values:
+            values[name] = kind(values[name])
+    chooser.set(**values)
+    chooser.settle()

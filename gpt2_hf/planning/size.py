@@ -1,0 +1,190 @@
+"""Which size of model suits a text, a machine and a time: the rule behind `--size auto`.
+
+In: the tokens of the text, the seconds there are, and how fast each size trains, measured. Out: `Candidate`s with the
+validation loss that each is expected to reach. Nothing here looks at a machine or a clock.
+
+The rule is a fit over runs of this package, which `benchmarks/dial.py --fit` makes again; docs/how-to/size-auto.md
+says where it holds.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+# An evaluation computes a third of what a training step on the same tokens does; measured 2.6 to 2.8 times as fast.
+_EVALUATION_SPEED = 2.6
+# Sizes that are measured beyond the best one so far: expected losses have no second minimum.
+_BEYOND_THE_BEST = 1
+# Fewer steps than these learn how often words are and little else.
+MIN_STEPS = 100
+
+
+@dataclass(frozen=True, order=True)
+class Size:
+    """Width and depth of a GPT-2."""
+
+    d_model: int
+    num_layers: int
+
+    def __str__(self) -> str:
+        return f"{self.d_model} × {self.num_layers}"
+
+    @property
+    def block_parameters(self) -> int:
+        """Weights in the matrices of the blocks."""
+        return 12 * self.num_layers * self.d_model**2
+
+
+# Each has about twice the arithmetic of the one before; heads of 64 channels.
+LADDER = (
+    *(Size(64, 4), Size(128, 4), Size(192, 4), Size(192, 6), Size(256, 6), Size(320, 8), Size(384, 10)),
+    *(Size(512, 10), Size(640, 12), Size(768, 12), Size(1024, 16), Size(1280, 24)),
+)
+
+
+@dataclass(frozen=True)
+class LossRule:
+    """Expected validation loss in nats per token, up to a constant of the text.
+
+        loss = floor + capacity / N^alpha + data / D'^beta
+
+    N counts the weights of the blocks and of the embeddings in use. D' counts the tokens that were read; those of a
+    text of U tokens that is read again are worth less and less: D' = U (1 + r (1 - exp(-(D / U - 1) / r))).
+
+    Sources: Hoffmann et al. 2022, "Training Compute-Optimal Large Language Models", section 3.3, for the form;
+    Muennighoff et al. 2023, "Scaling Data-Constrained Language Models", section 3.1, for repeated text. The
+    numbers are our own.
+    """
+
+    floor: float
+    capacity: float
+    alpha: float
+    data: float
+    beta: float
+    repeats: float
+
+    def fresh(self, tokens: float, text_tokens: float) -> float:
+        """How many tokens of new text are worth as much as `tokens` of a text that is read again and again."""
+        again = max(tokens / text_tokens - 1, 0.0)
+        worth = 1 + self.repeats * (1 - math.exp(-again / self.repeats))
+        return min(tokens, text_tokens) if again == 0 else text_tokens * worth
+
+    @property
+    def most_epochs(self) -> float:
+        """After how many passes a text has given 99 % of what it can give."""
+        return 1 + self.repeats * math.log(100)
+
+    def loss(self, parameters: float, tokens: float, text_tokens: float) -> float:
+        """The expected validation loss."""
+        fresh = self.fresh(tokens, text_tokens)
+        return self.floor + self.capacity / parameters**self.alpha + self.data / fresh**self.beta
+
+
+RULE = LossRule(floor=1.5, capacity=20.0, alpha=0.2, data=200.0, beta=0.35, repeats=5.0)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What there is to train on, and how long.
+
+    Attributes:
+        text_tokens: scored tokens of an epoch.
+        validation_tokens, test_tokens: scored tokens of these splits.
+        seconds: from the first step to the end, evaluations included.
+        evaluations: how often the validation split is scored, besides after each epoch.
+        tokens_per_step: of an optimizer step.
+        most_epochs: passes over the text that are made at the most, however much time there is.
+    """
+
+    text_tokens: int
+    validation_tokens: int
+    test_tokens: int
+    seconds: float
+    evaluations: int
+    tokens_per_step: int
+    most_epochs: float
+
+    def tokens_in_time(self, tokens_per_second: float) -> float:
+        """How many tokens there is time to train on: what evaluations leave of it."""
+        return max(self.seconds * tokens_per_second - self._scored, 0.0) / self._with_evaluation
+
+    def seconds_for(self, tokens: float, tokens_per_second: float) -> float:
+        """How much time it takes to train on so many tokens, the inverse of `tokens_in_time`."""
+        return (tokens * self._with_evaluation + self._scored) / tokens_per_second
+
+    @property
+    def _scored(self) -> float:
+        """What evaluations cost that do not follow from the number of epochs, in training tokens."""
+        return (self.evaluations * self.validation_tokens + self.test_tokens) / _EVALUATION_SPEED
+
+    @property
+    def _with_evaluation(self) -> float:
+        """What a training token costs with its share of the evaluation after the epoch."""
+        return 1 + self.validation_tokens / (_EVALUATION_SPEED * self.text_tokens)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a size.
+
+    Attributes:
+        parameters: weights that are trained, embeddings that no token of the text uses left out.
+        tokens_per_second: in training, of all devices together.
+    """
+
+    parameters: int
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A size, and what it is expected to reach.
+
+    Attributes:
+        measured: its parameters and speed.
+        tokens: that it is trained on in the time.
+        epochs: passes over the text that these are.
+        loss: expected validation loss, in nats per token.
+    """
+
+    size: Size
+    measured: Measured
+    tokens: float
+    epochs: float
+    loss: float
+
+
+def candidates(
+    sizes: Iterable[Size], measure: Callable[[Size], Measured | None], task: Callable[[], Task], rule: LossRule = RULE
+) -> list[Candidate]:
+    """Measure sizes from the smallest up, until larger ones are expected to do worse.
+
+    Args:
+        sizes: from the smallest to the largest.
+        measure: trains a size for a moment; `None` if the memory is too small for it, and then for all larger ones.
+        task: what is left to do after the measuring so far, which takes time too.
+        rule: how the loss follows from size and tokens.
+
+    Returns:
+        The sizes that were measured, in that order, with at least `MIN_STEPS` in the time; empty if none has them.
+    """
+    found: list[Candidate] = []
+    for size in sizes:
+        measured = measure(size)
+        if measured is None:
+            break
+        now = task()
+        tokens = now.tokens_in_time(measured.tokens_per_second)
+        if tokens < MIN_STEPS * now.tokens_per_step:
+            break
+        tokens = min(tokens, now.most_epochs * now.text_tokens)
+        loss = rule.loss(measured.parameters, tokens, now.text_tokens)
+        found.append(Candidate(size, measured, tokens, tokens / now.text_tokens, loss))
+        if len(found) - 1 - found.index(best(found)) >= _BEYOND_THE_BEST:
+            break
+    return found
+
+
+def best(found: list[Candidate]) -> Candidate:
+    """The candidate with the lowest expected loss."""
+    return min(found, key=lambda candidate: candidate.loss)

@@ -1,0 +1,76 @@
+"""The benchmark of `--size auto`: the rule in the package is what it fits to the runs in the repository."""
+
+import itertools
+import json
+
+import pytest
+
+from gpt2_hf.planning.size import RULE, LossRule
+
+from ..conftest import REPOSITORY
+from .test_benchmarks import load_script
+
+TRUTH = LossRule(floor=2.0, capacity=30.0, alpha=0.25, data=400.0, beta=0.4, repeats=6.0)
+
+
+@pytest.fixture(scope="module")
+def dial():
+    """The benchmark."""
+    return load_script("dial")
+
+
+def runs_of(rule: LossRule, texts=(("python-docs", 130_000, 0.7), ("wikitext", 2_400_000, 0.0))):
+    """What a machine would give on which the rule is the truth, but for a constant of each text."""
+    runs = []
+    for (text, unique, constant), minutes, size in itertools.product(texts, (3, 10, 30), (64, 128, 192, 256, 384)):
+        parameters = 12 * 6 * size**2 + 20_000 * size
+        tokens = minutes * 60 * 3e10 / (6 * parameters)
+        run = {"text": text, "minutes": minutes, "asked": f"{size}x6", "size": f"{size}x6", "parameters": parameters}
+        loss = rule.loss(parameters, tokens, unique) + constant
+        runs.append({**run, "tokens": tokens, "text_tokens": unique, "loss": loss})
+    return runs
+
+
+def test_the_fit_finds_the_rule_that_made_the_runs(dial):
+    """On both texts, although their constants differ; so its choices are the best."""
+    runs = runs_of(TRUTH)
+    rule, error = dial.fit(runs)
+    assert error < 0.01
+    for each in runs:
+        constant = 0.7 if each["text"] == "python-docs" else 0.0
+        expected = rule.loss(each["parameters"], each["tokens"], each["text_tokens"]) + constant
+        assert expected == pytest.approx(each["loss"], abs=0.03)
+    assert max(dial.regrets(runs, rule).values()) < 0.02
+
+
+def test_a_choice_is_held_against_the_best_fixed_size(dial):
+    """A rule that always takes the largest loses what the best is better by; the table says it of the choice."""
+    runs = runs_of(TRUTH, texts=(("wikitext", 2_400_000, 0.0),))
+    largest = LossRule(floor=0.0, capacity=1.0, alpha=1.0, data=0.0, beta=1.0, repeats=1.0)
+    losses = {each["asked"]: each["loss"] for each in runs if each["minutes"] == 3}
+    lost = dial.regrets(runs, largest)[("wikitext", 3)]
+    assert lost == pytest.approx(losses["384x6"] - min(losses.values())) and lost > 0
+    named = [{**each, "asked": "64x4"} for each in runs if each["asked"] == "64x6" and each["minutes"] == 3]
+    choice = {**named[0], "asked": "auto", "size": "128x6", "loss": named[0]["loss"] + 0.2}
+    row = list(dial.table([*named, choice]))[-1]
+    assert row.startswith("| wikitext | 3 | **") and row.endswith("(128 × 6) | +0.200 |")
+
+
+def test_the_rule_of_the_package_is_the_fit(dial):
+    """Of the runs that are in the repository."""
+    runs = json.loads(dial.RESULTS.read_text(encoding="utf-8"))["runs"]
+    assert dial.fit(runs)[0] == RULE
+
+
+def test_the_grid_in_the_documentation_is_that_of_the_runs(dial):
+    """Row for row."""
+    runs = json.loads(dial.RESULTS.read_text(encoding="utf-8"))["runs"]
+    page = (REPOSITORY / "docs" / "how-to" / "size-auto.md").read_text(encoding="utf-8")
+    for row in dial.table(runs):
+        assert row in page
+
+
+def test_a_plot_has_a_panel_for_each_text(dial, tmp_path):
+    """It is written where it is asked for."""
+    dial.plot(runs_of(TRUTH), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000

@@ -1,0 +1,138 @@
+"""`--size auto` fills in what was not stated, says so, and keeps it when a run goes on."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gpt2_hf.__main__ import main
+from gpt2_hf.job import sizing
+from gpt2_hf.planning.size import RULE, Size
+
+from ..conftest import read_json
+
+# With it size counts for nothing, so that the smallest is the best: it reads most.
+RULE_OF_THE_SMALL = replace(RULE, capacity=0.0)
+AUTO = ("--size", "auto", "--max_training_hours", "1", "--max_steps", "6", "--sample_tokens", "0")
+
+
+@pytest.fixture
+def options(tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A text that is long enough to be sized for, on a machine that is measured for a moment."""
+    monkeypatch.setattr(sizing, "_MEASURE_SECONDS", 0.0)
+    monkeypatch.setattr(sizing, "LADDER", (Size(16, 1), Size(32, 1), Size(32, 2)))
+    monkeypatch.setattr(sizing, "RULE", RULE_OF_THE_SMALL)
+    text = ("--dataset_name", "python-docs", "--tokenizer_name", str(tokenizer_folder))
+    return ["train", *text, "--precision", "fp32", "--use_cpu", "--do_predict", "false"]
+
+
+@pytest.fixture
+def sized_run(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[dict, str]:
+    """The record of a run that chose, and what it printed."""
+    assert main([*options, *AUTO, "--checkpoint_dir", str(tmp_path / "run")]) == 0
+    return read_json(tmp_path / "run" / "resolved_config.json"), capsys.readouterr().out
+
+
+def test_choices_are_plain_options_of_the_run(sized_run, tmp_path):
+    """The record names them and no size; the model and the Trainer have them."""
+    record, out = sized_run
+    assert "size" not in record
+    (line,) = (line for line in out.splitlines() if line.startswith("chosen: "))
+    words = line.split()[1:]
+    choices = dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2], strict=True))
+    assert {"d_model", "num_layers", "learning_rate", "optim", "dropout", "sequence_mode", "warmup_steps"} <= {*choices}
+    for name, value in choices.items():
+        assert sizing._plain(record[name]) == value
+    model = read_json(tmp_path / "run" / "best_model" / "config.json")
+    assert (model["n_embd"], model["n_layer"]) == (record["d_model"], record["num_layers"]) == (16, 1)
+    assert model["n_positions"] == record["max_length"] == 128
+
+
+def test_a_few_lines_say_what_was_chosen_and_why(sized_run):
+    """Size, speed, epochs and time; then the options as they may be typed."""
+    _, out = sized_run
+    lines = [line for line in out.splitlines() if line.startswith(("size: ", "chosen: "))]
+    assert lines[0].startswith("size: width 16 with 1 layer (0.0M parameters, ") and " of 1:00:00" in lines[0]
+    assert "width 32 with 1 layer" in lines[1] and "0.00 higher" in lines[1]
+    assert lines[-1].startswith("chosen: --sequence_mode blocks --max_length 128")
+
+
+def test_what_is_stated_stays(options, tmp_path):
+    """On the command line, and in the config file that asks for a size."""
+    config = tmp_path / "mine.json"
+    config.write_text(json.dumps({"size": "auto", "d_model": 96, "num_heads": 3, "learning_rate": 0.002}))
+    stated = ("--num_layers", "1", "--max_length", "64", "--dropout", "0.3", "--batch_size", "3")
+    words = [*options, *AUTO[2:], "--config", str(config), *stated, "--checkpoint_dir", str(tmp_path / "run")]
+    assert main(words) == 0
+    record = read_json(tmp_path / "run" / "resolved_config.json")
+    wanted = {"d_model": 96, "num_heads": 3, "num_layers": 1, "max_length": 64, "dropout": 0.3, "max_steps": 6}
+    wanted |= {"learning_rate": 0.002, "per_device_train_batch_size": 3, "optim": "muon", "schedule_by_time": True}
+    assert {name: record[name] for name in wanted} == wanted
+
+
+def test_a_size_on_the_command_line_goes_over_a_config(options, tmp_path):
+    """Of a file with every default only what has nothing to do with the size is left."""
+    config = tmp_path / "all.json"
+    config.write_text(json.dumps({"d_model": 32, "num_layers": 1, "max_steps": 9, "seed": 7, "sample_tokens": 0}))
+    words = [*options, *AUTO[:4], "--config", str(config), "--checkpoint_dir", str(tmp_path / "run")]
+    assert main(["plan", *words[1:]]) == 0
+    assert main([*words, "--max_steps", "2"]) == 0
+    record = read_json(tmp_path / "run" / "resolved_config.json")
+    assert (record["d_model"], record["num_layers"], record["max_steps"], record["seed"]) == (16, 1, 2, 7)
+
+
+def test_a_plan_shows_the_sizes_that_were_compared(options, tmp_path, capsys):
+    """A row each, one of them marked, the loss of all others higher."""
+    assert main(["plan", *options[1:], *AUTO[:4], "--checkpoint_dir", str(tmp_path / "none")]) == 0
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.split() == sizing.TABLE_HEAD.split())
+    rows = [line for line in lines[head + 1 :] if " × " in line.split("M ")[0]]
+    assert len(rows) >= 2 and sum("<- chosen" in row for row in rows) == 1
+    losses = [float(row.removesuffix("  <- chosen").split()[-1]) for row in rows]
+    assert min(losses) == losses[next(i for i, row in enumerate(rows) if "<- chosen" in row)]
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_resumed_run_keeps_its_choice(options, tmp_path, capsys, monkeypatch):
+    """With another time; a choice that is made now would be another one."""
+    run = ("--checkpoint_dir", str(tmp_path / "run"))
+    save = ("--save_strategy", "steps", "--save_every", "3")
+    assert main([*options, *AUTO, *save, *run, "--num_layers", "1"]) == 0
+    first = read_json(tmp_path / "run" / "resolved_config.json")
+    monkeypatch.setattr(sizing, "LADDER", (Size(64, 2),))
+    capsys.readouterr()
+    resumed = ("--size", "auto", "--max_training_hours", "3", "--max_steps", "8", "--resume_from", "latest")
+    assert main([*options, *resumed, *save, "--sample_tokens", "0", *run]) == 0
+    out = capsys.readouterr().out
+    second = read_json(tmp_path / "run" / "resolved_config.json")
+    changed = {name for name in first if name != "provenance" and first[name] != second.get(name)}
+    assert changed == {"max_training_hours", "max_steps"}
+    assert "size: " not in out and "chosen: " not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (("--model_name_or_path", "gpt2"), "--model_name_or_path, whose size is what it is; leave one of them out"),
+        (("--streaming", "--max_steps", "5"), "--streaming, whose tokens nobody has counted; leave one of them out"),
+        (("--distill_from", "a"), "--distill_from, whose cost is not measured beforehand; leave one of them out"),
+        (("--max_training_hours", "none"), "give --max_training_hours, such as 0.5 for half an hour"),
+        (("--max_train_samples", "3"), "--size auto: the training text has 384 tokens"),
+        (("--max_training_hours", "0.0005"), "the shortest that makes sense here is --max_training_hours 0.0"),
+    ],
+)
+def test_what_cannot_be_sized_is_one_line(options, tmp_path, capsys, words, remedy):
+    """With the remedy, and nothing written."""
+    assert main([*options, "--size", "auto", *words, "--checkpoint_dir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and remedy in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_memory_that_is_too_small_is_one_line(options, tmp_path, capsys, monkeypatch):
+    """Nothing is tried that would end the process."""
+    monkeypatch.setattr(sizing, "device_memory", lambda device: 1000)
+    assert main([*options, *AUTO, "--checkpoint_dir", str(tmp_path / "run")]) == 2
+    assert "use a smaller --batch_size or --max_length" in capsys.readouterr().err
