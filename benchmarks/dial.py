@@ -32,7 +32,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "dial.json"
 PLOT = REPOSITORY / "docs" / "explanation" / "size-auto.png"
 MINUTES = (3.0, 10.0, 30.0)
-FIXED = ("64x4", "128x4", "192x6", "256x6", "384x10")
+FIXED = ("64x4", "128x4", "192x6", "256x6", "320x8")
 AUTO = "auto"
 DJANGO = "django==5.2"
 TEXTS = ("python-docs", "wikitext", "django")

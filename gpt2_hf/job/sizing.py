@@ -47,6 +47,8 @@ _LOGS = 40
 _RATE, _WIDEST_TRIED = 0.01, 256
 # A size is measured for so long and so many steps, after a first step that is not counted.
 _MEASURE_SECONDS, _MEASURE_STEPS = 1.0, 6
+# All sizes together take no more than this share of the time.
+_MEASURE_SHARE = 0.05
 # Beside each evaluation: a sample of text, and a checkpoint if it was the best.
 _SECONDS_PER_EVALUATION = 1.0
 
@@ -334,10 +336,15 @@ class _Meter:
     def __init__(self, chooser: Chooser, tokenizer: PreTrainedTokenizerBase, data: LoadedData):
         self.chooser, self.tokenizer, self.data = chooser, tokenizer, data
         self.smallest: Measured | None = None
+        self._began = self.chooser.run.watch.elapsed
 
     def measure(self, size: Size) -> Measured | None:
-        """Parameters and speed of a size; `None` if the memory is too small for it."""
+        """Parameters and speed of a size; `None` if the memory is too small for it, or enough time was spent."""
         run = self.chooser.run
+        assert run.args.max_training_hours is not None
+        spent = run.watch.elapsed - self._began
+        if self.smallest is not None and spent > _MEASURE_SHARE * run.args.max_training_hours * 3600:
+            return None
         model_args = dataclasses.replace(
             run.model_args, d_model=size.d_model, num_layers=size.num_layers, dropout=self._dropout(), size=None
         )

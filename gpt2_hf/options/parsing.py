@@ -345,8 +345,6 @@ def _check_pointless(merged: dict[str, Any], command_line: dict[str, Any]) -> No
     for choice, others in OVERRULES.items():
         for other in others:
             if merged.get(choice) is not None and choice not in command_line and command_line.get(other) is not None:
-                if choice in _DATA_FILES:
-                    continue  # another data set on the command line takes the files' place
                 raise UserError(f"--{other} has no effect beside the config's {choice}; leave one of them out")
 
 

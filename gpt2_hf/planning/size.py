@@ -161,7 +161,7 @@ def candidates(
 
     Args:
         sizes: from the smallest to the largest.
-        measure: trains a size for a moment; `None` if the memory is too small for it, and then for all larger ones.
+        measure: trains a size for a moment; `None` if this cannot be done, and then for no larger one either.
         task: what is left to do after the measuring so far, which takes time too.
         rule: how the loss follows from size and tokens.
 

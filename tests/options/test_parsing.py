@@ -179,6 +179,26 @@ def test_choosing_a_file_on_the_command_line_overrules_the_data_set_of_the_file(
         parse(TYPES, ["--train_file", "a.txt", "--dataset_name", "x/y"])
 
 
+def test_a_config_name_beside_the_files_of_a_config_is_refused(config):
+    """It would be the name of nothing; another data set on the command line takes the files' place."""
+    files = config({"train_file": "a.txt"})
+    with pytest.raises(UserError, match="--dataset_config_name has no effect beside the config's train_file"):
+        parse(TYPES, ["--dataset_config_name", "z"], files)
+    argv = ["--dataset_name", "x/y", "--dataset_config_name", "z"]
+    assert parse(TYPES, argv, files).values[1].dataset_config_name == "z"
+
+
+def test_a_size_on_the_command_line_overrules_the_sizes_of_the_file(config):
+    """All that it chooses; beside it in the same layer they stay."""
+    content = {"d_model": 64, "learning_rate": 0.1, "eval_every": 7, "seed": 3}
+    assert set(parse(TYPES, ["--size", "auto"], config(content)).given) == {"size", "seed"}
+    argv = ["--size", "auto", "--d_model", "128"]
+    assert set(parse(TYPES, argv, config(content)).given) == {"size", "d_model", "seed"}
+    assert set(parse(TYPES, [], config({**content, "size": "auto"})).given) == {"size", *content} - {"eval_every"} | {
+        "eval_steps"
+    }
+
+
 def test_another_data_set_does_not_keep_the_default_config_name():
     """The config name of the default data set is only a hint for one named on the command line."""
     assert parse(TYPES, ["--dataset_name", "x/y"]).values[1].dataset_config_is_inherited
