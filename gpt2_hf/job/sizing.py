@@ -22,7 +22,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..checkpoints.folders import RESOLVED_CONFIG_NAME
 from ..commands.model_loading import build_model
-from ..data import LoadedData, Samples
+from ..data import LoadedData, PaddingCollator, Samples
 from ..errors import UserError
 from ..options.arguments import CHOSEN_BY_SIZE, DataArguments, ModelArguments
 from ..options.training_arguments import MUON, GPT2HFTrainingArguments
@@ -76,7 +76,7 @@ class Sizing:
         chosen, text = self.chosen, self.task.text_tokens
         time_used = duration(self.task.seconds_for(chosen.tokens, chosen.measured.tokens_per_second))
         lines = [
-            f"size: {_describe(chosen)} read the {text:,} tokens {chosen.epochs:.1f} times in {time_used} of "
+            f"size: {_describe(chosen)} will read the {text:,} tokens {chosen.epochs:.1f} times, in {time_used} of "
             f"{duration(hours * 3600)}"
         ]
         place = self.found.index(chosen)
@@ -279,7 +279,7 @@ def _task(chooser: Chooser, text_tokens: int, data: LoadedData) -> Task:
     tokens = {split: _scored(data, split) for split in ("validation", "test")}
     evaluates = args.eval_strategy != IntervalStrategy.NO
     around = with_margin(report_seconds(run)) + _EVALUATIONS * evaluates * _SECONDS_PER_EVALUATION
-    per_step = args.samples_per_step * run.model_args.max_length
+    per_step = round(args.samples_per_step * _mean_length(data))
     most = args.num_train_epochs if chooser.is_stated("num_train_epochs") else RULE.most_epochs
     if args.max_steps > 0:
         most = min(most, args.max_steps * per_step / text_tokens)
@@ -292,6 +292,13 @@ def _task(chooser: Chooser, text_tokens: int, data: LoadedData) -> Task:
         tokens_per_step=per_step,
         most_epochs=most,
     )
+
+
+def _mean_length(data: LoadedData) -> float:
+    """Scored tokens of a training sample."""
+    samples = data.samples["train"]
+    assert isinstance(samples, Samples)
+    return float(samples.epoch_lengths.mean())
 
 
 def _scored(data: LoadedData, split: str) -> int:
@@ -356,14 +363,15 @@ class _Meter:
             tied = model.tie_unused_tokens(torch.tensor([*used, *self.tokenizer.all_special_ids]))
         samples = self.data.samples["train"]
         if args.device.type == "cpu":  # where the system would kill the process
-            batches = probe.first_epoch(args, samples, None, model)
+            padding = self.data.collator if isinstance(self.data.collator, PaddingCollator) else None
+            batches = probe.first_epoch(args, samples, padding, model)
             if probe.generous_peak_bytes(args, model, batches) > device_memory(args.device):
                 return None
         try:
             seconds = probe.quick_step_seconds(args, model, self.data, _MEASURE_STEPS, _MEASURE_SECONDS)
         except torch.OutOfMemoryError:
             return None
-        tokens = args.samples_per_step * run.model_args.max_length
+        tokens = args.samples_per_step * _mean_length(self.data)
         parameters = model.num_parameters() - tied * size.d_model
         measured = Measured(parameters, tokens / seconds)
         self.smallest = self.smallest or measured
