@@ -264,6 +264,8 @@ class Plan:
         ]
         if self.args.max_training_hours is not None:
             verdict = "the run fits" if self.fits_budget else "the run does not fit"
+            if not self.fits_budget and self.args.schedule_by_time:
+                verdict = f"it ends the run, and the learning rate with it, after about {self.steps_in_budget:,} steps"
             lines.append(f"budget: {duration(self.args.max_training_hours * 3600)}; {verdict}")
         return lines
 

@@ -164,6 +164,8 @@ def test_a_schedule_that_follows_the_budget_may_end_early(plan):
     """Its learning rate has come down by then, so there is nothing to change."""
     plan.args.max_training_hours, plan.args.schedule_by_time = 4.4, True
     assert plan.advice() == [] and not plan.fits_budget
+    (line,) = (line for line in plan.lines() if line.startswith("budget: "))
+    assert line.endswith(f"it ends the run, and the learning rate with it, after about {plan.steps_in_budget:,} steps")
 
 
 def alternatives(line):
