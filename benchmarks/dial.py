@@ -32,7 +32,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "dial.json"
 PLOT = REPOSITORY / "docs" / "explanation" / "size-auto.png"
 MINUTES = (3.0, 10.0, 30.0)
-FIXED = ("64x4", "128x4", "192x6", "256x6", "320x8")
+FIXED = ("64x2", "64x4", "128x4", "192x6", "256x6")
 AUTO = "auto"
 DJANGO = "django==5.2"
 TEXTS = ("python-docs", "wikitext", "django")
@@ -115,7 +115,7 @@ def fit(runs: list[dict[str, Any]]) -> tuple[LossRule, float]:
     grids = (np.arange(0.05, 1.01, 0.05), np.arange(0.05, 1.01, 0.05), np.array([0.5, 1, 2, 3, 5, 8, 12, 20, 40]))
     best = min(itertools.product(*grids), key=lambda point: solve(*point)[0])
     for width in (0.5, 0.2, 0.08, 0.03):
-        around = [np.unique(value * np.exp(np.linspace(-width, width, 7))) for value in best]
+        around = [np.unique(value * np.exp(np.linspace(-width, width, 7)).clip(0.05 / value)) for value in best]
         best = min(itertools.product(*around), key=lambda point: solve(*point)[0])
     error, solution = solve(*best)
     floor = solution[texts.index("wikitext")] if "wikitext" in texts else solution[0]

@@ -52,7 +52,7 @@ _MEASURE_SHARE = 0.05
 # Beside each evaluation: a sample of text, and a checkpoint if it was the best.
 _SECONDS_PER_EVALUATION = 1.0
 
-TABLE_HEAD = "size        parameters  tokens/s  epochs  expected validation loss"
+TABLE_HEAD = "size        parameters  tokens/s  epochs  expected loss above the best"
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,9 @@ class Sizing:
         for each in self.found:
             parameters, speed = each.measured.parameters / 1e6, each.measured.tokens_per_second
             mark = "  <- chosen" if each is self.chosen else ""
+            above = each.loss - self.chosen.loss
             rows.append(
-                f"{each.size!s:<10}  {parameters:>8.1f}M  {speed:>8,.0f}  {each.epochs:>6.1f}  {each.loss:.2f}{mark}"
+                f"{each.size!s:<10}  {parameters:>8.1f}M  {speed:>8,.0f}  {each.epochs:>6.1f}  {above:.3f}{mark}"
             )
         return rows
 
@@ -255,10 +256,12 @@ def _search(chooser: Chooser, meter: "_Meter", text_tokens: int, data: LoadedDat
     needed = task.seconds_for(MIN_STEPS * task.tokens_per_step, meter.smallest.tokens_per_second) - task.seconds
     hours = chooser.run.args.max_training_hours
     assert hours is not None
+    stated = chooser.is_stated("d_model") and chooser.is_stated("num_layers")
+    what = "this size" if stated else "even the smallest size"
     enough = math.ceil(1.1 * (hours * 3600 + needed) / 36) / 100
     raise UserError(
-        f"--size auto: in {duration(hours * 3600)} even the smallest size makes fewer than {MIN_STEPS} steps beside "
-        f"start and evaluations; the shortest that makes sense here is --max_training_hours {enough:g}"
+        f"--size auto: in {duration(hours * 3600)} {what} makes fewer than {MIN_STEPS} steps beside start and "
+        f"evaluations; the shortest that makes sense here is --max_training_hours {enough:g}"
     )
 
 
