@@ -9,8 +9,9 @@ Each run is `run_clm.py --size auto --max_training_hours H`; the fixed sizes sta
 have the rest chosen too, so that only the size differs. Scores are on the validation split. The third text is the
 Python source of Django, 18 MB, which pip fetches. Results are written after each run, and the same call goes on.
 
-The rule is fitted to the fixed sizes and the choices alike, and to longer runs of other recipes on WikiText-2 (`others`
-in the results): tokens that were read, parameters in use, and the loss that was reached. `--fit` also fits it without each text in turn, and says what its choices there would have cost.
+The rule is fitted to the fixed sizes and to `others` in the results, longer runs of other recipes on WikiText-2:
+weights in use, tokens that were read, and the loss that was reached. `--fit` also fits it without each text in turn,
+and says what its choices there would have cost.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt2_hf.planning.size import LossRule
+from gpt2_hf.planning.size import LossRule, Size
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "dial.json"
@@ -92,6 +93,12 @@ def run(text: list[str], minutes: float, size: str, output: Path, seed: int) -> 
 # ---- the fit ----
 
 
+def weights(result: dict[str, Any]) -> float:
+    """What the rule takes for the number of weights of a run."""
+    width, layers = result["size"].split("x")
+    return Size(int(width), int(layers)).capacity(result["parameters"])
+
+
 def fit(runs: list[dict[str, Any]]) -> tuple[LossRule, float]:
     """The rule with the least squared error, and the root of its mean, in nats per token; a constant for each text.
 
@@ -103,7 +110,7 @@ def fit(runs: list[dict[str, Any]]) -> tuple[LossRule, float]:
 
     def solve(alpha: float, beta: float, repeats: float) -> tuple[float, np.ndarray]:
         rule = LossRule(0.0, 1.0, alpha, 1.0, beta, repeats)
-        of_size = [each["parameters"] ** -alpha for each in runs]
+        of_size = [weights(each) ** -alpha for each in runs]
         of_data = [rule.fresh(each["tokens"], each["text_tokens"]) ** -beta for each in runs]
         matrix = np.array([*columns, of_size, of_data]).T
         scale = np.abs(matrix).max(axis=0)
@@ -130,19 +137,25 @@ def regrets(runs: list[dict[str, Any]], rule: LossRule) -> dict[tuple[str, float
     for cell in sorted({(each["text"], each["minutes"]) for each in runs}):
         fixed = [each for each in runs if (each["text"], each["minutes"]) == cell and each["asked"] != AUTO]
         if len(fixed) > 1:
-            choice = min(fixed, key=lambda each: rule.loss(each["parameters"], each["tokens"], each["text_tokens"]))
+            choice = min(fixed, key=lambda each: rule.loss(weights(each), each["tokens"], each["text_tokens"]))
             lost[cell] = choice["loss"] - min(each["loss"] for each in fixed)
     return lost
 
 
-def describe_fit(runs: list[dict[str, Any]], others: list[dict[str, Any]]) -> Iterable[str]:
+def without_choices(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs that a rule is fitted to, which must not have been chosen by it."""
+    return [*(each for each in document["runs"] if each["asked"] != AUTO), *document["others"]]
+
+
+def describe_fit(document: dict[str, Any]) -> Iterable[str]:
     """The rule as it stands in the source, its error, and what it is worth on texts that it has not seen."""
-    rule, error = fit([*runs, *others])
+    runs, fitted = document["runs"], without_choices(document)
+    rule, error = fit(fitted)
     yield f"RULE = {rule}"
-    yield f"{len(runs) + len(others)} runs, root of the mean squared error {error:.3f} nats per token"
+    yield f"{len(fitted)} runs, root of the mean squared error {error:.3f} nats per token"
     texts = sorted({each["text"] for each in runs})
     for text in texts if len(texts) > 1 else []:
-        unseen = [each for each in [*runs, *others] if each["text"] != text]
+        unseen = [each for each in fitted if each["text"] != text]
         lost = {cell: loss for cell, loss in regrets(runs, fit(unseen)[0]).items() if cell[0] == text}
         figures = ", ".join(f"{minutes:g} min {loss:.3f}" for (_, minutes), loss in lost.items())
         yield f"fitted without {text}, its choice there is worse than the best fixed size by: {figures}"
@@ -230,7 +243,7 @@ def main() -> None:
         document = json.loads(arguments.results.read_text(encoding="utf-8"))
     runs = document["runs"]
     if arguments.fit:
-        print("\n".join(describe_fit(runs, document["others"])))
+        print("\n".join(describe_fit(document)))
     if arguments.table:
         print("\n".join(table(runs)))
         plot(runs, arguments.plot)

@@ -45,12 +45,12 @@ _EVALUATIONS, _SECONDS_BETWEEN_EVALUATIONS = 5, 1800.0
 _LOGS = 40
 # Muon's rate for widths that were tried; the singular values of its updates grow with the width.
 _RATE, _WIDEST_TRIED = 0.01, 256
-# A size is measured for so long and so many steps, after a first step that is not counted.
+# A size is measured for so long and so many steps.
 _MEASURE_SECONDS, _MEASURE_STEPS = 1.0, 6
 # All sizes together take no more than this share of the time.
 _MEASURE_SHARE = 0.05
 # Beside each evaluation: a sample of text, and a checkpoint if it was the best.
-_SECONDS_PER_EVALUATION = 1.0
+_SECONDS_PER_EVALUATION = 2.0
 
 TABLE_HEAD = "size        parameters  tokens/s  epochs  expected loss above the best"
 
@@ -281,7 +281,6 @@ def _task(chooser: Chooser, text_tokens: int, data: LoadedData) -> Task:
     assert args.max_training_hours is not None
     tokens = {split: _scored(data, split) for split in ("validation", "test")}
     evaluates = args.eval_strategy != IntervalStrategy.NO
-    around = with_margin(report_seconds(run)) + _EVALUATIONS * evaluates * _SECONDS_PER_EVALUATION
     per_step = round(args.samples_per_step * _mean_length(data))
     most = args.num_train_epochs if chooser.is_stated("num_train_epochs") else RULE.most_epochs
     if args.max_steps > 0:
@@ -290,8 +289,9 @@ def _task(chooser: Chooser, text_tokens: int, data: LoadedData) -> Task:
         text_tokens=text_tokens,
         validation_tokens=tokens["validation"] if evaluates else 0,
         test_tokens=tokens["test"],
-        seconds=args.max_training_hours * 3600 - run.watch.elapsed - around,
+        seconds=args.max_training_hours * 3600 - run.watch.elapsed - with_margin(report_seconds(run)),
         evaluations=_EVALUATIONS,
+        seconds_per_evaluation=_SECONDS_PER_EVALUATION,
         tokens_per_step=per_step,
         most_epochs=most,
     )

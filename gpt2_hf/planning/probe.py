@@ -386,7 +386,7 @@ def quick_step_seconds(
         args: how to train.
         model: is trained, and no longer what it was.
         data: of the run.
-        most_steps: to time at the most, after a first one that is not timed.
+        most_steps: to time at the most, after two that are not timed.
         seconds: after which no further one is timed.
 
     Raises:
@@ -396,9 +396,8 @@ def quick_step_seconds(
         trainer = make_probe_trainer(args, model, data, folder)
         optimizer = trainer.create_optimizer()
         samples, rows = data.samples["train"], trainer.args.train_batch_size
-        chosen = np.linspace(0, len(samples) - 1, rows * (1 + most_steps)).round().astype(int).reshape(-1, rows)
+        chosen = np.linspace(0, len(samples) - 1, rows * (2 + most_steps)).round().astype(int).reshape(-1, rows)
         times: list[float] = []
-        begin = _now(args.device)
         for batch in chosen:
             start = _now(args.device)
             inputs = trainer._prepare_inputs(trainer.data_collator([samples[int(row)] for row in batch]))
@@ -411,9 +410,9 @@ def quick_step_seconds(
             optimizer.zero_grad()
             end = _now(args.device)
             times.append((batch_end - start) * args.gradient_accumulation_steps + end - batch_end)
-            if len(times) > 1 and end - begin > seconds:
+            if sum(times[2:]) > seconds:
                 break
-    return statistics.median(times[1:])
+    return statistics.median(times[2:])
 
 
 def _representative(batches: Batches, count: int) -> list[int]:

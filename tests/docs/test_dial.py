@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from gpt2_hf.planning.size import RULE, LossRule
+from gpt2_hf.planning.size import RULE, LossRule, Size
 
 from ..conftest import REPOSITORY
 from .test_benchmarks import load_script
@@ -26,7 +26,7 @@ def runs_of(rule: LossRule, texts=(("python-docs", 130_000, 0.7), ("wikitext", 2
         parameters = 12 * 6 * size**2 + 20_000 * size
         tokens = minutes * 60 * 3e10 / (6 * parameters)
         run = {"text": text, "minutes": minutes, "asked": f"{size}x6", "size": f"{size}x6", "parameters": parameters}
-        loss = rule.loss(parameters, tokens, unique) + constant
+        loss = rule.loss(Size(size, 6).capacity(parameters), tokens, unique) + constant
         runs.append({**run, "tokens": tokens, "text_tokens": unique, "loss": loss})
     return runs
 
@@ -38,7 +38,7 @@ def test_the_fit_finds_the_rule_that_made_the_runs(dial):
     assert error < 0.01
     for each in runs:
         constant = 0.7 if each["text"] == "python-docs" else 0.0
-        expected = rule.loss(each["parameters"], each["tokens"], each["text_tokens"]) + constant
+        expected = rule.loss(dial.weights(each), each["tokens"], each["text_tokens"]) + constant
         assert expected == pytest.approx(each["loss"], abs=0.03)
     assert max(dial.regrets(runs, rule).values()) < 0.02
 
@@ -59,7 +59,7 @@ def test_a_choice_is_held_against_the_best_fixed_size(dial):
 def test_the_rule_of_the_package_is_the_fit(dial):
     """Of the runs that are in the repository."""
     document = json.loads(dial.RESULTS.read_text(encoding="utf-8"))
-    assert dial.fit([*document["runs"], *document["others"]])[0] == RULE
+    assert dial.fit(dial.without_choices(document))[0] == RULE
 
 
 def test_the_grid_in_the_documentation_is_that_of_the_runs(dial):
