@@ -385,6 +385,7 @@ def test_planned_memory_is_that_of_a_real_run(tiny_options, tmp_path, more):
 def test_planned_time_is_that_of_a_real_run(tmp_path):
     """The quickstart with 60 steps as a process of its own: the plan's total is within 25 %."""
     config = ["--config", "training_args/quickstart.json", "--max_steps", "60", "--max_training_hours", "none"]
+    config += ["--schedule_by_time", "false"]
     command = [sys.executable, "-m", "gpt2_hf"]
     options = [*config, "--checkpoint_dir", str(tmp_path / "run")]
     planned = subprocess.run([*command, "plan", *options], cwd=REPOSITORY, capture_output=True, text=True, check=True)
