@@ -45,10 +45,10 @@ _EVALUATIONS, _SECONDS_BETWEEN_EVALUATIONS = 5, 1800.0
 _LOGS = 40
 # Muon's rate for widths that were tried; the singular values of its updates grow with the width.
 _RATE, _WIDEST_TRIED = 0.01, 256
-# A size is measured for so long and so many steps.
-_MEASURE_SECONDS, _MEASURE_STEPS = 1.0, 6
-# All sizes together take no more than this share of the time.
-_MEASURE_SHARE = 0.05
+# A size is measured for this share of the time, but no longer than so many seconds and steps; all sizes together, with
+# what it takes to build them, for no more than the second share.
+_MEASURE_SHARE, _MEASURE_SECONDS, _MEASURE_STEPS = 0.002, 2.0, 8
+_MEASURE_SHARE_OF_ALL = 0.04
 # Beside each evaluation: a sample of text, and a checkpoint if it was the best.
 _SECONDS_PER_EVALUATION = 2.0
 
@@ -352,8 +352,8 @@ class _Meter:
         """Parameters and speed of a size; `None` if the memory is too small for it, or enough time was spent."""
         run = self.chooser.run
         assert run.args.max_training_hours is not None
-        spent = run.watch.elapsed - self._began
-        if self.smallest is not None and spent > _MEASURE_SHARE * run.args.max_training_hours * 3600:
+        budget = run.args.max_training_hours * 3600
+        if self.smallest is not None and run.watch.elapsed - self._began > _MEASURE_SHARE_OF_ALL * budget:
             return None
         model_args = dataclasses.replace(
             run.model_args, d_model=size.d_model, num_layers=size.num_layers, dropout=self._dropout(), size=None
@@ -371,7 +371,8 @@ class _Meter:
             if probe.generous_peak_bytes(args, model, batches) > device_memory(args.device):
                 return None
         try:
-            seconds = probe.quick_step_seconds(args, model, self.data, _MEASURE_STEPS, _MEASURE_SECONDS)
+            most = min(_MEASURE_SHARE * budget, _MEASURE_SECONDS)
+            seconds = probe.quick_step_seconds(args, model, self.data, _MEASURE_STEPS, most)
         except torch.OutOfMemoryError:
             return None
         tokens = args.samples_per_step * _mean_length(self.data)
