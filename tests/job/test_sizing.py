@@ -121,7 +121,7 @@ def test_a_resumed_run_keeps_its_choice(options, tmp_path, capsys, monkeypatch):
         (("--distill_from", "a"), "--distill_from, whose cost is not measured beforehand; leave one of them out"),
         (("--max_training_hours", "none"), "give --max_training_hours, such as 0.5 for half an hour"),
         (("--max_train_samples", "3"), "--size auto: the training text has 384 tokens"),
-        (("--max_training_hours", "0.0005"), "the shortest that makes sense here is --max_training_hours 0.0"),
+        (("--max_training_hours", "0.0005"), "the shortest that makes sense here is --max_training_hours 0."),
     ],
 )
 def test_what_cannot_be_sized_is_one_line(options, tmp_path, capsys, words, remedy):
