@@ -10,11 +10,17 @@ from dataclasses import dataclass, field
 from .own_process import own_process
 
 _RECENT = 100  # times of each part that are remembered
+# No interpreter takes longer to reach its first line of ours.
+_LONGEST_START = 10.0
 
 
 def process_age() -> float:
-    """Seconds since this process began, imports included."""
-    return max(time.time() - own_process().create_time(), 0.0)
+    """Seconds since this process began; 0 if it was something else before.
+
+    `sh -c "pip install ... && python run_clm.py ..."` becomes its last command, and hands over its age.
+    """
+    age = max(time.time() - own_process().create_time(), 0.0)
+    return age if age <= _LONGEST_START else 0.0
 
 
 @dataclass
