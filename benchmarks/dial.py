@@ -37,8 +37,6 @@ FIXED = ("64x2", "64x4", "128x4", "192x6", "256x6")
 AUTO = "auto"
 DJANGO = "django==5.2"
 TEXTS = ("python-docs", "wikitext", "django")
-# What a choice may lose against the best of the fixed sizes, in nats per token.
-MARGIN = 0.05
 
 
 def text_options(name: str, folder: Path, wikitext: str) -> list[str]:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from ..checkpoints import folders
+from ..data import LoadedData
 from ..data.tokenizer import check_vocabulary, load_tokenizer, num_ids
 from ..errors import UserError, first_line
 from ..model.configuration_gpt2_hf import GPT2HFConfig
@@ -73,6 +74,12 @@ def build_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> GPT
     tokenizer.model_max_length = config.n_positions
     config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = args.dropout
     return load_weights(source, config, args.attn_implementation, "--model_name_or_path")
+
+
+def tie_unused_tokens(model: GPT2HFForCausalLM, tokenizer: PreTrainedTokenizerBase, data: LoadedData) -> int:
+    """Give the tokens that the training text does not use one common embedding; how many these are."""
+    used = data.documents["train"].used_ids(model.config.num_tokens)
+    return model.tie_unused_tokens(torch.tensor([*used, *tokenizer.all_special_ids]))
 
 
 def load_trained(

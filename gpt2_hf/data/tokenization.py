@@ -51,6 +51,7 @@ class TokenizedDocuments:
         return cls(concatenate_datasets([part._dataset for part in parts]))
 
     def _open(self) -> None:
+        self._used_ids: dict[int, np.ndarray] = {}
         columns = self._dataset.data.column("input_ids").chunks
         self._chunks = [_values_of(chunk) for chunk in columns]
         self._chunk_starts = np.cumsum([0] + [len(chunk) for chunk in self._chunks])
@@ -89,10 +90,12 @@ class TokenizedDocuments:
 
     def used_ids(self, num_ids: int) -> np.ndarray:
         """int64, ascending: which of the ids below `num_ids` occur."""
-        occurs = np.zeros(num_ids, dtype=bool)
-        for chunk in self._chunks:
-            occurs[chunk] = True
-        return np.flatnonzero(occurs)
+        if num_ids not in self._used_ids:  # every token is looked at
+            occurs = np.zeros(num_ids, dtype=bool)
+            for chunk in self._chunks:
+                occurs[chunk] = True
+            self._used_ids[num_ids] = np.flatnonzero(occurs)
+        return self._used_ids[num_ids]
 
     def fingerprint(self) -> str:
         """A hash of every token and every document boundary."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from ..commands.model_loading import build_model, load_model_tokenizer
+from ..commands.model_loading import build_model, load_model_tokenizer, tie_unused_tokens
 from ..data import LoadedData, StreamingSamples, load_data
 from ..data.samples import SequenceMode
 from ..data.tokenizer import load_tokenizer
@@ -113,8 +113,7 @@ def _build_model(run: Run, tokenizer: PreTrainedTokenizerBase, data: LoadedData)
             backend, precision.dtype, head_dim, device_type, compiles=run.args.torch_compile
         )
     if run.model_args.tie_unused_tokens:
-        used = data.documents["train"].used_ids(model.config.num_tokens)
-        num_tied = model.tie_unused_tokens(torch.tensor([*used, *tokenizer.all_special_ids]))
+        num_tied = tie_unused_tokens(model, tokenizer, data)
         if num_tied:
             vocabulary = f"{num_tied:,} of {model.config.num_tokens:,} tokens"
             run.details.append(f"{vocabulary} are not in the training text and share one embedding")

@@ -7,7 +7,6 @@
 What is chosen is written into the options of the run, as if it had been typed. What was typed stays.
 """
 
-import copy
 import dataclasses
 import json
 import math
@@ -21,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..checkpoints.folders import RESOLVED_CONFIG_NAME
-from ..commands.model_loading import build_model
+from ..commands.model_loading import build_model, tie_unused_tokens
 from ..data import LoadedData, PaddingCollator, Samples
 from ..errors import UserError
 from ..options.arguments import CHOSEN_BY_SIZE, DataArguments, ModelArguments
@@ -316,10 +315,7 @@ def _settle_recipe(chooser: Chooser, chosen: Candidate, task: Task) -> None:
     seconds = chosen.tokens / chosen.measured.tokens_per_second
     chooser.set(d_model=chosen.size.d_model, num_layers=chosen.size.num_layers)
     rate = _RATE * math.sqrt(min(_WIDEST_TRIED / chosen.size.d_model, 1.0))
-    if args.uses_muon:
-        chooser.set(learning_rate=rate)
-    else:
-        chooser.set(learning_rate=rate / 5)
+    chooser.set(learning_rate=rate if args.uses_muon else rate / 5)
     chooser.set(dropout=dropout_for(chosen.epochs), warmup_steps=min(100, max(steps // 10, 1)))
     # Time ends the run, unless the text is worn out before. Half as many epochs again: no speed is quite even.
     worn_out = chosen.epochs >= 0.99 * task.most_epochs
@@ -358,12 +354,9 @@ class _Meter:
         model_args = dataclasses.replace(
             run.model_args, d_model=size.d_model, num_layers=size.num_layers, dropout=self._dropout(), size=None
         )
-        args = copy.copy(run.args)
+        args = run.args
         model = build_model(model_args, self.tokenizer)
-        tied = 0
-        if model_args.tie_unused_tokens:
-            used = self.data.documents["train"].used_ids(model.config.num_tokens)
-            tied = model.tie_unused_tokens(torch.tensor([*used, *self.tokenizer.all_special_ids]))
+        tied = tie_unused_tokens(model, self.tokenizer, self.data) if model_args.tie_unused_tokens else 0
         samples = self.data.samples["train"]
         if args.device.type == "cpu":  # where the system would kill the process
             padding = self.data.collator if isinstance(self.data.collator, PaddingCollator) else None

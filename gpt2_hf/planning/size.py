@@ -73,9 +73,10 @@ class LossRule:
 
     def fresh(self, tokens: float, text_tokens: float) -> float:
         """How many tokens of new text are worth as much as `tokens` of a text that is read again and again."""
-        again = max(tokens / text_tokens - 1, 0.0)
-        worth = 1 + self.repeats * (1 - math.exp(-again / self.repeats))
-        return min(tokens, text_tokens) if again == 0 else text_tokens * worth
+        if tokens <= text_tokens:
+            return tokens
+        again = tokens / text_tokens - 1
+        return text_tokens * (1 + self.repeats * (1 - math.exp(-again / self.repeats)))
 
     @property
     def most_epochs(self) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from .own_process import own_process
 
 _RECENT = 100  # times of each part that are remembered
-# No interpreter takes longer to reach its first line of ours.
+# What is older when our first line runs is taken for a shell that became this process, not for a slow start.
 _LONGEST_START = 10.0
 
 
