@@ -39,8 +39,8 @@ _LEAST_TOKENS = 10_000
 # Tokens of an optimizer step and of a block: on a CPU those of training_args/wikitext2_cpu.json.
 _TOKENS_PER_STEP, _TOKENS_PER_STEP_OF_ACCELERATOR = 2048, 16_384
 _BLOCK, _BLOCK_OF_ACCELERATOR = 128, 512
-# Evaluations of a run, besides those after its epochs, and the time between two at the most.
-_EVALUATIONS, _SECONDS_BETWEEN_EVALUATIONS = 5, 1800.0
+# Evaluations of a run at the most, besides those after its epochs, and the time between two at the most.
+_MOST_EVALUATIONS, _SECONDS_BETWEEN_EVALUATIONS = 5, 1800.0
 _LOGS = 40
 # Muon's rate for widths that were tried; the singular values of its updates grow with the width.
 _RATE, _WIDEST_TRIED = 0.01, 256
@@ -289,7 +289,7 @@ def _task(chooser: Chooser, text_tokens: int, data: LoadedData) -> Task:
         validation_tokens=tokens["validation"] if evaluates else 0,
         test_tokens=tokens["test"],
         seconds=args.max_training_hours * 3600 - run.watch.elapsed - with_margin(report_seconds(run)),
-        evaluations=_EVALUATIONS,
+        most_evaluations=_MOST_EVALUATIONS,
         seconds_per_evaluation=_SECONDS_PER_EVALUATION,
         tokens_per_step=per_step,
         most_epochs=most,
@@ -322,7 +322,8 @@ def _settle_recipe(chooser: Chooser, chosen: Candidate, task: Task) -> None:
     chooser.set(num_train_epochs=float(math.ceil(task.most_epochs if worn_out else 1.5 * chosen.epochs + 1)))
     if getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type) == "cosine":
         chooser.set(schedule_by_time=True)
-    between = min(steps / _EVALUATIONS, steps * _SECONDS_BETWEEN_EVALUATIONS / seconds)
+    evaluations = task.evaluations(chosen.measured.tokens_per_second)
+    between = min(steps / evaluations, steps * _SECONDS_BETWEEN_EVALUATIONS / seconds)
     if args.eval_strategy == IntervalStrategy.STEPS:
         chooser.set(eval_steps=max(int(between), 1))
     chooser.set(logging_steps=max(min(steps // _LOGS, 100), 1))

@@ -18,6 +18,8 @@ _BEYOND_THE_BEST = 2
 # What a weight of the embeddings counts, of which a token reads one row, against one of the blocks. Of 0, 0.02, 0.05,
 # 0.1, 0.25 and 1 this gave the best choices for texts that the rule was not fitted to.
 _EMBEDDING = 0.05
+# Evaluations take this share of the time at the most, but three points are needed to see a curve.
+_EVALUATION_SHARE, _LEAST_EVALUATIONS = 0.1, 3
 # Fewer steps than these learn how often words are and little else.
 MIN_STEPS = 100
 
@@ -100,7 +102,7 @@ class Task:
         text_tokens: scored tokens of an epoch.
         validation_tokens, test_tokens: scored tokens of these splits.
         seconds: from the first step to the end, evaluations included.
-        evaluations: how often the validation split is scored, besides after each epoch.
+        most_evaluations: how often the validation split is scored at the most, besides after each epoch.
         seconds_per_evaluation: besides scoring: a sample of text, and a checkpoint if it was the best.
         tokens_per_step: of an optimizer step.
         most_epochs: passes over the text that are made at the most, however much time there is.
@@ -110,7 +112,7 @@ class Task:
     validation_tokens: int
     test_tokens: int
     seconds: float
-    evaluations: int
+    most_evaluations: int
     seconds_per_evaluation: float
     tokens_per_step: int
     most_epochs: float
@@ -125,9 +127,15 @@ class Task:
         cost = tokens * self._with_evaluation(tokens_per_second) + self._around(tokens_per_second)
         return cost / tokens_per_second
 
+    def evaluations(self, tokens_per_second: float) -> int:
+        """How often the validation split is scored, besides after each epoch: fewer times if that takes long."""
+        cost = max(self._evaluation(tokens_per_second), 1e-9)
+        affordable = int(_EVALUATION_SHARE * self.seconds * tokens_per_second / cost)
+        return min(max(affordable, _LEAST_EVALUATIONS), self.most_evaluations)
+
     def _around(self, tokens_per_second: float) -> float:
         """What evaluations cost that do not follow from the number of epochs, in training tokens."""
-        evaluations = self.evaluations * self._evaluation(tokens_per_second)
+        evaluations = self.evaluations(tokens_per_second) * self._evaluation(tokens_per_second)
         return evaluations + self.test_tokens / _EVALUATION_SPEED
 
     def _with_evaluation(self, tokens_per_second: float) -> float:

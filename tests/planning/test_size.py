@@ -13,7 +13,7 @@ TASK = Task(
     validation_tokens=250_000,
     test_tokens=290_000,
     seconds=1800.0,
-    evaluations=5,
+    most_evaluations=5,
     seconds_per_evaluation=2.0,
     tokens_per_step=2048,
     most_epochs=20,
@@ -67,6 +67,17 @@ def test_evaluations_take_their_part_of_the_time():
     alone = replace(TASK, validation_tokens=0, test_tokens=0)
     assert alone.tokens_in_time(10_000) == pytest.approx(1800 * 10_000)
     assert replace(TASK, seconds=1.0).tokens_in_time(10_000) == 0
+
+
+def test_evaluations_that_take_long_are_fewer():
+    """Five in half an hour; three in as many minutes, which leaves more for training than five would."""
+    assert TASK.evaluations(10_000) == 5
+    short = replace(TASK, seconds=180.0)
+    assert short.evaluations(10_000) == 3
+    assert replace(short, most_evaluations=2).evaluations(10_000) == 2
+    assert replace(TASK, validation_tokens=0).evaluations(10_000) == 5
+    small = replace(short, validation_tokens=2_000)
+    assert small.evaluations(10_000) == 5 and small.tokens_in_time(10_000) > short.tokens_in_time(10_000)
 
 
 def test_more_time_and_faster_machines_have_larger_models():
