@@ -35,6 +35,7 @@ def build(run: Run, checkpoint: Path | None = None) -> tuple[PreTrainedTokenizer
         UserError: if one of them cannot be had, or options contradict what the data are.
     """
     run.args.check_for_job()
+    run.args.check_metric(run.data_args.train_mix or ())
     chooser = sizing.Chooser(run) if sizing.is_wanted(run) else None
     if chooser is not None and checkpoint is not None:
         sizing.restore(chooser, checkpoint)

@@ -5,6 +5,7 @@ Apart from `arguments`, because importing the base class takes seconds that othe
 
 import difflib
 import os
+from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Literal
 
@@ -45,6 +46,9 @@ _WITHOUT_EFFECT = {
 
 # Of these, what a script asks for its own use, and what this package does always.
 _HARMLESS = ("do_train", "do_eval", "restore_callback_states_from_checkpoint")
+
+# What an evaluation of a job has: of all its text, and of each text of a mix.
+_METRICS = ("loss", "perplexity")
 
 SMOOTHED_AND_TAUGHT = (
     "--label_smoothing_factor spreads probability evenly, where --distill_from spreads it as the teachers do; "
@@ -156,7 +160,9 @@ class GPT2HFTrainingArguments(TrainingArguments):
     # Defaults of the Trainer that cost a host synchronisation a step, or a wrong number.
     logging_nan_inf_filter: bool = option(False, "Hide non-finite losses in logs.")
     metric_for_best_model: str | None = option(
-        "loss", "Evaluation metric that decides which model is best: loss or perplexity; in Python others too."
+        "loss",
+        "Evaluation metric that decides which model is best: loss or perplexity, with --train_mix also NAME_loss of a "
+        "text; in Python others too.",
     )
     ddp_find_unused_parameters: bool | None = option(False, "Search for parameters without gradient in every step.")
     early_stopping_patience: int | None = option(
@@ -270,10 +276,22 @@ class GPT2HFTrainingArguments(TrainingArguments):
         Raises:
             UserError: with the option and what to do instead.
         """
-        names = ("loss", "perplexity", "eval_loss", "eval_perplexity")
-        if self.metric_for_best_model is not None and self.metric_for_best_model not in names:
-            raise UserError(f"--metric_for_best_model must be one of {', '.join(names)}, or none")
+        if not (self.metric_for_best_model or "loss").endswith(_METRICS):
+            self.check_metric()  # before it is taken for one that should be high
         _refuse(self, _WITHOUT_EFFECT_IN_A_JOB)
+
+    def check_metric(self, texts: Iterable[str] = ()) -> None:
+        """Refuse a metric that no evaluation of a job has.
+
+        Args:
+            texts: of a `--train_mix`, each of which has metrics of its own.
+
+        Raises:
+            UserError: with those that there are.
+        """
+        names = [f"{text}{metric}" for text in ("", *(f"{text}_" for text in texts)) for metric in _METRICS]
+        if self.metric_for_best_model is not None and self.metric_for_best_model.removeprefix("eval_") not in names:
+            raise UserError(f"--metric_for_best_model must be one of {', '.join(names)}, or none")
 
     def _settle_direction(self) -> None:
         """The base class takes every metric but a loss for one that should be high."""

@@ -399,6 +399,19 @@ def test_resumed_is_uninterrupted(run, mix, tokenizer_folder, tmp_path):
     assert history_of(tmp_path / "on") == history_of(run)
 
 
+def test_the_best_model_may_be_that_of_one_text(mix, tokenizer_folder, tmp_path, capsys):
+    """`--metric_for_best_model` takes the loss of a text of the mix, and of no other."""
+    run = tmp_path / "run"
+    argv = ["train", *options_of(mix, tokenizer_folder), "--checkpoint_dir", str(run), "--max_steps", "14"]
+    assert main([*argv, "--metric_for_best_model", "sport_loss"]) == 2
+    assert "must be one of loss, perplexity, books_loss, books_perplexity, news_loss" in capsys.readouterr().err
+    assert not run.exists()
+    assert main([*argv, "--metric_for_best_model", "eval_news_loss"]) == 0
+    best = read_json(run / "trainer_state.json")["best_metric"]
+    assert best == min(entry["eval_news_loss"] for entry in history_of(run) if "eval_news_loss" in entry)
+    assert best == read_json(run / "eval_results.json")["eval_news_loss"]
+
+
 def test_a_changed_weight_is_refused_on_resume(run, mix, tokenizer_folder, capsys):
     """It would give other samples; another scale of all weights would not."""
     heavier = {**mix, "news": {**mix["news"], "weight": 0.5}}
