@@ -14,6 +14,7 @@ import pytest
 import gpt2_hf
 from gpt2_hf.__main__ import main
 from gpt2_hf.options import arguments
+from gpt2_hf.options.fields import group_of
 from gpt2_hf.options.parsing import parse
 
 from ..conftest import REPOSITORY
@@ -46,6 +47,25 @@ def test_commands_are_understood(page, monkeypatch):
             parse(ARGUMENTS[command], words, config)
         except ValueError as error:
             pytest.fail(f"{line}\n{error}")
+
+
+# Options that pages name and that are not of a dataclass: of the commands themselves, of scripts, of other programs.
+_OTHER_OPTIONS = {
+    *("--config", "--dry_run", "--help", "--help-all", "--version"),
+    *("--cases", "--final", "--fit", "--table"),
+    *("--build", "--entrypoint", "--gpus", "--lr", "--outtype", "--shm-size", "--shutdown_timeout", "--user"),
+}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.id != "CHANGELOG.md"])
+def test_options_in_prose_exist(page):
+    """What a sentence calls `--option` is one of some command, under this very name."""
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    named = {word for span in re.findall(r"`(--[^`\n]+)`", prose) for word in re.findall(r"(?<!\S)--[\w-]+", span)}
+    classes = {cls for group in ARGUMENTS.values() for cls in group}
+    options = [option for cls in classes for option in group_of(cls).options]
+    names = {name for option in options for name in option.spellings}
+    assert named <= names | _OTHER_OPTIONS
 
 
 def test_commands_are_found():
