@@ -141,8 +141,9 @@ class Parser(argparse.ArgumentParser):
     def _without_list(self, name: str, value: Any) -> Any:
         """`none`, or the one value of an option that may have several but need not."""
         reader = next(action.type for action in self._actions if action.dest == name)
-        alone = isinstance(value, list) and len(value) == 1 and isinstance(reader, Reader)
-        return value[0] if alone and (value[0] is None or reader.takes_one) else value  # type: ignore[union-attr]
+        if isinstance(value, list) and len(value) == 1 and isinstance(reader, Reader):
+            return value[0] if value[0] is None or reader.takes_one else value
+        return value
 
     def _show_help(self, everything: bool) -> NoReturn:
         if not everything and self._seldom:
@@ -281,7 +282,7 @@ def read_config(parser: Parser, config: ConfigFile) -> dict[str, Any]:
         if value is None and action.dest not in parser.optional:
             raise UserError(f"--config: {path}: {key} cannot be null; leave it out for its default")
         try:
-            layer[action.dest] = _from_json(key, value, action.type)  # type: ignore[arg-type]
+            layer[action.dest] = _from_json(key, value, action.type)  # type: ignore[arg-type]  # a Reader
             require_finite({key: layer[action.dest]})
         except UserError as error:
             raise UserError(f"--config: {path}: {error}") from error

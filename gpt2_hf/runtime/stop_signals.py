@@ -106,15 +106,15 @@ def shield_workers(loader: Any) -> Any:
 
 def _context_that_remembers(start_method: str) -> BaseContext:
     """A context of multiprocessing whose processes are kept in `_workers`."""
-    context = copy.copy(multiprocessing.get_context(start_method))
-    make = context.Process  # type: ignore[attr-defined]
+    context: Any = copy.copy(multiprocessing.get_context(start_method))  # whose type has no `Process`
+    make = context.Process
 
     def make_and_remember(*args: Any, **kwargs: Any) -> BaseProcess:
         worker: BaseProcess = make(*args, **kwargs)
         _workers.add(worker)
         return worker
 
-    context.Process = make_and_remember  # type: ignore[attr-defined]
+    context.Process = make_and_remember
     return context
 
 
