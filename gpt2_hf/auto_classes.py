@@ -53,7 +53,8 @@ class _Watcher(importlib.abc.MetaPathFinder):
             spec = finder.find_spec(fullname, path, target) if finder is not self else None
             if spec is not None and spec.loader is not None:
                 spec.loader = copy.copy(spec.loader)  # a zip file has one loader for all its modules
-                spec.loader.exec_module = functools.partial(  # type: ignore[method-assign]  # on a copy
+                # a method of this one object is exchanged, not of its class
+                spec.loader.exec_module = functools.partial(  # type: ignore[method-assign]
                     self._execute, spec.loader.exec_module
                 )
                 return spec

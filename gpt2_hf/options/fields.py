@@ -176,4 +176,5 @@ def group_of(dataclass_type: type) -> OptionGroup:
             is_own, text = field.name in own, field.metadata.get("help")
             options.append(Option(field.name, hints[field.name], default, text, aliases, is_own))
     base = None if all(option.is_own for option in options) else dataclass_type.__mro__[1].__name__
-    return OptionGroup(dataclass_type._argument_group_name, tuple(options), base)  # type: ignore[attr-defined]  # each has it
+    # every class of options has a title, which `type` does not tell
+    return OptionGroup(dataclass_type._argument_group_name, tuple(options), base)  # type: ignore[attr-defined]

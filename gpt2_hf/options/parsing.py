@@ -282,7 +282,8 @@ def read_config(parser: Parser, config: ConfigFile) -> dict[str, Any]:
         if value is None and action.dest not in parser.optional:
             raise UserError(f"--config: {path}: {key} cannot be null; leave it out for its default")
         try:
-            layer[action.dest] = _from_json(key, value, action.type)  # type: ignore[arg-type]  # a Reader
+            # argparse takes any function for a type; those of options are Readers
+            layer[action.dest] = _from_json(key, value, action.type)  # type: ignore[arg-type]
             require_finite({key: layer[action.dest]})
         except UserError as error:
             raise UserError(f"--config: {path}: {error}") from error

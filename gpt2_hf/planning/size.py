@@ -129,7 +129,9 @@ class Task:
 
     def evaluations(self, tokens_per_second: float) -> int:
         """How often the validation split is scored, besides after each epoch: fewer times if that takes long."""
-        cost = max(self._evaluation(tokens_per_second), 1e-9)
+        cost = self._evaluation(tokens_per_second)
+        if not cost:
+            return self.most_evaluations
         affordable = int(_EVALUATION_SHARE * self.seconds * tokens_per_second / cost)
         return min(max(affordable, _LEAST_EVALUATIONS), self.most_evaluations)
 
