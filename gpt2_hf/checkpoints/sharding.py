@@ -67,6 +67,13 @@ def whole_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in weights.items() if name not in _tied_names(model)}
 
 
+def reshard(model: nn.Module) -> None:
+    """Leave each process its shards alone: after a forward pass without a backward pass some weights are whole."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def plain_twin(model: PreTrainedModel) -> PreTrainedModel:
     """A model of the class that FSDP2 has exchanged for its own, without weights: what names the files to be saved."""
     plain = next(cls for cls in type(model).__mro__ if not issubclass(cls, FSDPModule))
@@ -109,17 +116,19 @@ def whole(state: Any, keep: bool) -> Any:
 def divided(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The state dict of an optimizer, as `whole` made it, with each tensor laid out as its parameter is."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return {**state, "state": {i: _divided_as(parameters[i], entry) for i, entry in state["state"].items()}}
-
-
-def _divided_as(parameter: torch.Tensor, entry: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(parameter, DTensor):
-        return entry
-    mesh, placements, device = parameter.device_mesh, parameter.placements, parameter.device
     return {
-        # Every process has read the whole tensor and cuts its part out of it: nothing needs to be sent.
-        name: distribute_tensor(value.to(device), mesh, placements, src_data_rank=None)
-        if value.shape == parameter.shape
-        else value
-        for name, value in entry.items()
+        **state,
+        "state": {
+            i: {name: divided_as(parameters[i], value) for name, value in entry.items()}
+            for i, entry in state["state"].items()
+        },
     }
+
+
+def divided_as(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A tensor laid out as a parameter of its shape is; one of another shape as it came."""
+    if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
+        return value
+    # Every process has read the whole tensor and cuts its part out of it: nothing needs to be sent.
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return distribute_tensor(value.to(parameter.device), mesh, placements, src_data_rank=None)

@@ -14,6 +14,7 @@ from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import ClusterArguments
 from ..options.training_arguments import GPT2HFTrainingArguments, divide_batch
 from ..trainer.muon import state_bytes
+from ..trainer.weight_average import average_bytes
 
 _FP32 = 4
 # AdamW's two moments, fp32.
@@ -131,10 +132,11 @@ def describe(
     if cluster.nodes > 1:  # a ring is as fast as its slowest link
         link = min(link, cluster.network_gb_per_second)
     of_muon = _MOMENTS * size.total - state_bytes(model, args.uses_muon)  # bytes that it does not need
-    ways = {"DDP": (ddp_memory_bytes(size) - of_muon, ddp_traffic_bytes(size, devices), _BACKWARD)}
+    average = average_bytes(args.ema_decay, size.total)
+    ways = {"DDP": (ddp_memory_bytes(size) - of_muon + average, ddp_traffic_bytes(size, devices), _BACKWARD)}
     if not args.uses_muon:  # which needs whole matrices
         ways["FSDP2"] = (
-            fsdp_memory_bytes(size, devices, weight_bytes),
+            fsdp_memory_bytes(size, devices, weight_bytes) + average // devices,
             fsdp_traffic_bytes(size, devices, accumulated, weight_bytes),
             1.0,
         )

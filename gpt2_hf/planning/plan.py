@@ -24,6 +24,7 @@ from ..runtime.utilization import used_memory
 from ..trainer.callbacks.progress import duration
 from ..trainer.muon import state_bytes
 from ..trainer.remaining import with_margin
+from ..trainer.weight_average import average_bytes
 from . import cards, probe
 
 # A share of all evaluations above which they are worth a line.
@@ -131,6 +132,7 @@ class Plan:
         report_seconds: results, sample and report at the end, the test split not counted.
         free_disk_bytes: at `output_dir`.
         teacher_bytes: of the models that are learned from: weights, and the work space of their heads.
+        average_bytes: of a moving average of the weights.
         card_bytes: memory of the whole card; 0 where there is none.
     """
 
@@ -151,12 +153,13 @@ class Plan:
     report_seconds: float
     free_disk_bytes: int
     teacher_bytes: int = 0
+    average_bytes: int = 0
     card_bytes: int = 0
 
     @property
     def checkpoint_bytes(self) -> int:
         """Size of one checkpoint."""
-        return probe.checkpoint_bytes(self.num_parameters, self.optimizer_bytes)
+        return probe.checkpoint_bytes(self.num_parameters, self.optimizer_bytes + self.average_bytes)
 
     @property
     def num_kept(self) -> int:
@@ -235,12 +238,14 @@ class Plan:
 
     def _memory_line(self) -> str:
         weights = 4 * self.num_parameters
-        rest = self.peak_bytes - 2 * weights - self.optimizer_bytes - self.activation_bytes - self.teacher_bytes
+        kept = 2 * weights + self.optimizer_bytes + self.average_bytes + self.teacher_bytes
+        rest = self.peak_bytes - kept - self.activation_bytes
         teachers = f"teachers {_size(self.teacher_bytes)}, " if self.teacher_bytes else ""
+        average = f"moving average {_size(self.average_bytes)}, " if self.average_bytes else ""
         how = "measured on the largest batch" if self.measured is not None else "or more"
         return (
             f"memory: {_size(self.peak_bytes)} at the peak, {how}: weights {_size(weights)}, "
-            f"gradients {_size(weights)}, optimizer {_size(self.optimizer_bytes)}, "
+            f"gradients {_size(weights)}, optimizer {_size(self.optimizer_bytes)}, {average}"
             f"activations {_size(self.activation_bytes)}, {teachers}"
             f"libraries, data and work space {_size(max(rest, 0))}; the device has {_size(self.memory_bytes)} free"
         )
@@ -298,7 +303,7 @@ class Plan:
 
     def _memory_advice(self) -> str:
         args = self.args
-        if 2 * 4 * self.num_parameters + self.optimizer_bytes > self.memory_bytes:
+        if 2 * 4 * self.num_parameters + self.optimizer_bytes + self.average_bytes > self.memory_bytes:
             return "weights, gradients and optimizer alone do not fit; use a smaller --d_model or --num_layers"
         if args.train_batch_size > 1:
             share, parts = divide_batch(args.train_batch_size, devices=1, most=args.train_batch_size // 2)
@@ -354,6 +359,7 @@ def make_plan(
     schedule = make_schedule(args, len(samples))
     num_parameters = sum(p.numel() for p in model.parameters())
     optimizer_bytes = state_bytes(model, args.uses_muon)
+    kept_bytes = optimizer_bytes + average_bytes(args.ema_decay, num_parameters)
     collator = data.collator if isinstance(data.collator, PaddingCollator) else None
     batches = probe.first_epoch(args, samples, collator, model)
     with tempfile.TemporaryDirectory() as folder:
@@ -369,7 +375,7 @@ def make_plan(
                 activations = probe.activation_bytes(trainer, samples, batches)
             except torch.OutOfMemoryError:
                 activations = memory
-        peak = probe.least_peak_bytes(args, held, num_parameters, optimizer_bytes, activations)
+        peak = probe.least_peak_bytes(args, held, num_parameters, kept_bytes, activations)
         if peak <= memory:
             try:
                 measured = probe.measure(args, trainer, data, batches, write_sample)
@@ -394,10 +400,11 @@ def make_plan(
         memory_bytes=memory,
         measured=measured,
         start_seconds=start_seconds,
-        save_seconds=probe.save_seconds(place, probe.checkpoint_bytes(num_parameters, optimizer_bytes)),
+        save_seconds=probe.save_seconds(place, probe.checkpoint_bytes(num_parameters, kept_bytes)),
         report_seconds=report_seconds,
         free_disk_bytes=shutil.disk_usage(place).free,
         teacher_bytes=teacher_bytes,
+        average_bytes=kept_bytes - optimizer_bytes,
         card_bytes=card_memory(args.device),
     )
 

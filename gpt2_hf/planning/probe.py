@@ -35,6 +35,7 @@ from ..runtime.own_process import own_process
 from ..runtime.utilization import used_memory
 from ..trainer.callbacks import ProgressCallback
 from ..trainer.gpt2_trainer import GPT2HFTrainer
+from ..trainer.weight_average import average_bytes
 
 # The first step creates the optimizer's state and fills caches. Those on the largest batches are not timed either.
 # Then as many as fit into the seconds.
@@ -201,7 +202,7 @@ def _saved_bytes(trainer: GPT2HFTrainer, samples: list[dict[str, Any]]) -> int:
 
 
 def least_peak_bytes(
-    args: GPT2HFTrainingArguments, held: int, num_parameters: int, optimizer_bytes: int, activations: int
+    args: GPT2HFTrainingArguments, held: int, num_parameters: int, kept_bytes: int, activations: int
 ) -> int:
     """The least that training can need: what the process holds, optimizer, and activations or gradients.
 
@@ -209,12 +210,12 @@ def least_peak_bytes(
         args: of the run.
         held: bytes that the process held before anything was tried, the weights among them.
         num_parameters: of the model.
-        optimizer_bytes: the optimizer's state.
+        kept_bytes: the optimizer's state, and a moving average.
         activations: bytes that a forward pass keeps.
     """
     weights = 4 * num_parameters
     gradients = weights if args.gradient_accumulation_steps > 1 else 0
-    return held + optimizer_bytes + max(activations + gradients, weights)
+    return held + kept_bytes + max(activations + gradients, weights)
 
 
 def generous_peak_bytes(args: GPT2HFTrainingArguments, model: GPT2HFForCausalLM, batches: Batches) -> int:
@@ -223,7 +224,8 @@ def generous_peak_bytes(args: GPT2HFTrainingArguments, model: GPT2HFForCausalLM,
     numbers_per_layer = 50 * config.n_embd + 4 * config.n_head * config.n_positions
     activations = 4 * int(batches.positions.max()) * config.n_layer * numbers_per_layer
     head = 4 * config.vocab_size * (3 * config.n_embd + 3 * 4096)  # gradients, and three chunks of logits
-    return used_memory(args.device) + 5 * 4 * model.num_parameters() + activations + head + 2**30
+    weights = 5 * 4 * model.num_parameters() + average_bytes(args.ema_decay, model.num_parameters())
+    return used_memory(args.device) + weights + activations + head + 2**30
 
 
 @contextmanager
@@ -449,9 +451,9 @@ def _evaluation_seconds(trainer: GPT2HFTrainer, samples: Samples, times: _StepTi
 # ---- the disk ----
 
 
-def checkpoint_bytes(num_parameters: int, optimizer_bytes: int) -> int:
-    """Size of a checkpoint: fp32 weights and the optimizer's state, and some small files."""
-    return 4 * num_parameters + optimizer_bytes + _SMALL_FILES_BYTES
+def checkpoint_bytes(num_parameters: int, kept_bytes: int) -> int:
+    """Size of a checkpoint: fp32 weights, the optimizer's state and a moving average, and some small files."""
+    return 4 * num_parameters + kept_bytes + _SMALL_FILES_BYTES
 
 
 def save_seconds(folder: Path, num_bytes: int) -> float:

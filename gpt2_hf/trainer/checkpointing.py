@@ -7,6 +7,7 @@ What differs from the base class, each with its reason at the method:
   - everything is written to a staging folder that is renamed when it is whole; nothing in it is a pickle;
   - settings that were changed for a resumed run take effect;
   - losses since the last log, and whatever else a subclass needs, are kept too;
+  - with a moving average of the weights, the model's files have it, and those in training are beside them;
   - weights and optimizer of a sharded model are saved whole, so that any number of processes can resume.
 """
 
@@ -16,7 +17,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -26,7 +27,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..checkpoints import folders
-from ..checkpoints.sharding import divided, load_whole_weights, plain_twin, whole, whole_weights
+from ..checkpoints.sharding import divided, divided_as, load_whole_weights, plain_twin, reshard, whole, whole_weights
 from ..checkpoints.state_files import load_state, save_state
 from ..errors import FolderLostError, SaveError, UserError
 from ..options.training_arguments import GPT2HFTrainingArguments
@@ -34,10 +35,12 @@ from ..runtime import distributed
 from ..runtime.random_state import get_rng_state, set_rng_state
 from .callbacks.cadence import ends_epoch
 from .job_context import JobContext
+from .weight_average import WeightAverage, on_this_process
 
 _OPTIMIZER_FILE = "optimizer.safetensors"
 _SCHEDULER_FILE = "scheduler.safetensors"
 _SCALER_FILE = "scaler.safetensors"
+_UNAVERAGED_FILE = "unaveraged_weights.safetensors"
 # Hyperparameters of a parameter group that a resumed run takes from its arguments, not from the checkpoint.
 _GROUP_SETTINGS = ("weight_decay", "betas", "eps", "momentum")
 
@@ -45,18 +48,28 @@ _Best = tuple[float | None, int | None, str | None]  # of the Trainer's state: m
 _NO_BEST: _Best = (None, None, None)
 
 
+class _Gathered(NamedTuple):
+    """What a sharded run saves, whole; but on the first process, nested `None`."""
+
+    weights: dict[str, Any]
+    unaveraged_weights: dict[str, Any] | None
+    optimizer: dict[str, Any]
+
+
 class CheckpointingTrainer(Trainer):
     """Saves and resumes safely and exactly.
 
     Attributes:
         job: the job around it; saving is measured on its stopwatch.
+        average: the moving average of the weights, with `ema_decay`.
     """
 
     args: GPT2HFTrainingArguments
     optimizer: Any
     lr_scheduler: Any
     job: JobContext
-    _gathered: tuple[dict[str, Any], dict[str, Any]] | None = None  # while a sharded run is being saved
+    average: WeightAverage | None = None
+    _gathered: _Gathered | None = None  # while a sharded run is being saved
     _best_before: _Best = _NO_BEST  # before the last evaluation
 
     def process_state(self) -> dict[str, Any]:
@@ -98,7 +111,9 @@ class CheckpointingTrainer(Trainer):
         """Collect a sharded run on the first process before anything is written: a full disk must not part them."""
         if self.is_fsdp_enabled:
             optimizer = whole(self.optimizer.state_dict(), keep=self.args.should_save)
-            self._gathered = whole_weights(self.model), optimizer
+            unaveraged = self._unaveraged_weights()
+            with self.averaged_weights():
+                self._gathered = _Gathered(whole_weights(self.model), unaveraged, optimizer)
         try:
             yield
         finally:
@@ -154,6 +169,7 @@ class CheckpointingTrainer(Trainer):
         folder = folders.staging_of(target)
         self.save_model(str(folder), _internal_call=True)
         if not self.args.save_only_model:
+            self._write_unaveraged_weights(folder)
             self._write_optimizer(folder)
             self._write_process_state(folder)
         if not self.args.should_save:
@@ -198,11 +214,33 @@ class CheckpointingTrainer(Trainer):
             tokenizer.save_pretrained(output_dir)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the weights, from the first process; every process must ask."""
-        if not self.is_fsdp_enabled:
-            super().save_model(output_dir, _internal_call)
-            return
-        self._save(output_dir, self._gathered[0] if self._gathered else whole_weights(self.model))
+        """Write the weights, or their moving average, from the first process; every process must ask."""
+        with self.averaged_weights():
+            if not self.is_fsdp_enabled:
+                super().save_model(output_dir, _internal_call)
+                return
+            self._save(output_dir, self._gathered.weights if self._gathered else whole_weights(self.model))
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """The model has the moving average as its weights, if there is one; afterwards those in training."""
+        with self.average.in_model() if self.average is not None else contextlib.nullcontext():
+            yield
+
+    def _unaveraged_weights(self) -> dict[str, Any] | None:
+        """Those in training, whole; `None` if they are the model's. Every process must ask."""
+        if self.average is None or not self.average.num_updates:
+            return None
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        reshard(model)
+        trained = {name: each.detach() for name, each in model.named_parameters() if each.requires_grad}
+        weights: dict[str, Any] = whole(trained, keep=self.args.should_save)
+        return weights
+
+    def _write_unaveraged_weights(self, folder: Path) -> None:
+        weights = self._gathered.unaveraged_weights if self._gathered else self._unaveraged_weights()
+        if weights is not None and self.average is not None and self.args.should_save:
+            save_state({"num_updates": self.average.num_updates, "weights": weights}, folder / _UNAVERAGED_FILE)
 
     def load_weights(self, folder: Path) -> None:
         """Take the weights of a saved model; every process must ask."""
@@ -212,7 +250,8 @@ class CheckpointingTrainer(Trainer):
         """Optimizer, schedule and loss scale."""
         if not self.args.should_save:
             return
-        save_state(self._gathered[1] if self._gathered else self.optimizer.state_dict(), folder / _OPTIMIZER_FILE)
+        optimizer = self._gathered.optimizer if self._gathered else self.optimizer.state_dict()
+        save_state(optimizer, folder / _OPTIMIZER_FILE)
         save_state(self.lr_scheduler.state_dict(), folder / _SCHEDULER_FILE)
         scaler = getattr(self.accelerator, "scaler", None)
         if scaler is not None:
@@ -329,6 +368,22 @@ class CheckpointingTrainer(Trainer):
             self._load_from_checkpoint(self.state.best_model_checkpoint)
         else:
             super()._load_best_model()
+        if self.average is not None:
+            self.average.forget()  # or it would take the place of the best model
+
+    def _load_unaveraged_weights(self, checkpoint: str) -> None:
+        """Go on with the weights that were in training; what the model has is their moving average."""
+        path = Path(checkpoint, _UNAVERAGED_FILE)
+        if not path.is_file():
+            return  # the average, if there is to be one, begins with the first step
+        state = load_state(path)
+        if self.average is not None:
+            self.average.begin(state["num_updates"])
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, weight in state["weights"].items():
+                on_this_process(parameters[name]).copy_(on_this_process(divided_as(parameters[name], weight)))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -336,6 +391,7 @@ class CheckpointingTrainer(Trainer):
         if not os.path.isfile(os.path.join(checkpoint, _OPTIMIZER_FILE)):
             # The base class would start anew with the optimizer, without a word.
             raise UserError(f"resume_from_checkpoint: {checkpoint} holds no optimizer ({_OPTIMIZER_FILE} is missing)")
+        self._load_unaveraged_weights(checkpoint)
         wanted = [
             {key: group[key] for key in _GROUP_SETTINGS if key in group} for group in self.optimizer.param_groups
         ]

@@ -7,6 +7,7 @@ What differs from the base class, each with its reason at the method:
   - token losses are summed over the split, where the base class averages the means of batches;
   - no sample is scored twice, and no logits are kept unless metrics are computed from them;
   - the random numbers of training are left alone, so that how often is evaluated changes nothing;
+  - with a moving average of the weights, that is what is scored;
   - an evaluation that a signal interrupts is done again when the run is resumed.
 """
 
@@ -215,9 +216,10 @@ class ExactEvaluationTrainer(LossTrainer):
         batches = self._text_by_text(dataset).batches() if isinstance(dataset, MixedSamples) else [0]
         outer, self._sums = self._sums, _Sums.zero(self.args.device, batches)  # a metric may evaluate in its turn
         try:
-            output = super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-            )
+            with self.averaged_weights():
+                output = super().evaluation_loop(
+                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+                )
             results = self._sums.of_all_processes()
         finally:
             self._sums = outer

@@ -54,6 +54,7 @@ from .job_context import JobContext
 from .muon import MuonWithAdamW, hidden_matrices
 from .remaining import RemainingWork, checkpoint_seconds, generation_seconds, num_samples_of, split_seconds
 from .schedule import CosineByTime
+from .weight_average import WeightAverage
 
 # Numbers that an evaluation here has beside the loss; not what a search for hyperparameters is to minimise.
 _BESIDE_THE_LOSS = ("_perplexity", "_tokens")
@@ -109,7 +110,14 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         self.time_budget = TimeBudgetCallback(args.max_training_hours, self.watch, self.remaining_work)
         self.cadence = CadenceCallback()
         stop = StopCallback(self.time_budget, self.job.signals, lambda: self.job.folder_is_lost())
+        if args.ema_decay is not None:
+            # first, so that all others find the average in the model when the training is over
+            self.average = WeightAverage(
+                args.ema_decay, lambda: self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            )
         own_callbacks = [self.cadence, self.time_budget, stop, self.non_finite_guard, *(callbacks or [])]
+        if self.average is not None:
+            own_callbacks.insert(0, self.average)
         if args.early_stopping_patience is not None:
             self.early_stopping = EarlyStoppingCallback(args.early_stopping_patience)
             own_callbacks.append(self.early_stopping)
@@ -163,6 +171,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         self._owes_evaluation = False
         if self.distillation is not None:
             self.distillation.forget()
+        if self.average is not None:
+            self.average.forget()
 
     def _look_at_model(self) -> None:
         """What depends on the model, which `model_init` makes anew."""
@@ -284,6 +294,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         """What the base class leaves undone when training is broken off."""
         if self.is_in_train and (noise := getattr(self, "neftune_hook_handle", None)) is not None:
             noise.remove()
+        if self.average is not None:
+            self.average.settle()
         self.is_in_train = False
 
     @property
@@ -465,7 +477,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         """Generate a text with the weights as they are, for whoever shows texts; the first process alone does."""
         if not self.is_world_process_zero():
             return
-        with suit_changing_shapes(self.args.device.type):  # each token changes them
+        # each token changes the shapes
+        with suit_changing_shapes(self.args.device.type), self.averaged_weights():
             text = write_sample(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TerminalCallback | ContinuousTensorBoardCallback):
