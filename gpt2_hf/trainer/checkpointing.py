@@ -363,6 +363,12 @@ class CheckpointingTrainer(Trainer):
             raise UserError(f"resume_from_checkpoint: {folder} holds no weights ({SAFE_WEIGHTS_NAME} is missing)")
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # The base class misses tied weights, which a file has once.
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled and self.state.best_model_checkpoint is not None:
             self._load_from_checkpoint(self.state.best_model_checkpoint)

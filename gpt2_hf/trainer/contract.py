@@ -57,6 +57,9 @@ OVERRIDDEN = {
         ("_inner_training_loop",),
         "the state is there, the schedule is not yet made",
     ),
+    "_issue_warnings_after_load": Hook(
+        ("load_result",), ("_load_best_model", "_load_from_checkpoint"), "no warning of tied weights"
+    ),
     "_load_best_model": Hook((), ("_finalize_training",), "a sharded model is loaded from one file"),
     "_load_from_checkpoint": Hook(
         ("resume_from_checkpoint", "model"), ("_prepare_for_training", "train"), "safetensors alone, no pickle"

@@ -240,6 +240,16 @@ def test_train_twice(tmp_path):
     assert second == pytest.approx(logged(stock, "loss"))
 
 
+def test_tied_weights_are_not_missed(tmp_path, caplog):
+    """The head is in no file, since it is the embedding; the base class warns of it, and we of what is missing."""
+    make_trainer(tmp_path).train()
+    resumed = make_trainer(tmp_path, load_best_model_at_end=True)
+    resumed.train(resume_from_checkpoint="checkpoint-2")
+    assert "missing keys" not in caplog.text
+    resumed._issue_warnings_after_load(resumed.model.load_state_dict({}, strict=False))
+    assert "missing keys" in caplog.text and "lm_head" not in caplog.text
+
+
 def test_resuming_finds_the_newest_whole_checkpoint(tmp_path, capsys):
     """`train(resume_from_checkpoint=True)` passes over a damaged one; a name works; a damaged path is refused."""
     whole = make_trainer(tmp_path)
