@@ -86,14 +86,20 @@ def read_run(folder: str | Path) -> RunRecord:
         path = folder / f"{split}_results.json"
         if path.is_file():
             results.update(_read_json(path))
-    evaluations = [entry for entry in history if "eval_loss" in entry]
-    if "eval_loss" not in results and evaluations:
-        results.update(min(evaluations, key=lambda entry: float(entry["eval_loss"])))
+    if "eval_loss" not in results:
+        results.update(best_evaluation(history, reached.get("best_global_step")))
     if history:
         results.setdefault("train_steps", history[-1]["step"])
     results["planned_steps"] = reached.get("max_steps", 0)
     # earlier versions wrote secrets into it, which must not get into a card that is published
     return RunRecord(folder, without_secrets(_read_json(config)), history, results)
+
+
+def best_evaluation(history: Sequence[dict[str, Any]], best_step: int | None) -> dict[str, Any]:
+    """The logged evaluation of the best model; the last one where none is the best, and nothing without any."""
+    entries = [entry for entry in history if "eval_loss" in entry]
+    of_best = [entry for entry in entries if entry["step"] == best_step]
+    return next(reversed(of_best or entries), {})
 
 
 def _read_json(path: Path) -> dict[str, Any]:

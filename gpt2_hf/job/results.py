@@ -19,7 +19,7 @@ from ..checkpoints import folders, written
 from ..checkpoints.event_files import RUNS_FOLDER, own_events
 from ..checkpoints.written import CURVES_NAME, TRAINER_STATE_NAME
 from ..commands.generate import generate_text
-from ..commands.report import write_report
+from ..commands.report import best_evaluation, write_report
 from ..data import LoadedData
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.secrets import without_secrets
@@ -118,12 +118,8 @@ def saved_model(output_dir: Path) -> Path | None:
 
 def best_eval_metrics(state: TrainerState) -> dict[str, Any]:
     """The validation metrics of the best model, as they were measured when it was saved."""
-    entries = [entry for entry in state.log_history if "eval_loss" in entry]
-    of_best = [entry for entry in entries if entry["step"] == state.best_global_step]
-    chosen = (of_best or entries)[-1:]
-    return {
-        name: value for entry in chosen for name, value in entry.items() if name.startswith("eval_") or name == "step"
-    }
+    best = best_evaluation(state.log_history, state.best_global_step)
+    return {name: value for name, value in best.items() if name.startswith("eval_") or name == "step"}
 
 
 def _score_test(run: Run, trainer: GPT2HFTrainer) -> dict[str, float]:

@@ -132,6 +132,20 @@ def test_the_command_compares_runs(finished_run, tmp_path, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG") and str(picture) in last
 
 
+def test_an_unfinished_run_is_told_by_its_best_model(finished_run, tmp_path):
+    """Which need not have the lowest loss: a text of a mix may decide, and then none may be the best."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    for name in ("trainer_state.json", "eval_results.json"):
+        (run / name).unlink()
+    state = run / "checkpoint-25" / "trainer_state.json"
+    content = read_json(state)
+    losses = {entry["step"]: entry["eval_loss"] for entry in content["log_history"] if "eval_loss" in entry}
+    for best in (10, 20, None):
+        state.write_text(json.dumps({**content, "best_global_step": best}))
+        assert read_run(run).results["eval_loss"] == losses[best or 25]
+
+
 def write_evaluation(path, nll, **changes):
     """As `evaluate --output_file` writes it: a text of 40 pieces."""
     how = {"fingerprint": "f", "protocol": "blocks", "context": 32, "stride": None}
