@@ -67,6 +67,10 @@ class ScoredText:
     members: list[PieceLosses]
     counts: TextCounts | None
 
+    def of_member(self, number: int) -> "ScoredText":
+        """What one of the models makes of it alone."""
+        return ScoredText(self.members[number], [self.members[number]], self.counts)
+
     @classmethod
     def joined(cls, texts: Iterable["ScoredText"]) -> "ScoredText":
         """Several texts as one."""

@@ -64,7 +64,12 @@ def _evaluate(
     how: dict[str, Any] = {"device": processes.device, "batch_size": args.batch_size, "dtype": dtype}
     with suit_changing_shapes(processes.device.type, shapes_change=not (in_windows or data_args.pad_to_max_length)):
         scores = score_texts(models, texts, **how)
-        rival_scores = score_texts(rivals, texts, **how) if rivals else {}
+        sources = [model.source for model in models]
+        if len(rivals) == 1 and rivals[0].source in sources:  # which has been scored
+            number = sources.index(rivals[0].source)
+            rival_scores = {name: text.of_member(number) for name, text in scores.items()}
+        else:
+            rival_scores = score_texts(rivals, texts, **how) if rivals else {}
     if not processes.is_main_process:
         return
     report = make_report(args, data_args, data, models, scores, context=max_length, precision=precision.name)

@@ -148,7 +148,7 @@ def test_a_model_with_itself(folders, text_file, capsys):
 
 
 def test_models_are_loaded_one_after_the_other(folders, text_file, capsys, monkeypatch):
-    """None is in memory any more when the next one is loaded."""
+    """None is in memory any more when the next one is loaded; one that has been scored is not loaded again."""
     loaded, load = [], SavedModel.load
 
     def watched(saved):
@@ -160,6 +160,8 @@ def test_models_are_loaded_one_after_the_other(folders, text_file, capsys, monke
     monkeypatch.setattr(SavedModel, "load", watched)
     evaluate(capsys, "--model_path", *folders[:2], "--against", *folders[1:], "--test_file", text_file)
     assert len(loaded) == 4
+    evaluate(capsys, "--model_path", *folders[:2], "--against", folders[1], "--test_file", text_file)
+    assert len(loaded) == 6
 
 
 @pytest.mark.parametrize("mode", [[], ["--stride", "8"], ["--sequence_mode", "blocks"], ["--max_eval_samples", "150"]])
