@@ -3,7 +3,6 @@
 In: their paths. Out: models on the host, each with a fingerprint of its weights, or one line about what is wrong.
 """
 
-import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from ..commands.model_loading import (
 from ..errors import UserError
 from ..model.configuration_gpt2_hf import GPT2HFConfig
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
+from ..trainer.distillation import fingerprint
 
 _OPTION = "--distill_from"
 
@@ -86,12 +86,3 @@ def load_teachers(
         teacher = load_weights(source, config, attn_implementation, _OPTION).eval()
         teachers.append(Teacher(source, teacher, fingerprint(teacher)))
     return teachers
-
-
-def fingerprint(model: GPT2HFForCausalLM) -> str:
-    """SHA-256 of a model's weights on the host: of their names, and of their numbers byte by byte."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().contiguous().numpy())
-    return digest.hexdigest()

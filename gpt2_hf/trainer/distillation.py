@@ -17,6 +17,8 @@ As in `chunked_loss`, the logits exist for a part of the positions at a time, th
 Legend: N scored positions, C width, V rows of the student's head, V_t of a teacher's, R rows of a chunk.
 """
 
+import functools
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -363,18 +365,41 @@ class Distillation:
         loss, count = sums.tolist()
         return loss / count if count else math.nan
 
-    def state(self) -> dict[str, float]:
-        """What is counted since the last log, on this process."""
-        return {"cross_entropy": float(self._cross_entropy), "num_tokens": int(self._num_tokens)}
+    @functools.cached_property
+    def _fingerprints(self) -> list[str]:
+        return [fingerprint(teacher) for teacher in self.teachers]
 
-    def load_state(self, state: Mapping[str, float]) -> None:
-        """Take over what `state` gave."""
+    def state(self) -> dict[str, Any]:
+        """What is counted since the last log, on this process, and which the teachers are."""
+        counted = {"cross_entropy": float(self._cross_entropy), "num_tokens": int(self._num_tokens)}
+        return {**counted, "teachers": self._fingerprints}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` gave.
+
+        Raises:
+            UserError: if it is of other teachers; an earlier version did not write down which.
+        """
+        if state.get("teachers", self._fingerprints) != self._fingerprints:
+            raise UserError(
+                "resume_from_checkpoint: the teachers are not those that the checkpoint learned from; give the same "
+                "models in the same order, or train a new model from its weights"
+            )
         self._cross_entropy, self._num_tokens = state["cross_entropy"], int(state["num_tokens"])
 
 
 def _sum_dtype(device: torch.device) -> torch.dtype:
     """float64 where the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of a model's weights: of their names, and of their numbers byte by byte."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().cpu().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def teacher_head(teacher: GPT2HFForCausalLM, unused: UnusedTokens | None, dtype: torch.dtype) -> TeacherOutput:

@@ -10,9 +10,9 @@ from gpt2_hf.__main__ import main
 from gpt2_hf.commands.model_loading import load_trained
 from gpt2_hf.data.tokenizer import load_tokenizer
 from gpt2_hf.errors import UserError
-from gpt2_hf.job.teachers import fingerprint
 from gpt2_hf.options.parsing import parse
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
+from gpt2_hf.trainer.distillation import fingerprint
 
 from .. import ranks
 from ..conftest import read_json
@@ -132,6 +132,7 @@ def test_a_fingerprint_is_that_of_the_numbers():
     """Of each of them, whatever the model's mode and path."""
     model = make_model()
     before = fingerprint(model)
+    assert fingerprint(make_model().bfloat16()) != before
     assert fingerprint(make_model().train()) == before
     with torch.no_grad():
         model.transformer.h[2].mlp.c_proj.weight[5, 7] += 1e-6

@@ -283,6 +283,16 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path):
     assert torch.equal(torch.cat([p.detach().flatten() for p in resumed.model.parameters()]), expected[2])
 
 
+def test_a_resumed_run_needs_its_teachers(tmp_path):
+    """Other weights, or another order, would change the loss in silence."""
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    make_trainer(tmp_path, teachers=[make_teacher(0), make_teacher(1)], **options).train()
+    for teachers in ([make_teacher(1), make_teacher(0)], [make_teacher(0)]):
+        resumed = make_trainer(tmp_path, teachers=teachers, **options | {"max_steps": 4})
+        with pytest.raises(UserError, match="the teachers are not those that the checkpoint learned from"):
+            resumed.train(resume_from_checkpoint=True)
+
+
 @needs_bf16
 def test_bf16_is_near_fp32(tmp_path):
     """Teachers compute in the run's precision."""
