@@ -317,9 +317,11 @@ def test_a_config_meant_for_another_dataset_is_not_recorded(corpus_folder):
 
 
 def test_python_docs():
-    """The embedded corpus has half a megabyte of text."""
+    """The embedded corpus has a third of a megabyte of text, and next to no paragraph twice."""
     texts = read(DataArguments(dataset_name="python-docs"))
-    assert sum(map(len, texts)) > 400_000
+    assert sum(map(len, texts)) > 330_000
+    paragraphs = [part for text in texts for part in text.split("\n\n") if len(part) >= 60]
+    assert sum(map(len, paragraphs)) < 1.03 * sum(map(len, {*paragraphs}))
 
 
 # ---- what cannot be read ----
