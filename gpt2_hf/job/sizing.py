@@ -27,7 +27,20 @@ from ..options.arguments import CHOSEN_BY_SIZE, DataArguments, ModelArguments
 from ..options.training_arguments import MUON, GPT2HFTrainingArguments
 from ..planning import probe
 from ..planning.plan import device_memory
-from ..planning.size import LADDER, MIN_STEPS, RULE, Candidate, Measured, Size, Task, best, candidates
+from ..planning.size import (
+    LADDER,
+    LEAST_DECAY,
+    MIN_STEPS,
+    RULE,
+    Candidate,
+    Measured,
+    Size,
+    Task,
+    best,
+    candidates,
+    decay_for,
+    dropout_for,
+)
 from ..runtime import distributed
 from ..trainer.callbacks.progress import duration
 from ..trainer.remaining import with_margin
@@ -238,7 +251,7 @@ def _settle_steps(chooser: Chooser) -> None:
     chooser.set(per_device_eval_batch_size=2 * args.train_batch_size)
     if not args.wants_fsdp:  # which Muon cannot be had with
         chooser.set(optim=MUON)
-    chooser.set(weight_decay=0.1, tie_unused_tokens=True)
+    chooser.set(tie_unused_tokens=True)
     if on_cpu and chooser.run.model_args.max_length <= 256:
         chooser.set(attn_implementation="eager")  # faster than torch's kernel for blocks this short
 
@@ -316,7 +329,12 @@ def _settle_recipe(chooser: Chooser, chosen: Candidate, task: Task) -> None:
     chooser.set(d_model=chosen.size.d_model, num_layers=chosen.size.num_layers)
     rate = _RATE * math.sqrt(min(_WIDEST_TRIED / chosen.size.d_model, 1.0))
     chooser.set(learning_rate=rate if args.uses_muon else rate / 5)
-    chooser.set(dropout=dropout_for(chosen.epochs), warmup_steps=min(100, max(steps // 10, 1)))
+    decay = LEAST_DECAY
+    if args.uses_muon:
+        decay = decay_for(
+            chosen.epochs, task.text_tokens / task.tokens_per_step, args.muon_learning_rate or args.learning_rate
+        )
+    chooser.set(weight_decay=decay, dropout=dropout_for(chosen.epochs), warmup_steps=min(100, max(steps // 10, 1)))
     # Time ends the run, unless the text is worn out before. Half as many epochs again: no speed is quite even.
     worn_out = chosen.epochs >= 0.99 * task.most_epochs
     chooser.set(num_train_epochs=float(math.ceil(task.most_epochs if worn_out else 1.5 * chosen.epochs + 1)))
@@ -330,11 +348,6 @@ def _settle_recipe(chooser: Chooser, chosen: Candidate, task: Task) -> None:
     if args.eval_strategy != IntervalStrategy.NO:
         chooser.set(save_strategy=SaveStrategy.BEST)  # not after each of many short epochs
     chooser.settle()
-
-
-def dropout_for(epochs: float) -> float:
-    """The dropout for a text that is read so many times; see benchmarks/LOG.md."""
-    return 0.0 if epochs < 8 else 0.1
 
 
 class _Meter:

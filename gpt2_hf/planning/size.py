@@ -22,6 +22,10 @@ _EMBEDDING = 0.05
 _EVALUATION_SHARE, _LEAST_EVALUATIONS = 0.1, 3
 # Fewer steps than these learn how often words are and little else.
 MIN_STEPS = 100
+# A text that is read less often than this is not learned by heart.
+_EPOCHS_TO_REMEMBER = 3
+LEAST_DECAY = 0.1
+_SHORTEST_MEMORY = 50.0  # steps; 25 were worse
 
 
 @dataclass(frozen=True, order=True)
@@ -216,3 +220,26 @@ def candidates(
 def best(found: list[Candidate]) -> Candidate:
     """The candidate with the lowest expected loss."""
     return min(found, key=lambda candidate: candidate.loss)
+
+
+def decay_for(epochs: float, steps_per_epoch: float, learning_rate: float) -> float:
+    """The weight decay of Muon for a text that is read so many times.
+
+    Under a decay a weight lasts 1 / (learning rate × decay) steps. What was good where a text is read five to sixteen
+    times is 50 steps for an epoch of 47, 250 for one of 581, and 250 to 500 for one of 1,183: four times the number to
+    the power of 0.65. In a text that is read less than three times nothing is to be forgotten. See benchmarks/LOG.md.
+
+    Args:
+        epochs: passes over the text.
+        steps_per_epoch: optimizer steps of one.
+        learning_rate: peak.
+    """
+    if epochs < _EPOCHS_TO_REMEMBER:
+        return LEAST_DECAY
+    memory = max(4 * steps_per_epoch**0.65, _SHORTEST_MEMORY)
+    return max(round(1 / (learning_rate * memory), 2), LEAST_DECAY)
+
+
+def dropout_for(epochs: float) -> float:
+    """The dropout for a text that is read so many times; see benchmarks/LOG.md."""
+    return 0.0 if epochs < 8 else 0.1

@@ -6,7 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from gpt2_hf.planning.size import LADDER, RULE, Candidate, Measured, Size, Task, best, candidates
+from gpt2_hf.planning.size import (
+    LADDER,
+    RULE,
+    Candidate,
+    Measured,
+    Size,
+    Task,
+    best,
+    candidates,
+    decay_for,
+    dropout_for,
+)
 
 TASK = Task(
     text_tokens=2_400_000,
@@ -126,3 +137,19 @@ def test_measuring_takes_time_from_training():
     left = iter(range(1800, 0, -300))
     found = candidates(LADDER, machine(1e11), lambda: replace(TASK, seconds=next(left)))
     assert found[1].tokens < replace(TASK, seconds=1800).tokens_in_time(found[1].measured.tokens_per_second)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps_per_epoch", "decay"),
+    [(10, 47, 2.0), (10, 581, 0.4), (5.5, 1183, 0.25), (2.9, 47, 0.1), (10, 5, 2.0), (10, 100_000, 0.1)],
+)
+def test_what_is_read_often_is_forgotten_faster(epochs, steps_per_epoch, decay):
+    """The decays that were good in benchmarks/LOG.md, and no others than were tried."""
+    assert decay_for(epochs, steps_per_epoch, 0.01) == pytest.approx(decay, abs=0.05)
+    if decay > 0.1:
+        assert decay_for(epochs, steps_per_epoch, 0.005) == pytest.approx(2 * decay, rel=0.2)
+
+
+def test_dropout_is_for_what_is_read_often():
+    """Below it costs more than it brings."""
+    assert (dropout_for(7.9), dropout_for(8.0)) == (0.0, 0.1)
