@@ -22,6 +22,9 @@ from .streaming import StreamingSamples, set_aside_of_stream
 from .tokenization import TokenizedDocuments, tokenize, tokenize_and_cut
 from .tokenizer import separator_id
 
+# Share of a validation text, above which it is said that the training text has it too.
+_MUCH_THAT_IS_KNOWN = 0.01
+
 
 @dataclass
 class LoadedData:
@@ -140,13 +143,11 @@ def _load_text(
     """The samples of one text; `name` is what it is called among several."""
     lines: list[str] = []
     streamed = "train" if args.streaming and "train" in splits and "train" in sources else None
-    documents = _tokenize_splits(args, tokenizer, sources, splits, streamed, lines)
+    remarks: dict[str, list[str]] = {}
+    documents = _tokenize_splits(args, tokenizer, sources, splits, streamed, lines, remarks)
     if name is not None:
         lines = [f"{name}: {line}" for line in lines]
-    data = LoadedData({}, make_collator(args, tokenizer, max_length), {}, {}, lines, documents)
-    if "validation" in documents and "validation" not in sources:
-        which = "first documents" if args.streaming else "documents"
-        data.remarks["validation"] = [f"{args.validation_split_percentage:g} % of the {which} set aside"]
+    data = LoadedData({}, make_collator(args, tokenizer, max_length), {}, {}, lines, documents, remarks=remarks)
     for split, split_documents in documents.items():
         source = sources[split if split in sources else "train"]  # a validation split may be cut off
         samples = _non_empty_samples(split, split_documents, source, args, tokenizer, max_length)
@@ -307,8 +308,12 @@ def _tokenize_splits(
     splits: tuple[str, ...],
     streamed: str | None,
     lines: list[str],
+    remarks: dict[str, list[str]],
 ) -> dict[str, TokenizedDocuments]:
-    """The token ids of every wanted split that is not streamed; a validation split is cut off if there is none."""
+    """The token ids of every wanted split that is not streamed; a validation split is cut off if there is none.
+
+    What is to be told is added to `lines` and `remarks`.
+    """
     workers, percentage = args.preprocessing_num_workers, args.validation_split_percentage
     documents: dict[str, TokenizedDocuments] = {}
     missing = "validation" not in sources and "train" in sources and {"train", "validation"} & set(splits)
@@ -316,8 +321,9 @@ def _tokenize_splits(
         source, note = set_aside_of_stream(sources["train"], percentage)
         lines.append(note)
         documents["validation"] = tokenize(source, tokenizer, workers)
+        remarks["validation"] = [f"{percentage:g} % of the first documents set aside"]
     elif missing:
-        rest, cut = tokenize_and_cut(sources["train"], tokenizer, percentage, workers)
+        rest, cut, known_tokens = tokenize_and_cut(sources["train"], tokenizer, percentage, workers)
         documents = {"train": rest, "validation": cut}
         if len(rest) and not len(cut):
             raise UserError(
@@ -328,6 +334,13 @@ def _tokenize_splits(
             f"no validation split: {len(cut):,} documents, evenly spaced, are set aside, {len(rest):,} are left "
             f"({percentage:g} %, --validation_split_percentage)"
         )
+        if "validation" in splits:
+            remarks["validation"] = [f"{percentage:g} % of the documents set aside"]
+            if known_tokens > _MUCH_THAT_IS_KNOWN * cut.num_tokens:
+                remarks["validation"].append(
+                    f"{known_tokens / cut.num_tokens:.0%} OF IT IN DOCUMENTS THAT THE TRAINING TEXT HAS TOO, so its "
+                    "loss will be too low (take repeated documents out)"
+                )
     for split in splits:
         if split in sources and split not in documents and split != streamed:
             documents[split] = tokenize(sources[split], tokenizer, workers)

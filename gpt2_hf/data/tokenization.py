@@ -8,7 +8,7 @@ The text streams through: neither it nor the ids are ever whole in memory, and n
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,8 @@ _CACHE_VERSION = "4"
 # Ids in one record batch of the cache file.
 _IDS_PER_BATCH = 1 << 21
 _WHOLE, _REST, _CUT = "documents", "rest", "cut"
+# Shorter documents, such as "Yes.", may well stand in a text twice.
+_LONG_DOCUMENT = 32
 
 
 class TokenizedDocuments:
@@ -148,21 +150,34 @@ def tokenize(source: Source, tokenizer: PreTrainedTokenizerBase, num_workers: in
     Raises:
         UserError: if the text cannot be read, or the cache not be written.
     """
-    return _tokenize(source, tokenizer, num_workers, None)[_WHOLE]
+    folder, record = _tokenize(source, tokenizer, num_workers, None)
+    return _open(folder, _WHOLE, record["fingerprints"][_WHOLE])
+
+
+class CutText(NamedTuple):
+    """A text of which a part was set aside.
+
+    Attributes:
+        rest: what is left.
+        cut: the documents that are set aside.
+        known_tokens: of those that the rest has too, long ones alone.
+    """
+
+    rest: TokenizedDocuments
+    cut: TokenizedDocuments
+    known_tokens: int
 
 
 def tokenize_and_cut(
     source: Source, tokenizer: PreTrainedTokenizerBase, percentage: float, num_workers: int | None = None
-) -> tuple[TokenizedDocuments, TokenizedDocuments]:
+) -> CutText:
     """As `tokenize`, with documents at even distances set aside.
 
     Which ones is a function of their number alone (see `is_set_aside`); blank rows stay with the rest.
-
-    Returns:
-        `(the rest, the documents that are set aside)`.
     """
-    parts = _tokenize(source, tokenizer, num_workers, Fraction(str(percentage)) / 100)
-    return parts[_REST], parts[_CUT]
+    folder, record = _tokenize(source, tokenizer, num_workers, Fraction(str(percentage)) / 100)
+    rest, cut = (_open(folder, name, record["fingerprints"][name]) for name in (_REST, _CUT))
+    return CutText(rest, cut, record.get("known_tokens", 0))  # not counted by an earlier version
 
 
 def is_set_aside(index: int, share: Fraction) -> bool:
@@ -177,7 +192,8 @@ def is_set_aside(index: int, share: Fraction) -> bool:
 
 def _tokenize(
     source: Source, tokenizer: PreTrainedTokenizerBase, num_workers: int | None, share: Fraction | None
-) -> dict[str, TokenizedDocuments]:
+) -> tuple[Path, dict[str, Any]]:
+    """The cache's folder with the ids, and its record."""
     source_key = source.key()
     key = entry_key(_CACHE_VERSION, source_key, tokenizer_key(tokenizer), str(share))
 
@@ -185,6 +201,7 @@ def _tokenize(
         encoder = Encoder(tokenizer, num_workers)
         names = [_WHOLE] if share is None else [_REST, _CUT]
         writers = [_Writer(folder / f"{name}.arrow", encoder.dtype) for name in names]
+        repetitions = _Repetitions()
         try:
             documents = 0
             for batch in encoder.encode_stream(text for text, _ in source.documents()):
@@ -196,8 +213,10 @@ def _tokenize(
                 for i in np.flatnonzero(batch.lengths):
                     chosen[i] = is_set_aside(documents, share)
                     documents += 1
-                writers[0].write(_select(batch, ~chosen))
-                writers[1].write(_select(batch, chosen))
+                rest, cut = _select(batch, ~chosen), _select(batch, chosen)
+                writers[0].write(rest)
+                writers[1].write(cut)
+                repetitions.add(rest, cut)
         finally:
             for writer in writers:
                 writer.close()
@@ -206,10 +225,12 @@ def _tokenize(
                 f"the text of the {source.name} split was changed while it was read; start again when it is complete"
             )
         # made while writing: reading the ids again would fill the memory with the pages of the file
-        return {"fingerprints": {name: writers[i].fingerprint.hexdigest() for i, name in enumerate(names)}}
+        return {
+            "fingerprints": {name: writers[i].fingerprint.hexdigest() for i, name in enumerate(names)},
+            "known_tokens": repetitions.known_tokens(),
+        }
 
-    folder, record = open_entry(key, fill)
-    return {name: _open(folder, name, fingerprint) for name, fingerprint in record["fingerprints"].items()}
+    return open_entry(key, fill)
 
 
 def _open(folder: Path, name: str, fingerprint: str) -> TokenizedDocuments:
@@ -218,6 +239,34 @@ def _open(folder: Path, name: str, fingerprint: str) -> TokenizedDocuments:
 
 def _select(batch: EncodedBatch, chosen: np.ndarray) -> EncodedBatch:
     return EncodedBatch(batch.ids[np.repeat(chosen, batch.lengths)], batch.lengths[chosen])
+
+
+class _Repetitions:
+    """Finds documents that are set aside although the rest has the same, by 8 bytes for each long one."""
+
+    def __init__(self) -> None:
+        self._rest: list[np.ndarray] = []
+        self._cut: list[np.ndarray] = []
+        self._cut_lengths: list[np.ndarray] = []
+
+    def add(self, rest: EncodedBatch, cut: EncodedBatch) -> None:
+        """Take note of a part of both."""
+        self._rest.append(_hashes_of_long(rest))
+        self._cut.append(_hashes_of_long(cut))
+        self._cut_lengths.append(cut.lengths[cut.lengths >= _LONG_DOCUMENT])
+
+    def known_tokens(self) -> int:
+        """Tokens of the documents that are in both."""
+        if not self._rest:
+            return 0
+        known = np.isin(np.concatenate(self._cut), np.concatenate(self._rest))
+        return int(np.concatenate(self._cut_lengths)[known].sum())
+
+
+def _hashes_of_long(batch: EncodedBatch) -> np.ndarray:
+    ends = np.cumsum(batch.lengths)
+    places = [(end - length, end) for length, end in zip(batch.lengths, ends, strict=True) if length >= _LONG_DOCUMENT]
+    return np.array([xxhash.xxh3_64_intdigest(batch.ids[begin:end].data) for begin, end in places], dtype=np.uint64)
 
 
 class _Writer:

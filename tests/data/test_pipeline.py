@@ -213,6 +213,15 @@ def test_validation_is_cut_off(tmp_path, gpt2):  # noqa: F811
         assert part.fingerprints == {split: data.fingerprints[split] for split in splits}
 
 
+def test_known_validation_text_is_told(tmp_path, gpt2):  # noqa: F811
+    """A text whose documents stand in it twice gives a loss that is too low, and the line says so."""
+    once = [" ".join(f"{word} {i}" for word in range(20)) + "\n" for i in range(100)]
+    single = load_data(file_arguments(write(tmp_path / "once.txt", once)), gpt2, 64)
+    twice = load_data(file_arguments(write(tmp_path / "twice.txt", [*once, *once[7:], *once[:7]])), gpt2, 64)
+    assert single.remarks["validation"] == ["5 % of the documents set aside"]
+    assert "100% OF IT IN DOCUMENTS THAT THE TRAINING TEXT HAS TOO" in twice.summary()
+
+
 def test_given_validation_is_not_cut(tmp_path, gpt2):  # noqa: F811
     """With a validation file the training text stays whole."""
     path = write(tmp_path / "a.txt", [f"Number {i} of the lines." for i in range(100)])

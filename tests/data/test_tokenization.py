@@ -211,14 +211,25 @@ def test_share_that_is_set_aside(count, percent):
 
 def test_cut_is_by_document_and_loses_none(corpus, gpt2):  # noqa: F811
     """The two parts of the cut are the documents, each in one part, in their order."""
-    rest, cut = tokenize_and_cut(source_of(corpus), gpt2, 10)
+    rest, cut, known = tokenize_and_cut(source_of(corpus), gpt2, 10)
     lines = [line for line in corpus.read_text().splitlines(keepends=True) if line.strip()]
     ids = [gpt2(line).input_ids for line in lines]
     chosen = [i for i in range(50) if is_set_aside(i, Fraction(1, 10))]
     assert len(chosen) == 5
     assert stream_of(cut) == [token for i in chosen for token in ids[i]]
     assert stream_of(rest) == [token for i in range(50) if i not in chosen for token in ids[i]]
-    assert rest.num_rows + cut.num_rows == 100 and rest.num_blank_rows == 50
+    assert rest.num_rows + cut.num_rows == 100 and rest.num_blank_rows == 50 and known == 0
+
+
+def test_repeated_documents_are_found(tmp_path, gpt2):  # noqa: F811
+    """Of the documents that are set aside those that the rest has too, unless they are short; also from the cache."""
+    long = [" ".join(f"{word} {i}" for word in range(20)) for i in range(100)]
+    chosen = [i for i in range(100) if is_set_aside(i, Fraction(1, 10))]
+    long[chosen[2] + 1], long[chosen[5] - 1], long[3] = long[chosen[2]], long[chosen[5]], long[2]
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join([*long, *["Yes."] * 100]), encoding="utf-8")
+    known = sum(len(gpt2(long[i] + "\n").input_ids) for i in (chosen[2], chosen[5]))
+    assert [tokenize_and_cut(source_of(path), gpt2, 10).known_tokens for _ in range(2)] == [known, known]
 
 
 # ---- the cache ----
