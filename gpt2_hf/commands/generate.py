@@ -46,6 +46,7 @@ def generate_texts(
     prompts: Sequence[str],
     *,
     max_new_tokens: int | None = None,
+    min_new_tokens: int = 0,
     temperature: float = 0.8,
     top_k: int = 0,
     top_p: float = 0.95,
@@ -66,6 +67,7 @@ def generate_texts(
         tokenizer: the tokenizer it was trained with.
         prompts: texts to continue; an empty one starts from the end-of-text token.
         max_new_tokens: tokens to generate; 128, or as many as fit after the longest prompt, when left out.
+        min_new_tokens: the model cannot end the text before so many.
         temperature: divides the logits; 0 takes the likeliest token each time.
         top_k: number of candidates to keep; 0 keeps all.
         top_p: keep the likeliest candidates of this total probability.
@@ -89,6 +91,8 @@ def generate_texts(
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature != 0, "streamer": streamer}
     if temperature != 0:
         options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    if min_new_tokens:
+        options |= {"min_new_tokens": min_new_tokens}
     if stop:
         options |= {"stop_strings": list(stop), "tokenizer": tokenizer}
     if temperature == 0:

@@ -157,7 +157,10 @@ def sample_writer(
         dtype = run.args.resolved_precision.dtype if run.args.resolved_precision is not None else torch.float32
         flash = "flash" in model.config._attn_implementation  # which computes in 16 bits alone
         with torch.autocast(model.device.type, dtype=dtype, enabled=flash and dtype != torch.float32):
-            return generate_text(model, tokenizer, prompt, max_new_tokens=min(num_tokens, room), seed=run.args.seed)[0]
+            tokens = min(num_tokens, room)
+            # a text that ends at once would show nothing of the model
+            least = {"min_new_tokens": tokens // 2}
+            return generate_text(model, tokenizer, prompt, max_new_tokens=tokens, seed=run.args.seed, **least)[0]
 
     return write
 

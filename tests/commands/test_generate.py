@@ -576,3 +576,14 @@ def test_the_library_refuses_what_is_no_text(model, tokenizer):
     """In Python too a prompt with half of a pair is an error of the user, before anything is generated."""
     with pytest.raises(UserError, match="half of a surrogate pair"):
         generate_texts(model, tokenizer, ["good", "\ud83d bad"])
+
+
+def test_a_text_can_be_kept_from_ending(tokenizer):
+    """With `min_new_tokens` a model that wants to end at once goes on."""
+    model = make_model(vocab_size=50257, eos_token_id=50256)
+    with torch.no_grad():
+        model.transformer.ln_f.bias.copy_(100 * model.lm_head.weight[50256])
+    options = {"temperature": 0, "max_new_tokens": 8}
+    assert generate_text(model, tokenizer, "The value", **options) == ["The value"]
+    (text,) = generate_text(model, tokenizer, "The value", min_new_tokens=5, **options)
+    assert len(tokenizer(text).input_ids) >= len(tokenizer("The value").input_ids) + 4 and text != "The value"
