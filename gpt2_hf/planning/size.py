@@ -95,7 +95,7 @@ class LossRule:
         return self.floor + self.capacity / weights**self.alpha + self.data / fresh**self.beta
 
 
-RULE = LossRule(floor=1.798, capacity=3.964, alpha=0.05, data=203.4, beta=0.378, repeats=5.135)
+RULE = LossRule(floor=3.497, capacity=11.43, alpha=0.25, data=252.5, beta=0.4, repeats=4.978)
 
 
 @dataclass(frozen=True)
