@@ -158,9 +158,15 @@ def sample_writer(
         flash = "flash" in model.config._attn_implementation  # which computes in 16 bits alone
         with torch.autocast(model.device.type, dtype=dtype, enabled=flash and dtype != torch.float32):
             tokens = min(num_tokens, room)
-            # a text that ends at once would show nothing of the model
-            least = {"min_new_tokens": tokens // 2}
-            return generate_text(model, tokenizer, prompt, max_new_tokens=tokens, seed=run.args.seed, **least)[0]
+            (text,) = generate_text(
+                model,
+                tokenizer,
+                prompt,
+                max_new_tokens=tokens,
+                min_new_tokens=tokens // 2,  # a text that ends at once would show nothing of the model
+                seed=run.args.seed,
+            )
+        return text
 
     return write
 

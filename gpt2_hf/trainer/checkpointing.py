@@ -221,11 +221,9 @@ class CheckpointingTrainer(Trainer):
                 return
             self._save(output_dir, self._gathered.weights if self._gathered else whole_weights(self.model))
 
-    @contextlib.contextmanager
-    def averaged_weights(self) -> Iterator[None]:
+    def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
         """The model has the moving average as its weights, if there is one; afterwards those in training."""
-        with self.average.in_model() if self.average is not None else contextlib.nullcontext():
-            yield
+        return self.average.in_model() if self.average is not None else contextlib.nullcontext()
 
     def _unaveraged_weights(self) -> dict[str, Any] | None:
         """Those in training, whole; `None` if they are the model's. Every process must ask."""

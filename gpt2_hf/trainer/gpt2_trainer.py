@@ -110,13 +110,12 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         self.time_budget = TimeBudgetCallback(args.max_training_hours, self.watch, self.remaining_work)
         self.cadence = CadenceCallback()
         stop = StopCallback(self.time_budget, self.job.signals, lambda: self.job.folder_is_lost())
+        own_callbacks = [self.cadence, self.time_budget, stop, self.non_finite_guard, *(callbacks or [])]
         if args.ema_decay is not None:
-            # first, so that all others find the average in the model when the training is over
             self.average = WeightAverage(
                 args.ema_decay, lambda: self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             )
-        own_callbacks = [self.cadence, self.time_budget, stop, self.non_finite_guard, *(callbacks or [])]
-        if self.average is not None:
+            # first, so that all others find the average in the model when the training is over
             own_callbacks.insert(0, self.average)
         if args.early_stopping_patience is not None:
             self.early_stopping = EarlyStoppingCallback(args.early_stopping_patience)
