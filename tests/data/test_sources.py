@@ -157,7 +157,7 @@ def test_pieces_of_a_document(tmp_path_factory, text, size):
     path = tmp_path_factory.mktemp("pieces") / "a.md"
     path.write_bytes(("begin" + text + "end").encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "_PIECE_BYTES", size)
+        patch.setattr(readers.plain_text, "_PIECE_BYTES", size)
         documents = read(file_arguments(path))
     assert documents == ["begin" + text.replace("\r\n", "\n").replace("\r", "\n") + "end"]
 
@@ -172,7 +172,7 @@ def test_a_document_without_line_ends_is_read_in_few_pieces(tmp_path, monkeypatc
             return super().read(size)
 
     (tmp_path / "a.md").write_text(text, encoding="utf-8")
-    monkeypatch.setattr(readers, "_open", lambda file: Watched(text.encode()))
+    monkeypatch.setattr(readers.TextFile, "open", lambda file: Watched(text.encode()))
     assert read(file_arguments(tmp_path / "a.md")) == [text]
     assert len(sizes) < 10
 
@@ -545,7 +545,7 @@ def test_not_on_the_hub(monkeypatch, error, answers, message):
     def refuse(*args):
         raise error
 
-    monkeypatch.setattr("gpt2_hf.data.sources.ensure_hub_or_offline", lambda: answers)
+    monkeypatch.setattr("gpt2_hf.data.sources.named.ensure_hub_or_offline", lambda: answers)
     monkeypatch.setattr("datasets.load_dataset", refuse)
     line = error_of(DataArguments(dataset_name="a/b", dataset_config_name=None))
     assert line.startswith("--dataset_name: ") and message in line

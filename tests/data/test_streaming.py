@@ -248,14 +248,14 @@ def many_files(tmp_path):
 
 def count_opened(monkeypatch, folder: Path) -> Callable[[], dict[str, list[str]]]:
     """From here on, write down which process opens which file to read its text; returns what was written."""
-    original = readers._open
+    original = readers.TextFile.open
 
     def watched(file):
         info = get_worker_info()
         (folder / "opened").open("a").write(f"{info.id if info else '-'} {Path(file.path).name}\n")
         return original(file)
 
-    monkeypatch.setattr(readers, "_open", watched)
+    monkeypatch.setattr(readers.TextFile, "open", watched)
 
     def opened() -> dict[str, list[str]]:
         by_file: dict[str, list[str]] = {}

@@ -1,0 +1,35 @@
+"""Where text comes from: the hub, a folder in the hub's layout, files, or the embedded corpus.
+
+In: `DataArguments`. Out: a `Source` of documents per split. Next stage: `tokenization`, or `streaming`.
+
+    files ─┐
+           ├─► source (documents)
+    named ─┘
+"""
+
+from ...options.arguments import DataArguments
+from .documents import split_document
+from .files import sources_of_files
+from .named import sources_of_name
+from .source import SPLITS, Cursor, FileSource, RowSource, Source
+
+__all__ = [
+    "SPLITS",
+    "Cursor",
+    "FileSource",
+    "RowSource",
+    "Source",
+    "load_sources",
+    "split_document",
+]
+
+
+def load_sources(args: DataArguments) -> dict[str, Source]:
+    """Find the text of every split that there is.
+
+    Raises:
+        UserError: if the source is missing, unreadable, empty, or has no such column.
+    """
+    if args.train_file or args.validation_file or args.test_file:
+        return sources_of_files(args)
+    return sources_of_name(args)

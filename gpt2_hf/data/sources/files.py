@@ -1,0 +1,118 @@
+"""--train_file, --validation_file and --test_file: paths and globs to sources, and how each file is to be read."""
+
+import dataclasses
+import glob
+import os
+
+from ...errors import UserError
+from ...options.arguments import DataArguments
+from ..readers import DocumentUnit, Format, TextFile, columns_of, headers_of, text_file
+from .columns import find_text_column, unit_of_rows, wanted_columns
+from .source import SPLITS, FileSource, Source
+
+
+def sources_of_files(args: DataArguments) -> dict[str, Source]:
+    """train_file, validation_file and test_file, each a path or a glob."""
+    sources: dict[str, Source] = {}
+    for split in SPLITS:
+        pattern = getattr(args, f"{split}_file")
+        if pattern is not None:
+            option = f"--{split}_file"
+            files = [text_file(path, option) for path in _matches(pattern, option)]
+            sources[split] = file_source(split, files, args)
+    return sources
+
+
+def file_source(split: str, files: list[TextFile], args: DataArguments) -> FileSource:
+    """A source of files, each with what a document of it is and which column is its text."""
+    filled = [file for file in files if not file.is_empty]
+    if not filled:
+        raise UserError(f"{files[0].option}: {files[0].path} is empty; give a file with text")
+    return FileSource(split, tuple(_resolved(file, args) for file in filled))
+
+
+def _resolved(file: TextFile, args: DataArguments) -> TextFile:
+    """Settle what a document of the file is, and which column holds it."""
+    if file.has_columns:
+        file = dataclasses.replace(file, unit=unit_of_rows(args, file.path))
+        if file.format in (Format.CSV, Format.TSV):
+            return _with_header(file, args)
+        return dataclasses.replace(file, column=find_text_column(columns_of(file), args, file.path))
+    if args.text_column not in (None, "text"):
+        raise UserError(f"--text_column: {file.path} is plain text and has no columns; leave the option out")
+    if args.document_unit == DocumentUnit.ROW:
+        raise UserError(
+            f"--document_unit row: {file.path} is plain text and has no rows; use line, paragraph or file, or leave "
+            "the option out"
+        )
+    default = DocumentUnit.FILE if file.format is Format.MARKDOWN else DocumentUnit.LINE
+    return dataclasses.replace(file, unit=DocumentUnit(args.document_unit or default))
+
+
+def _with_header(file: TextFile, args: DataArguments) -> TextFile:
+    """Settle what is between the fields of a CSV file: what makes its header name the column of the text."""
+    headers = headers_of(file)
+    wanted = wanted_columns(args)
+    several = {mark: fields for mark, fields in headers.items() if len(fields) > 1}
+    found = [mark for mark, fields in several.items() if any(name in fields for name in wanted)]
+    if len(found) > 1:
+        raise UserError(
+            f"{file.option}: the header of {file.path} can be read in {len(found)} ways, with the delimiters "
+            f"{' and '.join(map(repr, found))}; quote its names, or write the file again as jsonl"
+        )
+    if found:
+        delimiter = found[0]
+    elif any(fields[0] in wanted for fields in headers.values() if len(fields) == 1):
+        delimiter = next(mark for mark, fields in headers.items() if len(fields) == 1)
+    else:  # the column is not there: say what there is
+        delimiter = max(headers, key=lambda mark: len(headers[mark]))
+    columns = headers[delimiter]
+    if args.text_column is None and len(columns) == 1 and columns[0] not in wanted:
+        raise UserError(
+            f"--text_column: {file.path} has a single column, which its first line calls {columns[0]!r}; give "
+            "--text_column with that name if the line is a header, else write one above it"
+        )
+    return dataclasses.replace(file, delimiter=delimiter, column=find_text_column(columns, args, file.path))
+
+
+def _matches(pattern: str, option: str) -> list[str]:
+    expanded = os.path.expanduser(pattern)
+    if os.path.isdir(expanded):
+        raise UserError(
+            f"{option}: {pattern} is a folder; give --dataset_name {pattern}, or a quoted glob such as "
+            f"'{os.path.join(pattern, '**', '*.txt')}'"
+        )
+    paths = sorted(glob.glob(_without_names(expanded, option), recursive=True))
+    paths = [path for path in paths if os.path.isfile(path)]
+    if not paths:
+        raise UserError(f"{option}: no file matches {pattern!r}; give a path or a quoted glob")
+    return paths
+
+
+def _without_names(pattern: str, option: str) -> str:
+    """The pattern with those parts escaped that are names as they stand: a folder may be called `data [v1]`."""
+    path, escaped = "", ""
+    for part in _components(pattern):
+        here = path + part
+        if not os.path.lexists(here):
+            return escaped + pattern[len(path) :]
+        literal = escaped + glob.escape(part)
+        others = set(glob.glob(escaped + part)) - {here} if glob.has_magic(part) else set()
+        if others:
+            raise UserError(
+                f"{option}: {pattern!r} begins with the name {here!r}, which is also a pattern and matches "
+                f"{min(others)!r}; for the name write {literal + pattern[len(here) :]!r}, or rename one of them"
+            )
+        path, escaped = here, literal
+    return escaped
+
+
+def _components(pattern: str) -> list[str]:
+    """The names in a path, each with the separator after it."""
+    separators = tuple(mark for mark in (os.sep, os.altsep) if mark)
+    components = [""]
+    for mark in pattern:
+        components[-1] += mark
+        if mark in separators:
+            components.append("")
+    return [component for component in components if component]

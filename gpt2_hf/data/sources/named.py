@@ -1,0 +1,150 @@
+"""--dataset_name: python-docs, a folder, or an id of the hub to sources, with the datasets library."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import datasets
+from datasets import Dataset, IterableDataset
+
+from ...errors import UserError, first_line
+from ...options.arguments import DataArguments
+from ...runtime.hub import ensure_hub_or_offline, is_hub_id, is_local_path
+from .. import python_docs
+from ..folders import PlainFolder, plain_folder
+from ..readers import text_file
+from .columns import find_text_column, unit_of_rows
+from .files import file_source
+from .source import SPLITS, RowSource, Source
+
+
+def sources_of_name(args: DataArguments) -> dict[str, Source]:
+    """What `dataset_name` and `dataset_config_name` stand for."""
+    assert args.dataset_name is not None
+    if args.dataset_name == python_docs.NAME:
+        return {"train": _row_source("train", python_docs.load_python_docs(), args)}
+    name = os.path.expanduser(args.dataset_name)
+    if is_local_path(name) and not os.path.isdir(name):
+        raise UserError(f"--dataset_name: there is no folder {name}; give a hub id, or a folder in the hub's layout")
+    if is_hub_id(name):
+        ensure_hub_or_offline()
+    try:
+        if os.path.isdir(name):
+            return _sources_of_folder(name, args)
+        return _sources_of_library(name, _choose_config(name, args), args)
+    except (ConnectionError, FileNotFoundError) as error:
+        raise _not_found(name, error) from error
+    except (datasets.exceptions.DatasetGenerationError, ValueError, RuntimeError) as error:  # scripts: RuntimeError
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"--dataset_name: {name} cannot be loaded: {first_line(error.__cause__ or error)}") from error
+    except OSError as error:
+        raise UserError(f"--dataset_name: {name} cannot be loaded: {error.strerror or error}") from error
+
+
+def _sources_of_library(name: str, config_name: str | None, args: DataArguments) -> dict[str, Source]:
+    """What the datasets library reads, stored or streamed."""
+    if args.streaming:
+        builder = datasets.load_dataset_builder(name, config_name)
+        loaded, version = dict(builder.as_streaming_dataset()), f"{builder.config_id} {builder.hash}"
+    else:
+        loaded, version = dict(datasets.load_dataset(name, config_name)), ""
+    return _row_sources(loaded, args, version)
+
+
+def _sources_of_folder(name: str, args: DataArguments) -> dict[str, Source]:
+    if any(os.path.isfile(os.path.join(name, mark)) for mark in ("state.json", "dataset_dict.json")):
+        return _sources_of_disk(name, args)
+    with plain_folder(name) as folder:
+        config_name = _choose_config(folder.path, args)
+        sources = _sources_of_files_in(folder, config_name, args)
+        if sources is not None:
+            return sources
+        if folder.is_copy:
+            raise UserError(
+                f"--dataset_name: only the datasets library can read the files of {name}, and it cannot take their "
+                "names; rename folder and files to letters, digits, spaces and . - _"
+            )
+        return _sources_of_library(name, config_name, args)
+
+
+def _sources_of_disk(name: str, args: DataArguments) -> dict[str, Source]:
+    """What `save_to_disk` of the datasets library has written; a dataset without splits is the training split."""
+    if args.dataset_config_name is not None and not args.dataset_config_is_inherited:
+        raise UserError(f"--dataset_config_name: {name} was written by save_to_disk, without configs; leave it out")
+    args.dataset_config_name = None
+    loaded = datasets.load_from_disk(name)
+    return _row_sources({"train": loaded} if isinstance(loaded, Dataset) else loaded, args)
+
+
+def _sources_of_files_in(
+    folder: PlainFolder, config_name: str | None, args: DataArguments
+) -> dict[str, Source] | None:
+    """The files that the hub's layout gives to each split; `None` if they are not of a format that `readers` knows."""
+    config: Any = datasets.load_dataset_builder(folder.path, config_name).config
+    if type(config).__name__ not in ("TextConfig", "JsonConfig", "CsvConfig", "ParquetConfig"):
+        return None
+    if getattr(config, "field", None) is not None or getattr(config, "column_names", None) is not None:
+        return None
+    if len(getattr(config, "sep", ",")) != 1:
+        return None
+    sources: dict[str, Source] = {}
+    for split in SPLITS:
+        if split not in config.data_files:
+            continue
+        paths = [folder.original(str(path)) for path in config.data_files[split]]
+        files = [text_file(path, "--dataset_name") for path in paths]
+        if getattr(config, "sep", ",") != ",":
+            files = [dataclasses.replace(file, delimiter=config.sep) for file in files]
+        sources[split] = file_source(split, files, args)
+    return sources
+
+
+def _choose_config(name: str, args: DataArguments) -> str | None:
+    """The wanted config of a dataset, or its default if the wanted one came along from a config file for another.
+
+    Then the arguments forget it, so that the record of the run does not ask this dataset for it.
+    """
+    wanted = args.dataset_config_name
+    if wanted is None:
+        return None
+    available = datasets.get_dataset_config_names(name)
+    if wanted in available:
+        return wanted
+    if args.dataset_config_is_inherited:
+        args.dataset_config_name = None
+        return None
+    raise UserError(
+        f"--dataset_config_name: {args.dataset_name} has no config {wanted!r}; available: {', '.join(available)}"
+    )
+
+
+def _row_sources(loaded: Mapping[str, Any], args: DataArguments, version: str = "") -> dict[str, Source]:
+    return {split: _row_source(split, rows, args, version) for split, rows in loaded.items() if split in SPLITS}
+
+
+def _row_source(split: str, dataset: Dataset | IterableDataset, args: DataArguments, version: str = "") -> RowSource:
+    where = f"the {split} split of {args.dataset_name}"
+    columns = dataset.column_names or list(next(iter(dataset), {}))
+    column = find_text_column(columns, args, where)
+    return RowSource(split, dataset, column, unit_of_rows(args, where), version, str(args.dataset_name))
+
+
+def _not_found(name: str, error: OSError) -> UserError:
+    if os.path.isdir(name):
+        return UserError(
+            f"--dataset_name: the folder {name} holds no data files; put txt, md, jsonl, csv or parquet files into "
+            "it, or give --train_file"
+        )
+    if isinstance(error, FileNotFoundError) and ensure_hub_or_offline():  # the hub answered
+        if isinstance(error, datasets.exceptions.DatasetNotFoundError):
+            return UserError(
+                f"--dataset_name: the hub has no {name!r}, or not without a login ({first_line(error).rstrip('.')}); "
+                "check the name, or ask for access and log in with: hf auth login"
+            )
+        return UserError(f"--dataset_name: {name} cannot be loaded: {first_line(error)}")
+    return UserError(
+        f"--dataset_name: {name!r} is not in the local cache and the hub cannot be reached; point --dataset_name at "
+        "a local folder in the hub's layout, or --train_file at a file, or use --dataset_name python-docs"
+    )
