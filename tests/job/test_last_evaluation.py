@@ -15,11 +15,12 @@ LAST = 25
 
 
 @pytest.mark.parametrize("options", [(), ("--max_steps", "13"), ("--save_strategy", "best"), ("--weight_decay", "0")])
-def test_the_last_evaluation_is_broken_off_and_made_up_for(train_tiny, tmp_path, capsys, options):
+def test_the_last_evaluation_is_broken_off_and_made_up_for(finished_run, train_tiny, tmp_path, capsys, options):
     """At an epoch's end and within one: exit 75 with the last step's checkpoint, and an end as if left alone."""
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole, parts = tmp_path / "whole" if options else finished_run, tmp_path / "parts"
     last = 13 if "--max_steps" in options else LAST
-    assert train_tiny(whole, *options) == 0
+    if options:
+        assert train_tiny(whole, *options) == 0
     assert train_until_signal(parts, last + 1, train_tiny, *options, event="on_prediction_step") == 75
     assert folders.list_checkpoints(parts)[-1].name == f"checkpoint-{last}"
     assert history(parts / f"checkpoint-{last}")[-1]["step"] == last
@@ -41,10 +42,9 @@ def test_the_last_evaluation_is_broken_off_and_made_up_for(train_tiny, tmp_path,
     assert "nothing is left to train" in capsys.readouterr().out
 
 
-def test_it_may_be_broken_off_twice(train_tiny, tmp_path):
+def test_it_may_be_broken_off_twice(finished_run, train_tiny, tmp_path):
     """A signal while it is made up for: again 75, and it is still owed."""
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert train_tiny(whole) == 0
+    whole, parts = finished_run, tmp_path / "parts"
     for resume in ((), ("--resume_from", "latest")):
         assert train_until_signal(parts, LAST + 1, train_tiny, *resume, event="on_prediction_step") == 75
     assert train_tiny(parts, "--resume_from", "latest") == 0

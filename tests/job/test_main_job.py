@@ -199,13 +199,19 @@ def test_the_written_config_does_not_depend_on_the_machine(tiny_options, tmp_pat
 # ---- resuming ----
 
 
-@pytest.mark.parametrize("mode", ["padded", "padding_free", "blocks --shift_blocks"])
+@pytest.fixture(scope="module", params=["padded", "padding_free", "blocks --shift_blocks"])
+def uninterrupted(request, tmp_path_factory, tiny_options):
+    """Options of a run of two epochs, and the folder of one that was left alone; tests only read it."""
+    options = ("--sequence_mode", *request.param.split(), "--max_epochs", "2", "--max_train_samples", "100")
+    whole = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert main(["train", *tiny_options, *options, "--checkpoint_dir", str(whole)]) == 0
+    return options, whole
+
+
 @pytest.mark.parametrize("stop", [3, 10, 13])
-def test_interrupted_and_resumed_is_uninterrupted(train_tiny, tmp_path, mode, stop):
+def test_interrupted_and_resumed_is_uninterrupted(train_tiny, tmp_path, uninterrupted, stop):
     """Stopped in the middle of an epoch, at an evaluation or at an epoch's end: the same bits in the end."""
-    options = ("--sequence_mode", *mode.split(), "--max_epochs", "2", "--max_train_samples", "100")
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert train_tiny(whole, *options) == 0
+    (options, whole), parts = uninterrupted, tmp_path / "parts"
     # The schedule depends on max_epochs, so the first part is stopped by a signal and not by its length.
     assert train_until_signal(parts, stop, train_tiny, *options) == 75
     assert folders.step_of(folders.list_checkpoints(parts)[-1]) == stop
@@ -216,10 +222,9 @@ def test_interrupted_and_resumed_is_uninterrupted(train_tiny, tmp_path, mode, st
     assert untimed(read_json(parts / "eval_results.json")) == untimed(read_json(whole / "eval_results.json"))
 
 
-def test_an_interrupted_evaluation_is_made_up_for(train_tiny, tmp_path):
+def test_an_interrupted_evaluation_is_made_up_for(finished_run, train_tiny, tmp_path):
     """A signal in the middle of an evaluation breaks it off; the resumed run evaluates first, and nothing is lost."""
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert train_tiny(whole) == 0
+    whole, parts = finished_run, tmp_path / "parts"
     assert train_until_signal(parts, 11, train_tiny, event="on_prediction_step") == 75
     assert not any("eval_loss" in entry for entry in history(parts / "checkpoint-10"))
     assert train_tiny(parts, "--resume_from", "latest") == 0
@@ -228,10 +233,9 @@ def test_an_interrupted_evaluation_is_made_up_for(train_tiny, tmp_path):
     assert folders.read_names(parts) == folders.read_names(whole)
 
 
-def test_a_second_interruption_saves_what_was_trained_since_the_first(train_tiny, tmp_path):
+def test_a_second_interruption_saves_what_was_trained_since_the_first(finished_run, train_tiny, tmp_path):
     """Interrupted at an evaluation, made up for, interrupted at the next: saved there, and the same end."""
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert train_tiny(whole) == 0
+    whole, parts = finished_run, tmp_path / "parts"
     assert train_until_signal(parts, 11, train_tiny, event="on_prediction_step") == 75
     resumed = ("--resume_from", "latest")
     assert train_until_signal(parts, 21, train_tiny, *resumed, event="on_prediction_step") == 75
