@@ -288,6 +288,7 @@ def _effective(name: str, options: dict[str, Any], num_train_samples: int | None
         "data_seed": options.get("seed"),
         "eval_steps": options.get("logging_steps"),
         "muon_learning_rate": options.get("learning_rate"),
+        "muon_weight_decay": options.get("weight_decay"),
         "attn_implementation": "sdpa",
     }
     return derived.get(name)

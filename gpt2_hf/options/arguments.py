@@ -34,7 +34,8 @@ CHOSEN_BY_SIZE = (
     *("tie_unused_tokens", "sequence_mode", "shift_blocks"),
     *("num_train_epochs", "max_steps", "schedule_by_time", "per_device_train_batch_size"),
     *("per_device_eval_batch_size", "gradient_accumulation_steps", "global_batch_size"),
-    *("optim", "learning_rate", "muon_learning_rate", "weight_decay", "warmup_steps", "lr_scheduler_type"),
+    *("optim", "learning_rate", "muon_learning_rate", "weight_decay", "muon_weight_decay"),
+    *("warmup_steps", "lr_scheduler_type"),
     *("eval_strategy", "eval_steps", "save_strategy", "save_steps", "logging_steps"),
 )
 

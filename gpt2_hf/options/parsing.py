@@ -44,6 +44,7 @@ _ACTS_WITH = {
     "metric_for_best_model": ("eval_strategy", ("steps", "epoch")),
     "early_stopping_patience": ("eval_strategy", ("steps", "epoch")),
     "muon_learning_rate": ("optim", ("muon",)),
+    "muon_weight_decay": ("optim", ("muon",)),
     "muon_momentum": ("optim", ("muon",)),
     "outtype": ("format", ("gguf",)),
 }

@@ -105,6 +105,9 @@ class GPT2HFTrainingArguments(TrainingArguments):
     muon_learning_rate: float | None = option(
         None, "optim muon: peak learning rate of the matrices; learning_rate when left out."
     )
+    muon_weight_decay: float | None = option(
+        None, "optim muon: weight decay of the matrices; weight_decay when left out, which is that of the embeddings."
+    )
     muon_momentum: float = option(0.95, "optim muon: momentum of the matrices.")
     ema_decay: float | None = option(
         None,
@@ -355,6 +358,8 @@ class GPT2HFTrainingArguments(TrainingArguments):
             raise UserError("--sample_tokens has no effect with --eval_strategy no; leave it out")
         if self.muon_learning_rate is not None:
             require_positive("muon_learning_rate", self.muon_learning_rate)
+        if self.muon_weight_decay is not None:
+            require_at_least("muon_weight_decay", self.muon_weight_decay, 0)
         for name in ("adam_beta1", "adam_beta2", "muon_momentum", "label_smoothing_factor"):
             require_fraction(name, getattr(self, name))
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:

@@ -230,7 +230,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         if self.optimizer is None and self.optimizer_cls_and_kwargs is None and self.args.uses_muon:
             model = model if model is not None else self.model
             matrices = hidden_matrices(model)
-            decay = self.args.weight_decay
+            decay, of_matrices = self.args.weight_decay, self.args.muon_weight_decay
             decayed = set(self.get_decay_parameter_names(model))
             others = {name: p for name, p in model.named_parameters() if p.requires_grad and name not in matrices}
             self.optimizer = MuonWithAdamW(
@@ -242,7 +242,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
                 learning_rate=self.args.learning_rate,
                 matrix_learning_rate=self.args.muon_learning_rate or self.args.learning_rate,
                 momentum=self.args.muon_momentum,
-                weight_decay=decay,
+                weight_decay=decay if of_matrices is None else of_matrices,
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
                 eps=self.args.adam_epsilon,
             )

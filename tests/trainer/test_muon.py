@@ -232,11 +232,30 @@ def test_a_new_momentum_takes_effect_on_resume(train_tiny, tmp_path):
     assert [group.get("momentum") for group in groups] == [None, None, 0.5]
 
 
+def test_matrices_may_have_a_decay_of_their_own(train_tiny, tmp_path):
+    """Left out, it is that of the embeddings; given, the embeddings keep theirs, and a resumed run takes it over."""
+    run = tmp_path / "run"
+    options = (*MUON, "--weight_decay", "0.4", "--save_every", "2")
+    assert train_tiny(run, *options, "--max_steps", "2") == 0
+    assert decays_of(run / "checkpoint-2") == [0.4, 0.0, 0.4]
+    options += ("--muon_weight_decay", "0.2", "--resume_from", "latest")
+    assert train_tiny(run, *options, "--max_steps", "4") == 0
+    assert decays_of(run / "checkpoint-4") == [0.4, 0.0, 0.2]
+
+
+def decays_of(checkpoint):
+    """Of the embeddings, of biases and norms, and of the matrices."""
+    groups = load_state(checkpoint / "optimizer.safetensors")["param_groups"]
+    return [group["weight_decay"] for group in groups]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--muon_learning_rate", "0.1"), "--muon_learning_rate has no effect with --optim adamw_torch_fused"),
         (("--muon_momentum", "0.9"), "--muon_momentum has no effect with --optim adamw_torch_fused"),
+        (("--muon_weight_decay", "0.1"), "--muon_weight_decay has no effect with --optim adamw_torch_fused"),
+        (("--optim", "muon", "--muon_weight_decay", "-1"), "--muon_weight_decay must be"),
         (("--optim", "muon", "--muon_momentum", "1"), "--muon_momentum must be in"),
         (("--optim", "muon", "--muon_learning_rate", "0"), "--muon_learning_rate must be above 0"),
         (("--optim", "muon", "--fsdp"), "--optim muon needs whole matrices"),
