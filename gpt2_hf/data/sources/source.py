@@ -104,7 +104,7 @@ class FileSource:
         """The documents; parts number the files as the whole does."""
         return self.documents()
 
-    def documents(self, start: Cursor = Cursor()) -> Iterator[tuple[str | None, Cursor]]:  # noqa: B008
+    def documents(self, start: Cursor = Cursor()) -> Iterator[tuple[str | None, Cursor]]:  # noqa: B008 (a Cursor cannot change)
         """Read the files as a stream."""
         for number in range(len(self.files)) if self.numbers is None else self.numbers:
             if number < start.file:
@@ -173,7 +173,7 @@ class RowSource:
         """The documents of part after part."""
         return itertools.chain.from_iterable(part.documents() for part in parts)
 
-    def documents(self, start: Cursor = Cursor()) -> Iterator[tuple[str | None, Cursor]]:  # noqa: B008
+    def documents(self, start: Cursor = Cursor()) -> Iterator[tuple[str | None, Cursor]]:  # noqa: B008 (a Cursor cannot change)
         """Read the rows from a row number on."""
         for number, text in enumerate(self._texts(start.offset), start.offset):
             if text is not None and not isinstance(text, str):
