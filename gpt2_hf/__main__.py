@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if arguments else EXIT_USER_ERROR
     command, *rest = arguments
     try:
-        if command == "--version":
+        if "--version" in arguments[:2]:  # of `python run_clm.py` it is the second
             from . import __version__
 
             print(__version__)

@@ -172,11 +172,12 @@ def test_too_little_memory_on_the_device_is_one_line(monkeypatch, capsys):
 
 
 def test_version(capsys):
-    """--version prints the package's version."""
+    """--version prints the package's version, also behind a command, as `python run_clm.py --version` is."""
     import gpt2_hf
 
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out.strip() == gpt2_hf.__version__
+    for arguments in (["--version"], ["train", "--version"]):
+        assert main(arguments) == 0
+        assert capsys.readouterr().out.strip() == gpt2_hf.__version__
 
 
 def test_generate_and_export_take_a_run_of_ours(finished_run, tmp_path, capsys):

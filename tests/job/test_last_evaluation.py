@@ -17,9 +17,10 @@ LAST = 25
 @pytest.mark.parametrize("options", [(), ("--max_steps", "13"), ("--save_strategy", "best"), ("--weight_decay", "0")])
 def test_the_last_evaluation_is_broken_off_and_made_up_for(finished_run, train_tiny, tmp_path, capsys, options):
     """At an epoch's end and within one: exit 75 with the last step's checkpoint, and an end as if left alone."""
-    whole, parts = tmp_path / "whole" if options else finished_run, tmp_path / "parts"
+    whole, parts = finished_run, tmp_path / "parts"
     last = 13 if "--max_steps" in options else LAST
     if options:
+        whole = tmp_path / "whole"
         assert train_tiny(whole, *options) == 0
     assert train_until_signal(parts, last + 1, train_tiny, *options, event="on_prediction_step") == 75
     assert folders.list_checkpoints(parts)[-1].name == f"checkpoint-{last}"

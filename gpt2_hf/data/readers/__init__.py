@@ -38,7 +38,6 @@ __all__ = [
     "DocumentUnit",
     "Format",
     "Place",
-    "Row",
     "TextFile",
     "columns_of",
     "errors_of",
