@@ -270,14 +270,14 @@ def _take_option(argv: list[str], name: str) -> tuple[list[str], str | None]:
     value = None
     tokens = iter(argv)
     for token in tokens:
-        if token == name:
-            value = next(tokens, None)
-            if value is None:
-                raise UserError(f"{name} needs a value")
-        elif token.startswith(f"{name}="):
-            value = token.split("=", 1)[1]
-        else:
+        if token != name and not token.startswith(f"{name}="):
             rest.append(token)
+            continue
+        if value is not None:
+            raise UserError(f"{name} stands twice; keep one, and give what differs as options")
+        value = next(tokens, None) if token == name else token.split("=", 1)[1]
+        if value is None:
+            raise UserError(f"{name} needs a value")
     return rest, value
 
 

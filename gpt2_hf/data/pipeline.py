@@ -164,6 +164,7 @@ def _load_text(
             seed=seed,
             buffer_size=args.shuffle_buffer_size,
             set_aside_percentage=args.validation_split_percentage if cut else None,
+            num_threads=args.preprocessing_num_workers,
         )
         data.samples[streamed] = stream
         data.fingerprints[streamed] = stream.key()

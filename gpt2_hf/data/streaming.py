@@ -6,8 +6,8 @@ batches of it and knows exactly where it is. Next stage: `trainer`.
 A shard is one worker of one process. Where there are as many files as shards, each shard reads files that no other
 reads. The files are put into as many parts of about the same size; shard s reads part s in the first pass over the
 corpus, and part s + 1 in the next, so that over the passes no part is read more often than another. Where there are
-fewer files, each shard reads all of them, and document number i belongs to shard i modulo the number of shards. Either
-way no document of a pass is left out, and none comes twice.
+fewer files, each shard reads all of them, and document number i belongs to shard i modulo the number of shards; blank
+ones have no number. Either way no document of a pass is left out, and none comes twice.
 
 Documents are read in windows, of `buffer_size` over all shards, and shuffled inside each. Each sample carries its
 `Position`: where its window begins in the corpus, and how many samples of the window have been given. A position is a
@@ -87,13 +87,20 @@ class _SetAside:
         return self.documents()
 
     def key(self) -> str:
-        return repr(("set aside", _SET_ASIDE_AMONG, str(self.share), self.source.key()))
+        return repr(("set aside of documents with text", _SET_ASIDE_AMONG, str(self.share), self.source.key()))
 
 
-def _set_aside(documents: Iterator[tuple[str | None, Cursor]], share: Fraction) -> Iterator[tuple[str | None, Cursor]]:
-    for index, document in enumerate(itertools.islice(documents, _SET_ASIDE_AMONG)):
+def _set_aside(
+    documents: Iterator[tuple[str | None, Cursor]], share: Fraction, number_blank: bool = False
+) -> Iterator[tuple[str | None, Cursor]]:
+    numbered = documents if number_blank else (document for document in documents if _has_text(document[0]))
+    for index, document in enumerate(itertools.islice(numbered, _SET_ASIDE_AMONG)):
         if is_set_aside(index, share):
             yield document
+
+
+def _has_text(document: str | None) -> bool:
+    return document is not None and document != "" and not document.isspace()
 
 
 def set_aside_of_stream(source: Source, percentage: float) -> tuple[Source, str]:
@@ -129,6 +136,8 @@ class StreamingSamples(IterableDataset):
         rank: number of this process, `world_size` of how many.
         world_size: processes that train together.
         whole_files: give each shard files of its own where there are enough; a run that began without goes on without.
+        number_blank: blank documents have a number too, as in runs of an earlier version, which go on so.
+        num_threads: that tokenise where no worker does; one for each core when left out.
     """
 
     source: Source
@@ -143,6 +152,8 @@ class StreamingSamples(IterableDataset):
     rank: int = 0
     world_size: int = 1
     whole_files: bool = True
+    number_blank: bool = False
+    num_threads: int | None = None
     # Where each worker goes on, and which of them gives the next batch; set by `StreamingLoader`.
     positions: dict[int, Position] = dataclasses.field(default_factory=dict)
     first_worker: int = 0
@@ -173,7 +184,7 @@ class StreamingSamples(IterableDataset):
             self.known_set_aside = frozenset()
             if self.set_aside_percentage is not None:
                 documents = self.source.documents() if parts is None else self.source.in_order(parts)
-                found = _set_aside(documents, _share(self.set_aside_percentage))
+                found = _set_aside(documents, _share(self.set_aside_percentage), self.number_blank)
                 self.known_set_aside = frozenset(cursor for _, cursor in found)
         return self.known_set_aside
 
@@ -193,7 +204,7 @@ class _Shard:
         self.stream = stream
         self.number = number
         self.count = count
-        self.encoder = Encoder(stream.tokenizer, 1 if in_worker else None)
+        self.encoder = Encoder(stream.tokenizer, 1 if in_worker else stream.num_threads)
         self.separator = separator_id(stream.tokenizer) if stream.mode is SequenceMode.BLOCKS else -1
         self.set_aside = stream.find_set_aside(count)
         self.parts = stream.parts(count)
@@ -230,13 +241,15 @@ class _Shard:
         begin = position
         index = position.window * size
         for text, cursor in source.documents(position.cursor):
+            has_text = _has_text(text)
+            if not has_text and not self.stream.number_blank:
+                continue
             if index % size == 0 and index > position.window * size:
                 yield begin, self._shuffled(own, begin)
                 own = []
                 begin = Position(position.epoch, index // size, 0, *cursor, position.shard)
-            # documents without text have a number too, so that it is known without reading on
             is_own = self.parts is not None or index % self.count == self.number
-            if is_own and text and not text.isspace() and cursor not in self.set_aside:
+            if is_own and text and has_text and cursor not in self.set_aside:
                 own.append(text)
             index += 1
         yield begin, self._shuffled(own, begin)
@@ -332,6 +345,7 @@ class StreamingLoader:
             "world_size": self.dataset.world_size,
             "num_workers": self.num_workers,
             "whole_files": self.dataset.whole_files,
+            "number_blank": self.dataset.number_blank,
             "next_worker": self._next_worker,
             "positions": {str(worker): list(position) for worker, position in self._positions.items()},
         }
@@ -356,9 +370,12 @@ class StreamingLoader:
                     f"--resume_from: a streamed run goes on with as many {option} as before, {state[name]}, not "
                     f"{current}"
                 )
-        # checkpoints that do not say so are of a time when each shard read all files
+        # checkpoints that do not say so are of a time when each shard read all files and blank documents had a number
         self.dataset = dataclasses.replace(
-            self.dataset, whole_files=state.get("whole_files", False), known_set_aside=None
+            self.dataset,
+            whole_files=state.get("whole_files", False),
+            number_blank=state.get("number_blank", True),
+            known_set_aside=None,
         )
         self._positions = {int(worker): Position(*values) for worker, values in state["positions"].items()}
         self._next_worker = state["next_worker"]

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..errors import EXIT_OK, UserError, printable
-from ..options.arguments import DataArguments, option, require_at_least
+from ..options.arguments import DataArguments, option, require_at_least, require_filled
 from .encoding import batches_of
 from .sources import Source, load_sources
 from .tokenizer import END_OF_TEXT
@@ -50,6 +50,7 @@ class TokenizerTrainingArguments:
     output_dir: str = option("tokenizer", "New folder for the tokenizer.")
 
     def __post_init__(self) -> None:
+        require_filled(vars(self))
         require_at_least("vocab_size", self.vocab_size, _SMALLEST_VOCABULARY)
         require_at_least("min_frequency", self.min_frequency, 1)
         if (self.train_file is None) == (self.dataset_name is None):

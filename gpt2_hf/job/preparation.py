@@ -75,6 +75,11 @@ def _load_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> LoadedData:
         raise UserError("--test_file has no effect with --do_predict false; leave one of them out")
     if run.data_args.streaming:
         _check_streaming(run)
+    if run.data_args.shift_blocks and run.args.train_sampling_strategy != "random":
+        raise UserError(
+            f"--shift_blocks has no effect with --train_sampling_strategy {run.args.train_sampling_strategy}; leave "
+            "one of them out"
+        )
     return data
 
 

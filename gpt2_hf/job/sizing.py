@@ -211,7 +211,7 @@ def settle_text(chooser: Chooser) -> None:
     run = chooser.run
     on_cpu = run.args.device.type == "cpu"
     chooser.set(sequence_mode="blocks", max_length=_BLOCK if on_cpu else _BLOCK_OF_ACCELERATOR)
-    if run.data_args.sequence_mode == "blocks":
+    if run.data_args.sequence_mode == "blocks" and run.args.train_sampling_strategy == "random":
         chooser.set(shift_blocks=True)
     chooser.settle()
 

@@ -6,7 +6,7 @@ Names follow transformers' examples where they have one; the user's guide's name
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -85,6 +85,7 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         require_finite(vars(self))
+        require_filled(vars(self))
         if self.tie_unused_tokens and self.model_name_or_path is not None:
             raise UserError(
                 "--tie_unused_tokens is for new models: the embeddings of --model_name_or_path differ; leave it out"
@@ -172,6 +173,7 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         require_finite(vars(self))
+        require_filled(vars(self))
         for name in ("max_train_samples", "max_eval_samples", "preprocessing_num_workers", "shuffle_buffer_size"):
             if getattr(self, name) is not None:
                 require_at_least(name, getattr(self, name), 1)
@@ -267,6 +269,7 @@ class GenerationArguments:
 
     def __post_init__(self) -> None:
         require_finite(vars(self))
+        require_filled(vars(self), but=("prompt", "stop"))
         for name in ("batch_size", "num_samples"):
             require_at_least(name, getattr(self, name), 1)
         if self.max_new_tokens is not None:
@@ -300,6 +303,7 @@ class DemoArguments:
     )
 
     def __post_init__(self) -> None:
+        require_filled(vars(self))
         if not 1 <= len(self.model_path) <= 2:
             raise UserError(f"--model_path takes one or two models, got {len(self.model_path)}")
         if not 1 <= self.port <= 65535:
@@ -339,6 +343,7 @@ class EvaluationArguments:
     )
 
     def __post_init__(self) -> None:
+        require_filled(vars(self))
         require_at_least("batch_size", self.batch_size, 1)
         for name in ("stride", "max_length"):
             if getattr(self, name) is not None:
@@ -360,6 +365,9 @@ class ExportArguments:
     )
     outtype: Literal["f32", "f16", "q8_0"] = option("f16", "gguf: number format of the weight matrices.")
 
+    def __post_init__(self) -> None:
+        require_filled(vars(self))
+
 
 @dataclass
 class ImportArguments:
@@ -375,6 +383,9 @@ class ImportArguments:
     activation_function: Literal["gelu", "gelu_new"] | None = option(
         None, "nanoGPT: gelu, or gelu_new for a model of before June 2023; gelu when left out."
     )
+
+    def __post_init__(self) -> None:
+        require_filled(vars(self))
 
 
 @dataclass
@@ -392,6 +403,9 @@ class ReportArguments:
     output_file: str = option(
         "comparison.png", "Picture that compares several runs: png, svg or pdf; one that is named is replaced."
     )
+
+    def __post_init__(self) -> None:
+        require_filled(vars(self))
 
 
 def names_of(dataclass_type: type) -> set[str]:
@@ -411,6 +425,18 @@ def require_finite(values: Mapping[str, Any]) -> None:
         wrong = [number for number in inner if isinstance(number, float) and not math.isfinite(number)]
         if wrong:
             raise UserError(f"--{name} must be a finite number, got {wrong[0]}")
+
+
+def require_filled(values: Mapping[str, Any], but: Sequence[str] = ()) -> None:
+    """Raise a `UserError` if a text among the values is empty, as that of a shell's variable that is not set.
+
+    Args:
+        values: name to value.
+        but: names of those that may be.
+    """
+    for name, value in values.items():
+        if name not in but and "" in (value if isinstance(value, list) else [value]):
+            raise UserError(f"--{name} is empty; give a value, or leave the option out")
 
 
 def require_at_least(name: str, value: float, minimum: float) -> None:

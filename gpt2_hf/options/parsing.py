@@ -298,6 +298,9 @@ def _from_json(key: str, value: Any, reader: Reader) -> Any:
     if isinstance(value, list):
         if not reader.takes_list:
             raise UserError(f"--{key}: a list is not expected")
+        wrong = [item for item in value if item is None or isinstance(item, bool | list | dict)]
+        if wrong:
+            raise UserError(f"--{key}: {json.dumps(wrong[0])} is not expected in a list")
         return [_from_text(key, str(item), reader) for item in value]
     if isinstance(value, dict):
         if not reader.takes_object:

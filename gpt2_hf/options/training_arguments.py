@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..runtime import distributed
 from ..runtime.fallbacks import missing_for_compile
 from ..runtime.precision import Precision, PrecisionName, current_device_type, resolve_precision
-from .arguments import option, require_at_least, require_finite, require_fraction, require_positive
+from .arguments import option, require_at_least, require_filled, require_finite, require_fraction, require_positive
 
 MUON = "muon"
 
@@ -191,6 +191,8 @@ class GPT2HFTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._check_ranges()
+        own = ("output_dir", "resume_from_checkpoint", "distill_from")  # others may be empty for transformers
+        require_filled({name: getattr(self, name) for name in own})
         if not _is_unicode(str(self.output_dir)):
             raise UserError(
                 f"--checkpoint_dir: {self.output_dir} is not UTF-8, and safetensors and TensorBoard cannot write it; "

@@ -393,6 +393,7 @@ def test_bad_input_through_the_command(tmp_path, capsys, monkeypatch, cache_fold
         ({"streaming": True, "max_train_samples": 5}, "--max_train_samples has no effect"),
         ({"validation_split_percentage": 0}, "--validation_split_percentage"),
         ({"preprocessing_num_workers": 0}, "--preprocessing_num_workers"),
+        ({"train_file": ""}, "--train_file is empty"),
     ],
 )
 def test_options_without_effect(options, message):

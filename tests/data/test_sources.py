@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from gpt2_hf.data import load_data, readers
 from gpt2_hf.data.encoding import Encoder
 from gpt2_hf.data.sources import Cursor, RowSource, load_sources, split_document
+from gpt2_hf.data.tokenization import tokenize
 from gpt2_hf.errors import UserError
 from gpt2_hf.options.arguments import DataArguments
 
@@ -359,6 +360,12 @@ def test_line_of_50_megabytes(tmp_path, ending):
     assert ("--document_unit file" in message) == ending.startswith(".txt")
 
 
+def test_a_long_line_that_is_cut_within_a_character(tmp_path):
+    """The limit in bytes may fall into a character: the line is too long, and still UTF-8."""
+    path = write(tmp_path, ".txt", ["a" + "文" * 11_500_000])
+    assert "longer than 8,388,608 characters" in error_of(file_arguments(path))
+
+
 def test_paragraph_without_end(tmp_path):
     """A paragraph beyond the limit is refused with its first line."""
     path = tmp_path / "a.txt"
@@ -474,6 +481,15 @@ def test_text_has_no_columns(tmp_path):
     """--text_column with plain text has no effect, and is refused."""
     path = write(tmp_path, ".txt", TEXTS)
     assert "leave the option out" in error_of(file_arguments(path, text_column="story"))
+    assert "leave the option out" in error_of(file_arguments(path, document_unit="row"))
+
+
+def test_plain_text_beside_files_with_columns(tmp_path):
+    """What is said of columns and rows holds for the files that have them, in any split."""
+    table, plain = write(tmp_path, ".csv", ["one"], column="body"), write(tmp_path, ".txt", ["two"])
+    arguments = file_arguments(table, validation_file=str(plain), text_column="body", document_unit="row")
+    assert read(arguments) == ["one"] and read(arguments, "validation") == ["two\n"]
+    assert read(file_arguments(tmp_path / "data.*", text_column="body")) == ["one", "two\n"]
 
 
 @pytest.mark.parametrize(("ending", "unit"), [(".txt", "row"), (".jsonl", "file")])
@@ -522,6 +538,50 @@ def test_empty_file(tmp_path):
     assert f"{tmp_path / 'a.txt'} is empty" in error_of(file_arguments(tmp_path / "a.txt"))
     write(tmp_path, ".txt", ["text"], name="b")
     assert read(file_arguments(tmp_path / "*.txt")) == ["text\n"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl.gz", gzip.compress(b"")),
+        ("a.csv.gz", gzip.compress(b"")),
+        ("a.txt.xz", lzma.compress(b"")),
+        ("a.jsonl", b"\n"),
+        ("a.json", b"[]"),
+        ("a.csv", b"\n"),
+    ],
+)
+def test_a_file_without_rows(tmp_path, name, content):
+    """An empty shard, also a compressed one, is passed over beside others, and named where it is the only one."""
+    (tmp_path / name).write_bytes(content)
+    assert f"{tmp_path / name} is empty" in error_of(file_arguments(tmp_path / name))
+    write(tmp_path, ".jsonl", ["text"], name="b")
+    assert read(file_arguments(tmp_path / "*")) == ["text"]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".json"])
+def test_a_json_row_without_the_field(tmp_path, ending):
+    """A row whose text has another name is refused, not taken for blank; null is a row without text."""
+    rows = [{"text": "one"}, {"text": None}, {"content": "two", "id": 3}]
+    lines = json.dumps(rows) if ending == ".json" else "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / f"a{ending}").write_text(lines)
+    assert "has no field 'text'; it has content, id" in error_of(file_arguments(tmp_path / f"a{ending}"))
+    del rows[2]
+    lines = json.dumps(rows) if ending == ".json" else "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / f"a{ending}").write_text(lines)
+    assert read(file_arguments(tmp_path / f"a{ending}")) == ["one", None]
+
+
+def test_links_are_followed_once(tmp_path):
+    """A link to a folder of the glob gives no text twice, even where it leads in a circle; others are followed."""
+    inside, outside = tmp_path / "texts", tmp_path / "others"
+    for folder in (inside / "2024", outside):
+        folder.mkdir(parents=True)
+        write(folder, ".txt", [folder.name])
+    (inside / "latest").symlink_to(inside / "2024")
+    (inside / "self").symlink_to(inside)
+    (inside / "others").symlink_to(outside)
+    assert read(file_arguments(inside / "**" / "*.txt")) == ["2024\n", "others\n"]
 
 
 def test_directory_without_data(tmp_path):
@@ -757,6 +817,34 @@ def test_what_save_to_disk_wrote(tmp_path, splits):
     assert list(sources) == (["train", "test"] if splits else ["train"])
     assert read(DataArguments(str(tmp_path / "saved"), None)) == ["one", "two"]
     assert "without configs" in error_of(DataArguments(str(tmp_path / "saved"), "plain"))
+
+
+def test_what_save_to_disk_wrote_later(tmp_path):
+    """The key follows the content of the files: the library's fingerprint may be that of an earlier text."""
+    arguments, keys = DataArguments(str(tmp_path / "saved"), None), []
+    for text in ("one", "two"):
+        rows = Dataset.from_dict({"text": [text]})
+        rows._fingerprint = "the same"
+        rows.save_to_disk(str(tmp_path / "saved"))
+        assert read(arguments) == [text]
+        keys.append(load_sources(arguments)["train"].key())
+        keys.append(load_sources(arguments)["train"].key())
+    assert keys[0] == keys[1] != keys[2] == keys[3]
+
+
+def test_a_connection_that_breaks(gpt2, monkeypatch):  # noqa: F811
+    """What breaks while a data set is read is no fault of the cache."""
+    rows = RowSource("train", Dataset.from_dict({"text": ["one", "two"]}), "text", readers.DocumentUnit.ROW, "", "x/y")
+
+    def broken(self, first):
+        yield "one"
+        raise ConnectionError("Connection reset by peer")
+
+    monkeypatch.setattr(RowSource, "_column", broken)
+    with pytest.raises(UserError) as error:
+        tokenize(rows, gpt2)
+    message = "--dataset_name: the train split of x/y cannot be read after row 1 (Connection reset by peer); try again"
+    assert str(error.value).startswith(message)
 
 
 NAMES = [

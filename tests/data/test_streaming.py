@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import get_worker_info
 
 from gpt2_hf.data import FlatteningCollator, PaddingCollator, SequenceMode, fingerprints, load_data, readers
+from gpt2_hf.data.encoding import Encoder
 from gpt2_hf.data.sources import load_sources
 from gpt2_hf.data.streaming import StreamingLoader, StreamingSamples, set_aside_of_stream
 from gpt2_hf.errors import UserError
@@ -150,8 +151,57 @@ def test_going_on_reads_nothing_before_the_window(corpus, gpt2, monkeypatch):  #
     second = StreamingLoader(stream_of(corpus, gpt2), 4, FlatteningCollator())
     second.load_state_dict(loader.state_dict())
     next(iter(second))
-    documents = list(original(corpus))
-    assert starts == [documents[3 * 16][1]]
+    documents = [cursor for text, cursor in original(corpus) if text.strip()]
+    assert starts == [documents[2 * 16]]
+
+
+@pytest.fixture
+def spaced(tmp_path):
+    """A file with a blank line after each document."""
+    path = tmp_path / "spaced.txt"
+    path.write_text("".join(f"number {i}\n\n" for i in range(100)))
+    return load_sources(file_arguments(path))["train"]
+
+
+def test_blank_documents_have_no_number(spaced, gpt2):  # noqa: F811
+    """Shards share the documents with text evenly, and those that are set aside have text."""
+    shards = [texts_of(stream_of(spaced, gpt2, rank=rank, world_size=2), gpt2) for rank in range(2)]
+    assert [len(texts) for texts in shards] == [50, 50]
+    assert sorted(shards[0] + shards[1]) == documents_in(spaced)
+    cut, _ = set_aside_of_stream(spaced, 5)
+    expected = [f"number {i}\n" for i in (1, 21, 41, 61, 81)]
+    assert [text for text, _ in cut.documents()] == expected
+    rest = texts_of(stream_of(spaced, gpt2, set_aside_percentage=5), gpt2)
+    assert sorted(rest + expected) == documents_in(spaced)
+
+
+def test_a_state_from_before_numbers_blank_documents(corpus, gpt2):  # noqa: F811
+    """A state that does not say how documents are numbered goes on, bit for bit, with blank ones numbered too."""
+
+    def loader(**options) -> StreamingLoader:
+        stream = stream_of(corpus, gpt2, set_aside_percentage=10, **options)
+        return StreamingLoader(stream, 4, FlatteningCollator())
+
+    whole = ids_of(loader(number_blank=True))
+    assert whole != ids_of(loader())
+    first = loader(number_blank=True)
+    begun = ids_of(itertools.islice(first, 5))
+    state = json.loads(json.dumps(first.state_dict()))
+    del state["number_blank"]
+    second = loader()
+    second.load_state_dict(state)
+    assert begun + ids_of(second) == whole
+    assert second.state_dict()["number_blank"] is True
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_threads_that_tokenise(corpus, gpt2, num_threads, monkeypatch):  # noqa: F811
+    """--preprocessing_num_workers is for the stream too."""
+    seen = []
+    original = Encoder.__init__
+    monkeypatch.setattr(Encoder, "__init__", lambda self, *args: (seen.append(args[1]), original(self, *args))[1])
+    next(iter(stream_of(corpus, gpt2, num_threads=num_threads)))
+    assert seen == [num_threads]
 
 
 @pytest.mark.parametrize(
@@ -333,12 +383,12 @@ def test_a_state_from_before_goes_on_as_it_began(many_files, gpt2):  # noqa: F81
         stream = stream_of(many_files, gpt2, rank=1, world_size=2, set_aside_percentage=10, **options)
         return StreamingLoader(stream, 4, FlatteningCollator())
 
-    whole = ids_of(loader(whole_files=False))
+    whole = ids_of(loader(whole_files=False, number_blank=True))
     assert whole != ids_of(loader())
-    first = loader(whole_files=False)
+    first = loader(whole_files=False, number_blank=True)
     begun = ids_of(itertools.islice(first, 5))
     state = json.loads(json.dumps(first.state_dict()))
-    del state["whole_files"]
+    del state["whole_files"], state["number_blank"]
     second = loader()
     second.load_state_dict(state)
     assert begun + ids_of(second) == whole

@@ -774,6 +774,10 @@ def test_options_stated_only_once_are_noticed_on_resume(train_tiny, finished_run
         (("--greater_is_better",), "--greater_is_better has no effect"),
         (("--hub_strategy", "checkpoint"), "--hub_strategy has no effect"),
         (("--save_only_model",), "--save_only_model has no effect"),
+        (
+            ("--sequence_mode", "blocks", "--shift_blocks", "--train_sampling_strategy", "sequential"),
+            "--shift_blocks has no effect with --train_sampling_strategy sequential",
+        ),
     ],
 )
 def test_options_that_would_break_a_promise_are_refused(train_tiny, tmp_path, capsys, options, message):

@@ -101,6 +101,13 @@ def test_both_spellings_work_in_both_places(config, alias, name, value):
         (["--bf16", "--fp16"], "--fp16 and --bf16 exclude each other"),
         (["--bf16", "--precision", "fp32"], "--bf16 contradicts --precision fp32"),
         (["train.json"], "unexpected argument 'train.json'"),
+        *(
+            ([f"--{name}", ""], f"--{name} is empty; give a value")
+            for name in (
+                *("train_file", "validation_file", "test_file", "dataset_name", "text_column", "tokenizer_name"),
+                *("model_name_or_path", "output_dir", "resume_from_checkpoint", "distill_from"),
+            )
+        ),
         (["--d_model"], "--d_model: expected one argument"),
     ],
 )
@@ -119,6 +126,9 @@ def test_bad_command_lines_get_one_clear_line(argv, message):
         ({"d_model": True}, "true and false are not expected"),
         ({"d_model": [64]}, "a list is not expected"),
         ({"d_model": []}, "a list is not expected"),
+        ({"report_to": [True]}, "--report_to: true is not expected in a list"),
+        ({"distill_from": [["a", "b"]]}, r'--distill_from: \["a", "b"\] is not expected in a list'),
+        ({"distill_from": [None]}, "--distill_from: null is not expected in a list"),
         ({"d_model": None}, "d_model cannot be null"),
         ({"batch_size": 8, "per_device_train_batch_size": 4}, "both set per_device_train_batch_size"),
         ('{"d_model": 64, "d_model": 32}', "stands twice"),

@@ -16,6 +16,7 @@ from .records import Record, checked
 from .text_files import MAX_FILE_BYTES, Place, Row, TextFile
 
 _ROWS_SEARCHED_FOR_COLUMNS = 100
+_FIELDS_NAMED = 8
 _BLANKS = " \t\r\n"
 _DECODER = json.JSONDecoder(strict=False)
 # Python refuses to convert integers of thousands of digits. Only the type of a number is looked at.
@@ -33,7 +34,11 @@ def json_columns(file: TextFile) -> list[str]:
 def json_texts(file: TextFile, start: Place) -> Iterator[Row]:
     """The text of each row."""
     for record in _rows(file, start):
-        yield checked(file, record.fields.get(str(file.column)), record)
+        if file.column not in record.fields:  # not the same as null: the text may have another name here
+            names = ", ".join(list(record.fields)[:_FIELDS_NAMED]) or "none"
+            problem = f": {record.where} has no field {file.column!r}; it has {names}"
+            raise file.fail(problem, "rename the field, or write null where a row has no text")
+        yield checked(file, record.fields[file.column], record)
 
 
 def _rows(file: TextFile, start: Place) -> Generator[Record, None, None]:

@@ -123,8 +123,11 @@ class TextFile:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the file has no bytes at all."""
-        return os.path.getsize(self.path) == 0
+        """Whether the file has no bytes at all, or none when it is decompressed."""
+        if not self.compression:
+            return os.path.getsize(self.path) == 0
+        with errors_of(self), self.open() as stream:
+            return not stream.read(1)
 
     def open(self) -> BinaryIO:
         """The bytes of the text, decompressed as they are read."""

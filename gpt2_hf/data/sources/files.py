@@ -3,6 +3,7 @@
 import dataclasses
 import glob
 import os
+from collections.abc import Iterable
 
 from ...errors import UserError
 from ...options.arguments import DataArguments
@@ -20,38 +21,50 @@ def sources_of_files(args: DataArguments) -> dict[str, Source]:
             option = f"--{split}_file"
             files = [text_file(path, option) for path in _matches(pattern, option)]
             sources[split] = file_source(split, files, args)
+    check_columns(sources.values(), args)
     return sources
 
 
 def file_source(split: str, files: list[TextFile], args: DataArguments) -> FileSource:
     """A source of files, each with what a document of it is and which column is its text."""
-    filled = [file for file in files if not file.is_empty]
+    filled = [found for file in files if not file.is_empty and (found := _resolved(file, args)) is not None]
     if not filled:
         raise UserError(f"{files[0].option}: {files[0].path} is empty; give a file with text")
-    return FileSource(split, tuple(_resolved(file, args) for file in filled))
+    return FileSource(split, tuple(filled))
 
 
-def _resolved(file: TextFile, args: DataArguments) -> TextFile:
-    """Settle what a document of the file is, and which column holds it."""
+def check_columns(sources: Iterable[Source], args: DataArguments) -> None:
+    """Refuse what is said of rows and columns if no file of any split has them."""
+    files = [file for source in sources if isinstance(source, FileSource) for file in source.files]
+    if any(file.has_columns for file in files):
+        return
+    if args.text_column not in (None, "text"):
+        raise UserError(f"--text_column: {files[0].path} is plain text and has no columns; leave the option out")
+    if args.document_unit == DocumentUnit.ROW:
+        raise UserError(
+            f"--document_unit row: {files[0].path} is plain text and has no rows; use line, paragraph or file, or "
+            "leave the option out"
+        )
+
+
+def _resolved(file: TextFile, args: DataArguments) -> TextFile | None:
+    """Settle what a document of the file is, and which column holds it; `None` if the file has no rows."""
     if file.has_columns:
         file = dataclasses.replace(file, unit=unit_of_rows(args, file.path))
         if file.format in (Format.CSV, Format.TSV):
             return _with_header(file, args)
-        return dataclasses.replace(file, column=find_text_column(columns_of(file), args, file.path))
-    if args.text_column not in (None, "text"):
-        raise UserError(f"--text_column: {file.path} is plain text and has no columns; leave the option out")
-    if args.document_unit == DocumentUnit.ROW:
-        raise UserError(
-            f"--document_unit row: {file.path} is plain text and has no rows; use line, paragraph or file, or leave "
-            "the option out"
-        )
+        columns = columns_of(file)
+        return dataclasses.replace(file, column=find_text_column(columns, args, file.path)) if columns else None
     default = DocumentUnit.FILE if file.format is Format.MARKDOWN else DocumentUnit.LINE
-    return dataclasses.replace(file, unit=DocumentUnit(args.document_unit or default))
+    unit = default if args.document_unit in (None, DocumentUnit.ROW) else DocumentUnit(args.document_unit)
+    return dataclasses.replace(file, unit=unit)
 
 
-def _with_header(file: TextFile, args: DataArguments) -> TextFile:
+def _with_header(file: TextFile, args: DataArguments) -> TextFile | None:
     """Settle what is between the fields of a CSV file: what makes its header name the column of the text."""
     headers = headers_of(file)
+    if not any(headers.values()):
+        return None
     wanted = wanted_columns(args)
     several = {mark: fields for mark, fields in headers.items() if len(fields) > 1}
     found = [mark for mark, fields in several.items() if any(name in fields for name in wanted)]
@@ -83,10 +96,11 @@ def _matches(pattern: str, option: str) -> list[str]:
             f"'{os.path.join(pattern, '**', '*.txt')}'"
         )
     paths = sorted(glob.glob(_without_names(expanded, option), recursive=True))
-    paths = [path for path in paths if os.path.isfile(path)]
-    if not paths:
+    # a link within the folder, which ** follows, is no second text
+    files = {os.path.realpath(path): path for path in reversed(paths) if os.path.isfile(path)}
+    if not files:
         raise UserError(f"{option}: no file matches {pattern!r}; give a path or a quoted glob")
-    return paths
+    return sorted(files.values())
 
 
 def _without_names(pattern: str, option: str) -> str:

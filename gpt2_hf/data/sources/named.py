@@ -12,10 +12,11 @@ from ...errors import UserError, first_line
 from ...options.arguments import DataArguments
 from ...runtime.hub import ensure_hub_or_offline, is_hub_id, is_local_path
 from .. import python_docs
+from ..fingerprints import file_key
 from ..folders import PlainFolder, plain_folder
 from ..readers import text_file
 from .columns import find_text_column, unit_of_rows
-from .files import file_source
+from .files import check_columns, file_source
 from .source import SPLITS, RowSource, Source
 
 
@@ -75,7 +76,14 @@ def _sources_of_disk(name: str, args: DataArguments) -> dict[str, Source]:
         raise UserError(f"--dataset_config_name: {name} was written by save_to_disk, without configs; leave it out")
     args.dataset_config_name = None
     loaded = datasets.load_from_disk(name)
-    return _row_sources({"train": loaded} if isinstance(loaded, Dataset) else loaded, args)
+    splits = {"train": loaded} if isinstance(loaded, Dataset) else loaded
+    sources: dict[str, Source] = {}
+    for split, rows in splits.items():
+        if split in SPLITS:
+            # the fingerprint goes by what was done to the rows, not by what it gave
+            version = repr([file_key(file["filename"]) for file in rows.cache_files])
+            sources[split] = _row_source(split, rows, args, version)
+    return sources
 
 
 def _sources_of_files_in(
@@ -98,6 +106,7 @@ def _sources_of_files_in(
         if getattr(config, "sep", ",") != ",":
             files = [dataclasses.replace(file, delimiter=config.sep) for file in files]
         sources[split] = file_source(split, files, args)
+    check_columns(sources.values(), args)
     return sources
 
 

@@ -137,7 +137,7 @@ class RowSource:
         dataset: its rows.
         column: which of the columns holds the text.
         unit: what is one document.
-        version: of the files, where the dataset has no fingerprint of its own because it is streamed.
+        version: of the files, where the dataset has no fingerprint that follows their content.
         dataset_name: what the user called it.
         part: number of a part, which its cursors have in the place of a file's.
     """
@@ -193,6 +193,11 @@ class RowSource:
             raise UserError(
                 f"--dataset_name: column {self.column!r} of the {self.name} split cannot be read after row {number:,} "
                 f"({first_line(error)}); repair the files"
+            ) from error
+        except OSError as error:  # of the network too
+            raise UserError(
+                f"--dataset_name: the {self.name} split of {self.dataset_name} cannot be read after row {number:,} "
+                f"({first_line(error)}); try again, and a run that had begun with --resume_from latest"
             ) from error
 
     def _column(self, first: int) -> Iterator[Any]:
