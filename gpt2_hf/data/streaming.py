@@ -12,7 +12,8 @@ ones have no number. Either way no document of a pass is left out, and none come
 Documents are read in windows, of `buffer_size` over all shards, and shuffled inside each. Each sample carries its
 `Position`: where its window begins in the corpus, and how many samples of the window have been given. A position is a
 dozen numbers, whatever the size of the buffer, and travels with the batch from the worker to the checkpoint. Going on
-from it reads one window again, at most, and nothing before it.
+from it reads one window again, at most, and of files nothing before it. The datasets library, which streams from the
+hub, reads the rows before it once more and drops them.
 """
 
 import dataclasses
