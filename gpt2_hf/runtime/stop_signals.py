@@ -92,12 +92,15 @@ _workers: "weakref.WeakSet[BaseProcess]" = weakref.WeakSet()
 
 
 def shield_workers(loader: Any) -> Any:
-    """A torch `DataLoader` whose processes are deaf to signals that are meant for this one, and end when it does."""
-    if not isinstance(loader.worker_init_fn, IgnoringSignals):
-        loader.worker_init_fn = IgnoringSignals(loader.worker_init_fn)
-    if loader.num_workers > 0:
-        method = (loader.multiprocessing_context or multiprocessing).get_start_method()
-        loader.multiprocessing_context = _context_that_remembers(method)
+    """A torch `DataLoader`, or accelerate's around one, whose processes are deaf to signals that are meant for this
+    one, and end when it does.
+    """
+    made = getattr(loader, "base_dataloader", loader)  # what starts them; an attribute set on accelerate's stays there
+    if not isinstance(made.worker_init_fn, IgnoringSignals):
+        made.worker_init_fn = IgnoringSignals(made.worker_init_fn)
+    if made.num_workers > 0:
+        method = (made.multiprocessing_context or multiprocessing).get_start_method()
+        made.multiprocessing_context = _context_that_remembers(method)
         # Registered after multiprocessing's own handler, and so run before it.
         atexit.unregister(_end_workers)
         atexit.register(_end_workers, os.getpid())

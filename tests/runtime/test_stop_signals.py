@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from accelerate.data_loader import DataLoaderShard, skip_first_batches
 
-from gpt2_hf.runtime.stop_signals import IgnoringSignals, SignalWatch
+from gpt2_hf.runtime.stop_signals import IgnoringSignals, SignalWatch, shield_workers
 
 
 def test_watch_remembers_the_first_signal_and_gives_the_handlers_back():
@@ -82,6 +84,15 @@ next(batches)
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=90)
     assert result.returncode == code, result.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX signals")
+def test_the_loader_inside_accelerates_is_shielded():
+    """It is what starts the processes; what is set on the one around it stays there."""
+    loader = DataLoaderShard(torch.arange(10), num_workers=1)
+    assert shield_workers(loader) is loader
+    assert isinstance(loader.base_dataloader.worker_init_fn, IgnoringSignals)
+    assert isinstance(skip_first_batches(loader, 1).base_dataloader.worker_init_fn, IgnoringSignals)  # after a resume
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX signals")

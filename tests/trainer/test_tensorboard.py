@@ -6,6 +6,7 @@ import random
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.summary.writer import event_file_writer
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from gpt2_hf.trainer.callbacks import ContinuousTensorBoardCallback
@@ -92,8 +93,10 @@ def test_a_run_without_evaluation_has_no_empty_companion(tmp_path):
     assert not (tmp_path / "book" / "runs" / "book" / "validation").exists()
 
 
-def test_a_resume_goes_on_in_both_curves(tmp_path):
+def test_a_resume_goes_on_in_both_curves(tmp_path, monkeypatch):
     """Points after the checkpoint that is resumed from are replaced, in training and in validation."""
+    # files of one second are read in the order of this number as text, in which 10 comes before 9
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     logs = [(step, {"loss": 9.0 - step, "eval_loss": 9.5 - step}) for step in range(1, 5)]
     write(tmp_path / "book", logs)
     again = [(step, {"loss": 1.0 * step, "eval_loss": 2.0 * step}) for step in range(3, 6)]
