@@ -78,6 +78,35 @@ def test_plain_arguments_that_cannot_be_followed_are_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_other_engines_are_refused_for_plain_arguments_too(tmp_path, monkeypatch):
+    """DeepSpeed, by argument or by accelerate's config file; and a folder that cannot be written."""
+    args = TrainingArguments(str(tmp_path / "run"), **settings())
+    args.deepspeed = {"zero_optimization": {"stage": 3}}  # without its package only the made object can have it
+    with pytest.raises(UserError, match="--deepspeed is not supported"):
+        with_own_fields(args)
+    args.deepspeed = None
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UserError, match="--deepspeed is not supported"):
+        with_own_fields(args)
+    monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED")
+    args.output_dir = str(tmp_path / "caf\udce9")
+    with pytest.raises(UserError, match="is not UTF-8"):
+        with_own_fields(args)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("metric", ["perplexity", "eval_perplexity"])
+def test_plain_arguments_keep_the_lowest_perplexity(tmp_path, metric):
+    """The base class takes every metric but a loss for one that should be high."""
+    options = {"metric_for_best_model": metric, "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
+    trainer = make_trainer(tmp_path, plain=True, lr_scheduler_type="constant", **options)
+    trainer.train()
+    perplexities = logged(trainer, "eval_perplexity")
+    assert perplexities == sorted(perplexities, reverse=True)
+    assert trainer.state.best_global_step == 4
+    assert trainer.evaluate()["eval_perplexity"] == pytest.approx(perplexities[-1])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
