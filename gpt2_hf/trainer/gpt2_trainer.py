@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -183,8 +183,9 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             # builds a cache when it computes a loss.
             self.plain_model.config.use_cache = True
         self.num_parameters = sum(p.numel() for p in self.model.parameters())
-        count = getattr(self.plain_model, "num_parameters", None)
-        self._flops_per_token = 6 * count(exclude_embeddings=True) if count else 0
+        model = self.plain_model
+        is_counted = isinstance(model, PreTrainedModel)  # what another module calls num_parameters may be anything
+        self._flops_per_token = 6 * model.num_parameters(exclude_embeddings=True) if is_counted else 0
         self._peak_tokens_per_second = self._find_peak_tokens_per_second()
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -441,18 +442,21 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
     def _find_peak_tokens_per_second(self) -> float | None:
         """What all devices together could train at their peak; `None` where that is not known."""
         config = getattr(self.model, "config", None)
-        if self.args.device.type != "cuda" or config is None or self.args.resolved_precision is None:
+        # models of other families have other names for them
+        sizes: list[Any] = [getattr(config, name, None) for name in ("vocab_size", "n_positions", "n_embd", "n_layer")]
+        if self.args.device.type != "cuda" or None in sizes or self.args.resolved_precision is None:
             return None
         peak = peak_flops(torch.cuda.get_device_name(self.args.device), self.args.resolved_precision.name)
         if peak is None:
             return None
-        lengths = getattr(
-            self.train_dataset, "lengths", None
-        )  # those of a stream are not known: attention is left out
-        context = float((lengths.astype("float64") ** 2).sum() / lengths.sum()) if lengths is not None else 0.0
-        idle_head_rows = config.vocab_size - getattr(self.model, "num_head_rows", config.vocab_size)
-        matmul_parameters = self.num_parameters - (config.n_positions + idle_head_rows) * config.n_embd
-        needed = flops_per_token(matmul_parameters, config.n_layer, config.n_embd, context)
+        context = 0.0  # where lengths are not known, as those of a stream, attention is left out
+        if isinstance(self.train_dataset, Samples):
+            lengths = self.train_dataset.lengths
+            context = float((lengths.astype("float64") ** 2).sum() / lengths.sum())
+        vocab_size, n_positions, n_embd, n_layer = sizes
+        idle_head_rows = vocab_size - getattr(self.model, "num_head_rows", vocab_size)
+        matmul_parameters = self.num_parameters - (n_positions + idle_head_rows) * n_embd
+        needed = flops_per_token(matmul_parameters, n_layer, n_embd, context)
         return peak * self.args.world_size / needed
 
     def close_reports(self) -> None:
