@@ -110,7 +110,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         self.time_budget = TimeBudgetCallback(args.max_training_hours, self.watch, self.remaining_work)
         self.cadence = CadenceCallback()
         stop = StopCallback(self.time_budget, self.job.signals, lambda: self.job.folder_is_lost())
-        own_callbacks = [self.cadence, self.time_budget, stop, self.non_finite_guard, *(callbacks or [])]
+        given = [callback() if isinstance(callback, type) else callback for callback in callbacks or []]
+        own_callbacks = [self.cadence, self.time_budget, stop, self.non_finite_guard, *given]
         if args.ema_decay is not None:
             self.average = WeightAverage(
                 args.ema_decay, lambda: self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
@@ -137,20 +138,22 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        self._exchange_reporters()
+        self._exchange_reporters(given)
         self._look_at_model()
         if self.distillation is not None:
             self.distillation.place(self.args.device)
         if args.process_index:
             set_seed(args.seed + args.process_index)  # or dropout would be the same in every process's samples
 
-    def _exchange_reporters(self) -> None:
-        """This package's lines and curves in place of transformers'."""
-        in_place = DEFAULT_PROGRESS_CALLBACK  # another one in a notebook
-        for callback in (in_place, ProgressCallback, PrinterCallback):
-            self.remove_callback(callback)
+    def _exchange_reporters(self, given: list[Any]) -> None:
+        """This package's lines and curves in place of those that transformers adds; callbacks that were given stay."""
+        added = [each for each in self.callback_handler.callbacks if not any(each is own for own in given)]
+        in_place = (DEFAULT_PROGRESS_CALLBACK, ProgressCallback, PrinterCallback)  # the first: another in a notebook
+        for callback in added:
+            if type(callback) in (*in_place, TensorBoardCallback):
+                self.remove_callback(callback)
         self.add_callback(TerminalCallback(self.watch, self.args.max_training_hours))
-        if self.pop_callback(TensorBoardCallback) is not None:
+        if any(type(callback) is TensorBoardCallback for callback in added):
             tensorboard = ContinuousTensorBoardCallback(self.job.run_files)
             tensorboard.on_init_end(self.args, self.state, self.control)
             self.add_callback(tensorboard)

@@ -2,20 +2,26 @@
 
 import copy
 import dataclasses
+from collections import Counter as Counted
 
 import pytest
 import torch
+from torch.utils.tensorboard import SummaryWriter
 from transformers import (
     DataCollatorForLanguageModeling,
     EarlyStoppingCallback,
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from gpt2_hf import GPT2HFTrainer, GPT2HFTrainingArguments, load_tokenizer
 from gpt2_hf.commands.model_loading import load_trained
 from gpt2_hf.errors import UserError
 from gpt2_hf.options.training_arguments import with_own_fields
+from gpt2_hf.trainer.callbacks import ContinuousTensorBoardCallback
+from gpt2_hf.trainer.callbacks import ProgressCallback as TerminalCallback
 
 from .helpers import BLOCKS, COLLATORS, assert_exact, logged, make_model, make_trainer, settings, true_loss
 
@@ -337,6 +343,25 @@ def test_callbacks_that_change_control(tmp_path):
     trainer = make_trainer(tmp_path, eval_steps=1, save_steps=4, callbacks=[Counter])
     trainer.train()
     assert trainer.state.global_step == 3 and (tmp_path / "checkpoint-3").is_dir()
+
+
+class TheirProgress(ProgressCallback):
+    """A bar of the user's own."""
+
+
+@pytest.mark.parametrize("report_to", ["none", "tensorboard"])
+def test_callbacks_that_report_stay(tmp_path, report_to):
+    """Those that transformers adds are exchanged for ours; those that are given are not, whatever their class."""
+    writer = SummaryWriter(tmp_path / "mine")
+    theirs = [TheirProgress(), TensorBoardCallback(writer), PrinterCallback()]
+    options = {"report_to": report_to, "disable_tqdm": False}
+    trainer = make_trainer(tmp_path / "run", callbacks=[*theirs, ProgressCallback], **options)
+    there = trainer.callback_handler.callbacks
+    assert [callback for callback in there if any(callback is own for own in theirs)] == theirs
+    assert theirs[1].tb_writer is writer
+    kinds = Counted(type(callback) for callback in there)
+    assert kinds[ProgressCallback] == kinds[TerminalCallback] == kinds[TensorBoardCallback] == 1
+    assert kinds[ContinuousTensorBoardCallback] == (report_to == "tensorboard")
 
 
 def test_early_stopping_survives_a_resume(tmp_path):
