@@ -29,7 +29,7 @@ from ..checkpoints.sharding import check_engine
 from ..data import EpochSampler, Samples, StreamingLoader, StreamingSamples, train_sampler
 from ..data.samples import BlockSamples, SequenceMode
 from ..data.sampling import STRATEGIES
-from ..errors import TrainingDivergedError
+from ..errors import TrainingDivergedError, UserError
 from ..metrics import perplexity
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.training_arguments import with_own_fields
@@ -57,7 +57,10 @@ from .schedule import CosineByTime
 from .weight_average import WeightAverage
 
 # Numbers that an evaluation here has beside the loss; not what a search for hyperparameters is to minimise.
-_BESIDE_THE_LOSS = ("_perplexity", "_tokens")
+_BESIDE_THE_LOSS = ("_perplexity", "_tokens", "_preparation_time")
+
+# Arguments that are read when the Trainer is made, and so are not of a search.
+_READ_ONCE = ("ema_decay", "max_training_hours", "distill_alpha", "distill_temperature", "early_stopping_patience")
 
 
 class GPT2HFTrainer(ExactEvaluationTrainer):
@@ -314,6 +317,15 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
     ) -> Any:
         """As the base class; by default the objective is the loss, or the sum of the metrics that are computed."""
         return super().hyperparameter_search(hp_space, compute_objective or _objective, *args, **kwargs)
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        before = {name: getattr(self.args, name) for name in _READ_ONCE}
+        super()._hp_search_setup(trial)
+        for name, value in before.items():
+            if getattr(self.args, name) != value:
+                raise UserError(
+                    f"hyperparameter_search: {name} is read when a Trainer is made; make one for each value instead"
+                )
 
     @property
     def _shapes_change(self) -> bool:

@@ -6,6 +6,7 @@ from collections import Counter as Counted
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.utils.tensorboard import SummaryWriter
 from transformers import (
     DataCollatorForLanguageModeling,
@@ -15,6 +16,7 @@ from transformers import (
 )
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import HPSearchBackend
 
 from gpt2_hf import GPT2HFTrainer, GPT2HFTrainingArguments, load_tokenizer
 from gpt2_hf.commands.model_loading import load_trained
@@ -22,6 +24,7 @@ from gpt2_hf.errors import UserError
 from gpt2_hf.options.training_arguments import with_own_fields
 from gpt2_hf.trainer.callbacks import ContinuousTensorBoardCallback
 from gpt2_hf.trainer.callbacks import ProgressCallback as TerminalCallback
+from gpt2_hf.trainer.gpt2_trainer import _objective
 
 from .helpers import BLOCKS, COLLATORS, assert_exact, logged, make_model, make_trainer, settings, true_loss
 
@@ -199,6 +202,36 @@ def test_an_adapter(tmp_path):
     with pytest.raises(UserError, match="is an adapter, not a model; merge it first") as caught:
         load_trained(str(best))
     assert "\n" not in str(caught.value)
+
+
+class Bigram(torch.nn.Module):
+    """A model that is no PreTrainedModel, with a tied head."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = torch.nn.Embedding(97, 8)
+        self.head = torch.nn.Linear(8, 97, bias=False)
+        self.head.weight = self.embedding.weight
+        self.num_parameters = 97 * 8
+
+    def forward(self, input_ids, labels=None):
+        logits = self.head(self.embedding(input_ids))
+        return {"loss": torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())}
+
+
+def test_a_plain_module_is_saved_and_resumed(tmp_path):
+    """As transformers saves it: model.safetensors, in which what is shared stands once."""
+    whole = make_trainer(tmp_path, model=Bigram(), load_best_model_at_end=True)
+    whole.train()
+    assert len(load_file(tmp_path / "best_model" / "model.safetensors")) == 1
+    resumed = make_trainer(tmp_path, model=Bigram())
+    resumed.train(resume_from_checkpoint="checkpoint-2")
+    best = make_trainer(tmp_path / "best", model=Bigram())
+    best.load_weights(tmp_path / f"checkpoint-{resumed.state.best_global_step}")
+    assert torch.equal(weights_of(best.model), weights_of(whole.model))
+    with pytest.raises(UserError, match="the checkpoint is of another model: it has no"):
+        resumed._issue_warnings_after_load(resumed.model.load_state_dict({}, strict=False))
 
 
 def test_frozen_layers_stay_as_they_are(tmp_path):
@@ -421,6 +454,25 @@ def test_hyperparameter_search(tmp_path):
     assert best.hyperparameters == {"learning_rate": 1e-2}
     assert best.objective == pytest.approx(trainer_loss(tmp_path), abs=1e-5)
     assert (tmp_path / f"run-{best.run_id}" / "best_model" / "model.safetensors").is_file()
+
+
+def test_the_objective_after_an_evaluation_is_the_loss(tmp_path):
+    """The first evaluation outside of training brings the time of its preparation into all that follow."""
+    trainer = make_trainer(tmp_path)
+    for _ in range(2):
+        metrics = trainer.evaluate()
+        assert _objective(metrics) == metrics["eval_loss"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("ema_decay", 0.9), ("max_training_hours", 1.0), ("distill_alpha", 0.9)])
+def test_a_search_refuses_what_is_read_once(tmp_path, name, value):
+    """In one line, where it would have changed nothing; learning rates are searched as ever."""
+    trainer = make_trainer(tmp_path, model_init=make_model)
+    trainer.hp_search_backend = HPSearchBackend.WANDB
+    trainer._hp_search_setup({"learning_rate": 0.5})
+    assert trainer.args.learning_rate == 0.5
+    with pytest.raises(UserError, match=f"hyperparameter_search: {name} is read when a Trainer is made"):
+        trainer._hp_search_setup({name: value})
 
 
 def trainer_loss(folder):
