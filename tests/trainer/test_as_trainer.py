@@ -204,6 +204,25 @@ def test_an_adapter(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PromptEncoderConfig", "PrefixTuningConfig"])
+def test_adapters_that_begin_each_row_score_its_first_token(tmp_path, kind):
+    """peft's virtual tokens predict it; with prefix tuning, which has keys and values in their place, nothing does."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    base = make_model("stock")
+    model = peft.get_peft_model(base, getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+    rows = [{"input_ids": row["input_ids"][:20], "labels": row["labels"][:20]} for row in BLOCKS]
+    trainer = make_trainer(tmp_path, model=model, train_dataset=rows, eval_dataset=rows[:11], max_steps=1)
+    batch = {name: torch.stack([row[name] for row in rows[:11]]) for name in rows[0]}
+    with torch.no_grad():
+        expected = model(**batch).loss.item()
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] == pytest.approx(expected, abs=1e-5)
+    assert metrics["eval_tokens"] == 11 * (19 if kind == "PrefixTuningConfig" else 20)
+    _, num_items = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
+    assert num_items == metrics["eval_tokens"]
+
+
 class Bigram(torch.nn.Module):
     """A model that is no PreTrainedModel, with a tied head."""
 
