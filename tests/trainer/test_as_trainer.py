@@ -11,6 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import (
     DataCollatorForLanguageModeling,
     EarlyStoppingCallback,
+    Trainer,
     TrainerCallback,
     TrainingArguments,
 )
@@ -221,6 +222,25 @@ def test_adapters_that_begin_each_row_score_its_first_token(tmp_path, kind):
     assert metrics["eval_tokens"] == 11 * (19 if kind == "PrefixTuningConfig" else 20)
     _, num_items = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
     assert num_items == metrics["eval_tokens"]
+
+
+class LossOfLogits(Trainer):
+    """A tutorial's subclass of transformers' own Trainer."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs, return_logits=True)
+        logits, labels = outputs.logits[:, :-1], inputs["labels"][:, 1:]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return (loss, outputs) if return_outputs else loss
+
+
+def test_a_loss_of_logits_under_transformers_own_trainer(tmp_path):
+    """`return_logits=True` gives it the logits that the model leaves out in training."""
+    trainer = LossOfLogits(
+        make_model(), TrainingArguments(str(tmp_path), **settings(max_steps=1)), None, BLOCKS, BLOCKS
+    )
+    trainer.train()
+    assert logged(trainer, "loss")[0] == pytest.approx(true_loss(make_model(), BLOCKS), abs=0.5)
 
 
 class Bigram(torch.nn.Module):
