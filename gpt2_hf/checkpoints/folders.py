@@ -251,9 +251,9 @@ def list_checkpoints(output_dir: str | Path) -> list[Path]:
 def rotate(output_dir: str | Path, keep_last: int | None, just_saved: str = "") -> None:
     """Delete all but the last few checkpoints; those that a name stands for stay, and the one just saved.
 
-    So does one that is not a run's, and one to which somebody has added a file.
+    So does one that is not a run's, and one to which somebody has added a file. Below 1, transformers keeps all.
     """
-    if keep_last is None:
+    if keep_last is None or keep_last < 1:
         return
     named = {just_saved, *read_names(output_dir).values()}
     for path in list_checkpoints(output_dir)[:-keep_last]:

@@ -585,7 +585,8 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
             logits_to_keep: compute logits for this number of last positions only (0: all), for these indices
                 (`[T']`, or `[B, T']` for each row), or where this mask `[B, T]` is true.
             return_logits: force or forbid the logits. By default they are left out while training with labels,
-                where only the loss is needed and `[B, T, V]` would be the largest tensor of the step.
+                where only the loss is needed and `[B, T, V]` would be the largest tensor of the step. A loss of your
+                own under transformers' Trainer passes `True`; `GPT2HFTrainer` does so for a subclass with one.
             num_items_in_batch: divide the summed loss by this instead of by the number of scored positions.
             **kwargs: `shift_labels`, int64 `[B, T]`, already shifted: the target of each position, used instead of
                 `labels`; `label_smoothing`, the share of the target mass that is spread evenly over the vocabulary;

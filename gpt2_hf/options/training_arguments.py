@@ -193,11 +193,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
         self._check_ranges()
         own = ("output_dir", "resume_from_checkpoint", "distill_from")  # others may be empty for transformers
         require_filled({name: getattr(self, name) for name in own})
-        if not _is_unicode(str(self.output_dir)):
-            raise UserError(
-                f"--checkpoint_dir: {self.output_dir} is not UTF-8, and safetensors and TensorBoard cannot write it; "
-                "choose another name"
-            )
+        self._check_output_dir()
         _refuse(self, _WITHOUT_EFFECT)
         self._settle_direction()
         device_type = current_device_type(self.use_cpu)
@@ -261,6 +257,13 @@ class GPT2HFTrainingArguments(TrainingArguments):
     def wants_fsdp(self) -> bool:
         """Whether FSDP was asked for, by option or by accelerate's config file."""
         return self.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+    def _check_output_dir(self) -> None:
+        if not _is_unicode(str(self.output_dir)):
+            raise UserError(
+                f"--checkpoint_dir: {self.output_dir} is not UTF-8, and safetensors and TensorBoard cannot write it; "
+                "choose another name"
+            )
 
     def _check_engine(self) -> None:
         if self.deepspeed is not None or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
@@ -418,6 +421,10 @@ def with_own_fields(args: TrainingArguments | None) -> GPT2HFTrainingArguments:
         if entry.name not in inherited:
             default = entry.default if entry.default_factory is MISSING else entry.default_factory()
             vars(args).setdefault(entry.name, default)
+    result._check_output_dir()
+    result._check_engine()
+    if (result.metric_for_best_model or "").endswith("perplexity"):
+        result.greater_is_better = False  # the base class has already taken it for one that should be high
     result._settle_precision()
     if result.data_seed is None:
         result.data_seed = result.seed

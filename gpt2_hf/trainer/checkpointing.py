@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_model
 from torch import nn
 from transformers import Trainer, set_seed
 from transformers.trainer_callback import ExportableState
@@ -202,13 +203,17 @@ class CheckpointingTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # As the base class, without training_args.bin, which is a pickle.
-        output_dir = output_dir if output_dir is not None else self.args.output_dir
+        output_dir = output_dir if output_dir is not None else str(self.args.output_dir)
         if not self.args.should_save:
             return
         unwrapped = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if self.is_fsdp_enabled:
             unwrapped = plain_twin(unwrapped)
-        unwrapped.save_pretrained(output_dir, state_dict=state_dict)
+        if hasattr(unwrapped, "save_pretrained"):
+            unwrapped.save_pretrained(output_dir, state_dict=state_dict)
+        else:  # tensors that share memory once, under the name that `_load_from_checkpoint` finds them by
+            os.makedirs(output_dir, exist_ok=True)
+            save_model(unwrapped, os.path.join(output_dir, SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
         tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
         if tokenizer is not None:
             tokenizer.save_pretrained(output_dir)
@@ -363,8 +368,15 @@ class CheckpointingTrainer(Trainer):
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         # The base class misses tied weights, which a file has once.
-        tied = getattr(self.model, "all_tied_weights_keys", {})
+        tied = set(getattr(self.model, "all_tied_weights_keys", ()))
+        is_plain_module = not hasattr(self.model, "_keys_to_ignore_on_save")  # neither transformers' nor peft's
+        if is_plain_module:  # which does not say what it ties
+            weights = self.model.state_dict()
+            there = {weight.data_ptr() for name, weight in weights.items() if name not in load_result.missing_keys}
+            tied |= {name for name in load_result.missing_keys if weights[name].data_ptr() in there}
         missing = [name for name in load_result.missing_keys if name not in tied]
+        if missing and is_plain_module:
+            raise UserError(f"the checkpoint is of another model: it has no {', '.join(missing)}")
         super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
     def _load_best_model(self) -> None:

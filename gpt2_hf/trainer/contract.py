@@ -52,6 +52,7 @@ OVERRIDDEN = {
         ("model", "grad_norm"), ("_run_epoch",), "comes between clipping and the optimizer's step, in every step"
     ),
     "_get_train_sampler": Hook(("train_dataset",), ("get_train_dataloader",), "an order by seed and epoch alone"),
+    "_hp_search_setup": Hook(("trial",), ("train",), "what a search cannot change is refused"),
     "_init_training_state": Hook(
         _TRAINING_STATE,
         ("_inner_training_loop",),

@@ -250,7 +250,7 @@ class ExactEvaluationTrainer(LossTrainer):
             Loss, logits and labels as the base class does, one row a sample; `None` for what nobody asks for.
         """
         inputs = self._without_repeated(self._prepare_inputs(inputs))
-        targets = targets_of(inputs)
+        targets = targets_of(inputs, self.scores_first_token)
         if self._sums is None or targets is None:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         num_tokens = (targets != IGNORE_INDEX).sum()

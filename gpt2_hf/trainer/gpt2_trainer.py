@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -29,7 +29,7 @@ from ..checkpoints.sharding import check_engine
 from ..data import EpochSampler, Samples, StreamingLoader, StreamingSamples, train_sampler
 from ..data.samples import BlockSamples, SequenceMode
 from ..data.sampling import STRATEGIES
-from ..errors import TrainingDivergedError
+from ..errors import TrainingDivergedError, UserError
 from ..metrics import perplexity
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.training_arguments import with_own_fields
@@ -57,7 +57,10 @@ from .schedule import CosineByTime
 from .weight_average import WeightAverage
 
 # Numbers that an evaluation here has beside the loss; not what a search for hyperparameters is to minimise.
-_BESIDE_THE_LOSS = ("_perplexity", "_tokens")
+_BESIDE_THE_LOSS = ("_perplexity", "_tokens", "_preparation_time")
+
+# Arguments that are read when the Trainer is made, and so are not of a search.
+_READ_ONCE = ("ema_decay", "max_training_hours", "distill_alpha", "distill_temperature", "early_stopping_patience")
 
 
 class GPT2HFTrainer(ExactEvaluationTrainer):
@@ -110,7 +113,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         self.time_budget = TimeBudgetCallback(args.max_training_hours, self.watch, self.remaining_work)
         self.cadence = CadenceCallback()
         stop = StopCallback(self.time_budget, self.job.signals, lambda: self.job.folder_is_lost())
-        own_callbacks = [self.cadence, self.time_budget, stop, self.non_finite_guard, *(callbacks or [])]
+        given = [callback() if isinstance(callback, type) else callback for callback in callbacks or []]
+        own_callbacks = [self.cadence, self.time_budget, stop, self.non_finite_guard, *given]
         if args.ema_decay is not None:
             self.average = WeightAverage(
                 args.ema_decay, lambda: self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
@@ -137,20 +141,22 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        self._exchange_reporters()
+        self._exchange_reporters(given)
         self._look_at_model()
         if self.distillation is not None:
             self.distillation.place(self.args.device)
         if args.process_index:
             set_seed(args.seed + args.process_index)  # or dropout would be the same in every process's samples
 
-    def _exchange_reporters(self) -> None:
-        """This package's lines and curves in place of transformers'."""
-        in_place = DEFAULT_PROGRESS_CALLBACK  # another one in a notebook
-        for callback in (in_place, ProgressCallback, PrinterCallback):
-            self.remove_callback(callback)
+    def _exchange_reporters(self, given: list[Any]) -> None:
+        """This package's lines and curves in place of those that transformers adds; callbacks that were given stay."""
+        added = [each for each in self.callback_handler.callbacks if not any(each is own for own in given)]
+        in_place = (DEFAULT_PROGRESS_CALLBACK, ProgressCallback, PrinterCallback)  # the first: another in a notebook
+        for callback in added:
+            if type(callback) in (*in_place, TensorBoardCallback):
+                self.remove_callback(callback)
         self.add_callback(TerminalCallback(self.watch, self.args.max_training_hours))
-        if self.pop_callback(TensorBoardCallback) is not None:
+        if any(type(callback) is TensorBoardCallback for callback in added):
             tensorboard = ContinuousTensorBoardCallback(self.job.run_files)
             tensorboard.on_init_end(self.args, self.state, self.control)
             self.add_callback(tensorboard)
@@ -183,8 +189,9 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             # builds a cache when it computes a loss.
             self.plain_model.config.use_cache = True
         self.num_parameters = sum(p.numel() for p in self.model.parameters())
-        count = getattr(self.plain_model, "num_parameters", None)
-        self._flops_per_token = 6 * count(exclude_embeddings=True) if count else 0
+        model = self.plain_model
+        is_counted = isinstance(model, PreTrainedModel)  # what another module calls num_parameters may be anything
+        self._flops_per_token = 6 * model.num_parameters(exclude_embeddings=True) if is_counted else 0
         self._peak_tokens_per_second = self._find_peak_tokens_per_second()
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -310,6 +317,15 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
     ) -> Any:
         """As the base class; by default the objective is the loss, or the sum of the metrics that are computed."""
         return super().hyperparameter_search(hp_space, compute_objective or _objective, *args, **kwargs)
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        before = {name: getattr(self.args, name) for name in _READ_ONCE}
+        super()._hp_search_setup(trial)
+        for name, value in before.items():
+            if getattr(self.args, name) != value:
+                raise UserError(
+                    f"hyperparameter_search: {name} is read when a Trainer is made; make one for each value instead"
+                )
 
     @property
     def _shapes_change(self) -> bool:
@@ -441,18 +457,21 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
     def _find_peak_tokens_per_second(self) -> float | None:
         """What all devices together could train at their peak; `None` where that is not known."""
         config = getattr(self.model, "config", None)
-        if self.args.device.type != "cuda" or config is None or self.args.resolved_precision is None:
+        # models of other families have other names for them
+        sizes: list[Any] = [getattr(config, name, None) for name in ("vocab_size", "n_positions", "n_embd", "n_layer")]
+        if self.args.device.type != "cuda" or None in sizes or self.args.resolved_precision is None:
             return None
         peak = peak_flops(torch.cuda.get_device_name(self.args.device), self.args.resolved_precision.name)
         if peak is None:
             return None
-        lengths = getattr(
-            self.train_dataset, "lengths", None
-        )  # those of a stream are not known: attention is left out
-        context = float((lengths.astype("float64") ** 2).sum() / lengths.sum()) if lengths is not None else 0.0
-        idle_head_rows = config.vocab_size - getattr(self.model, "num_head_rows", config.vocab_size)
-        matmul_parameters = self.num_parameters - (config.n_positions + idle_head_rows) * config.n_embd
-        needed = flops_per_token(matmul_parameters, config.n_layer, config.n_embd, context)
+        context = 0.0  # where lengths are not known, as those of a stream, attention is left out
+        if isinstance(self.train_dataset, Samples):
+            lengths = self.train_dataset.lengths
+            context = float((lengths.astype("float64") ** 2).sum() / lengths.sum())
+        vocab_size, n_positions, n_embd, n_layer = sizes
+        idle_head_rows = vocab_size - getattr(self.model, "num_head_rows", vocab_size)
+        matmul_parameters = self.num_parameters - (n_positions + idle_head_rows) * n_embd
+        needed = flops_per_token(matmul_parameters, n_layer, n_embd, context)
         return peak * self.args.world_size / needed
 
     def close_reports(self) -> None:

@@ -22,15 +22,19 @@ from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from .checkpointing import CheckpointingTrainer
 from .distillation import Distillation
 
+# Adapters of peft that put embeddings of their own before a row, from which its first token is predicted.
+_WITH_EMBEDDINGS_BEFORE = ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING")
 
-def targets_of(batch: Mapping[str, Any]) -> torch.Tensor | None:
+
+def targets_of(batch: Mapping[str, Any], scores_first: bool = False) -> torch.Tensor | None:
     """The tokens to be predicted, −100 where none is; `None` for a batch without labels.
 
     Args:
         batch: with `shift_labels` `[B, T]`, or `labels` `[B, T]`, or neither.
+        scores_first: whether something before a row predicts its first token.
 
     Returns:
-        int64 `[B, T]`, or `[B, T − 1]` where the labels are shifted here.
+        int64 `[B, T]`, or `[B, T − 1]` where the labels are shifted here and the first token is not scored.
     """
     if batch.get("shift_labels") is not None:
         return batch["shift_labels"]
@@ -39,7 +43,7 @@ def targets_of(batch: Mapping[str, Any]) -> torch.Tensor | None:
         return None
     if batch.get("cu_seq_lens_q") is not None:  # the first token of a document does not continue the one before
         labels = labels.index_fill(1, batch["cu_seq_lens_q"][1:-1].long(), IGNORE_INDEX)
-    return labels[..., 1:]
+    return labels if scores_first else labels[..., 1:]
 
 
 class LossTrainer(CheckpointingTrainer):
@@ -62,6 +66,13 @@ class LossTrainer(CheckpointingTrainer):
     def is_own_model(self) -> bool:
         """Whether the model is this package's."""
         return isinstance(self.plain_model, GPT2HFForCausalLM)
+
+    @property
+    def scores_first_token(self) -> bool:
+        """Whether the first token of a row is scored too, since an adapter puts embeddings before it."""
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        adapter = getattr(model, "active_peft_config", None)
+        return getattr(adapter, "peft_type", None) in _WITH_EMBEDDINGS_BEFORE
 
     @property
     def overrides_loss(self) -> bool:
@@ -110,7 +121,7 @@ class LossTrainer(CheckpointingTrainer):
     ) -> tuple[list, torch.Tensor | int | None]:
         """The batches of an optimizer step, and the number of tokens that they score on all processes."""
         batches = list(itertools.islice(epoch_iterator, num_batches))
-        targets = [targets_of(batch) for batch in batches]
+        targets = [targets_of(batch, self.scores_first_token) for batch in batches]
         # The base class counts the first token of a row too, where the model's class has an unusual name.
         counted = [{"labels": each, "shift_labels": each} for each in targets if each is not None]
         num_items = self._get_num_items_in_batch(counted, device)

@@ -2,20 +2,30 @@
 
 import copy
 import dataclasses
+from collections import Counter as Counted
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch.utils.tensorboard import SummaryWriter
 from transformers import (
     DataCollatorForLanguageModeling,
     EarlyStoppingCallback,
+    Trainer,
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import HPSearchBackend
 
 from gpt2_hf import GPT2HFTrainer, GPT2HFTrainingArguments, load_tokenizer
 from gpt2_hf.commands.model_loading import load_trained
 from gpt2_hf.errors import UserError
 from gpt2_hf.options.training_arguments import with_own_fields
+from gpt2_hf.trainer.callbacks import ContinuousTensorBoardCallback
+from gpt2_hf.trainer.callbacks import ProgressCallback as TerminalCallback
+from gpt2_hf.trainer.gpt2_trainer import _objective
 
 from .helpers import BLOCKS, COLLATORS, assert_exact, logged, make_model, make_trainer, settings, true_loss
 
@@ -76,6 +86,35 @@ def test_plain_arguments_that_cannot_be_followed_are_refused(tmp_path):
     with pytest.raises(UserError, match="fp16 needs a CUDA device"):
         make_trainer(tmp_path / "run", plain=True, fp16=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_other_engines_are_refused_for_plain_arguments_too(tmp_path, monkeypatch):
+    """DeepSpeed, by argument or by accelerate's config file; and a folder that cannot be written."""
+    args = TrainingArguments(str(tmp_path / "run"), **settings())
+    args.deepspeed = {"zero_optimization": {"stage": 3}}  # without its package only the made object can have it
+    with pytest.raises(UserError, match="--deepspeed is not supported"):
+        with_own_fields(args)
+    args.deepspeed = None
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UserError, match="--deepspeed is not supported"):
+        with_own_fields(args)
+    monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED")
+    args.output_dir = str(tmp_path / "caf\udce9")
+    with pytest.raises(UserError, match="is not UTF-8"):
+        with_own_fields(args)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("metric", ["perplexity", "eval_perplexity"])
+def test_plain_arguments_keep_the_lowest_perplexity(tmp_path, metric):
+    """The base class takes every metric but a loss for one that should be high."""
+    options = {"metric_for_best_model": metric, "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
+    trainer = make_trainer(tmp_path, plain=True, lr_scheduler_type="constant", **options)
+    trainer.train()
+    perplexities = logged(trainer, "eval_perplexity")
+    assert perplexities == sorted(perplexities, reverse=True)
+    assert trainer.state.best_global_step == 4
+    assert trainer.evaluate()["eval_perplexity"] == pytest.approx(perplexities[-1])
 
 
 @pytest.mark.parametrize(
@@ -164,6 +203,74 @@ def test_an_adapter(tmp_path):
     with pytest.raises(UserError, match="is an adapter, not a model; merge it first") as caught:
         load_trained(str(best))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PromptEncoderConfig", "PrefixTuningConfig"])
+def test_adapters_that_begin_each_row_score_its_first_token(tmp_path, kind):
+    """peft's virtual tokens predict it; with prefix tuning, which has keys and values in their place, nothing does."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    base = make_model("stock")
+    model = peft.get_peft_model(base, getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+    rows = [{"input_ids": row["input_ids"][:20], "labels": row["labels"][:20]} for row in BLOCKS]
+    trainer = make_trainer(tmp_path, model=model, train_dataset=rows, eval_dataset=rows[:11], max_steps=1)
+    batch = {name: torch.stack([row[name] for row in rows[:11]]) for name in rows[0]}
+    with torch.no_grad():
+        expected = model(**batch).loss.item()
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] == pytest.approx(expected, abs=1e-5)
+    assert metrics["eval_tokens"] == 11 * (19 if kind == "PrefixTuningConfig" else 20)
+    _, num_items = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
+    assert num_items == metrics["eval_tokens"]
+
+
+class LossOfLogits(Trainer):
+    """A tutorial's subclass of transformers' own Trainer."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs, return_logits=True)
+        logits, labels = outputs.logits[:, :-1], inputs["labels"][:, 1:]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return (loss, outputs) if return_outputs else loss
+
+
+def test_a_loss_of_logits_under_transformers_own_trainer(tmp_path):
+    """`return_logits=True` gives it the logits that the model leaves out in training."""
+    trainer = LossOfLogits(
+        make_model(), TrainingArguments(str(tmp_path), **settings(max_steps=1)), None, BLOCKS, BLOCKS
+    )
+    trainer.train()
+    assert logged(trainer, "loss")[0] == pytest.approx(true_loss(make_model(), BLOCKS), abs=0.5)
+
+
+class Bigram(torch.nn.Module):
+    """A model that is no PreTrainedModel, with a tied head."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = torch.nn.Embedding(97, 8)
+        self.head = torch.nn.Linear(8, 97, bias=False)
+        self.head.weight = self.embedding.weight
+        self.num_parameters = 97 * 8
+
+    def forward(self, input_ids, labels=None):
+        logits = self.head(self.embedding(input_ids))
+        return {"loss": torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())}
+
+
+def test_a_plain_module_is_saved_and_resumed(tmp_path):
+    """As transformers saves it: model.safetensors, in which what is shared stands once."""
+    whole = make_trainer(tmp_path, model=Bigram(), load_best_model_at_end=True)
+    whole.train()
+    assert len(load_file(tmp_path / "best_model" / "model.safetensors")) == 1
+    resumed = make_trainer(tmp_path, model=Bigram())
+    resumed.train(resume_from_checkpoint="checkpoint-2")
+    best = make_trainer(tmp_path / "best", model=Bigram())
+    best.load_weights(tmp_path / f"checkpoint-{resumed.state.best_global_step}")
+    assert torch.equal(weights_of(best.model), weights_of(whole.model))
+    with pytest.raises(UserError, match="the checkpoint is of another model: it has no"):
+        resumed._issue_warnings_after_load(resumed.model.load_state_dict({}, strict=False))
 
 
 def test_frozen_layers_stay_as_they_are(tmp_path):
@@ -310,6 +417,25 @@ def test_callbacks_that_change_control(tmp_path):
     assert trainer.state.global_step == 3 and (tmp_path / "checkpoint-3").is_dir()
 
 
+class TheirProgress(ProgressCallback):
+    """A bar of the user's own."""
+
+
+@pytest.mark.parametrize("report_to", ["none", "tensorboard"])
+def test_callbacks_that_report_stay(tmp_path, report_to):
+    """Those that transformers adds are exchanged for ours; those that are given are not, whatever their class."""
+    writer = SummaryWriter(tmp_path / "mine")
+    theirs = [TheirProgress(), TensorBoardCallback(writer), PrinterCallback()]
+    options = {"report_to": report_to, "disable_tqdm": False}
+    trainer = make_trainer(tmp_path / "run", callbacks=[*theirs, ProgressCallback], **options)
+    there = trainer.callback_handler.callbacks
+    assert [callback for callback in there if any(callback is own for own in theirs)] == theirs
+    assert theirs[1].tb_writer is writer
+    kinds = Counted(type(callback) for callback in there)
+    assert kinds[ProgressCallback] == kinds[TerminalCallback] == kinds[TensorBoardCallback] == 1
+    assert kinds[ContinuousTensorBoardCallback] == (report_to == "tensorboard")
+
+
 def test_early_stopping_survives_a_resume(tmp_path):
     """transformers' callback counts on where the checkpoint was written, by the option and as a callback."""
     worse = {"learning_rate": 1e-9, "lr_scheduler_type": "constant", "max_steps": 8, "eval_steps": 1, "save_steps": 1}
@@ -367,6 +493,25 @@ def test_hyperparameter_search(tmp_path):
     assert best.hyperparameters == {"learning_rate": 1e-2}
     assert best.objective == pytest.approx(trainer_loss(tmp_path), abs=1e-5)
     assert (tmp_path / f"run-{best.run_id}" / "best_model" / "model.safetensors").is_file()
+
+
+def test_the_objective_after_an_evaluation_is_the_loss(tmp_path):
+    """The first evaluation outside of training brings the time of its preparation into all that follow."""
+    trainer = make_trainer(tmp_path)
+    for _ in range(2):
+        metrics = trainer.evaluate()
+        assert _objective(metrics) == metrics["eval_loss"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("ema_decay", 0.9), ("max_training_hours", 1.0), ("distill_alpha", 0.9)])
+def test_a_search_refuses_what_is_read_once(tmp_path, name, value):
+    """In one line, where it would have changed nothing; learning rates are searched as ever."""
+    trainer = make_trainer(tmp_path, model_init=make_model)
+    trainer.hp_search_backend = HPSearchBackend.WANDB
+    trainer._hp_search_setup({"learning_rate": 0.5})
+    assert trainer.args.learning_rate == 0.5
+    with pytest.raises(UserError, match=f"hyperparameter_search: {name} is read when a Trainer is made"):
+        trainer._hp_search_setup({name: value})
 
 
 def trainer_loss(folder):

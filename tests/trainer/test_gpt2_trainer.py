@@ -4,11 +4,12 @@ import contextlib
 import math
 import time
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback, set_seed
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, set_seed
 from transformers.integrations import TensorBoardCallback, integration_utils
 
 from gpt2_hf.checkpoints.state_files import save_state
@@ -22,6 +23,7 @@ from gpt2_hf.model.modeling_gpt2_hf import GPT2HFForCausalLM
 from gpt2_hf.options.arguments import DataArguments
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 from gpt2_hf.runtime.own_process import suit_changing_shapes
+from gpt2_hf.runtime.precision import Precision
 from gpt2_hf.trainer.callbacks import ContinuousTensorBoardCallback
 from gpt2_hf.trainer.checkpointing import CheckpointingTrainer
 from gpt2_hf.trainer.gpt2_trainer import GPT2HFTrainer
@@ -257,6 +259,29 @@ def test_share_of_the_peak_where_the_device_is_known(tmp_path, load, tokenizer):
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "tokens_per_second" in entry]
     assert logs and all(entry["mfu"] == pytest.approx(entry["tokens_per_second"] / 1e6) for entry in logs)
+
+
+class Rows(list):
+    """A dataset of the user's own that has something called lengths."""
+
+    lengths: ClassVar = [5, 5]
+
+
+def test_the_peak_of_foreign_models_and_data(tmp_path, load, tokenizer, monkeypatch):
+    """On a known card a model of another family has no share of the peak, and rows of the user's own no lengths."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-80GB")
+    card = SimpleNamespace(device=torch.device("cuda"), resolved_precision=Precision("bf16", "test"), world_size=2)
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2}
+    trainer = make_trainer(tmp_path, load("padded"), tokenizer)
+    trainer.args = card
+    exact = trainer._find_peak_tokens_per_second()
+    trainer.train_dataset = Rows()
+    without_attention = trainer._find_peak_tokens_per_second()
+    assert without_attention > exact > 0
+    for model in (LlamaForCausalLM(LlamaConfig(**sizes)), torch.nn.Linear(1, 1)):
+        trainer.model = model
+        assert trainer._find_peak_tokens_per_second() is None
 
 
 def test_label_smoothing_trains_on_shifted_labels(tmp_path, load, tokenizer):
