@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from gpt2_hf.data import load_data, readers
 from gpt2_hf.data.encoding import Encoder
-from gpt2_hf.data.sources import Cursor, RowSource, load_sources, split_document
+from gpt2_hf.data.sources import Cursor, FileSource, RowSource, load_sources, split_document
 from gpt2_hf.errors import UserError
 from gpt2_hf.options.arguments import DataArguments
 
@@ -286,14 +286,41 @@ def test_folder_of_another_format(tmp_path, streaming):
     assert len(keys) == 2
 
 
+CARDS = [
+    ("sample_by: document", "a.txt", b"one\ntwo\n"),
+    ("skiprows: 1", "a.csv", b"no header\ntext\nhello\n"),
+    ('quotechar: "\'"', "a.csv", b"id,text\n1,'a, \"b'\n"),
+    ("encoding: latin-1", "a.csv", "id,text\n1,größer\n".encode("latin-1")),
+    ("escapechar: '!'", "a.csv", b'id,text\n1,"a !" b"\n'),
+    ("sep: '~'", "a.csv", b"id~text\n1~a, b\n"),
+    ("column_names: [text]", "a.csv", b"one\ntwo\n"),
+    ("field: rows", "a.json", b'{"rows": [{"text": "one"}]}'),
+    ("filters: [[text, '>', one]]", "a.parquet", pa.table({"text": ["one", "two"]})),
+]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(("option", "name", "content"), CARDS, ids=[option.split(":")[0] for option, _, _ in CARDS])
+def test_how_a_card_says_that_files_are_read(tmp_path, option, name, content, streaming):
+    """A folder whose README.md names reading options gives what the datasets library gives."""
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n- config_name: own\n  data_files: {name}\n  {option}\n---\n")
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    else:
+        pq.write_table(content, tmp_path / name)
+    wanted = list(datasets.load_dataset(str(tmp_path))["train"]["text"])
+    assert read(DataArguments(str(tmp_path), None, streaming=streaming)) == wanted
+
+
 @pytest.mark.wikitext
 def test_wikitext_in_the_layout_of_the_hub():
-    """The splits, rows and blank rows of WikiText-2 are those the hub serves."""
+    """The splits, rows and blank rows of WikiText-2 are those the hub serves; our own readers read them."""
     sources = load_sources(DataArguments(dataset_name=str(WIKITEXT), dataset_config_name="wikitext-2-v1"))
     counts = {}
     for split, source in sources.items():
         texts = [text for text, _ in source.documents()]
         counts[split] = (len(texts), sum(bool(text.strip()) for text in texts))
+    assert all(isinstance(source, FileSource) for source in sources.values())
     assert counts == {"train": (36718, 23767), "validation": (3760, 2461), "test": (4358, 2891)}
 
 

@@ -18,6 +18,9 @@ from .columns import find_text_column, unit_of_rows
 from .files import file_source
 from .source import SPLITS, RowSource, Source
 
+# Of a builder's config: which files, what they are called, and the separator, which `readers` take.
+_NO_READING_OPTIONS = {"name", "version", "data_dir", "data_files", "description", "features", "sep", "delimiter"}
+
 
 def sources_of_name(args: DataArguments) -> dict[str, Source]:
     """What `dataset_name` and `dataset_config_name` stand for."""
@@ -81,13 +84,11 @@ def _sources_of_disk(name: str, args: DataArguments) -> dict[str, Source]:
 def _sources_of_files_in(
     folder: PlainFolder, config_name: str | None, args: DataArguments
 ) -> dict[str, Source] | None:
-    """The files that the hub's layout gives to each split; `None` if they are not of a format that `readers` knows."""
+    """The files that the hub's layout gives to each split; `None` if `readers` do not know how they are to be read."""
     config: Any = datasets.load_dataset_builder(folder.path, config_name).config
     if type(config).__name__ not in ("TextConfig", "JsonConfig", "CsvConfig", "ParquetConfig"):
         return None
-    if getattr(config, "field", None) is not None or getattr(config, "column_names", None) is not None:
-        return None
-    if len(getattr(config, "sep", ",")) != 1:
+    if _has_reading_options(config) or len(getattr(config, "sep", ",") or "") != 1:
         return None
     sources: dict[str, Source] = {}
     for split in SPLITS:
@@ -99,6 +100,13 @@ def _sources_of_files_in(
             files = [dataclasses.replace(file, delimiter=config.sep) for file in files]
         sources[split] = file_source(split, files, args)
     return sources
+
+
+def _has_reading_options(config: Any) -> bool:
+    """Whether a data set's card says how its files are read, such as `sample_by` or `skiprows`."""
+    usual = type(config)()
+    names = {field.name for field in dataclasses.fields(config)} - _NO_READING_OPTIONS
+    return any(getattr(config, name) != getattr(usual, name) for name in names)
 
 
 def _choose_config(name: str, args: DataArguments) -> str | None:
