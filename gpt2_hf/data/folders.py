@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
+from datasets.data_files import FILES_TO_IGNORE
 
 # What stands for itself in the patterns of the datasets library and of fsspec.
 _PLAIN = re.compile(r"[\w /.,=+@()&'#%-]*")
@@ -51,6 +52,19 @@ def plain_folder(folder: str) -> Iterator[PlainFolder]:
         return
     with tempfile.TemporaryDirectory() as copy:
         yield PlainFolder(copy, True, _copy_names(folder, names, os.path.realpath(copy)))
+
+
+def visible_files(folder: str) -> list[str]:
+    """The files in a folder and below it, through links too, but no hidden ones and none that describe a dataset."""
+    files: list[str] = []
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        place = os.path.realpath(root)
+        folders[:] = [] if place in seen else [name for name in folders if not name.startswith(".")]
+        if place not in seen:
+            files += [os.path.join(root, name) for name in names if name not in FILES_TO_IGNORE and name[0] != "."]
+        seen.add(place)
+    return sorted(filter(os.path.isfile, files))
 
 
 def _copy_names(folder: str, names: list[str], copy: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,8 @@ from hypothesis import strategies as st
 
 from gpt2_hf.data import load_data, readers
 from gpt2_hf.data.encoding import Encoder
-from gpt2_hf.data.sources import Cursor, RowSource, load_sources, split_document
+from gpt2_hf.data.folders import visible_files
+from gpt2_hf.data.sources import Cursor, FileSource, RowSource, load_sources, split_document
 from gpt2_hf.data.tokenization import tokenize
 from gpt2_hf.errors import UserError
 from gpt2_hf.options.arguments import DataArguments
@@ -269,6 +271,95 @@ def test_folder_of_text(tmp_path):
     }
 
 
+FOLDERS = [
+    (("a.txt", "b.txt", "c.jsonl", "d.csv"), "2 of the 4 text files in the folder (c.jsonl, d.csv)"),
+    (("train journeys.txt", "other.txt", "more.txt"), "2 of the 3 text files in the folder (more.txt, other.txt)"),
+    (("train.txt", "train-2.txt", "val.txt", "extra.txt"), "1 of the 4 text files in the folder (extra.txt)"),
+    (("a.md", "b.txt"), "1 of the 2 text files in the folder (a.md)"),
+    (("a.txt", "../elsewhere/b.txt"), "1 of the 2 text files in the folder (link/b.txt)"),
+    (
+        ("a.txt", "b.txt", "0.csv", "0.json", "0.md", "0.tsv"),
+        "4 of the 6 text files in the folder (0.csv, 0.json, 0.md, ...)",
+    ),
+    (("a.txt", "b.txt", "x.png", "0.md"), "1 of the 3 text files in the folder (0.md)"),
+    (("a.md", "b.md", "sub/c.md"), None),
+    (("a.txt", "sub/b.txt", "README.md", ".hidden.txt", ".hidden/c.txt", "dataset_info.json"), None),
+]
+
+
+@pytest.mark.parametrize(("names", "unread"), FOLDERS)
+def test_files_of_a_folder_that_are_not_read(tmp_path, names, unread):
+    """They are named once in what is said of the text; a glob is offered only where it reads all, and then it does."""
+    folder = tmp_path / "folder"
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = {".csv": "text,id\none,1\n", ".tsv": "text\tid\none\t1\n", ".json": '[{"text": "one"}]'}
+        path.write_text(rows.get(path.suffix, '{"text": "one"}\n'))
+    if (tmp_path / "elsewhere").is_dir():
+        (folder / "link").symlink_to(tmp_path / "elsewhere")
+    sources = load_sources(DataArguments(str(folder), None))
+    said = "; ".join(source.layout for source in sources.values())
+    if unread is None:
+        assert "NOT READ" not in said
+        texts = [name for name in names if not name.startswith(".") and name not in ("README.md", "dataset_info.json")]
+        assert len(list(sources["train"].documents())) == len(texts)
+        return
+    assert said.count("NOT READ") == 1 and f"NOT READ: {unread}; to read " in sources["train"].layout
+    words = shlex.split(said.split("; to read ")[1].split(";")[0])
+    if words[0] == "all":
+        assert words[2] == "--train_file" and len(load_sources(file_arguments(words[3]))["train"].files) == len(names)
+    else:
+        assert "--validation_file" in said and {"val.txt", "x.png"} & {*names}
+
+
+def test_a_folder_that_holds_itself(tmp_path):
+    """A link to a folder above is not followed again and again."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.txt").touch()
+    (tmp_path / "sub" / "loop").symlink_to(tmp_path)
+    (tmp_path / "sub" / "nowhere.txt").symlink_to(tmp_path / "missing")
+    assert visible_files(str(tmp_path)) == [str(tmp_path / "sub" / "a.txt")]
+
+
+@pytest.mark.parametrize(
+    ("option", "said"), [("data_files: a.txt", False), ("data_dir: sub", False), ("description: mine", True)]
+)
+def test_a_card_may_leave_files_out(tmp_path, option, said):
+    """What the author of a dataset did not want is not said, and only that."""
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("a.txt", "sub/b.txt", "sub/train.txt"):
+        (folder / name).write_text("text\n")
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: own\n  {option}\n---\n")
+    assert ("NOT READ" in load_sources(DataArguments(str(folder), None))["train"].layout) is said
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_text_beside_a_format_of_the_library(tmp_path, streaming):
+    """Also where the datasets library reads the folder, what it leaves out is named."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with ArrowWriter(path=str(folder / "a.arrow"), features=Features({"text": Value("string")})) as writer:
+        writer.write_table(pa.table({"text": ["one"]}))
+        writer.finalize()
+    write(folder, ".txt.zst", ["two"], name="b")
+    (folder / "b.arrow").write_bytes((folder / "a.arrow").read_bytes())
+    source = load_sources(DataArguments(str(folder), None, streaming=streaming))["train"]
+    assert "NOT READ: 1 of the 1 text files in the folder (b.txt.zst); to read them" in source.layout
+    assert [text for text, _ in source.parts(2)[1].documents()] == ["one"]
+
+
+def test_what_is_not_read_is_said_with_the_text(tmp_path, gpt2):  # noqa: F811
+    """In the line of the run, and where the layouts of the splits differ."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("train.txt", "train-2.txt", "val.txt", "extra.txt"):
+        (folder / name).write_text("some text\n")
+    summary = load_data(DataArguments(str(folder), None), gpt2, 16).summary()
+    assert summary.count("NOT READ: 1 of the 4 text files in the folder (extra.txt)") == 1 and "\n" not in summary
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_folder_of_another_format(tmp_path, streaming):
     """What only the datasets library can read is read by it, stored or streamed, and keyed by its content."""
@@ -287,14 +378,41 @@ def test_folder_of_another_format(tmp_path, streaming):
     assert len(keys) == 2
 
 
+CARDS = [
+    ("sample_by: document", "a.txt", b"one\ntwo\n"),
+    ("skiprows: 1", "a.csv", b"no header\ntext\nhello\n"),
+    ('quotechar: "\'"', "a.csv", b"id,text\n1,'a, \"b'\n"),
+    ("encoding: latin-1", "a.csv", "id,text\n1,größer\n".encode("latin-1")),
+    ("escapechar: '!'", "a.csv", b'id,text\n1,"a !" b"\n'),
+    ("sep: '~'", "a.csv", b"id~text\n1~a, b\n"),
+    ("column_names: [text]", "a.csv", b"one\ntwo\n"),
+    ("field: rows", "a.json", b'{"rows": [{"text": "one"}]}'),
+    ("filters: [[text, '>', one]]", "a.parquet", pa.table({"text": ["one", "two"]})),
+]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(("option", "name", "content"), CARDS, ids=[option.split(":")[0] for option, _, _ in CARDS])
+def test_how_a_card_says_that_files_are_read(tmp_path, option, name, content, streaming):
+    """A folder whose README.md names reading options gives what the datasets library gives."""
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n- config_name: own\n  data_files: {name}\n  {option}\n---\n")
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    else:
+        pq.write_table(content, tmp_path / name)
+    wanted = list(datasets.load_dataset(str(tmp_path))["train"]["text"])
+    assert read(DataArguments(str(tmp_path), None, streaming=streaming)) == wanted
+
+
 @pytest.mark.wikitext
 def test_wikitext_in_the_layout_of_the_hub():
-    """The splits, rows and blank rows of WikiText-2 are those the hub serves."""
+    """The splits, rows and blank rows of WikiText-2 are those the hub serves; our own readers read them."""
     sources = load_sources(DataArguments(dataset_name=str(WIKITEXT), dataset_config_name="wikitext-2-v1"))
     counts = {}
     for split, source in sources.items():
         texts = [text for text, _ in source.documents()]
         counts[split] = (len(texts), sum(bool(text.strip()) for text in texts))
+    assert all(isinstance(source, FileSource) for source in sources.values())
     assert counts == {"train": (36718, 23767), "validation": (3760, 2461), "test": (4358, 2891)}
 
 
@@ -550,6 +668,8 @@ def test_empty_file(tmp_path):
         ("a.json", b"[]"),
         ("a.csv", b"\n"),
     ],
+    # gzip writes the time of day into its bytes
+    ids=["empty jsonl.gz", "empty csv.gz", "empty txt.xz", "blank jsonl", "empty array", "blank csv"],
 )
 def test_a_file_without_rows(tmp_path, name, content):
     """An empty shard, also a compressed one, is passed over beside others, and named where it is the only one."""

@@ -2,22 +2,31 @@
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
 from datasets import Dataset, IterableDataset
 
-from ...errors import UserError, first_line
+from ...errors import UserError, first_line, printable
 from ...options.arguments import DataArguments
 from ...runtime.hub import ensure_hub_or_offline, is_hub_id, is_local_path
 from .. import python_docs
 from ..fingerprints import file_key
-from ..folders import PlainFolder, plain_folder
+from ..folders import PlainFolder, plain_folder, visible_files
 from ..readers import text_file
 from .columns import find_text_column, unit_of_rows
 from .files import check_columns, file_source
-from .source import SPLITS, RowSource, Source
+from .source import SPLITS, FileSource, RowSource, Source
+
+# Of a builder's config: which files, what they are called, and the separator, which `readers` take.
+_NO_READING_OPTIONS = {"name", "version", "data_dir", "data_files", "description", "features", "sep", "delimiter"}
+# By their names the datasets library knows tasks of Harbor, and makes rows of them.
+_FILES_OF_HARBOR = ("task.toml", "instruction.md")
+# Files that are not read are named up to this number.
+_UNREAD_NAMES = 3
 
 
 def sources_of_name(args: DataArguments) -> dict[str, Source]:
@@ -59,15 +68,20 @@ def _sources_of_folder(name: str, args: DataArguments) -> dict[str, Source]:
         return _sources_of_disk(name, args)
     with plain_folder(name) as folder:
         config_name = _choose_config(folder.path, args)
-        sources = _sources_of_files_in(folder, config_name, args)
-        if sources is not None:
-            return sources
-        if folder.is_copy:
+        config: Any = datasets.load_dataset_builder(folder.path, config_name).config
+        sources = _sources_of_files_in(folder, config, args)
+        if sources is None and folder.is_copy:
             raise UserError(
                 f"--dataset_name: only the datasets library can read the files of {name}, and it cannot take their "
                 "names; rename folder and files to letters, digits, spaces and . - _"
             )
-        return _sources_of_library(name, config_name, args)
+        if sources is None:
+            sources = _sources_of_library(name, config_name, args)
+        unread = _unread_files(name, folder, config)
+        if unread and sources:  # it is said once, not of each split
+            first = "train" if "train" in sources else next(iter(sources))
+            sources[first] = _with_note(sources[first], unread)
+        return sources
 
 
 def _sources_of_disk(name: str, args: DataArguments) -> dict[str, Source]:
@@ -86,28 +100,97 @@ def _sources_of_disk(name: str, args: DataArguments) -> dict[str, Source]:
     return sources
 
 
-def _sources_of_files_in(
-    folder: PlainFolder, config_name: str | None, args: DataArguments
-) -> dict[str, Source] | None:
-    """The files that the hub's layout gives to each split; `None` if they are not of a format that `readers` knows."""
-    config: Any = datasets.load_dataset_builder(folder.path, config_name).config
-    if type(config).__name__ not in ("TextConfig", "JsonConfig", "CsvConfig", "ParquetConfig"):
+def _sources_of_files_in(folder: PlainFolder, config: Any, args: DataArguments) -> dict[str, Source] | None:
+    """The files that the hub's layout gives to each split; `None` if `readers` do not know how they are to be read."""
+    if type(config).__name__ not in ("TextConfig", "JsonConfig", "CsvConfig", "ParquetConfig", "HarborConfig"):
         return None
-    if getattr(config, "field", None) is not None or getattr(config, "column_names", None) is not None:
+    if _has_reading_options(config) or len(getattr(config, "sep", ",") or "") != 1:
         return None
-    if len(getattr(config, "sep", ",")) != 1:
-        return None
+    found = {split: [folder.original(str(path)) for path in paths] for split, paths in config.data_files.items()}
+    if type(config).__name__ == "HarborConfig":  # what the library makes of md files, whether or not they are Harbor's
+        if any(os.path.basename(path) in _FILES_OF_HARBOR for paths in found.values() for path in paths):
+            return None
+        found = {split: texts for split, paths in found.items() if (texts := list(filter(_is_text, paths)))}
+        if not found:
+            return None
     sources: dict[str, Source] = {}
     for split in SPLITS:
-        if split not in config.data_files:
+        if split not in found:
             continue
-        paths = [folder.original(str(path)) for path in config.data_files[split]]
-        files = [text_file(path, "--dataset_name") for path in paths]
+        files = [text_file(path, "--dataset_name") for path in found[split]]
         if getattr(config, "sep", ",") != ",":
             files = [dataclasses.replace(file, delimiter=config.sep) for file in files]
         sources[split] = file_source(split, files, args)
     check_columns(sources.values(), args)
     return sources
+
+
+def _is_text(path: str) -> bool:
+    """Whether `readers` know the ending."""
+    try:
+        text_file(path, "--dataset_name")
+    except UserError:
+        return False
+    return True
+
+
+def _unread_files(name: str, folder: PlainFolder, config: Any) -> str:
+    """For the user: the text files of a folder that are in no split; "" if there are none, or its card says so."""
+    given = {os.path.realpath(folder.original(str(path))) for paths in config.data_files.values() for path in paths}
+    files = visible_files(name)
+    texts = list(filter(_is_text, files))
+    unread = [os.path.relpath(path, name) for path in texts if os.path.realpath(path) not in given]
+    if not unread or _card_names_files(folder.path, config.name):
+        return ""
+    names = ", ".join([*unread[:_UNREAD_NAMES], *(["..."] if len(unread) > _UNREAD_NAMES else [])])
+    if set(config.data_files) == {"train"} and texts == files:
+        remedy = f"to read all use --train_file {shlex.quote(os.path.join(name, '**', '*'))}"
+    else:
+        remedy = "to read them name the files of each split: --train_file, --validation_file, --test_file"
+    return printable(f"NOT READ: {len(unread):,} of the {len(texts):,} text files in the folder ({names}); {remedy}")
+
+
+def _card_names_files(name: str, config_name: str) -> bool:
+    """Whether the card of a dataset says which files belong to a config."""
+    parameters: Any = datasets.load.dataset_module_factory(name).builder_configs_parameters
+    return bool({"data_files", "data_dir"} & (parameters.metadata_configs or {}).get(config_name, {}).keys())
+
+
+@dataclass(frozen=True)
+class _NotedFiles(FileSource):
+    """Files, and what else the user must know of their folder."""
+
+    note: str = ""
+
+    @property
+    def layout(self) -> str:
+        """The layouts of the files, then the note."""
+        return f"{super().layout}; {self.note}"
+
+
+@dataclass(frozen=True)
+class _NotedRows(RowSource):
+    """Rows, and what else the user must know of the folder that they come from."""
+
+    note: str = ""
+
+    @property
+    def layout(self) -> str:
+        """The column and the unit, then the note."""
+        return f"{super().layout}; {self.note}"
+
+
+def _with_note(source: Source, note: str) -> Source:
+    if isinstance(source, RowSource):
+        return _NotedRows(**vars(source), note=note)
+    return _NotedFiles(**vars(source), note=note)
+
+
+def _has_reading_options(config: Any) -> bool:
+    """Whether a data set's card says how its files are read, such as `sample_by` or `skiprows`."""
+    usual = type(config)()
+    names = {field.name for field in dataclasses.fields(config)} - _NO_READING_OPTIONS
+    return any(getattr(config, name) != getattr(usual, name) for name in names)
 
 
 def _choose_config(name: str, args: DataArguments) -> str | None:
@@ -143,8 +226,8 @@ def _row_source(split: str, dataset: Dataset | IterableDataset, args: DataArgume
 def _not_found(name: str, error: OSError) -> UserError:
     if os.path.isdir(name):
         return UserError(
-            f"--dataset_name: the folder {name} holds no data files; put txt, md, jsonl, csv or parquet files into "
-            "it, or give --train_file"
+            f"--dataset_name: the folder {name} holds no data files; put txt, jsonl, csv or parquet files into it, or "
+            f"give a glob, such as --train_file {shlex.quote(os.path.join(name, '**', '*.md'))}"
         )
     if isinstance(error, FileNotFoundError) and ensure_hub_or_offline():  # the hub answered
         if isinstance(error, datasets.exceptions.DatasetNotFoundError):
