@@ -52,8 +52,8 @@ _LEAST_TOKENS = 10_000
 # Tokens of an optimizer step and of a block: on a CPU those of training_args/wikitext2_cpu.json.
 _TOKENS_PER_STEP, _TOKENS_PER_STEP_OF_ACCELERATOR = 2048, 16_384
 _BLOCK, _BLOCK_OF_ACCELERATOR = 128, 512
-# Evaluations of a run at the most, besides those after its epochs, and the time between two at the most.
-_MOST_EVALUATIONS, _SECONDS_BETWEEN_EVALUATIONS = 5, 1800.0
+# Evaluations of a run of few hours at the most, besides those after its epochs.
+_MOST_EVALUATIONS = 5
 _LOGS = 40
 # Muon's rate for widths that were tried; the singular values of its updates grow with the width.
 _RATE, _WIDEST_TRIED = 0.01, 256
@@ -325,7 +325,6 @@ def _settle_recipe(chooser: Chooser, chosen: Candidate, task: Task) -> None:
     """What follows from the size and the tokens that it will read."""
     args = chooser.run.args
     steps = max(round(chosen.tokens / task.tokens_per_step), 1)
-    seconds = chosen.tokens / chosen.measured.tokens_per_second
     chooser.set(d_model=chosen.size.d_model, num_layers=chosen.size.num_layers)
     rate = _RATE * math.sqrt(min(_WIDEST_TRIED / chosen.size.d_model, 1.0))
     chooser.set(learning_rate=rate if args.uses_muon else rate / 5)
@@ -341,9 +340,8 @@ def _settle_recipe(chooser: Chooser, chosen: Candidate, task: Task) -> None:
     if getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type) == "cosine":
         chooser.set(schedule_by_time=True)
     evaluations = task.evaluations(chosen.measured.tokens_per_second)
-    between = min(steps / evaluations, steps * _SECONDS_BETWEEN_EVALUATIONS / seconds)
     if args.eval_strategy == IntervalStrategy.STEPS:
-        chooser.set(eval_steps=max(int(between), 1))
+        chooser.set(eval_steps=max(steps // evaluations, 1))
     chooser.set(logging_steps=max(min(steps // _LOGS, 100), 1))
     if args.eval_strategy != IntervalStrategy.NO:
         chooser.set(save_strategy=SaveStrategy.BEST)  # not after each of many short epochs

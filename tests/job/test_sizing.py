@@ -8,7 +8,11 @@ import pytest
 
 from gpt2_hf.__main__ import main
 from gpt2_hf.job import sizing
-from gpt2_hf.planning.size import RULE, Size
+from gpt2_hf.job.run import Run
+from gpt2_hf.options.arguments import DataArguments, ModelArguments
+from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
+from gpt2_hf.planning.size import RULE, Candidate, Measured, Size, Task
+from gpt2_hf.runtime.stopwatch import Stopwatch
 
 from .. import ranks
 from ..conftest import read_json
@@ -81,6 +85,35 @@ def test_a_size_on_the_command_line_goes_over_a_config(options, tmp_path):
     assert main([*words, "--max_steps", "2"]) == 0
     record = read_json(tmp_path / "run" / "resolved_config.json")
     assert (record["d_model"], record["num_layers"], record["max_steps"], record["seed"]) == (16, 1, 2, 7)
+
+
+def recipe(tmp_path: Path, epochs: float, task: Task, **training) -> GPT2HFTrainingArguments:
+    """The options of a run that reads its text so often at 20,000 tokens a second."""
+    args = GPT2HFTrainingArguments(output_dir=str(tmp_path), use_cpu=True, max_training_hours=12, **training)
+    run = Run(ModelArguments(size="auto"), DataArguments(), args, Stopwatch())
+    tokens = epochs * task.text_tokens
+    chosen = Candidate(Size(64, 2), Measured(1_000_000, 20_000), tokens, epochs, 4.0)
+    sizing._settle_recipe(sizing.Chooser(run), chosen, task)
+    return args
+
+
+LONG = Task(
+    text_tokens=10**9,
+    validation_tokens=25_000_000,
+    test_tokens=0,
+    seconds=43_200.0,
+    most_evaluations=5,
+    seconds_per_evaluation=2.0,
+    tokens_per_step=2048,
+    most_epochs=20,
+)
+
+
+def test_a_run_is_evaluated_as_often_as_reckoned(tmp_path):
+    """The time that the choice of the size left for evaluations is what they take."""
+    epochs = LONG.tokens_in_time(20_000) / LONG.text_tokens
+    steps = epochs * LONG.text_tokens / LONG.tokens_per_step
+    assert steps / recipe(tmp_path, epochs, LONG).eval_steps == pytest.approx(LONG.evaluations(20_000), rel=0.01)
 
 
 def test_a_plan_shows_the_sizes_that_were_compared(options, tmp_path, capsys):
