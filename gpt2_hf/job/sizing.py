@@ -324,7 +324,8 @@ def _scored(data: LoadedData, split: str) -> int:
 def _settle_recipe(chooser: Chooser, chosen: Candidate, task: Task) -> None:
     """What follows from the size and the tokens that it will read."""
     args = chooser.run.args
-    steps = max(round(chosen.tokens / task.tokens_per_step), 1)
+    tokens = min(chosen.tokens, task.tokens_in_time(chosen.measured.tokens_per_second))  # other sizes took time since
+    steps = max(round(tokens / task.tokens_per_step), 1)
     chooser.set(d_model=chosen.size.d_model, num_layers=chosen.size.num_layers)
     rate = _RATE * math.sqrt(min(_WIDEST_TRIED / chosen.size.d_model, 1.0))
     chooser.set(learning_rate=rate if args.uses_muon else rate / 5)
@@ -334,11 +335,14 @@ def _settle_recipe(chooser: Chooser, chosen: Candidate, task: Task) -> None:
             chosen.epochs, task.text_tokens / task.tokens_per_step, args.muon_learning_rate or args.learning_rate
         )
     chooser.set(weight_decay=decay, dropout=dropout_for(chosen.epochs), warmup_steps=min(100, max(steps // 10, 1)))
-    # Time ends the run, unless the text is worn out before. Half as many epochs again: no speed is quite even.
-    worn_out = chosen.epochs >= 0.99 * task.most_epochs
-    chooser.set(num_train_epochs=float(math.ceil(task.most_epochs if worn_out else 1.5 * chosen.epochs + 1)))
     if getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type) == "cosine":
         chooser.set(schedule_by_time=True)
+    worn_out = chosen.epochs >= 0.99 * task.most_epochs
+    if worn_out or args.schedule_by_time:
+        # Time ends the run, unless the text is worn out before. Half as many epochs again: no speed is quite even.
+        chooser.set(num_train_epochs=float(math.ceil(task.most_epochs if worn_out else 1.5 * chosen.epochs + 1)))
+    elif not chooser.is_stated("num_train_epochs"):  # the rate falls by steps, of which no more may be than fit
+        chooser.set(max_steps=steps)
     evaluations = task.evaluations(chosen.measured.tokens_per_second)
     if args.eval_strategy == IntervalStrategy.STEPS:
         chooser.set(eval_steps=max(steps // evaluations, 1))

@@ -87,10 +87,10 @@ def test_a_size_on_the_command_line_goes_over_a_config(options, tmp_path):
     assert (record["d_model"], record["num_layers"], record["max_steps"], record["seed"]) == (16, 1, 2, 7)
 
 
-def recipe(tmp_path: Path, epochs: float, task: Task, **training) -> GPT2HFTrainingArguments:
-    """The options of a run that reads its text so often at 20,000 tokens a second."""
+def recipe(tmp_path: Path, epochs: float, task: Task, given=None, **training) -> GPT2HFTrainingArguments:
+    """The options of a run that reads its text so often at 20,000 tokens a second; those in `given` were typed."""
     args = GPT2HFTrainingArguments(output_dir=str(tmp_path), use_cpu=True, max_training_hours=12, **training)
-    run = Run(ModelArguments(size="auto"), DataArguments(), args, Stopwatch())
+    run = Run(ModelArguments(size="auto"), DataArguments(), args, Stopwatch(), given=given or {})
     tokens = epochs * task.text_tokens
     chosen = Candidate(Size(64, 2), Measured(1_000_000, 20_000), tokens, epochs, 4.0)
     sizing._settle_recipe(sizing.Chooser(run), chosen, task)
@@ -114,6 +114,24 @@ def test_a_run_is_evaluated_as_often_as_reckoned(tmp_path):
     epochs = LONG.tokens_in_time(20_000) / LONG.text_tokens
     steps = epochs * LONG.text_tokens / LONG.tokens_per_step
     assert steps / recipe(tmp_path, epochs, LONG).eval_steps == pytest.approx(LONG.evaluations(20_000), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "by_time"), [("linear", None), ("cosine", False), ("constant_with_warmup", None)]
+)
+def test_a_schedule_by_steps_ends_with_the_time(tmp_path, schedule, by_time):
+    """Of a text that is read a third of a time; if it is worn out before, or its epochs are stated, they end it."""
+    given = {"lr_scheduler_type": "--lr_scheduler_type"}
+    options = {"lr_scheduler_type": schedule}
+    if by_time is not None:
+        given["schedule_by_time"] = "--schedule_by_time"
+    args = recipe(tmp_path, 0.3, LONG, given, **options)
+    assert args.max_steps == round(0.3 * LONG.text_tokens / LONG.tokens_per_step) and not args.schedule_by_time
+    assert recipe(tmp_path, 20, LONG, given, **options).max_steps == -1
+    stated = recipe(tmp_path, 0.3, LONG, {**given, "num_train_epochs": "--max_epochs"}, num_train_epochs=2, **options)
+    assert (stated.max_steps, stated.num_train_epochs) == (-1, 2)
+    by_clock = recipe(tmp_path, 0.3, LONG)
+    assert (by_clock.max_steps, by_clock.num_train_epochs, by_clock.schedule_by_time) == (-1, 2, True)
 
 
 def test_a_plan_shows_the_sizes_that_were_compared(options, tmp_path, capsys):
