@@ -173,10 +173,10 @@ class Chooser:
                 self.choices[name] = value
                 setattr(self._owner(name), name, value)
 
-    def settle(self) -> None:
-        """Check the options as if all had been typed; `--size` itself is done with."""
+    def settle(self, **model: Any) -> None:
+        """Check the options as if all had been typed, those of the model with these in their place."""
         run = self.run
-        run.model_args = dataclasses.replace(run.model_args)
+        run.model_args = dataclasses.replace(run.model_args, **model)
         inherited = run.data_args.dataset_config_is_inherited
         run.data_args = dataclasses.replace(run.data_args)
         run.data_args.dataset_config_is_inherited = inherited
@@ -207,8 +207,13 @@ def is_wanted(run: Run) -> bool:
 
 
 def settle_text(chooser: Chooser) -> None:
-    """Choose how the text is cut, before it is read."""
+    """Choose how the text is cut, before it is read.
+
+    Raises:
+        UserError: if no size can have the stated heads.
+    """
     run = chooser.run
+    _sizes(chooser)  # refuses before much is read
     on_cpu = run.args.device.type == "cpu"
     chooser.set(sequence_mode="blocks", max_length=_BLOCK if on_cpu else _BLOCK_OF_ACCELERATOR)
     if run.data_args.sequence_mode == "blocks":
@@ -278,13 +283,26 @@ def _search(chooser: Chooser, meter: "_Meter", text_tokens: int, data: LoadedDat
 
 
 def _sizes(chooser: Chooser) -> list[Size]:
-    """The ladder, with what is stated in its place."""
+    """The ladder, with what is stated in its place.
+
+    Raises:
+        UserError: if the stated heads divide none of the widths.
+    """
     model = chooser.run.model_args
     width = model.d_model if chooser.is_stated("d_model") else None
     layers = model.num_layers if chooser.is_stated("num_layers") else None
-    sizes = [Size(width or size.d_model, layers or size.num_layers) for size in LADDER]
+    if width is not None:
+        dataclasses.replace(model, size=None)  # refuses heads that do not divide it
     heads = model.num_heads or 1
-    return [size for size in sorted(set(sizes)) if size.d_model % heads == 0 or width]
+    sizes = {Size(width or size.d_model, layers or size.num_layers) for size in LADDER}
+    fitting = sorted(size for size in sizes if size.d_model % heads == 0)
+    if not fitting:
+        widths = ", ".join(str(each) for each in sorted({size.d_model for size in LADDER}))
+        raise UserError(
+            f"--num_heads {heads} divides none of the widths of --size auto ({widths}); use another number, or state "
+            "--d_model as well"
+        )
+    return fitting
 
 
 def _task(chooser: Chooser, text_tokens: int, data: LoadedData) -> Task:
@@ -349,7 +367,7 @@ def _settle_recipe(chooser: Chooser, chosen: Candidate, task: Task) -> None:
     chooser.set(logging_steps=max(min(steps // _LOGS, 100), 1))
     if args.eval_strategy != IntervalStrategy.NO:
         chooser.set(save_strategy=SaveStrategy.BEST)  # not after each of many short epochs
-    chooser.settle()
+    chooser.settle(size=None)  # which is done with
 
 
 class _Meter:
@@ -404,4 +422,4 @@ def restore(chooser: Chooser, checkpoint: Path) -> None:
         if name in values:
             values[name] = kind(values[name])
     chooser.set(**values)
-    chooser.settle()
+    chooser.settle(size=None)  # which is done with

@@ -87,6 +87,14 @@ def test_a_size_on_the_command_line_goes_over_a_config(options, tmp_path):
     assert (record["d_model"], record["num_layers"], record["max_steps"], record["seed"]) == (16, 1, 2, 7)
 
 
+def test_stated_heads_are_for_the_sizes_that_can_have_them(options, tmp_path, monkeypatch):
+    """They need not divide the width that a model has without --size."""
+    monkeypatch.setattr(sizing, "LADDER", (Size(16, 1), Size(20, 1), Size(32, 1)))
+    assert main([*options, *AUTO, "--num_heads", "5", "--checkpoint_dir", str(tmp_path / "run")]) == 0
+    record = read_json(tmp_path / "run" / "resolved_config.json")
+    assert (record["d_model"], record["num_heads"]) == (20, 5)
+
+
 def recipe(tmp_path: Path, epochs: float, task: Task, given=None, **training) -> GPT2HFTrainingArguments:
     """The options of a run that reads its text so often at 20,000 tokens a second; those in `given` were typed."""
     args = GPT2HFTrainingArguments(output_dir=str(tmp_path), use_cpu=True, max_training_hours=12, **training)
@@ -172,6 +180,14 @@ def test_a_resumed_run_keeps_its_choice(options, tmp_path, capsys, monkeypatch):
         (("--distill_from", "a"), "--distill_from, whose cost is not measured beforehand; leave one of them out"),
         (("--max_training_hours", "none"), "give --max_training_hours, such as 0.5 for half an hour"),
         (("--max_train_samples", "3"), "--size auto: the training text has 384 tokens"),
+        (
+            ("--num_heads", "3"),
+            "--num_heads 3 divides none of the widths of --size auto (16, 32); use another number, or",
+        ),
+        (
+            ("--num_heads", "5", "--d_model", "96"),
+            "--num_heads 5 does not divide --d_model 96; use --num_heads 4 or 6",
+        ),
         (("--max_training_hours", "0.0005"), "the shortest that makes sense here is --max_training_hours 0."),
     ],
 )
