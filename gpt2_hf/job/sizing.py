@@ -52,8 +52,8 @@ _LEAST_TOKENS = 10_000
 # Tokens of an optimizer step and of a block: on a CPU those of training_args/wikitext2_cpu.json.
 _TOKENS_PER_STEP, _TOKENS_PER_STEP_OF_ACCELERATOR = 2048, 16_384
 _BLOCK, _BLOCK_OF_ACCELERATOR = 128, 512
-# Evaluations of a run at the most, besides those after its epochs, and the time between two at the most.
-_MOST_EVALUATIONS, _SECONDS_BETWEEN_EVALUATIONS = 5, 1800.0
+# Evaluations of a run of few hours at the most, besides those after its epochs.
+_MOST_EVALUATIONS = 5
 _LOGS = 40
 # Muon's rate for widths that were tried; the singular values of its updates grow with the width.
 _RATE, _WIDEST_TRIED = 0.01, 256
@@ -173,10 +173,10 @@ class Chooser:
                 self.choices[name] = value
                 setattr(self._owner(name), name, value)
 
-    def settle(self) -> None:
-        """Check the options as if all had been typed; `--size` itself is done with."""
+    def settle(self, **model: Any) -> None:
+        """Check the options as if all had been typed, those of the model with these in their place."""
         run = self.run
-        run.model_args = dataclasses.replace(run.model_args)
+        run.model_args = dataclasses.replace(run.model_args, **model)
         inherited = run.data_args.dataset_config_is_inherited
         run.data_args = dataclasses.replace(run.data_args)
         run.data_args.dataset_config_is_inherited = inherited
@@ -207,8 +207,13 @@ def is_wanted(run: Run) -> bool:
 
 
 def settle_text(chooser: Chooser) -> None:
-    """Choose how the text is cut, before it is read."""
+    """Choose how the text is cut, before it is read.
+
+    Raises:
+        UserError: if no size can have the stated heads.
+    """
     run = chooser.run
+    _sizes(chooser)  # refuses before much is read
     on_cpu = run.args.device.type == "cpu"
     chooser.set(sequence_mode="blocks", max_length=_BLOCK if on_cpu else _BLOCK_OF_ACCELERATOR)
     if run.data_args.sequence_mode == "blocks" and run.args.train_sampling_strategy == "random":
@@ -278,13 +283,26 @@ def _search(chooser: Chooser, meter: "_Meter", text_tokens: int, data: LoadedDat
 
 
 def _sizes(chooser: Chooser) -> list[Size]:
-    """The ladder, with what is stated in its place."""
+    """The ladder, with what is stated in its place.
+
+    Raises:
+        UserError: if the stated heads divide none of the widths.
+    """
     model = chooser.run.model_args
     width = model.d_model if chooser.is_stated("d_model") else None
     layers = model.num_layers if chooser.is_stated("num_layers") else None
-    sizes = [Size(width or size.d_model, layers or size.num_layers) for size in LADDER]
+    if width is not None:
+        dataclasses.replace(model, size=None)  # refuses heads that do not divide it
     heads = model.num_heads or 1
-    return [size for size in sorted(set(sizes)) if size.d_model % heads == 0 or width]
+    sizes = {Size(width or size.d_model, layers or size.num_layers) for size in LADDER}
+    fitting = sorted(size for size in sizes if size.d_model % heads == 0)
+    if not fitting:
+        widths = ", ".join(str(each) for each in sorted({size.d_model for size in LADDER}))
+        raise UserError(
+            f"--num_heads {heads} divides none of the widths of --size auto ({widths}); use another number, or state "
+            "--d_model as well"
+        )
+    return fitting
 
 
 def _task(chooser: Chooser, text_tokens: int, data: LoadedData) -> Task:
@@ -324,8 +342,8 @@ def _scored(data: LoadedData, split: str) -> int:
 def _settle_recipe(chooser: Chooser, chosen: Candidate, task: Task) -> None:
     """What follows from the size and the tokens that it will read."""
     args = chooser.run.args
-    steps = max(round(chosen.tokens / task.tokens_per_step), 1)
-    seconds = chosen.tokens / chosen.measured.tokens_per_second
+    tokens = min(chosen.tokens, task.tokens_in_time(chosen.measured.tokens_per_second))  # other sizes took time since
+    steps = max(round(tokens / task.tokens_per_step), 1)
     chooser.set(d_model=chosen.size.d_model, num_layers=chosen.size.num_layers)
     rate = _RATE * math.sqrt(min(_WIDEST_TRIED / chosen.size.d_model, 1.0))
     chooser.set(learning_rate=rate if args.uses_muon else rate / 5)
@@ -335,19 +353,21 @@ def _settle_recipe(chooser: Chooser, chosen: Candidate, task: Task) -> None:
             chosen.epochs, task.text_tokens / task.tokens_per_step, args.muon_learning_rate or args.learning_rate
         )
     chooser.set(weight_decay=decay, dropout=dropout_for(chosen.epochs), warmup_steps=min(100, max(steps // 10, 1)))
-    # Time ends the run, unless the text is worn out before. Half as many epochs again: no speed is quite even.
-    worn_out = chosen.epochs >= 0.99 * task.most_epochs
-    chooser.set(num_train_epochs=float(math.ceil(task.most_epochs if worn_out else 1.5 * chosen.epochs + 1)))
     if getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type) == "cosine":
         chooser.set(schedule_by_time=True)
+    worn_out = chosen.epochs >= 0.99 * task.most_epochs
+    if worn_out or args.schedule_by_time:
+        # Time ends the run, unless the text is worn out before. Half as many epochs again: no speed is quite even.
+        chooser.set(num_train_epochs=float(math.ceil(task.most_epochs if worn_out else 1.5 * chosen.epochs + 1)))
+    elif not chooser.is_stated("num_train_epochs"):  # the rate falls by steps, of which no more may be than fit
+        chooser.set(max_steps=steps)
     evaluations = task.evaluations(chosen.measured.tokens_per_second)
-    between = min(steps / evaluations, steps * _SECONDS_BETWEEN_EVALUATIONS / seconds)
     if args.eval_strategy == IntervalStrategy.STEPS:
-        chooser.set(eval_steps=max(int(between), 1))
+        chooser.set(eval_steps=max(steps // evaluations, 1))
     chooser.set(logging_steps=max(min(steps // _LOGS, 100), 1))
     if args.eval_strategy != IntervalStrategy.NO:
         chooser.set(save_strategy=SaveStrategy.BEST)  # not after each of many short epochs
-    chooser.settle()
+    chooser.settle(size=None)  # which is done with
 
 
 class _Meter:
@@ -402,4 +422,4 @@ def restore(chooser: Chooser, checkpoint: Path) -> None:
         if name in values:
             values[name] = kind(values[name])
     chooser.set(**values)
-    chooser.settle()
+    chooser.settle(size=None)  # which is done with

@@ -100,7 +100,7 @@ class ModelArguments:
             if getattr(self, name) is not None:
                 require_at_least(name, getattr(self, name), 1)
         require_fraction("dropout", self.dropout)
-        if self.model_name_or_path is None and self.d_model % self.heads:
+        if self.model_name_or_path is None and self.size is None and self.d_model % self.heads:
             divisors = [heads for heads in range(1, self.d_model + 1) if self.d_model % heads == 0]
             nearest = sorted(divisors, key=lambda heads: abs(heads - self.heads))[:2]
             raise UserError(

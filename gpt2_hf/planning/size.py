@@ -20,6 +20,8 @@ _BEYOND_THE_BEST = 2
 _EMBEDDING = 0.05
 # Evaluations take this share of the time at the most, but three points are needed to see a curve.
 _EVALUATION_SHARE, _LEAST_EVALUATIONS = 0.1, 3
+# Where there is time for it, no run is without one for longer.
+_SECONDS_BETWEEN_EVALUATIONS = 1800.0
 # Fewer steps than these learn how often words are and little else.
 MIN_STEPS = 100
 # A text that is read less often than this is not learned by heart.
@@ -106,7 +108,8 @@ class Task:
         text_tokens: scored tokens of an epoch.
         validation_tokens, test_tokens: scored tokens of these splits.
         seconds: from the first step to the end, evaluations included.
-        most_evaluations: how often the validation split is scored at the most, besides after each epoch.
+        most_evaluations: how often the validation split is scored at the most, besides after each epoch; in a run of
+            many hours once in half an hour.
         seconds_per_evaluation: besides scoring: a sample of text, and a checkpoint if it was the best.
         tokens_per_step: of an optimizer step.
         most_epochs: passes over the text that are made at the most, however much time there is.
@@ -134,10 +137,12 @@ class Task:
     def evaluations(self, tokens_per_second: float) -> int:
         """How often the validation split is scored, besides after each epoch: fewer times if that takes long."""
         cost = self._evaluation(tokens_per_second)
+        training = min(self.seconds, self.most_epochs * self.text_tokens / tokens_per_second)
+        most = max(self.most_evaluations, int(training / _SECONDS_BETWEEN_EVALUATIONS))
         if not cost:
-            return self.most_evaluations
+            return most
         affordable = int(_EVALUATION_SHARE * self.seconds * tokens_per_second / cost)
-        return min(max(affordable, _LEAST_EVALUATIONS), self.most_evaluations)
+        return min(max(affordable, _LEAST_EVALUATIONS), most)
 
     def _around(self, tokens_per_second: float) -> float:
         """What evaluations cost that do not follow from the number of epochs, in training tokens."""

@@ -8,7 +8,11 @@ import pytest
 
 from gpt2_hf.__main__ import main
 from gpt2_hf.job import sizing
-from gpt2_hf.planning.size import RULE, Size
+from gpt2_hf.job.run import Run
+from gpt2_hf.options.arguments import DataArguments, ModelArguments
+from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
+from gpt2_hf.planning.size import RULE, Candidate, Measured, Size, Task
+from gpt2_hf.runtime.stopwatch import Stopwatch
 
 from .. import ranks
 from ..conftest import read_json
@@ -83,6 +87,61 @@ def test_a_size_on_the_command_line_goes_over_a_config(options, tmp_path):
     assert (record["d_model"], record["num_layers"], record["max_steps"], record["seed"]) == (16, 1, 2, 7)
 
 
+def test_stated_heads_are_for_the_sizes_that_can_have_them(options, tmp_path, monkeypatch):
+    """They need not divide the width that a model has without --size."""
+    monkeypatch.setattr(sizing, "LADDER", (Size(16, 1), Size(20, 1), Size(32, 1)))
+    assert main([*options, *AUTO, "--num_heads", "5", "--checkpoint_dir", str(tmp_path / "run")]) == 0
+    record = read_json(tmp_path / "run" / "resolved_config.json")
+    assert (record["d_model"], record["num_heads"]) == (20, 5)
+
+
+def recipe(tmp_path: Path, epochs: float, task: Task, given=None, **training) -> GPT2HFTrainingArguments:
+    """The options of a run that reads its text so often at 20,000 tokens a second; those in `given` were typed."""
+    args = GPT2HFTrainingArguments(output_dir=str(tmp_path), use_cpu=True, max_training_hours=12, **training)
+    run = Run(ModelArguments(size="auto"), DataArguments(), args, Stopwatch(), given=given or {})
+    tokens = epochs * task.text_tokens
+    chosen = Candidate(Size(64, 2), Measured(1_000_000, 20_000), tokens, epochs, 4.0)
+    sizing._settle_recipe(sizing.Chooser(run), chosen, task)
+    return args
+
+
+LONG = Task(
+    text_tokens=10**9,
+    validation_tokens=25_000_000,
+    test_tokens=0,
+    seconds=43_200.0,
+    most_evaluations=5,
+    seconds_per_evaluation=2.0,
+    tokens_per_step=2048,
+    most_epochs=20,
+)
+
+
+def test_a_run_is_evaluated_as_often_as_reckoned(tmp_path):
+    """The time that the choice of the size left for evaluations is what they take."""
+    epochs = LONG.tokens_in_time(20_000) / LONG.text_tokens
+    steps = epochs * LONG.text_tokens / LONG.tokens_per_step
+    assert steps / recipe(tmp_path, epochs, LONG).eval_steps == pytest.approx(LONG.evaluations(20_000), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "by_time"), [("linear", None), ("cosine", False), ("constant_with_warmup", None)]
+)
+def test_a_schedule_by_steps_ends_with_the_time(tmp_path, schedule, by_time):
+    """Of a text that is read a third of a time; if it is worn out before, or its epochs are stated, they end it."""
+    given = {"lr_scheduler_type": "--lr_scheduler_type"}
+    options = {"lr_scheduler_type": schedule}
+    if by_time is not None:
+        given["schedule_by_time"] = "--schedule_by_time"
+    args = recipe(tmp_path, 0.3, LONG, given, **options)
+    assert args.max_steps == round(0.3 * LONG.text_tokens / LONG.tokens_per_step) and not args.schedule_by_time
+    assert recipe(tmp_path, 20, LONG, given, **options).max_steps == -1
+    stated = recipe(tmp_path, 0.3, LONG, {**given, "num_train_epochs": "--max_epochs"}, num_train_epochs=2, **options)
+    assert (stated.max_steps, stated.num_train_epochs) == (-1, 2)
+    by_clock = recipe(tmp_path, 0.3, LONG)
+    assert (by_clock.max_steps, by_clock.num_train_epochs, by_clock.schedule_by_time) == (-1, 2, True)
+
+
 def test_a_plan_shows_the_sizes_that_were_compared(options, tmp_path, capsys):
     """A row each, one of them marked, the loss of all others higher."""
     assert main(["plan", *options[1:], *AUTO[:4], "--checkpoint_dir", str(tmp_path / "none")]) == 0
@@ -121,6 +180,14 @@ def test_a_resumed_run_keeps_its_choice(options, tmp_path, capsys, monkeypatch):
         (("--distill_from", "a"), "--distill_from, whose cost is not measured beforehand; leave one of them out"),
         (("--max_training_hours", "none"), "give --max_training_hours, such as 0.5 for half an hour"),
         (("--max_train_samples", "3"), "--size auto: the training text has 384 tokens"),
+        (
+            ("--num_heads", "3"),
+            "--num_heads 3 divides none of the widths of --size auto (16, 32); use another number, or",
+        ),
+        (
+            ("--num_heads", "5", "--d_model", "96"),
+            "--num_heads 5 does not divide --d_model 96; use --num_heads 4 or 6",
+        ),
         (("--max_training_hours", "0.0005"), "the shortest that makes sense here is --max_training_hours 0."),
     ],
 )

@@ -91,6 +91,17 @@ def test_evaluations_that_take_long_are_fewer():
     assert small.evaluations(10_000) == 5 and small.tokens_in_time(10_000) > short.tokens_in_time(10_000)
 
 
+def test_long_runs_are_evaluated_each_half_hour_where_that_is_cheap():
+    """Never for more than a tenth of the time; a text that is worn out before has no more of them."""
+    assert replace(TASK, seconds=9000.0).evaluations(10_000) == 5
+    half_a_day = replace(TASK, seconds=43_200.0, most_epochs=1e9)
+    assert half_a_day.evaluations(10_000) == 24
+    large = replace(half_a_day, text_tokens=10**12, validation_tokens=25_000_000, test_tokens=0)
+    assert large.evaluations(20_000) == 10
+    assert 0.9 * 43_200 < large.tokens_in_time(20_000) / 20_000 < 43_200
+    assert replace(half_a_day, most_epochs=20).evaluations(10_000) == 5
+
+
 def test_more_time_and_faster_machines_have_larger_models():
     """Over four powers of ten, and never the other way round."""
     sizes = [chosen(10**power, replace(TASK, most_epochs=1e9)).size for power in (10, 11, 12, 13, 14)]
