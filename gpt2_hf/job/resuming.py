@@ -96,6 +96,12 @@ def _choose_checkpoint(run: Run) -> Path | None:
             run.say(line)
         if newest is None and passed_over:
             raise UserError(f"--resume_from: no checkpoint in {run.output_dir} is undamaged; start again elsewhere")
+        best = run.output_dir / folders.BEST_MODEL
+        if newest is None and best.exists():  # which a new run would replace
+            raise UserError(
+                f"--resume_from: {run.output_dir} has a {folders.BEST_MODEL} and no checkpoint; start from it "
+                f"elsewhere with --model_name_or_path {best}, or give --overwrite_output_dir in place of --resume_from"
+            )
         run.say(f"resuming from {newest}" if newest else f"nothing to resume in {run.output_dir}: starting fresh")
         return newest
     try:

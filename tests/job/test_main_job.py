@@ -761,6 +761,18 @@ def test_the_last_publication_is_made_up_for(train_tiny, finished_run, tmp_path,
     assert all(torch.equal(weights[name], published[name]) for name in weights)
 
 
+def test_a_best_model_without_checkpoints_is_not_replaced(train_tiny, finished_run, tmp_path, capsys):
+    """Its checkpoints were deleted to save room: there is nothing to resume, and a new run would lose it."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    for checkpoint in run.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    before = (run / "best_model" / "model.safetensors").read_bytes()
+    assert train_tiny(run, "--resume_from", "latest") == 2
+    assert "has a best_model and no checkpoint; start from it elsewhere" in capsys.readouterr().err
+    assert (run / "best_model" / "model.safetensors").read_bytes() == before
+
+
 def test_options_stated_only_once_are_noticed_on_resume(train_tiny, finished_run, tmp_path, capsys):
     """An optimizer that only the resumed command names cannot take over the other one's state."""
     run = tmp_path / "run"
