@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeGuard, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer, pre_tokenizers
@@ -40,6 +40,11 @@ class EncodedBatch(NamedTuple):
 
     ids: np.ndarray
     lengths: np.ndarray
+
+
+def has_text(document: str | None) -> TypeGuard[str]:
+    """Whether a document holds more than white space."""
+    return bool(document and not document.isspace())
 
 
 class Encoder:
@@ -74,7 +79,7 @@ class Encoder:
         pieces: list[str] = []
         owners: list[int] = []
         for i, text in enumerate(texts):
-            if text and not text.isspace():
+            if has_text(text):
                 parts = self._pieces(text)
                 pieces += parts
                 owners += [i] * len(parts)

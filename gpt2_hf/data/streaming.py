@@ -32,7 +32,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UserError
 from ..runtime.stop_signals import shield_workers
 from .cache import entry_key
-from .encoding import EncodedBatch, Encoder
+from .encoding import EncodedBatch, Encoder, has_text
 from .samples import SequenceMode
 from .sources import Cursor, Source
 from .tokenization import is_set_aside, tokenizer_key
@@ -94,14 +94,10 @@ class _SetAside:
 def _set_aside(
     documents: Iterator[tuple[str | None, Cursor]], share: Fraction, number_blank: bool = False
 ) -> Iterator[tuple[str | None, Cursor]]:
-    numbered = documents if number_blank else (document for document in documents if _has_text(document[0]))
+    numbered = documents if number_blank else (document for document in documents if has_text(document[0]))
     for index, document in enumerate(itertools.islice(numbered, _SET_ASIDE_AMONG)):
         if is_set_aside(index, share):
             yield document
-
-
-def _has_text(document: str | None) -> bool:
-    return document is not None and document != "" and not document.isspace()
 
 
 def set_aside_of_stream(source: Source, percentage: float) -> tuple[Source, str]:
@@ -242,15 +238,14 @@ class _Shard:
         begin = position
         index = position.window * size
         for text, cursor in source.documents(position.cursor):
-            has_text = _has_text(text)
-            if not has_text and not self.stream.number_blank:
+            if not self.stream.number_blank and not has_text(text):
                 continue
             if index % size == 0 and index > position.window * size:
                 yield begin, self._shuffled(own, begin)
                 own = []
                 begin = Position(position.epoch, index // size, 0, *cursor, position.shard)
             is_own = self.parts is not None or index % self.count == self.number
-            if is_own and text and has_text and cursor not in self.set_aside:
+            if is_own and has_text(text) and cursor not in self.set_aside:
                 own.append(text)
             index += 1
         yield begin, self._shuffled(own, begin)

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..errors import EXIT_OK, UserError, printable
 from ..options.arguments import DataArguments, option, require_at_least, require_filled
-from .encoding import batches_of
+from .encoding import batches_of, has_text
 from .sources import Source, load_sources
 from .tokenizer import END_OF_TEXT
 
@@ -196,7 +196,7 @@ def _source(args: TokenizerTrainingArguments) -> Source:
 
 
 def _texts(source: Source) -> Iterator[list[str]]:
-    return batches_of(text for text, _ in source.documents() if text and not text.isspace())
+    return batches_of(text for text, _ in source.documents() if has_text(text))
 
 
 class _Measured(NamedTuple):

@@ -121,7 +121,8 @@ class LossTrainer(CheckpointingTrainer):
     ) -> tuple[list, torch.Tensor | int | None]:
         """The batches of an optimizer step, and the number of tokens that they score on all processes."""
         batches = list(itertools.islice(epoch_iterator, num_batches))
-        targets = [targets_of(batch, self.scores_first_token) for batch in batches]
+        scores_first = self.scores_first_token
+        targets = [targets_of(batch, scores_first) for batch in batches]
         # The base class counts the first token of a row too, where the model's class has an unusual name.
         counted = [{"labels": each, "shift_labels": each} for each in targets if each is not None]
         num_items = self._get_num_items_in_batch(counted, device)

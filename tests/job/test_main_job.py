@@ -462,8 +462,7 @@ def test_a_budgeted_run_ends_in_time(tiny_options, tmp_path):
     assert process.returncode == 0, process.stderr
     assert time.monotonic() - begin < 36
     assert "checkpoint_time_limit" in folders.read_names(tmp_path / "run")
-    scored = (tmp_path / "run" / "test_results.json").is_file()
-    assert scored != ("no time is left for the test split" in process.stdout)  # as where others take the processor
+    assert (tmp_path / "run" / "test_results.json").is_file()
     assert "Elapsed: 0.0" in process.stdout and "| Remaining: 0.0" in process.stdout
 
 

@@ -86,7 +86,6 @@ next(batches)
     assert result.returncode == code, result.stderr
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX signals")
 def test_the_loader_inside_accelerates_is_shielded():
     """It is what starts the processes; what is set on the one around it stays there."""
     loader = DataLoaderShard(torch.arange(10), num_workers=1)

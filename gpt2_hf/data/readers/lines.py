@@ -18,9 +18,8 @@ def lines_of(file: TextFile, start: Place) -> Iterator[tuple[str, Place]]:
     """Each line of a text file with its end, checked to be text."""
     limit = 4 * MAX_ROW_CHARACTERS  # no character of UTF-8 has more than four bytes
     for raw, place in _raw_lines(file, start, limit + 1):
-        # one of more bytes was cut somewhere, perhaps within a character
-        text = decode(file, raw, place) if len(raw) <= limit else ""
-        if len(raw) > limit or len(text) > MAX_ROW_CHARACTERS:
+        # one of more bytes was cut somewhere, perhaps within a character, and is not decoded
+        if len(raw) > limit or len(text := decode(file, raw, place)) > MAX_ROW_CHARACTERS:
             raise too_long(file, f"line {place.line + 1}")
         yield text, place
 

@@ -36,7 +36,7 @@ def file_source(split: str, files: list[TextFile], args: DataArguments) -> FileS
 def check_columns(sources: Iterable[Source], args: DataArguments) -> None:
     """Refuse what is said of rows and columns if no file of any split has them."""
     files = [file for source in sources if isinstance(source, FileSource) for file in source.files]
-    if any(file.has_columns for file in files):
+    if not files or any(file.has_columns for file in files):
         return
     if args.text_column not in (None, "text"):
         raise UserError(f"--text_column: {files[0].path} is plain text and has no columns; leave the option out")

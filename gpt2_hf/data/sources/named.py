@@ -4,7 +4,6 @@ import dataclasses
 import os
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -80,7 +79,9 @@ def _sources_of_folder(name: str, args: DataArguments) -> dict[str, Source]:
         unread = _unread_files(name, folder, config)
         if unread and sources:  # it is said once, not of each split
             first = "train" if "train" in sources else next(iter(sources))
-            sources[first] = _with_note(sources[first], unread)
+            source = sources[first]
+            assert isinstance(source, FileSource | RowSource)
+            sources[first] = dataclasses.replace(source, note=unread)
         return sources
 
 
@@ -154,36 +155,6 @@ def _card_names_files(name: str, config_name: str) -> bool:
     """Whether the card of a dataset says which files belong to a config."""
     parameters: Any = datasets.load.dataset_module_factory(name).builder_configs_parameters
     return bool({"data_files", "data_dir"} & (parameters.metadata_configs or {}).get(config_name, {}).keys())
-
-
-@dataclass(frozen=True)
-class _NotedFiles(FileSource):
-    """Files, and what else the user must know of their folder."""
-
-    note: str = ""
-
-    @property
-    def layout(self) -> str:
-        """The layouts of the files, then the note."""
-        return f"{super().layout}; {self.note}"
-
-
-@dataclass(frozen=True)
-class _NotedRows(RowSource):
-    """Rows, and what else the user must know of the folder that they come from."""
-
-    note: str = ""
-
-    @property
-    def layout(self) -> str:
-        """The column and the unit, then the note."""
-        return f"{super().layout}; {self.note}"
-
-
-def _with_note(source: Source, note: str) -> Source:
-    if isinstance(source, RowSource):
-        return _NotedRows(**vars(source), note=note)
-    return _NotedFiles(**vars(source), note=note)
 
 
 def _has_reading_options(config: Any) -> bool:

@@ -68,11 +68,13 @@ class FileSource:
         name: the split.
         files: where they are and how they are read.
         numbers: which of the files are read; all when left out.
+        note: what else the user must know of the text.
     """
 
     name: str
     files: tuple[TextFile, ...]
     numbers: tuple[int, ...] | None = None
+    note: str = ""
 
     @property
     def origin(self) -> str:
@@ -82,9 +84,10 @@ class FileSource:
 
     @property
     def layout(self) -> str:
-        """The layouts of the files, the most common first."""
+        """The layouts of the files, the most common first, and the note."""
         layouts = Counter(file.layout for file in self.files).most_common()
-        return "; ".join(f"{count:,} file{'s' * (count != 1)}: {layout}" for layout, count in layouts)
+        lines = [f"{count:,} file{'s' * (count != 1)}: {layout}" for layout, count in layouts]
+        return "; ".join(filter(None, [*lines, self.note]))
 
     def parts(self, count: int) -> Sequence["FileSource"] | None:
         """Parts of whole files, of about the same number of bytes."""
@@ -140,6 +143,7 @@ class RowSource:
         version: of the files, where the dataset has no fingerprint that follows their content.
         dataset_name: what the user called it.
         part: number of a part, which its cursors have in the place of a file's.
+        note: what else the user must know of the text.
     """
 
     name: str
@@ -149,6 +153,7 @@ class RowSource:
     version: str = ""
     dataset_name: str = ""
     part: int = 0
+    note: str = ""
 
     @property
     def origin(self) -> str:
@@ -157,9 +162,9 @@ class RowSource:
 
     @property
     def layout(self) -> str:
-        """The column and the unit."""
+        """The column, the unit, and the note."""
         part = "" if self.unit is DocumentUnit.ROW else f", each {self.unit} of it a document"
-        return f"column {self.column!r} is the text{part}"
+        return "; ".join(filter(None, [f"column {self.column!r} is the text{part}", self.note]))
 
     def parts(self, count: int) -> Sequence["RowSource"] | None:
         """Parts of consecutive rows, of a dataset that is streamed parts of consecutive files."""
