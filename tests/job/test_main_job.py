@@ -441,7 +441,10 @@ def test_a_run_that_was_cut_short_says_so_first_and_how_to_finish(train_tiny, tm
 
 
 def test_a_budgeted_run_ends_in_time(tiny_options, tmp_path):
-    """A whole process, given 36 seconds for hours of work, ends within them, with everything written."""
+    """A whole process, given a minute for hours of work, ends within it, with everything written.
+
+    A slow machine may need half of it to start: then a little less would have no room for the test split.
+    """
     begin = time.monotonic()
     process = subprocess.run(
         [
@@ -452,7 +455,7 @@ def test_a_budgeted_run_ends_in_time(tiny_options, tmp_path):
                 "--checkpoint_dir",
                 str(tmp_path / "run"),
             ),
-            *("--max_epochs", "100000", "--max_training_hours", str(36 / 3600)),
+            *("--max_epochs", "100000", "--max_training_hours", str(60 / 3600)),
             *("--eval_every", "500", "--save_every", "1000", "--logging_steps", "100"),
         ],
         capture_output=True,
@@ -460,7 +463,7 @@ def test_a_budgeted_run_ends_in_time(tiny_options, tmp_path):
         timeout=120,
     )
     assert process.returncode == 0, process.stderr
-    assert time.monotonic() - begin < 36
+    assert time.monotonic() - begin < 60
     assert "checkpoint_time_limit" in folders.read_names(tmp_path / "run")
     assert (tmp_path / "run" / "test_results.json").is_file()
     assert "Elapsed: 0.0" in process.stdout and "| Remaining: 0.0" in process.stdout
