@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from .errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USER_ERROR, SaveError, TrainingDivergedError, UserError
 from .options.secrets import hide, remember_arguments
+from .runtime.standard_streams import lasting_streams
 
 if TYPE_CHECKING:
     from .options.fields import OptionGroup
@@ -59,10 +60,11 @@ _OUT_OF_MEMORY = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code (0, 1, 2, 3, 75 or 130; see docs/reference/exit-codes.md)."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal that lacks a character must not end a run
-            stream.reconfigure(errors="replace")
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    with lasting_streams():
+        return _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(arguments: list[str]) -> int:
     remember_arguments(arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE, end="")

@@ -1,6 +1,7 @@
 """Signals that announce the end, and the exit codes that say "run me again"."""
 
 import atexit
+import contextlib
 import copy
 import multiprocessing
 import os
@@ -16,8 +17,10 @@ from typing import Any
 
 from ..errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
-# SIGUSR1 is what clusters send some minutes before a job's limit. Windows has neither it nor a real SIGTERM.
-_SIGNALS = [signal.Signals[name] for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+# SIGUSR1 is what clusters send some minutes before a job's limit, SIGHUP what a terminal sends that is closed.
+# Windows has neither of them nor a real SIGTERM.
+_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
+_SIGNALS = [signal.Signals[name] for name in _NAMES if hasattr(signal, name)]
 
 
 class SignalWatch:
@@ -41,6 +44,8 @@ class SignalWatch:
         if threading.current_thread() is not threading.main_thread():
             return
         for number in _SIGNALS:
+            if number.name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
+                continue  # nohup: the run is to outlive its terminal
             self._previous[number] = signal.signal(number, self._handle)
 
     def restore(self) -> None:
@@ -60,7 +65,8 @@ class SignalWatch:
             self.received = signal.Signals(number)
             what = "nothing is left to save" if self.immediate else "finishing the step, then saving"
             # print() is not safe inside a signal handler that may interrupt another print()
-            os.write(2, f"\n{self.received.name} received: {what}\n".encode())
+            with contextlib.suppress(OSError):  # nobody is there to read it
+                os.write(2, f"\n{self.received.name} received: {what}\n".encode())
         if self.immediate:
             raise SystemExit(self.exit_code)
 

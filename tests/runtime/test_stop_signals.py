@@ -52,6 +52,23 @@ def test_second_ctrl_c_ends_at_once():
     assert "going on" in result.stdout and "never" not in result.stdout
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX signals")
+def test_nohup_stays_in_force():
+    """A SIGHUP that the run was told to ignore is ignored; otherwise it is the end, as a closed terminal."""
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        for handler, received in ((signal.SIG_IGN, None), (signal.SIG_DFL, signal.SIGHUP)):
+            signal.signal(signal.SIGHUP, handler)
+            watch = SignalWatch()
+            watch.immediate = False
+            watch.install()
+            signal.raise_signal(signal.SIGHUP)
+            watch.restore()
+            assert watch.received is received and signal.getsignal(signal.SIGHUP) is handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_workers_leave_signals_to_the_process_that_trains():
     """A Ctrl-C reaches every process of the terminal; one that prepares batches goes on, after its own start."""
     before = signal.getsignal(signal.SIGINT)
@@ -61,7 +78,7 @@ def test_workers_leave_signals_to_the_process_that_trains():
         signal.raise_signal(signal.SIGINT)
         assert begun == [3]
     finally:
-        for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+        for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"):
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), signal.SIG_DFL)
         signal.signal(signal.SIGINT, before)

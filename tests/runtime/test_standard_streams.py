@@ -1,0 +1,111 @@
+"""What a command prints may have no reader; it goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from gpt2_hf.checkpoints import folders
+from gpt2_hf.runtime import stop_signals
+from gpt2_hf.runtime.standard_streams import lasting_streams
+
+from ..conftest import REPOSITORY, read_json
+from ..faults import harness
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pipes as POSIX has them")
+
+_PRINTS = """
+import os, sys
+from gpt2_hf.runtime.standard_streams import lasting_streams
+with lasting_streams():
+    for number in range(3):
+        print("a line with ←", number, flush=True)
+        print("an error", number, file=sys.stderr)
+os.write({out}, b"the end")
+"""
+
+
+def _python(code, *flags, shell_end="", **options):
+    line = f'"$0" {" ".join(flags)} -c "$1" {shell_end}'
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **options}
+    command = ["bash", "-c", line, sys.executable, code]
+    return subprocess.run(command, env=environment, capture_output=True, timeout=60)
+
+
+@pytest.mark.parametrize("flags", [(), ("-u",)])
+@pytest.mark.parametrize(
+    ("out", "shell_end"),
+    [
+        (2, "> >(exec <&-; sleep 2)"),  # a pipe that nobody reads
+        (2, ">&-"),
+        (1, "2>&-"),
+        pytest.param(2, "> /dev/full", marks=pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux")),
+    ],
+)
+def test_what_nobody_reads_ends_nothing(flags, out, shell_end):
+    """A pipe without reader, a closed stream and a full disk: the process goes on, and ends with 0."""
+    result = _python("import time; time.sleep(0.3)\n" + _PRINTS.format(out=out), *flags, shell_end=shell_end)
+    assert result.returncode == 0
+    assert (result.stderr if out == 2 else result.stdout).endswith(b"the end")
+    assert b"Error" not in result.stderr + result.stdout
+
+
+def test_output_is_what_it_was(tmp_path):
+    """Everything arrives, in its order; a character that the encoding lacks is replaced."""
+    result = _python(_PRINTS.format(out=1), PYTHONIOENCODING="ascii")
+    assert result.stdout == b"a line with ? 0\na line with ? 1\na line with ? 2\nthe end"
+    assert result.stderr.count(b"an error") == 3
+
+
+def test_streams_are_given_back(capsys):
+    """Streams that are no files stay, and so does everything after the command."""
+    before = sys.stdout, sys.stderr
+    with lasting_streams():
+        assert (sys.stdout, sys.stderr) == before
+        print("seen")
+    assert (sys.stdout, sys.stderr) == before and capsys.readouterr().out == "seen\n"
+
+
+def test_a_signal_without_reader_is_still_remembered(monkeypatch):
+    """The line about a signal cannot be written: the signal counts all the same."""
+
+    def refuse(number, text):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    watch = stop_signals.SignalWatch()
+    watch.immediate = False
+    watch.install()
+    try:
+        monkeypatch.setattr(os, "write", refuse)
+        signal.raise_signal(signal.SIGTERM)
+        assert watch.received is signal.SIGTERM and watch.exit_code == 75
+    finally:
+        watch.restore()
+
+
+@pytest.mark.parametrize(("name", "saved"), [("SIGTERM", True), ("SIGHUP", True), (None, False)])
+def test_a_run_outlives_its_terminal(tiny_options, tmp_path, name, saved):
+    """Whoever reads the output goes away: a run ends as ever, and after a signal with a checkpoint and 75."""
+    pipe, run = tmp_path / "pipe", tmp_path / "run"
+    os.mkfifo(pipe)
+    options = ["--checkpoint_dir", str(run), "--save_strategy", "no", "--eval_every", "100000"]
+    options += ["--max_steps", "100000" if saved else "60", "--max_epochs", "100000"]
+    process = harness.start(["train", *tiny_options, *options], pipe)
+    end = threading.Timer(100, process.kill)
+    end.start()
+    try:
+        with open(pipe) as reader:
+            assert any("step 20/" in line for line in reader)
+        if name:
+            os.kill(process.pid, getattr(signal, name))
+        process.join()
+    finally:
+        end.cancel()
+    assert process.exitcode == (75 if saved else 0)
+    newest, broken = folders.newest_valid(run)
+    assert (newest is not None) == saved and not broken
+    if not saved:
+        assert read_json(run / "trainer_state.json")["global_step"] == 60
