@@ -16,15 +16,26 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("bash") is None or sys.platform == "win32", reason="SLURM's scripts need bash"),
 ]
 
-# Starts the tasks here, gives each its number, hands SIGUSR1 on, and ends with the highest of their exit codes.
+# Starts the tasks here, gives each its number, hands SIGUSR1 on, and ends with the highest of their exit codes. With
+# --kill-on-bad-exit=1 it ends the others as soon as one has ended with a code, which is what SLURM does; with --wait so
+# many seconds after the first has ended.
 _SRUN = f"""#!{sys.executable}
-import os, signal, subprocess, sys
-assert sys.argv[1] == "--kill-on-bad-exit=1"
-command, count = sys.argv[2:], int(os.environ["STAND_IN_TASKS"])
+import os, signal, subprocess, sys, time
+options = dict(argument[2:].split("=") for argument in sys.argv[1:] if argument.startswith("--") and "=" in argument)
+first = next(place for place, argument in enumerate(sys.argv) if place and not argument.startswith("--"))
+command, count = sys.argv[first:], int(os.environ["STAND_IN_TASKS"])
 numbers = [{{"SLURM_PROCID": str(n), "SLURM_LOCALID": str(n), "SLURM_NTASKS": str(count)}} for n in range(count)]
 tasks = [subprocess.Popen(command, env=os.environ | of_task) for of_task in numbers]
 signal.signal(signal.SIGUSR1, lambda *_: [task.send_signal(signal.SIGUSR1) for task in tasks])
-sys.exit(max(task.wait() for task in tasks))
+ended = None
+while any(task.poll() is None for task in tasks):
+    if any(task.poll() is not None for task in tasks):
+        ended = ended or time.monotonic()
+    bad = options["kill-on-bad-exit"] == "1" and any(task.poll() for task in tasks)
+    if bad or ended and time.monotonic() > ended + float(os.environ.get("STAND_IN_WAIT", options["wait"])):
+        [task.terminate() for task in tasks if task.poll() is None]
+    time.sleep(0.05)
+sys.exit(max(task.returncode if task.returncode >= 0 else 128 - task.returncode for task in tasks))
 """
 _SCONTROL = """#!/bin/sh
 case $1 in
@@ -105,3 +116,42 @@ def test_only_a_preempted_job_is_requeued(tmp_path, cluster, code):
     assert not (tmp_path / "scontrol.log").exists()
     expected = "run_clm.py --config a file.json --resume_from latest --max_training_hours none\n"
     assert (tmp_path / "arguments").read_text() == expected
+
+
+# A process of a job that is asked to stop: the first is still writing when the second has already left.
+_PROCESS = """#!/bin/bash
+trap 'stop=1' USR1
+echo started >> "$STAND_IN/started"
+until [[ -n ${stop:-} ]]; do sleep 0.1; done
+[[ $RANK == 0 ]] && sleep 1.5
+exit 75
+"""
+
+
+def wait_for_lines(path, count):
+    """Until a file has so many lines."""
+    deadline = time.monotonic() + 60
+    while not path.exists() or len(path.read_text().splitlines()) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("signals", [1, 3])
+def test_processes_that_leave_one_after_another_are_requeued(tmp_path, cluster, signals):
+    """A process that has left with 75 does not end the others, and a second signal does not end the shell."""
+    (tmp_path / "python").write_text(_PROCESS)
+    job = submit([], tmp_path / "log", {**cluster, "CHAIN": "1"})
+    wait_for_lines(tmp_path / "started", 2)
+    for number in range(signals):
+        time.sleep(0.3 * bool(number))
+        job.send_signal((signal.SIGUSR1, signal.SIGTERM)[number % 2])
+    assert job.wait(timeout=60) == 75, (tmp_path / "log").read_text()
+    assert (tmp_path / "scontrol.log").read_text() == "requeue 4711\n"
+
+
+def test_a_lost_process_ends_the_job(tmp_path, cluster):
+    """One that has failed is waited for by the others: they are ended, and the job is not put back."""
+    (tmp_path / "python").write_text("#!/bin/bash\n[[ $RANK == 1 ]] && exit 1\nexec sleep 100\n")
+    job = submit([], tmp_path / "log", {**cluster, "CHAIN": "1", "STAND_IN_WAIT": "0.5"})
+    assert job.wait(timeout=60) == 143
+    assert not (tmp_path / "scontrol.log").exists()
