@@ -156,6 +156,24 @@ def kernel_for_unequal_lengths(models: list[GPT2HFForCausalLM], batch: dict[str,
         assert not waits.found, waits.found
 
 
+def on_two_devices() -> None:
+    """Muon's step and the look at the weights of a model that `device_map` has divided."""
+    here, there = (torch.nn.Parameter(torch.empty(8, 16, device=f"{DEVICE}:{index}")) for index in (0, 1))
+    bias = torch.nn.Parameter(torch.empty(16))
+    optimizer = MuonWithAdamW(
+        [there, here], [{"params": [bias]}], learning_rate=1e-3, matrix_learning_rate=1e-3, weight_decay=0.1
+    )
+    guard = NonFiniteGuard(deferred=True)
+    for norm in (here.new_empty(()), there.new_empty(())):
+        for parameter in (here, there):
+            parameter.grad = torch.empty_like(parameter)
+        guard.forget()
+        guard.observe(norm, optimizer, step=1, uses_scaler=False)
+        optimizer.step()
+    divided = torch.nn.ParameterList([here, there])
+    expect(DataDependentOutputException, lambda: guard.check_weights(divided, step=1))  # it comes to read them
+
+
 @torch.no_grad()
 def evaluate(model: GPT2HFForCausalLM, batch: dict[str, Any]) -> torch.Tensor:
     """The loss of a batch."""
@@ -186,6 +204,8 @@ def main() -> None:
         print("teachers")
         kernel_for_unequal_lengths(halved, batches["flattened"])
         print("kernel for unequal lengths")
+        on_two_devices()
+        print("two devices")
         for kind, model in models.items():
             move(model)
             for layout, batch in batches.items():

@@ -97,6 +97,10 @@ class MuonWithAdamW(Optimizer):
     ) -> None:
         """Muon's step for matrices of one shape, or that of the transpose."""
         lr, momentum = group["lr"], group["momentum"]
+        device = matrices[0].device  # of several, as `device_map="auto"` makes them, each has matrices of its own
+        found_inf, grad_scale = (
+            None if verdict is None else verdict.to(device, non_blocking=True) for verdict in (found_inf, grad_scale)
+        )
         for matrix in matrices:
             if "momentum_buffer" not in self.state[matrix]:
                 self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)

@@ -69,8 +69,11 @@ class NonFiniteGuard(TrainerCallback):
     def check_weights(self, model: nn.Module, step: int) -> None:
         """Raise if a weight is not finite, as a learning rate beyond reason can make it in one step."""
         shards = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
-        finite = torch.stack([torch.isfinite(shard).all() for shard in shards]).all()
-        if any_process(not bool(finite)):
+        flags: dict[torch.device, list[torch.Tensor]] = {}
+        for shard in shards:
+            flags.setdefault(shard.device, []).append(torch.isfinite(shard).all())
+        finite = all(bool(torch.stack(of_device).all()) for of_device in flags.values())
+        if any_process(not finite):
             raise TrainingDivergedError(
                 f"training diverged at step {step}: the weights are no longer finite and are not saved; the last "
                 "checkpoint is untouched. Go on from it with a much lower --learning_rate",
