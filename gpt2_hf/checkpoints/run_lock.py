@@ -135,6 +135,7 @@ class RunLock:
             "host": socket.gethostname(),
             "processes": _process_table(),
             "started": process.create_time(),
+            "ticks": _ticks(process.pid),
         }
         return self._place(self._record)
 
@@ -176,7 +177,7 @@ class RunLock:
 
     def _is_alive(self, owner: dict[str, Any]) -> bool:
         if owner["host"] == socket.gethostname() and owner.get("processes") == _process_table():
-            return _is_same_process(owner["pid"], owner["started"])
+            return _is_same_process(owner["pid"], owner["started"], owner.get("ticks"))
         # Another host; or another container that may have this one's name, with process numbers of its own.
         return self._beats()
 
@@ -247,11 +248,22 @@ def _process_table() -> str:
     return f"{boot} {os.readlink('/proc/self/ns/pid')}"
 
 
-def _is_same_process(pid: int, started: float) -> bool:
+def _ticks(pid: int) -> int | None:
+    """When a process began, in the kernel's ticks since the machine's start (`man 5 proc_pid_stat`); Linux alone."""
+    if sys.platform != "linux":
+        return None
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    return int(fields[19])
+
+
+def _is_same_process(pid: int, started: float, ticks: int | None) -> bool:
     """Whether a process lives and is the one that began then, and not a later one with the same number."""
     try:
         process = psutil.Process(pid)
-        # to the second: the start time is kept relative to a clock that may be set
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - started) < 1
-    except psutil.Error:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        if ticks is not None:
+            return _ticks(pid) == ticks
+        return abs(process.create_time() - started) < 1  # counted by a clock that may be set
+    except (psutil.Error, FileNotFoundError, ProcessLookupError):
         return False

@@ -28,7 +28,7 @@ from ..planning.plan import make_schedule
 from ..runtime import distributed
 from ..runtime.hub import ensure_hub_or_offline
 from ..runtime.stopwatch import Stopwatch
-from ..trainer.callbacks import EvaluationInterruptedError, is_out_of_patience
+from ..trainer.callbacks import EvaluationInterruptedError, TimeBudgetCallback, is_out_of_patience
 from ..trainer.exact_evaluation import owes_evaluation
 from ..trainer.gpt2_trainer import GPT2HFTrainer
 from ..trainer.job_context import JobContext
@@ -38,6 +38,9 @@ from .resolved_config import resolved_config
 from .results import closing_seconds, finish, sample_writer
 from .resuming import check_resumable, check_shared, find_checkpoint
 from .run import Run, surroundings
+
+# What remains of a cosine by time then is a rate of less than a hundredth of the peak.
+_PROGRESS_AT_END = 0.94
 
 
 def train(
@@ -72,7 +75,8 @@ def train(
         distributed.decided_by_first(lambda: refuse_foreign(run.output_dir, deleting, run.name))
         # The lock comes before anything of an earlier run is read. A folder that is not there yet is only made once
         # nothing can be wrong with the input any more. All processes look before the first one makes it.
-        if distributed.any_process(run.output_dir.is_dir()):
+        was_there = distributed.any_process(run.output_dir.is_dir())
+        if was_there:
             take_folder(run, lock)
             if run.is_first_process:
                 folders.repair(run.output_dir)
@@ -87,6 +91,8 @@ def train(
             check_training(run, trainer)
             begin_reports(run, trainer)
         take_folder(run, lock)
+        if not was_there:
+            refuse_newcomer(run)
         check_shared(run, lock.path)
         if run.is_first_process:
             clear_folder(run, checkpoint)
@@ -135,6 +141,23 @@ def take_folder(run: Run, lock: RunLock) -> None:
         raise UserError(f"--checkpoint_dir: {run.output_dir} cannot be written to: {error.strerror}") from error
     if note is not None:
         run.say(note)
+
+
+def refuse_newcomer(run: Run) -> None:
+    """Refuse a folder that was not there when it was looked at, and holds a run now.
+
+    Raises:
+        UserError: on all processes.
+    """
+
+    def look() -> None:
+        if folders.holds_run(run.output_dir) and not run.args.overwrite_output_dir:
+            raise UserError(
+                f"--checkpoint_dir: another run began in {run.output_dir} while this one was prepared, and is over; "
+                "go on with it by --resume_from latest, or choose another folder"
+            )
+
+    distributed.decided_by_first(look)
 
 
 def clear_folder(run: Run, checkpoint: Path | None) -> None:
@@ -247,6 +270,12 @@ def why_ended(run: Run, checkpoint: Path, total_steps: int) -> str | None:
     state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     if is_out_of_patience(state, run.args.early_stopping_patience):
         return f"was stopped early (--early_stopping_patience {run.args.early_stopping_patience})"
+    ended_by_time = folders.read_names(run.output_dir).get(folders.TIME_LIMIT) == checkpoint.name
+    if run.args.schedule_by_time and ended_by_time and TimeBudgetCallback.progress_in(state) > _PROGRESS_AT_END:
+        return (
+            "has used up its time, and its learning rate has come down to 0 (--schedule_by_time). For a better model "
+            f"begin a new run with more --max_training_hours, or with --model_name_or_path {checkpoint}"
+        )
     return None
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 
 import pytest
@@ -39,12 +40,25 @@ def test_a_dead_owner_of_this_host_is_replaced_at_once(tmp_path, pid):
     held.acquire()
     owner = json.loads((tmp_path / LOCK_NAME).read_text())
     held.release()
-    (tmp_path / LOCK_NAME).write_text(json.dumps({**owner, "pid": pid, "started": 1.0}))
+    (tmp_path / LOCK_NAME).write_text(json.dumps({**owner, "pid": pid, "started": 1.0, "ticks": 1}))
     lock = RunLock(tmp_path)
     begin = time.monotonic()
     assert "it is taken over" in (lock.acquire() or "")
     assert time.monotonic() - begin < 5
     lock.release()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a start is known by the wall clock alone")
+def test_a_clock_that_is_set_does_not_give_a_living_run_away(tmp_path):
+    """When the owner began is known without a clock that somebody may set."""
+    first = RunLock(tmp_path)
+    first.acquire()
+    owner = json.loads((tmp_path / LOCK_NAME).read_text())
+    owner["started"] -= 3600
+    (tmp_path / LOCK_NAME).write_text(json.dumps(owner))
+    with pytest.raises(UserError, match=f"is in use by process {os.getpid()} on"):
+        RunLock(tmp_path).acquire()
+    first.release()
 
 
 @pytest.mark.parametrize("content", ["", '{"pid": 1', "[]"])

@@ -17,8 +17,8 @@ pytestmark = [
 ]
 
 # Starts the tasks here, gives each its number, hands SIGUSR1 on, and ends with the highest of their exit codes. With
-# --kill-on-bad-exit=1 it ends the others as soon as one has ended with a code, which is what SLURM does; with --wait so
-# many seconds after the first has ended.
+# --kill-on-bad-exit=1 it ends the others as soon as one has ended with a code, as SLURM does; with --wait so many
+# seconds after the first has ended.
 _SRUN = f"""#!{sys.executable}
 import os, signal, subprocess, sys, time
 options = dict(argument[2:].split("=") for argument in sys.argv[1:] if argument.startswith("--") and "=" in argument)

@@ -50,3 +50,11 @@ def test_the_schedule_can_follow_the_budget(tiny_options, tmp_path):
     rates = [entry["learning_rate"] for entry in history(tmp_path / "run") if "learning_rate" in entry]
     assert max(rates) > 2e-3 and rates[-1] < 0.1 * max(rates)
     assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(rates[2:]))
+
+    # More hours would be trained at a rate of 0.
+    again = ["train", *tiny_options, "--checkpoint_dir", str(tmp_path / "run"), "--max_epochs", "100000"]
+    again += ["--schedule_by_time", "--max_training_hours", "1", "--resume_from", "latest"]
+    before = history(tmp_path / "run")
+    assert harness.run(again, tmp_path / "again") == 0
+    assert "has used up its time" in (tmp_path / "again").read_text()
+    assert "--model_name_or_path" in (tmp_path / "again").read_text() and history(tmp_path / "run") == before

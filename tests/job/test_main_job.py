@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gpt2_hf.__main__ import main
 from gpt2_hf.checkpoints import folders
 from gpt2_hf.commands.report import read_run
+from gpt2_hf.job import main_job
 from gpt2_hf.job.results import report_seconds
 from gpt2_hf.options.arguments import DataArguments, ModelArguments
 from gpt2_hf.options.parsing import parse
@@ -393,6 +394,25 @@ def test_a_run_is_never_overwritten_unasked(train_tiny, finished_run, tmp_path, 
 
 
 # ---- how a run ends ----
+
+
+def test_a_run_that_came_and_went_in_the_meantime_is_not_overwritten(
+    train_tiny, finished_run, tmp_path, capsys, monkeypatch
+):
+    """The folder was not there at first, and holds a finished run when this one is ready to train."""
+    run = tmp_path / "run"
+
+    def slowly(*args, **kwargs):
+        built = build(*args, **kwargs)
+        shutil.copytree(finished_run, run)
+        return built
+
+    build = main_job.build
+    monkeypatch.setattr(main_job, "build", slowly)
+    assert train_tiny(run) == 2
+    assert "another run began" in capsys.readouterr().err
+    assert folders.list_checkpoints(run)[-1].name == "checkpoint-25" and not (run / "run.lock").exists()
+    assert read_json(run / "eval_results.json") == read_json(finished_run / "eval_results.json")
 
 
 def test_a_run_by_epochs_that_ends_within_one_keeps_its_end(train_tiny, tmp_path):

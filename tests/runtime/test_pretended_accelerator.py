@@ -24,9 +24,9 @@ def lines_of(module):
 
 @needs_pretending
 def test_steps_keep_to_the_device_and_the_host_does_not_wait():
-    """Plain, with tied unused tokens and recomputed activations; both layouts; both optimizers and the guard; a divided model.
+    """Plain, with tied unused tokens and recomputed activations; both layouts; both optimizers and the guard.
 
-    In twenty steps no number is read, and no copy is waited for.
+    And a model that is divided over two devices. In twenty steps no number is read, and no copy is waited for.
     """
     assert len(lines_of("tests.pretended_accelerator")) == 16
 

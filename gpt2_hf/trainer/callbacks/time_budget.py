@@ -60,12 +60,18 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
         progress = self.schedule.progress if self.schedule is not None else 0.0
         return {"args": {}, "attributes": {"total_seconds": self.total_seconds, "schedule_progress": progress}}
 
+    @classmethod
+    def progress_in(cls, state: TrainerState) -> float:
+        """Where a checkpoint's cosine by time was, from 0 at the peak to 1 at the end."""
+        saved = state.stateful_callbacks.get(cls.__name__, {"attributes": {}})
+        return float(saved["attributes"].get("schedule_progress", 0.0))
+
     def restore(self, state: TrainerState) -> None:
         """Take over what the checkpoint of a resumed run keeps, before the schedule is made."""
         saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         if state.global_step:
             self.earlier_seconds = float(saved["attributes"].get("total_seconds", 0.0))
-            self.earlier_progress = float(saved["attributes"].get("schedule_progress", 0.0))
+            self.earlier_progress = self.progress_in(state)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
