@@ -179,11 +179,15 @@ def write_json(path: Path, content: Any) -> None:
 def publish_best_model(checkpoint: Path, output_dir: Path) -> None:
     """Make `best_model/` the from_pretrained-ready part of a checkpoint."""
     staging = open_staging(output_dir, BEST_MODEL)
-    for pattern in _MODEL_FILE_PATTERNS:
-        for source in checkpoint.glob(pattern):
-            if source.name not in _NOT_MODEL_FILES:
-                _link_or_copy(source, staging / source.name)
+    for source in model_files(checkpoint):
+        _link_or_copy(source, staging / source.name)
     commit(staging, output_dir / BEST_MODEL)
+
+
+def model_files(checkpoint: Path) -> list[Path]:
+    """The files of a checkpoint that `from_pretrained` needs; the others are the state of the training."""
+    found = [path for pattern in _MODEL_FILE_PATTERNS for path in checkpoint.glob(pattern)]
+    return [path for path in found if path.name not in _NOT_MODEL_FILES]
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -8,6 +8,7 @@ Trainer, and counts words and bytes.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -77,6 +78,7 @@ def _evaluate(
         add_comparison(report, models, scores, rivals, rival_scores)
     for line in [*data.lines, *notes, *summary(report)]:
         print(line)
+    report = _printable_numbers(report)
     if args.output_file:
         losses = ScoredText.joined(scores.values()).losses
         report["pieces"] = {"tokens": losses.tokens.tolist(), "nll": losses.nll.tolist()}
@@ -177,6 +179,15 @@ def _text(data: LoadedData, args: EvaluationArguments, max_length: int) -> Text:
     windows = SlidingWindows(stream, max_length, args.stride)
     places = Places(windows.first_targets, windows.lengths)
     return Text.in_pieces(windows, collate_windows, places, samples.document_starts)
+
+
+def _printable_numbers(value: Any) -> Any:
+    """The same without infinity and NaN, which JSON does not know: perplexity per word of a text without spaces."""
+    if isinstance(value, dict):
+        return {name: _printable_numbers(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_printable_numbers(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write_report(path: Path, report: dict[str, Any]) -> None:

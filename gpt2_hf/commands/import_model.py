@@ -66,6 +66,7 @@ def import_model(
     with staged_folder(Path(output_dir)) as staging:
         model.save_pretrained(staging)
         if tokenizer is not None:
+            tokenizer.model_max_length = config.n_positions
             tokenizer.save_pretrained(staging)
         return _largest_logit_difference(foreign, staging)
 

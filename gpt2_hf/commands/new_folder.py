@@ -20,9 +20,21 @@ def require_new_folder(output_dir: str, option: str = "--output_dir") -> Path:
         UserError: if it is a file, or a folder that is not empty.
     """
     target = Path(output_dir).expanduser()
-    if target.is_file() or (target.exists() and any(target.iterdir())):
-        raise UserError(f"{option}: {target} exists and is not empty; give a new folder")
+    with _refusals_in_words(target, option):
+        if target.is_file() or (target.exists() and any(target.iterdir())):
+            raise UserError(f"{option}: {target} exists and is not empty; give a new folder")
     return target
+
+
+@contextlib.contextmanager
+def _refusals_in_words(target: Path, option: str) -> Iterator[None]:
+    """What the system refuses, as one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # of a library that found something else
+            raise
+        raise UserError(f"{option}: {target} cannot be written ({error.strerror}); choose another folder") from error
 
 
 @contextlib.contextmanager
@@ -30,20 +42,21 @@ def staged_folder(target: Path, option: str = "--output_dir") -> Iterator[Path]:
     """Yield an empty folder that becomes `target` at the end; after an error nothing of it is left.
 
     Raises:
-        UserError: if somebody else's folder has the name under which this one is filled.
-        OSError: if `target` is not empty.
+        UserError: if somebody else's folder has the name under which this one is filled, if `target` is not empty, or
+            if the system refuses a file.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        staging = folders.open_staging(target.parent, target.name)
-    except FileExistsError as error:
-        raise UserError(f"{option}: {error.filename} is in the way; move it away") from error
-    try:
-        yield staging
-        folders.follow_umask(staging)
-        folders.close_staging(staging)
-        if target.exists():
-            target.rmdir()  # empty, or this fails
-        staging.rename(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with _refusals_in_words(target, option):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            staging = folders.open_staging(target.parent, target.name)
+        except FileExistsError as error:
+            raise UserError(f"{option}: {error.filename} is in the way; move it away") from error
+        try:
+            yield staging
+            folders.follow_umask(staging)
+            folders.close_staging(staging)
+            if target.exists():
+                target.rmdir()  # empty, or this fails
+            staging.rename(target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)

@@ -120,7 +120,7 @@ def write_report(output_dir: str | Path, sample: str | None = None) -> list[Path
         Those of them that are not written, because somebody else's file has the name.
     """
     run = read_run(output_dir)
-    card = model_card(run.config, run.results, sample)
+    card = model_card(run.config, run.results, sample, _model_in(run.folder))
     left = []
     for name in report_names(run.folder):
         try:
@@ -133,6 +133,14 @@ def write_report(output_dir: str | Path, sample: str | None = None) -> list[Path
         except FileExistsError:
             left.append(run.folder / name)
     return left
+
+
+def _model_in(folder: Path) -> str | None:
+    """The folder of a run's model, by its name: the best one, or what was saved last."""
+    if (folder / BEST_MODEL).is_dir():
+        return BEST_MODEL
+    newest = next(reversed(list_checkpoints(folder)), None)
+    return None if newest is None else newest.name
 
 
 def report_names(folder: Path) -> list[str]:
@@ -263,10 +271,15 @@ def run_report(args: ReportArguments, given: dict[str, str]) -> int:
                 written.refuse_foreign(folder, name)
         except FileExistsError as error:
             raise UserError(f"{error}; move it away to have the report written") from error
-        write_report(folder, _sample_of(folder))
+        try:
+            write_report(folder, _sample_of(folder))
+        except OSError as error:
+            raise UserError(f"{folder}: the report cannot be written ({error.strerror})") from error
         print(f"written: {folder / CARD_NAME}, {folder / CURVES_NAME}")
         return 0
     picture = Path(args.output_file)
+    for folder in args.runs:
+        read_run(folder)  # what is wrong with a run is not the picture's fault
     if "output_file" not in given and picture.exists() and not _is_own_picture(picture):
         raise UserError(f"--output_file: {picture} is there and no comparison of runs; name the picture to be written")
     try:
@@ -287,8 +300,10 @@ def _is_own_picture(path: Path) -> bool:
 # ---- the model card ----
 
 
-def model_card(config: dict[str, Any], results: dict[str, Any], sample: str | None) -> str:
-    """The README of a run: metadata for the hub, results, settings, a sample, and how to load the model."""
+def model_card(
+    config: dict[str, Any], results: dict[str, Any], sample: str | None, model: str | None = BEST_MODEL
+) -> str:
+    """The README of a run: metadata for the hub, results, settings, a sample, and how to load the model, if any."""
     provenance = config.get(PROVENANCE_KEY, {})
     dataset = printable(_text_of(config))
     rows = [(label, results[name], text) for label, name, text in _RESULTS if name in results]
@@ -302,11 +317,14 @@ def model_card(config: dict[str, Any], results: dict[str, Any], sample: str | No
         *_unfinished(config, results),
         _table(rows),
         f"![curves]({CURVES_NAME})",
-        "## Load it\n\n```python\nimport gpt2_hf\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("{BEST_MODEL}")\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{BEST_MODEL}")\n```\n\n'
-        "Without gpt2_hf installed, add `trust_remote_code=True`. From the hub, give the repository's id.",
     ]
+    if model is not None:
+        parts.append(
+            "## Load it\n\n```python\nimport gpt2_hf\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f'model = AutoModelForCausalLM.from_pretrained("{model}")\n'
+            f'tokenizer = AutoTokenizer.from_pretrained("{model}")\n```\n\n'
+            "Without gpt2_hf installed, add `trust_remote_code=True`. From the hub, give the repository's id."
+        )
     if sample:
         parts.append(f"{_SAMPLE_HEADING}\n\n" + "\n".join(f"> {line}" for line in sample.strip().splitlines()))
     settings = {name: value for name, value in config.items() if name != PROVENANCE_KEY and value is not None}
@@ -316,9 +334,9 @@ def model_card(config: dict[str, Any], results: dict[str, Any], sample: str | No
 
 
 def _unfinished(config: dict[str, Any], results: dict[str, Any]) -> list[str]:
-    """A line for a run that ended before its schedule; one that follows the clock ends when its time is up."""
+    """A line for a run that was cut short; one that follows the clock, or its validation loss, has its own end."""
     steps, planned = results.get("train_steps", 0), results.get("planned_steps", 0)
-    if not 0 < steps < planned or config.get("schedule_by_time"):
+    if not 0 < steps < planned or config.get("schedule_by_time") or results.get("stopped_early"):
         return []
     return [f"**Not finished: it was trained for {steps:,} of {planned:,} steps.**"]
 

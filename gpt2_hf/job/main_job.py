@@ -256,6 +256,7 @@ def run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> d
             run.say("no time was left for an evaluation; --resume_from latest goes on, or use: gpt2-hf evaluate")
     return {
         **({} if at_end else output.metrics),
+        **({"stopped_early": True} if trainer.stopped_early else {}),
         "train_steps": trainer.state.global_step,
         "train_hours": trainer.time_budget.total_seconds / 3600,
     }

@@ -17,7 +17,7 @@ from transformers.trainer_callback import TrainerState
 
 from ..checkpoints import folders, written
 from ..checkpoints.event_files import RUNS_FOLDER, own_events
-from ..checkpoints.written import CURVES_NAME, TRAINER_STATE_NAME
+from ..checkpoints.written import CARD_NAME, CURVES_NAME, TRAINER_STATE_NAME
 from ..commands.generate import generate_text
 from ..commands.report import best_evaluation, write_report
 from ..data import LoadedData
@@ -76,13 +76,25 @@ def finish(
     if (line := cut_short(run, trainer)) is not None:
         run.say(line)
     say_results(run, eval_metrics, test_metrics, sample)
-    if run.args.push_to_hub and run.args.process_index == 0 and saved is not None:
-        run.say(f"uploading {saved} to {trainer.hub_model_id}")
-        token, revision = run.args.hub_token, run.args.hub_revision
-        left_out = [folders.RESOLVED_CONFIG_NAME] if has_secrets(saved / folders.RESOLVED_CONFIG_NAME) else []
-        events = {path.relative_to(run.output_dir).as_posix(): path for path in own_events(run.output_dir, run.name)}
-        address = upload_model(saved, str(trainer.hub_model_id), token, revision, left_out, events)
-        run.say(f"uploaded: {address}")
+    if run.args.push_to_hub and run.is_first_process:
+        publish(run, str(trainer.hub_model_id), saved)
+
+
+def publish(run: Run, repo_id: str, saved: Path | None) -> None:
+    """Upload a model with its card and curves, without the state of a training, and say where it is."""
+    if saved is None:
+        run.say("nothing was saved (--save_strategy no), so nothing is uploaded")
+        return
+    run.say(f"uploading {saved} to {repo_id}")
+    further = {path.relative_to(run.output_dir).as_posix(): path for path in own_events(run.output_dir, run.name)}
+    left_out = [folders.RESOLVED_CONFIG_NAME] if has_secrets(saved / folders.RESOLVED_CONFIG_NAME) else []
+    if saved.name != folders.BEST_MODEL:
+        kept = [path.name for path in folders.model_files(saved)]
+        left_out += sorted(path.name for path in saved.iterdir() if path.name not in [*kept, *left_out])
+        report = [run.output_dir / name for name in (CARD_NAME, CURVES_NAME)]
+        further |= {path.name: path for path in report if path.is_file()}
+    address = upload_model(saved, repo_id, run.args.hub_token, run.args.hub_revision, left_out, further)
+    run.say(f"uploaded: {address}")
 
 
 def has_secrets(config: Path) -> bool:

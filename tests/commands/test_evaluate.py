@@ -156,6 +156,21 @@ def test_a_tokenizer_that_changes_the_text_gives_no_figures_per_word(tmp_path, c
     assert printed["perplexity"] > 1
 
 
+def test_a_text_without_spaces_is_valid_json(stock_folder, tmp_path, capsys):
+    """One word of thousands of tokens has a perplexity that no number holds: `null`, which is JSON."""
+    (tmp_path / "long.txt").write_text("ab" * 4000)
+    text = ["--test_file", str(tmp_path / "long.txt"), "--sequence_mode", "blocks"]
+    output = ["--output_file", str(tmp_path / "figures.json")]
+    assert main(["evaluate", "--model_path", str(stock_folder), *text, *output]) == 0
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    for line in (capsys.readouterr().out.splitlines()[-1], (tmp_path / "figures.json").read_text()):
+        report = json.loads(line, parse_constant=refuse)
+        assert report["word_perplexity"] is None and report["perplexity"] > 1
+
+
 def test_two_processes_score_the_same_as_one(finished_run, capsys):
     """The samples are divided among the processes of torchrun; the sums are the same, and are printed once."""
     options = ["--model_path", str(finished_run / "best_model"), "--max_eval_samples", "17", "--batch_size", "4"]

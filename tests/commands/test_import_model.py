@@ -256,10 +256,22 @@ def test_the_forward_in_the_files_layout_is_gpt2s(tmp_path):
     assert (foreign.logits(ids)[..., :VOCAB_SIZE] - stock(ids).logits).abs().max() <= 1e-5
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
+    """Where the path leads through a file, say."""
+    (tmp_path / "file").write_text("")
+    write_llm_c(tmp_path / "model.bin", make_stock(**TINY))
+    folder = tmp_path / "file" / "model"
+    assert main(["import", "--model_path", str(tmp_path / "model.bin"), "--output_dir", str(folder)]) == 2
+    err = capsys.readouterr().err
+    assert "--output_dir:" in err and "cannot be written (" in err and err.count("\n") == 1
+
+
 def test_the_tokenizer_is_gpt2s(tmp_path, run_import):
     """llm.c's 50,257 tokens get GPT-2's tokenizer without being asked."""
     write_llm_c(tmp_path / "model.bin", make_stock(**GPT2_VOCABULARY))
     assert run_import(tmp_path / "model.bin") == 0
     from transformers import AutoTokenizer
 
-    assert AutoTokenizer.from_pretrained(tmp_path / "imported").get_vocab() == load_tokenizer().get_vocab()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "imported")
+    assert tokenizer.get_vocab() == load_tokenizer().get_vocab()
+    assert tokenizer.model_max_length == 32  # the model's, not GPT-2's

@@ -12,7 +12,15 @@ from huggingface_hub import ModelCard
 from matplotlib.figure import Figure
 
 from gpt2_hf.__main__ import main
-from gpt2_hf.commands.report import compare_runs, draw_curves, model_card, points, read_run, resumed_steps
+from gpt2_hf.commands.report import (
+    compare_runs,
+    draw_curves,
+    model_card,
+    points,
+    read_run,
+    resumed_steps,
+    write_report,
+)
 from gpt2_hf.runtime.stopwatch import Stopwatch
 
 from ..conftest import read_json
@@ -191,13 +199,45 @@ def test_runs_of_one_name_are_told_apart(finished_run, tmp_path):
         (["nowhere"], "nowhere holds no run"),
         (["RUN", "--output_file", "a.png"], "--output_file has no effect for a single run"),
         (["RUN", "RUN", "--output_file", "a.docx"], "--output_file: a.docx cannot be written"),
+        (["RUN", "nowhere"], "nowhere holds no run"),
     ],
 )
 def test_bad_report_commands_are_one_line(finished_run, capsys, options, message):
     """What is missing or has no effect is said."""
     assert main(["report", *(str(finished_run) if option == "RUN" else option for option in options)]) == 2
     err = capsys.readouterr().err
-    assert message in err and err.count("\n") == 1
+    assert message in err and "--output_file: nowhere" not in err and err.count("\n") == 1
+
+
+def test_a_card_names_the_folder_that_is_there(finished_run, tmp_path):
+    """Without a best model it is the last checkpoint; where nothing was saved, nothing can be loaded."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    shutil.rmtree(run / "best_model")
+    write_report(run)
+    assert 'AutoModelForCausalLM.from_pretrained("checkpoint-25")' in (run / "README.md").read_text(encoding="utf-8")
+    for folder in run.glob("checkpoint-*"):
+        shutil.rmtree(folder)
+    write_report(run)
+    assert "from_pretrained" not in (run / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_run_that_stopped_early_is_finished():
+    """It ended because its validation loss did; one that ran out of time is cut short."""
+    results = {"train_steps": 5, "planned_steps": 10}
+    assert "Not finished" in model_card({}, results, None)
+    assert "Not finished" not in model_card({}, {**results, "stopped_early": True}, None)
+
+
+def test_a_report_that_cannot_be_written_is_one_line(finished_run, capsys, monkeypatch):
+    """A disk that refuses the picture."""
+
+    def refuse(*args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("gpt2_hf.commands.report.write_report", refuse)
+    assert main(["report", str(finished_run)]) == 2
+    assert "the report cannot be written (Permission denied)" in capsys.readouterr().err
 
 
 def test_a_run_without_evaluation_still_has_a_report(tmp_path):

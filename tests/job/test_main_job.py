@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -842,10 +843,11 @@ class Hub:
     def create_commit(self, repo_id, operations, **options):
         self.further_files |= {one.path_in_repo: Path(one.path_or_fileobj).read_bytes() for one in operations}
 
-    def upload_folder(self, repo_id, folder_path, **options):
+    def upload_folder(self, repo_id, folder_path, ignore_patterns=(), **options):
         if self.refusal is not None:
             raise self.refusal
-        self.uploads.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
+        names = sorted(path.name for path in Path(folder_path).iterdir())
+        self.uploads.append((repo_id, list(filter_repo_objects(names, ignore_patterns=list(ignore_patterns)))))
         return SimpleNamespace(commit_url="https://hub/commit")
 
 
@@ -868,6 +870,19 @@ def test_the_curves_are_uploaded_too(train_tiny, tmp_path, monkeypatch):
     written = {path.relative_to(tmp_path / "run").as_posix(): path.read_bytes() for path in runs.rglob("*.gpt2_hf")}
     assert hub.further_files == written
     assert {name.rpartition("/")[0] for name in written} == {"runs/run", "runs/run/validation"}
+
+
+def test_what_has_no_best_model_is_uploaded_without_its_training(train_tiny, tmp_path, capsys, monkeypatch):
+    """Without evaluations the last checkpoint is the model: its optimizer stays here, and the card comes along."""
+    hub = Hub(monkeypatch)
+    options = ("--push_to_hub", "--hub_model_id", "tiny", "--max_steps", "5", "--eval_strategy", "no")
+    assert train_tiny(tmp_path / "run", *options) == 0
+    ((_, names),) = hub.uploads
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(names)
+    assert not {name for name in names if "optimizer" in name or "state" in name or "manifest" in name}
+    assert {"README.md", "curves.png"} <= hub.further_files.keys()
+    assert train_tiny(tmp_path / "another", *options, "--save_strategy", "no") == 0
+    assert "nothing was saved" in capsys.readouterr().out and len(hub.uploads) == 1
 
 
 def test_a_refused_upload_loses_nothing(train_tiny, tmp_path, capsys, monkeypatch):

@@ -15,6 +15,7 @@ def test_the_job_stops_early_and_keeps_the_best_model(train_tiny, tmp_path, caps
     last, best = state["global_step"], state["best_global_step"]
     assert best < last < state["max_steps"] and (run / f"checkpoint-{last}").is_dir()
     assert read_json(run / "checkpoint_names.json")["best_model"] == f"checkpoint-{best}"
+    assert "Not finished" not in (run / "best_model" / "README.md").read_text(encoding="utf-8")
     assert train_tiny(run, *options, "--resume_from", "latest") == 0
     printed = capsys.readouterr().out
     assert f"checkpoint-{last} was stopped early (--early_stopping_patience 2); nothing is left to train" in printed
