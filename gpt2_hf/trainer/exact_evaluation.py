@@ -114,20 +114,20 @@ class ExactEvaluationTrainer(LossTrainer):
         """Every sample on exactly one process: none is repeated to make the shares even."""
         dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
         dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
-        with self._each_once(dataset, gathers=self.compute_metrics is not None):
+        with self._each_once(dataset):
             return shield_workers(super().get_eval_dataloader(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """As for an evaluation."""
-        with self._each_once(test_dataset, gathers=True):
+        with self._each_once(test_dataset):
             return shield_workers(super().get_test_dataloader(test_dataset))
 
     @contextlib.contextmanager
-    def _each_once(self, dataset: Any, gathers: bool) -> Iterator[None]:
+    def _each_once(self, dataset: Any) -> Iterator[None]:
         even_batches, drop_last = self.accelerator.even_batches, self.args.dataloader_drop_last
-        # To gather predictions all processes need as many batches, which this package's samples give anyhow. The rows
-        # that are repeated for it are not scored, and accelerate drops their predictions.
-        self._fills_up = gathers and self.args.world_size > 1 and not isinstance(dataset, Samples)
+        # All processes need as many batches, to gather predictions and to run a sharded model; this package's samples
+        # give that anyhow. The rows that are repeated for it are not scored, and accelerate drops their predictions.
+        self._fills_up = self.args.world_size > 1 and not isinstance(dataset, Samples)
         self.accelerator.even_batches, self.args.dataloader_drop_last = self._fills_up, False
         try:
             with columns_of(self.args, dataset):
@@ -136,14 +136,22 @@ class ExactEvaluationTrainer(LossTrainer):
             self.accelerator.even_batches, self.args.dataloader_drop_last = even_batches, drop_last
 
     def _without_repeated(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """A batch whose rows beyond the end of the split have no labels."""
+        """A batch whose samples beyond the end of the split have no labels."""
         state = self.accelerator.gradient_state
-        if not (self._fills_up and state.end_of_dataloader and state.remainder > 0) or "labels" not in inputs:
+        if not (self._fills_up and state.end_of_dataloader and state.remainder > 0):
             return inputs
-        labels = inputs["labels"].clone()
-        num_new = state.remainder - self.args.process_index * len(labels)
-        labels[max(num_new, 0) :] = IGNORE_INDEX
-        return {**inputs, "labels": labels}
+        begins = inputs.get("cu_seq_lens_q")
+        without = {}
+        for name in ("labels", "shift_labels"):
+            if isinstance(inputs.get(name), torch.Tensor):
+                labels = without[name] = inputs[name].clone()
+                share = len(labels) if begins is None else self.args.eval_batch_size
+                num_new = max(state.remainder - self.args.process_index * share, 0)
+                if begins is None:
+                    labels[num_new:] = IGNORE_INDEX
+                elif num_new < len(begins):  # all samples are in one row
+                    labels[:, int(begins[num_new]) :] = IGNORE_INDEX
+        return {**inputs, **without}
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         """In the order of the data; filler gives every process as many batches as the others."""

@@ -206,6 +206,9 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         if self._copies_unseen:
             # or the host would wait for the device with each tensor of a batch
             self.args.accelerator_config.non_blocking = True
+        if self.args.world_size <= 1 and self.args.accelerator_config.dispatch_batches is None:
+            # A batch of a stream would be cut into shares for the processes, here one; a flat row cannot be cut.
+            self.args.accelerator_config.dispatch_batches = False
         super().create_accelerator_and_postprocess()
         if (ddp := getattr(self.accelerator, "ddp_handler", None)) is not None:
             # Else the gradients are held twice, and buffers, which the model has none of that change, are sent around.

@@ -355,3 +355,21 @@ def test_an_interrupted_evaluation_of_several_splits_is_made_up_for_once(tmp_pat
 def test_default_collator_is_stocks(tmp_path):
     """Without a collator the base class chooses, as always."""
     assert make_trainer(tmp_path, data_collator=None).data_collator is default_data_collator
+
+
+class DocumentStream(IterableDataset):
+    """Documents without a length."""
+
+    def __iter__(self):
+        return iter(DOCUMENTS)
+
+
+def test_a_stream_of_documents_is_trained_and_scored_in_one_row(tmp_path):
+    """An iterable dataset of the user's own, with the collator that pads nothing: as from a list."""
+    losses = []
+    for documents in (DOCUMENTS, DocumentStream()):
+        options = {"data_collator": COLLATORS["padding_free"], "remove_unused_columns": False, "save_strategy": "no"}
+        trainer = make_trainer(tmp_path, train_dataset=DocumentStream(), eval_dataset=documents, **options)
+        trainer.train()
+        losses.append([entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry])
+    assert len(losses[0]) == 2 and losses[1] == pytest.approx(losses[0], abs=1e-6)
