@@ -16,9 +16,7 @@ from datasets import Dataset
 from transformers import pipeline
 from trl import SFTConfig, SFTTrainer
 
-from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM
-from gpt2_hf.commands.model_loading import load_trained
-from gpt2_hf.data.tokenizer_training import train_tokenizer
+from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM, load_trained, train_tokenizer
 
 ROLES = ["<|user|>", "<|assistant|>"]
 # Only what stands between "generation" marks, the answers, is trained on.

@@ -8,8 +8,7 @@ For runs that are there already: python -m gpt2_hf report runs/a runs/b
 import argparse
 from pathlib import Path
 
-from gpt2_hf import DataArguments, GPT2HFTrainingArguments, ModelArguments, train
-from gpt2_hf.commands.report import compare_runs
+from gpt2_hf import DataArguments, GPT2HFTrainingArguments, ModelArguments, compare_runs, train
 
 
 def main() -> None:

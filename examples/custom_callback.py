@@ -15,9 +15,9 @@ from gpt2_hf import (
     GPT2HFForCausalLM,
     GPT2HFTrainer,
     GPT2HFTrainingArguments,
+    load_data,
     load_tokenizer,
 )
-from gpt2_hf.data import load_data
 
 
 class StopBelow(TrainerCallback):

@@ -2,15 +2,13 @@
 
     python examples/evaluate_checkpoint.py runs/quickstart/best_model
 
-The same as a command, by the protocol the model was trained under, with sliding windows if asked for:
+The text is scored line by line. By the protocol of the model's training, or with sliding windows, a command does it:
 python -m gpt2_hf evaluate --model_path runs/quickstart/best_model --split validation
 """
 
 import argparse
 
-from gpt2_hf import DataArguments, evaluate_model
-from gpt2_hf.commands.model_loading import load_trained
-from gpt2_hf.data import load_data
+from gpt2_hf import DataArguments, evaluate_model, load_data, load_trained
 
 
 def main() -> None:

@@ -10,8 +10,7 @@ import argparse
 
 from transformers import pipeline
 
-from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM, export_to_gpt2, load_tokenizer
-from gpt2_hf.commands.model_loading import load_trained
+from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM, export_to_gpt2, load_tokenizer, load_trained
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import tempfile
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gpt2_hf.commands.model_loading import load_trained
+from gpt2_hf import load_trained
 
 
 def main() -> None:

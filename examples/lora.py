@@ -14,8 +14,7 @@ import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import TrainingArguments, default_data_collator
 
-from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM, GPT2HFTrainer, load_tokenizer
-from gpt2_hf.commands.model_loading import load_trained
+from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM, GPT2HFTrainer, load_tokenizer, load_trained
 
 
 def main() -> None:

@@ -20,13 +20,17 @@ _MODULE_OF = {
     "DataArguments": "options.arguments",
     "ModelArguments": "options.arguments",
     "Perplexity": "metrics",
+    "compare_runs": "commands.report",
     "evaluate_model": "commands.scoring",
     "export_to_gpt2": "commands.export",
     "generate_text": "commands.generate",
     "generate_texts": "commands.generate",
+    "load_data": "data.pipeline",
     "load_tokenizer": "data.tokenizer",
+    "load_trained": "commands.model_loading",
     "to_linear_layers": "commands.export",
     "train": "job.main_job",
+    "train_tokenizer": "data.tokenizer_training",
 }
 
 __all__ = [
@@ -39,20 +43,28 @@ __all__ = [
     "ModelArguments",
     "Perplexity",
     "__version__",
+    "compare_runs",
     "evaluate_model",
     "export_to_gpt2",
     "generate_text",
     "generate_texts",
+    "load_data",
     "load_tokenizer",
+    "load_trained",
     "to_linear_layers",
     "train",
+    "train_tokenizer",
 ]
 
 if TYPE_CHECKING:
     from .commands.export import export_to_gpt2, to_linear_layers
     from .commands.generate import generate_text, generate_texts
+    from .commands.model_loading import load_trained
+    from .commands.report import compare_runs
     from .commands.scoring import evaluate_model
+    from .data.pipeline import load_data
     from .data.tokenizer import load_tokenizer
+    from .data.tokenizer_training import train_tokenizer
     from .job.main_job import train
     from .metrics import Perplexity
     from .model.configuration_gpt2_hf import GPT2HFConfig

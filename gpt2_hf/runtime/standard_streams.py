@@ -5,13 +5,16 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 class _LastingFile(io.FileIO):
     """A file descriptor whose writes never fail: what cannot be written is dropped."""
 
-    def write(self, data: "bytes | bytearray | memoryview", /) -> int | None:  # type: ignore[override]
+    def write(self, data: "ReadableBuffer", /) -> int:
         """Write the bytes, or drop them if the system refuses them."""
         try:
             return super().write(data)
