@@ -25,6 +25,8 @@ def main() -> None:
     data = load_data(data_args, tokenizer, model.config.n_positions, splits=(split,))
     result = evaluate_model(model, data.samples[split], data.collator, tokenizer=tokenizer)
     for name, value in result.items():
+        if value is None:  # a tokenizer that does not keep the bytes of the text has no words and bytes to count
+            continue
         print(f"{name:>16}  {value:,.4f}" if isinstance(value, float) else f"{name:>16}  {value:,}")
 
 
