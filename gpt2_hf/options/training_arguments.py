@@ -28,6 +28,9 @@ _LOCAL_RANK = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "M
 # NumPy takes 32 bits, and each process adds its number.
 _SEEDS = 2**31
 
+# Samples at once beyond any device; with several processes the last batch is filled up to as many.
+_LARGEST_BATCH = 2**20
+
 # Fields of TrainingArguments that this package's trainer does not act on, and what to do instead.
 _WITHOUT_EFFECT = {
     "do_train": "a run always trains; leave it out",
@@ -347,6 +350,8 @@ class GPT2HFTrainingArguments(TrainingArguments):
         require_finite(vars(self))
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             require_at_least(name, getattr(self, name), 1)
+            if getattr(self, name) > _LARGEST_BATCH:
+                raise UserError(f"--{name} must be at most {_LARGEST_BATCH:,}, got {getattr(self, name):,}")
         for name in ("learning_rate", "num_train_epochs", "adam_epsilon", "logging_steps", "save_steps"):
             require_positive(name, getattr(self, name))
         for name in ("max_training_hours", "eval_steps"):

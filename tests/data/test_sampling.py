@@ -1,5 +1,7 @@
 """gpt2_hf.data.sampling: every sample once, in an order of seed and epoch alone, on any number of processes."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from gpt2_hf.data import DocumentSamples, FlatteningCollator, PaddingCollator
-from gpt2_hf.data.sampling import FILLER, EpochSampler, offset_of
+from gpt2_hf.data.sampling import FILLER, EpochSampler, offset_of, train_sampler
 from gpt2_hf.model.chunked_loss import IGNORE_INDEX
 
 from ..data_fixtures import documents_of, modest
@@ -142,3 +144,19 @@ def test_filler_has_no_targets():
         plain = collator([samples[0], samples[1]])["shift_labels"]
         filled = collator([samples[0], samples[1], samples[FILLER]])["shift_labels"]
         assert filled[filled != IGNORE_INDEX].tolist() == plain[plain != IGNORE_INDEX].tolist() == [2, 3, 5, 6]
+
+
+@pytest.mark.parametrize(("world_size", "length"), [(1, 5), (2, 8)])
+def test_only_several_processes_need_a_full_last_batch(world_size, length):
+    """Five samples in batches of four: one process has a last batch of one sample."""
+    args = SimpleNamespace(seed=1, data_seed=None, train_batch_size=4 // world_size, world_size=world_size)
+    args.samples_per_step, args.train_sampling_strategy = 4, "sequential"
+
+    class Samples:
+        lengths, mixture, num_offsets = None, None, 1
+
+        def __len__(self):
+            return 5
+
+    sampler = train_sampler(args, Samples())
+    assert len(sampler) == len(list(sampler)) == length

@@ -506,6 +506,7 @@ def test_broken_json_line(tmp_path):
         ('[{"text": "a"}, {"text" "b"}]', "is broken in line 1"),
         ('{"text": "a"}\n17\n', "line 2 holds int"),
         ('{"text": "a"}\n{"text": 17}\n', "column 'text' holds int, not text, in line 2"),
+        ('{"text": ["a", "b"]}\n', "choose another column, or write the text of a row as one string"),
         ('{"text": "a"}\n{"text": "\\ud800"}\n', "line 2 holds half of a surrogate pair"),
     ],
 )
@@ -628,6 +629,21 @@ def test_unknown_ending(tmp_path):
 def test_missing_file(tmp_path, name):
     """A file that is not there is refused by the option and name."""
     assert "--train_file: no file matches" in error_of(file_arguments(tmp_path / name))
+
+
+def test_what_is_no_file_of_this_machine(tmp_path):
+    """An address and a pipe are called what they are."""
+    for address in ("https://example.com/a.txt", "hf://datasets/a/b.txt"):
+        assert f"{address} is an address; download it" in error_of(DataArguments(train_file=address))
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.txt")
+        assert "is no regular file" in error_of(file_arguments(tmp_path / "pipe.txt"))
+
+
+def test_a_note_for_a_spreadsheet(tmp_path):
+    """The line that names the delimiter to Excel is no header."""
+    (tmp_path / "a.csv").write_text("\ufeffsep=;\r\nid;text\r\n1;a text\r\n", encoding="utf-8")
+    assert "'sep=;', is a note for a spreadsheet; delete that line" in error_of(file_arguments(tmp_path / "a.csv"))
 
 
 def test_unreadable_file(tmp_path, monkeypatch):

@@ -95,6 +95,7 @@ def test_both_spellings_work_in_both_places(config, alias, name, value):
         (["--optim", "adamw"], "--optim adamw is not known; did you mean adamw_"),
         (["--dataloader_drop_last"], "--dataloader_drop_last has no effect"),
         (["--seed", "5000000000"], "--seed must be below 2,147,483,648"),
+        (["--batch_size", "1000000000"], "--per_device_train_batch_size must be at most 1,048,576, got 1,000,000,000"),
         (["--use_liger_kernel"], "--use_liger_kernel has no effect"),
         (["--model_name_or_path", "gpt2", "--d_model", "64"], "--d_model has no effect beside --model_name_or_path"),
         (["--fp16", "--use_cpu"], "--precision fp16 needs a CUDA device"),

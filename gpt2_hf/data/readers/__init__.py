@@ -21,6 +21,7 @@ from .json_rows import json_columns, json_texts
 from .lines import lines_of
 from .parquet_rows import parquet_columns, parquet_texts, texts_of
 from .plain_text import paragraphs_of, whole_text
+from .records import not_text
 from .text_files import (
     DELIMITERS,
     MAX_ROW_CHARACTERS,
@@ -42,6 +43,7 @@ __all__ = [
     "columns_of",
     "errors_of",
     "headers_of",
+    "not_text",
     "read_rows",
     "text_file",
     "texts_of",

@@ -19,6 +19,8 @@ def csv_columns(file: TextFile) -> list[str]:
         header = next(rows, None)
     if header is None:
         return []
+    if (first_line := header.source.strip("\ufeff\r\n")).startswith("sep=") and len(first_line) <= len("sep=;"):
+        raise file.fail(f": its first line, {first_line!r}, is a note for a spreadsheet", "delete that line")
     if (undecodable := undecodable_bytes(header.source)) is not None:
         raise not_utf8(file, undecodable, header.begin)
     if "\0" in header.source:

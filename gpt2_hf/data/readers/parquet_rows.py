@@ -9,8 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...errors import UserError
-from .records import Record, checked
+from .records import Record, checked, not_text
 from .text_files import Place, Row, TextFile
 
 
@@ -25,7 +24,7 @@ def parquet_texts(file: TextFile, start: Place) -> Iterator[Row]:
     with file.open() as stream, pq.ParquetFile(stream) as parquet:
         column_type = parquet.schema_arrow.field(file.column).type
         if not _is_text(column_type):
-            raise UserError(f"--text_column: column {file.column!r} of {file.path} holds {column_type}, not text")
+            raise not_text(file.column, str(column_type), f"in {file.path}")
         row = 0
         for group in range(parquet.num_row_groups):
             rows_of_group = parquet.metadata.row_group(group).num_rows

@@ -30,10 +30,7 @@ def checked(file: TextFile, value: Any, record: Record) -> Row:
     if value is None:
         return None, record.place
     if not isinstance(value, str):
-        kind = type(value).__name__
-        raise UserError(
-            f"--text_column: column {file.column!r} holds {kind}, not text, in {record.where} of {file.path}"
-        )
+        raise not_text(file.column, type(value).__name__, f"in {record.where} of {file.path}")
     if len(value) > MAX_ROW_CHARACTERS:
         raise too_long(file, record.where)
     if "\0" in value and "\0" in record.source:  # JSON may also write one as \u0000, and means it
@@ -46,6 +43,15 @@ def checked(file: TextFile, value: Any, record: Record) -> Row:
         problem = f": {record.where} holds half of a surrogate pair ({first_line(error)})"
         raise file.fail(problem, "repair it") from error
     return value, record.place
+
+
+def not_text(column: str | None, kind: str, where: str = "") -> UserError:
+    """The error for a column of numbers, lists or objects."""
+    place = f", {where}" if where else ""
+    return UserError(
+        f"--text_column: column {column!r} holds {kind}, not text{place}; choose another column, or write the text of "
+        "a row as one string"
+    )
 
 
 def undecodable_bytes(source: str) -> UnicodeDecodeError | None:

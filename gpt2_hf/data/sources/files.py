@@ -99,8 +99,18 @@ def _matches(pattern: str, option: str) -> list[str]:
     # a link within the folder, which ** follows, is no second text
     files = {os.path.realpath(path): path for path in reversed(paths) if os.path.isfile(path)}
     if not files:
-        raise UserError(f"{option}: no file matches {pattern!r}; give a path or a quoted glob")
+        raise UserError(f"{option}: {_why_no_file(pattern, expanded)}")
     return sorted(files.values())
+
+
+def _why_no_file(pattern: str, expanded: str) -> str:
+    if "://" in pattern:
+        return (
+            f"{pattern} is an address; download it and give the file, or name a dataset of the hub with --dataset_name"
+        )
+    if os.path.exists(expanded):  # a pipe or a device
+        return f"{pattern} is no regular file, and a text is read more than once; write it to a file first"
+    return f"no file matches {pattern!r}; give a path or a quoted glob"
 
 
 def _without_names(pattern: str, option: str) -> str:

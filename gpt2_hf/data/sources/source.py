@@ -15,7 +15,7 @@ from torch.utils.data import get_worker_info
 
 from ...errors import UserError, first_line
 from ..fingerprints import file_key
-from ..readers import DocumentUnit, Place, TextFile, errors_of, read_rows, texts_of
+from ..readers import DocumentUnit, Place, TextFile, errors_of, not_text, read_rows, texts_of
 from .documents import split_document
 
 SPLITS = ("train", "validation", "test")
@@ -182,7 +182,7 @@ class RowSource:
         """Read the rows from a row number on."""
         for number, text in enumerate(self._texts(start.offset), start.offset):
             if text is not None and not isinstance(text, str):
-                raise UserError(f"--text_column: column {self.column!r} holds {type(text).__name__}, not text")
+                raise not_text(self.column, type(text).__name__)
             skipped = start.part if number == start.offset else 0
             for part, document in enumerate(split_document(text, self.unit)):
                 if part >= skipped:
