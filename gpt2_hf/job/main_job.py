@@ -86,7 +86,7 @@ def train(
         tokenizer, data, model = build(run, checkpoint)
         best_is_comparable = checkpoint is None or check_resumable(run, checkpoint, model, data)
         announce(run, model, data)
-        with leaving_no_folder(run.output_dir):  # which transformers' Trainer makes when it is constructed
+        with leaving_no_folder(run.output_dir):
             trainer = make_trainer(run, tokenizer, data, model, best_is_comparable, lock)
             check_training(run, trainer)
             begin_reports(run, trainer)
@@ -120,9 +120,13 @@ def train(
 
 @contextlib.contextmanager
 def leaving_no_folder(path: Path) -> Iterator[None]:
-    """If something is wrong, remove the folder again, and those above it, unless they were there."""
+    """Make a folder. If something is wrong, remove it again, and those above it, unless they were there."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--checkpoint_dir: {path} cannot be made ({error.strerror}); choose another") from error
         yield
     except BaseException:
         for folder in missing:

@@ -8,6 +8,7 @@ import argparse
 import difflib
 import functools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,6 +173,15 @@ class Parser(argparse.ArgumentParser):
     def _help_option(self) -> str:
         return HELP_ALL[0] if self._seldom else "--help"
 
+    def in_words_of(self, typed: Sequence[str], message: str) -> str:
+        """A message with the names of options as they were typed, where it has others of the same options."""
+        for action in self._actions:
+            name = f"--{action.dest}"
+            used = [spelling for spelling in action.option_strings if spelling in typed]
+            if used and name not in used:
+                message = re.sub(rf"{name}(?![\w-])", used[0], message)
+        return message
+
     def action_of(self, key: str) -> argparse.Action | None:
         """The action behind a key of a config file: an option's name or one of its aliases."""
         action = self._option_string_actions.get(f"--{key}")
@@ -253,6 +263,20 @@ def parse(
     parser = Parser(dataclass_types, **parser_options)
     command_line = parser.parse_layer(argv)
     file = ConfigFile(config) if isinstance(config, str) else config
+    try:
+        return _filled(parser, dataclass_types, command_line, file)
+    except UserError as error:
+        typed = [token.split("=")[0] for token in argv] + [f"--{key}" for key in (file.content if file else ())]
+        raise UserError(parser.in_words_of(typed, str(error))) from error
+
+
+def _filled(
+    parser: Parser,
+    dataclass_types: Sequence[type | OptionGroup],
+    command_line: dict[str, Any],
+    file: ConfigFile | None,
+) -> Parsed:
+    """Join the layers, check what they make of each other, and fill the classes."""
     stated = _without_overruled(read_config(parser, file) if file else {}, command_line)
     for layer in (stated, command_line):
         _check_contradictions(layer)

@@ -194,6 +194,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._check_ranges()
+        self._check_optimizer_options()
         own = ("output_dir", "resume_from_checkpoint", "distill_from")  # others may be empty for transformers
         require_filled({name: getattr(self, name) for name in own})
         self._check_output_dir()
@@ -345,6 +346,17 @@ class GPT2HFTrainingArguments(TrainingArguments):
         if flags and self.precision not in ("auto", flags[0]):
             raise UserError(f"--{flags[0]} contradicts --precision {self.precision}; give one of them")
         return flags[0] if flags else self.precision
+
+    def _check_optimizer_options(self) -> None:
+        """What the chosen optimizer would pass over."""
+        optim = str(getattr(self.optim, "value", self.optim))
+        if self.optim_args and (optim.startswith("adamw_torch") or optim in ("muon", "adafactor", "lomo", "adalomo")):
+            raise UserError(
+                f"--optim_args has no effect with --optim {optim}; what it takes are options of their own, such as "
+                "--adam_beta2 and --weight_decay"
+            )
+        if self.optim_target_modules and not optim.startswith(("galore", "apollo")):
+            raise UserError(f"--optim_target_modules has no effect with --optim {optim}; leave it out")
 
     def _check_ranges(self) -> None:
         require_finite(vars(self))

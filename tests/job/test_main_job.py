@@ -917,6 +917,9 @@ def test_a_file_as_output_folder_is_one_line(train_tiny, tmp_path, capsys):
     (tmp_path / "run").write_text("")
     assert train_tiny(tmp_path / "run") == 2
     assert "is a file; give a folder" in capsys.readouterr().err
+    assert train_tiny(tmp_path / "run" / "within") == 2
+    err = capsys.readouterr().err
+    assert f"--checkpoint_dir: {tmp_path / 'run' / 'within'} cannot be made (" in err and err.count("\n") == 1
 
 
 def test_length_buckets_go_on_exactly_where_they_were(train_tiny, tmp_path):

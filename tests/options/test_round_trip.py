@@ -38,6 +38,8 @@ VALUES = {
 }
 # What must stand beside an option.
 BESIDE = {
+    "optim_args": {"optim": "galore_adamw"},
+    "optim_target_modules": {"optim": "galore_adamw"},
     "dataloader_prefetch_factor": {"dataloader_num_workers": 1},
     "join_documents": {"sequence_mode": "blocks"},
     "pad_to_max_length": {"sequence_mode": "padded"},
