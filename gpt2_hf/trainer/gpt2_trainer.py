@@ -459,10 +459,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
 
     def _find_peak_tokens_per_second(self) -> float | None:
         """What all devices together could train at their peak; `None` where that is not known."""
-        config = getattr(self.model, "config", None)
-        # models of other families have other names for them
-        sizes: list[Any] = [getattr(config, name, None) for name in ("vocab_size", "n_positions", "n_embd", "n_layer")]
-        if self.args.device.type != "cuda" or None in sizes or self.args.resolved_precision is None:
+        if self.args.device.type != "cuda" or self.args.resolved_precision is None:
             return None
         peak = peak_flops(torch.cuda.get_device_name(self.args.device), self.args.resolved_precision.name)
         if peak is None:
@@ -471,10 +468,12 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         if isinstance(self.train_dataset, Samples):
             lengths = self.train_dataset.lengths
             context = float((lengths.astype("float64") ** 2).sum() / lengths.sum())
-        vocab_size, n_positions, n_embd, n_layer = sizes
-        idle_head_rows = vocab_size - getattr(self.model, "num_head_rows", vocab_size)
-        matmul_parameters = self.num_parameters - (n_positions + idle_head_rows) * n_embd
-        needed = flops_per_token(matmul_parameters, n_layer, n_embd, context)
+        needed = _training_flops(self.model, self.num_parameters, context)
+        if needed is None:
+            return None
+        for teacher in self.distillation.teachers if self.distillation is not None else ():
+            of_teacher = _training_flops(teacher, sum(p.numel() for p in teacher.parameters()), context) or 0.0
+            needed += of_teacher / 3  # its forward pass alone
         return peak * self.args.world_size / needed
 
     def close_reports(self) -> None:
@@ -554,6 +553,18 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         if self.distillation is not None and state.get("distillation") is not None:
             self.distillation.load_state(state["distillation"])
         super().load_process_state(state)
+
+
+def _training_flops(model: nn.Module, num_parameters: int, context: float) -> float | None:
+    """Operations of a token's forward and backward pass; `None` for a family with other names for its sizes."""
+    config = getattr(model, "config", None)
+    sizes: list[Any] = [getattr(config, name, None) for name in ("vocab_size", "n_positions", "n_embd", "n_layer")]
+    if None in sizes:
+        return None
+    vocab_size, n_positions, n_embd, n_layer = sizes
+    idle_head_rows = vocab_size - getattr(model, "num_head_rows", vocab_size)
+    matmul_parameters = num_parameters - (n_positions + idle_head_rows) * n_embd
+    return flops_per_token(matmul_parameters, n_layer, n_embd, context)
 
 
 def _objective(metrics: dict[str, float]) -> float:

@@ -26,6 +26,7 @@ from gpt2_hf.runtime.own_process import suit_changing_shapes
 from gpt2_hf.runtime.precision import Precision
 from gpt2_hf.trainer.callbacks import ContinuousTensorBoardCallback
 from gpt2_hf.trainer.checkpointing import CheckpointingTrainer
+from gpt2_hf.trainer.distillation import Distillation
 from gpt2_hf.trainer.gpt2_trainer import GPT2HFTrainer
 from gpt2_hf.trainer.remaining import generation_seconds
 
@@ -279,6 +280,8 @@ def test_the_peak_of_foreign_models_and_data(tmp_path, load, tokenizer, monkeypa
     trainer.train_dataset = Rows()
     without_attention = trainer._find_peak_tokens_per_second()
     assert without_attention > exact > 0
+    trainer.distillation = Distillation([trainer.model], alpha=0.5, temperature=1.0)  # a forward pass more
+    assert trainer._find_peak_tokens_per_second() == pytest.approx(without_attention * 3 / 4)
     for model in (LlamaForCausalLM(LlamaConfig(**sizes)), torch.nn.Linear(1, 1)):
         trainer.model = model
         assert trainer._find_peak_tokens_per_second() is None
