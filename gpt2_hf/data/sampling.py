@@ -194,8 +194,10 @@ def train_sampler(args: "GPT2HFTrainingArguments", samples: "Samples") -> EpochS
     return EpochSampler(
         len(samples),
         args.seed if args.data_seed is None else args.data_seed,
-        # one process may have a last batch that is short
-        args.train_batch_size * args.world_size if args.world_size > 1 else 1,
+        # A single batch that is short has one shape in every epoch, and need not be divided.
+        1
+        if args.world_size <= 1 and args.train_batch_size >= len(samples)
+        else args.train_batch_size * args.world_size,
         lengths=samples.lengths if args.train_sampling_strategy == "group_by_length" else None,
         shuffle=args.train_sampling_strategy != "sequential",
         step_size=args.samples_per_step,

@@ -146,11 +146,13 @@ def test_filler_has_no_targets():
         assert filled[filled != IGNORE_INDEX].tolist() == plain[plain != IGNORE_INDEX].tolist() == [2, 3, 5, 6]
 
 
-@pytest.mark.parametrize(("world_size", "length"), [(1, 5), (2, 8)])
-def test_only_several_processes_need_a_full_last_batch(world_size, length):
-    """Five samples in batches of four: one process has a last batch of one sample."""
-    args = SimpleNamespace(seed=1, data_seed=None, train_batch_size=4 // world_size, world_size=world_size)
-    args.samples_per_step, args.train_sampling_strategy = 4, "sequential"
+@pytest.mark.parametrize(
+    ("batch_size", "world_size", "length"), [(4, 1, 8), (5, 1, 5), (1 << 20, 1, 5), (2, 2, 8), (5, 2, 10)]
+)
+def test_a_batch_larger_than_the_text_is_not_filled_up(batch_size, world_size, length):
+    """Five samples: batches have one size, and every process its share; a single batch needs neither."""
+    args = SimpleNamespace(seed=1, data_seed=None, train_batch_size=batch_size, world_size=world_size)
+    args.samples_per_step, args.train_sampling_strategy = batch_size * world_size, "sequential"
 
     class Samples:
         lengths, mixture, num_offsets = None, None, 1
