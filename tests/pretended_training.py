@@ -43,8 +43,6 @@ from .data_fixtures import documents_of
 from .pretended_accelerator import DEVICE, PretendedBackend, move
 from .tiny_models import make_model, word_tokenizer
 
-# The first step, which makes the optimizer's state, and the last one are logged; 20 steps are between them.
-STEPS = 22
 DROPOUT = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.1)
 AUTOCAST = "AutocastPrivateUse1"
 LOWERED = ("linear", "addmm", "mm", "bmm", "matmul", "baddbmm")
@@ -62,13 +60,16 @@ class Variant(NamedTuple):
     processes: int = 1
     accumulated: int = 1
     waits: tuple[str, ...] = ()
+    steps: int = (
+        5  # that are looked at; before them is the first, which makes the optimizer's state, and after them one
+    )
 
 
 VARIANTS = {
-    "stored lines, AdamW, fp32": Variant("stored", "adamw_torch_fused", "fp32"),
+    "stored lines, AdamW, fp32": Variant("stored", "adamw_torch_fused", "fp32", steps=20),
     "stored lines, AdamW, fp16": Variant("stored", "adamw_torch_fused", "fp16"),
     "streaming, unequal lines, Muon, bf16": Variant("streamed, unequal", "muon", "bf16"),
-    "stored lines, AdamW, bf16, accumulation, DDP": Variant("stored", "adamw_torch_fused", "bf16", 2, 2),
+    "stored lines, AdamW, bf16, accumulation, DDP": Variant("stored", "adamw_torch_fused", "bf16", 2, 2, steps=20),
     "streaming, Muon, fp16, DDP": Variant("streamed", "muon", "fp16", 2),
     # An optimizer that cannot skip a step on the device: somebody must decide on the host whether it steps. With fp16
     # torch's loss scaler reads its `found_inf`, which accelerate calls; else the guard against bad gradients the norm.
@@ -153,11 +154,11 @@ class Exchanges:
 
 
 class Watch(TrainerCallback):
-    """What was found between the log of the first step and the last step, which is logged again: 20 whole steps."""
+    """What was found between the log of the first step and the last step, which is logged again."""
 
     def __init__(self, waits: Waits, exchanges: Exchanges):
         self.waits, self.exchanges = waits.found, exchanges.found
-        self.steps = 0
+        self.steps = 0  # whole ones between them
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 1:
@@ -165,9 +166,9 @@ class Watch(TrainerCallback):
             self.exchanges.clear()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if 1 < state.global_step < STEPS:
+        if 1 < state.global_step < state.max_steps:
             self.steps += 1
-        if state.global_step == STEPS - 1:
+        if state.global_step == state.max_steps - 1:
             self.waits, self.exchanges = list(self.waits), list(self.exchanges)
 
 
@@ -294,13 +295,14 @@ def choose_precision(trainer: GPT2HFTrainer, name: str) -> None:
 def make_arguments(folder: str, variant: Variant) -> GPT2HFTrainingArguments:
     """Of a run of some steps that neither evaluates nor saves."""
     quiet = {"report_to": "none", "eval_strategy": "no", "save_strategy": "no", "max_training_hours": 1.0}
-    logs = {"logging_first_step": True, "logging_steps": STEPS}
+    last = variant.steps + 2
+    logs = {"logging_first_step": True, "logging_steps": last}
     return GPT2HFTrainingArguments(
         folder,
         use_cpu=True,
         precision="fp32",
         optim=variant.optim,
-        max_steps=STEPS,
+        max_steps=last,
         warmup_steps=0,
         per_device_train_batch_size=4,
         gradient_accumulation_steps=variant.accumulated,
@@ -328,10 +330,10 @@ def train(variant: Variant, *callbacks: TrainerCallback) -> Watch:
 
 def check(variant: Variant) -> None:
     """Nothing waits but what must, and each process asks the others once a step, and transformers once for tokens."""
-    watch = train(variant)
-    assert watch.steps == 20
-    assert Counter(watch.waits) == dict.fromkeys(variant.waits, 20), Counter(watch.waits)
-    asked = {"gpt2_hf: all_reduce": 20, "accelerate: all_gather": 20} if variant.processes > 1 else {}
+    watch, steps = train(variant), variant.steps
+    assert watch.steps == steps
+    assert Counter(watch.waits) == dict.fromkeys(variant.waits, steps), Counter(watch.waits)
+    asked = {"gpt2_hf: all_reduce": steps, "accelerate: all_gather": steps} if variant.processes > 1 else {}
     assert Counter(watch.exchanges) == asked, Counter(watch.exchanges)
 
 
@@ -343,8 +345,9 @@ def main() -> None:
     for name, variant in VARIANTS.items():
         check(variant)
         print(name)
-    found = Counter(train(VARIANTS["stored lines, AdamW, fp32"], Reader()).waits)
-    assert set(found.values()) == {20} and len(found) == 2, found
+    variant = VARIANTS["stored lines, AdamW, fp16"]
+    found = Counter(train(variant, Reader()).waits)
+    assert set(found.values()) == {variant.steps} and len(found) == 2, found
     print("a number that is read, and a copy, would be found")
     del libraries
 

@@ -35,8 +35,8 @@ def test_steps_keep_to_the_device_and_the_host_does_not_wait():
 def test_a_whole_training_never_waits_between_two_logs():
     """Stored and streamed text, AdamW and Muon, fp32, bf16 and fp16, accumulation, DDP, in transformers' own loop.
 
-    In 20 steps no number is read and no copy is waited for; of several processes each asks the others once a step, and
-    transformers once for the number of tokens. With an optimizer that cannot skip a step on the device, one number a
-    step is read, and the test names who reads it.
+    In 20 steps, and 5 of the rarer kinds, no number is read and no copy is waited for; of several processes each asks
+    the others once a step, and transformers once for the number of tokens. With an optimizer that cannot skip a step
+    on the device, one number a step is read, and the test names who reads it.
     """
     assert len(lines_of("tests.pretended_training")) == 8
