@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from .errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USER_ERROR, SaveError, TrainingDivergedError, UserError
 from .options.secrets import hide, remember_arguments
-from .runtime.standard_streams import lasting_streams
+from .runtime.standard_streams import lasting_streams, replacing_characters
 
 if TYPE_CHECKING:
     from .options.fields import OptionGroup
@@ -60,8 +60,9 @@ _OUT_OF_MEMORY = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code (0, 1, 2, 3, 75 or 130; see docs/reference/exit-codes.md)."""
-    with lasting_streams():
-        return _run(list(sys.argv[1:] if argv is None else argv))
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    with lasting_streams() if arguments[:1] == ["train"] else replacing_characters():
+        return _run(arguments)
 
 
 def _run(arguments: list[str]) -> int:

@@ -78,12 +78,11 @@ def _evaluate(
         add_comparison(report, models, scores, rivals, rival_scores)
     for line in [*data.lines, *notes, *summary(report)]:
         print(line)
-    report = _printable_numbers(report)
     if args.output_file:
         losses = ScoredText.joined(scores.values()).losses
         report["pieces"] = {"tokens": losses.tokens.tolist(), "nll": losses.nll.tolist()}
-        _write_report(Path(args.output_file), report)
-    print(json.dumps(report))
+        _write_report(Path(args.output_file), _printable_numbers(report))
+    print(json.dumps(_printable_numbers(report)))
 
 
 def _find_models(args: EvaluationArguments) -> tuple[list[SavedModel], list[SavedModel]]:

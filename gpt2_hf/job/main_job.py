@@ -120,13 +120,17 @@ def train(
 
 @contextlib.contextmanager
 def leaving_no_folder(path: Path) -> Iterator[None]:
-    """Make a folder. If something is wrong, remove it again, and those above it, unless they were there."""
+    """Make a folder, once. If something is wrong, remove it again, and those above it, unless they were there."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    try:
+
+    def make() -> None:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--checkpoint_dir: {path} cannot be made ({error.strerror}); choose another") from error
+
+    try:
+        distributed.decided_by_first(make)
         yield
     except BaseException:
         for folder in missing:
@@ -257,7 +261,8 @@ def run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> d
     if trainer.time_budget.expired:
         run.say(f"time budget of {run.args.max_training_hours:g} h reached at step {trainer.state.global_step:,}")
         if trainer.time_budget.skipped_evaluation:
-            run.say("no time was left for an evaluation; --resume_from latest goes on, or use: gpt2-hf evaluate")
+            goes_on = "" if run.args.schedule_by_time else "--resume_from latest goes on, or "
+            run.say(f"no time was left for an evaluation; {goes_on}use: gpt2-hf evaluate")
     return {
         **({} if at_end else output.metrics),
         **({"stopped_early": True} if trainer.stopped_early else {}),

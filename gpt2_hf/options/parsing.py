@@ -263,10 +263,10 @@ def parse(
     parser = Parser(dataclass_types, **parser_options)
     command_line = parser.parse_layer(argv)
     file = ConfigFile(config) if isinstance(config, str) else config
+    typed = [token.split("=")[0] for token in argv] + [f"--{key}" for key in (file.content if file else ())]
     try:
         return _filled(parser, dataclass_types, command_line, file)
     except UserError as error:
-        typed = [token.split("=")[0] for token in argv] + [f"--{key}" for key in (file.content if file else ())]
         raise UserError(parser.in_words_of(typed, str(error))) from error
 
 

@@ -28,6 +28,12 @@ _LOCAL_RANK = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "M
 # NumPy takes 32 bits, and each process adds its number.
 _SEEDS = 2**31
 
+# Optimizers whose settings are options of their own.
+_WITHOUT_OPTIM_ARGS = {
+    *("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused"),
+    *("adafactor", MUON, "lomo", "adalomo"),
+}
+
 # Samples at once beyond any device; with several processes the last batch is filled up to as many.
 _LARGEST_BATCH = 2**20
 
@@ -350,7 +356,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
     def _check_optimizer_options(self) -> None:
         """What the chosen optimizer would pass over."""
         optim = str(getattr(self.optim, "value", self.optim))
-        if self.optim_args and (optim.startswith("adamw_torch") or optim in ("muon", "adafactor", "lomo", "adalomo")):
+        if self.optim_args and optim in _WITHOUT_OPTIM_ARGS:
             raise UserError(
                 f"--optim_args has no effect with --optim {optim}; what it takes are options of their own, such as "
                 "--adam_beta2 and --weight_decay"

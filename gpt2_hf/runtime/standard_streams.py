@@ -17,21 +17,32 @@ class _LastingFile(io.FileIO):
     def write(self, data: "ReadableBuffer", /) -> int:
         """Write the bytes, or drop them if the system refuses them."""
         try:
-            return super().write(data)
+            written = super().write(data)
         except OSError:
-            return memoryview(data).nbytes
+            written = None
+        # the same for a reader that is slow, where somebody has asked that no write waits
+        return memoryview(data).nbytes if written is None else written
+
+
+@contextlib.contextmanager
+def replacing_characters() -> Iterator[None]:
+    """Let no character that a stream's encoding lacks end the process; it is replaced."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    yield
 
 
 @contextlib.contextmanager
 def lasting_streams() -> Iterator[None]:
-    """Let the process outlive whoever reads what it prints.
+    """Let a training outlive whoever reads what it prints.
 
     The terminal may be closed, `| head` may have enough, the disk of the log may be full: hours of work do not end
-    for a line that nobody sees. A stream that was closed from the start (`>&-`) is an empty one. A character that the
-    stream's encoding lacks is replaced. Streams that are no files, as in a notebook, are left as they are.
+    for a line that nobody sees. A stream that was closed from the start (`>&-`) is an empty one. Streams that are no
+    files, as in a notebook, are left as they are. Not for a command whose output is its result.
     """
     before = sys.stdout, sys.stderr
-    with contextlib.ExitStack() as ours:
+    with replacing_characters(), contextlib.ExitStack() as ours:
         sys.stdout, sys.stderr = (_lasting(stream, ours) for stream in before)
         try:
             yield
@@ -44,16 +55,16 @@ def lasting_streams() -> Iterator[None]:
 def _lasting(stream: TextIO | None, ours: contextlib.ExitStack) -> TextIO:
     """The same stream with writes that do not fail."""
     if stream is None:
-        return ours.enter_context(open(os.devnull, "w"))
+        return ours.enter_context(open(os.devnull, "w", encoding="utf-8", errors="replace"))
     if not isinstance(stream, io.TextIOWrapper):
         return stream
-    stream.reconfigure(errors="replace")
     unbuffered = isinstance(stream.buffer, io.RawIOBase)  # `python -u`
     if not isinstance(stream.buffer if unbuffered else getattr(stream.buffer, "raw", None), io.FileIO):
         return stream
     with contextlib.suppress(OSError):
         stream.flush()
-    file = _LastingFile(stream.fileno(), "w", closefd=False)
+    # a number of its own: a log handler that keeps the stream must not write into what has the old one's later
+    file = _LastingFile(os.dup(stream.fileno()), "w")
     return io.TextIOWrapper(
         file if unbuffered else io.BufferedWriter(file),
         encoding=stream.encoding,

@@ -36,6 +36,7 @@ class SignalWatch:
         self.received: signal.Signals | None = None
         self.immediate = True
         self._interrupts = 0
+        self._leaves = False
         self._pid = os.getpid()
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -67,7 +68,8 @@ class SignalWatch:
             # print() is not safe inside a signal handler that may interrupt another print()
             with contextlib.suppress(OSError):  # nobody is there to read it
                 os.write(2, f"\n{self.received.name} received: {what}\n".encode())
-        if self.immediate:
+        if self.immediate and not self._leaves:
+            self._leaves = True  # a closed terminal may send two, and the second must not break off the clean-up
             raise SystemExit(self.exit_code)
 
     @property

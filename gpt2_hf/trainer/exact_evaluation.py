@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import SequentialSampler
+from torch.utils.data import IterableDataset, SequentialSampler
 from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, SaveStrategy
 
@@ -106,7 +106,7 @@ class ExactEvaluationTrainer(LossTrainer):
     _owes_evaluation = False
     _resumed_at_end: str | None = None  # the checkpoint of a run that has no step left
     _making_up = False
-    _fills_up = False  # whether rows are repeated so that every process has as many
+    _may_repeat = False  # whether samples are repeated so that every process has as many
 
     # ---- the split ----
 
@@ -114,21 +114,24 @@ class ExactEvaluationTrainer(LossTrainer):
         """Every sample on exactly one process: none is repeated to make the shares even."""
         dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
         dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
-        with self._each_once(dataset):
+        with self._each_once(dataset, gathers=self.compute_metrics is not None):
             return shield_workers(super().get_eval_dataloader(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """As for an evaluation."""
-        with self._each_once(test_dataset):
+        with self._each_once(test_dataset, gathers=True):
             return shield_workers(super().get_test_dataloader(test_dataset))
 
     @contextlib.contextmanager
-    def _each_once(self, dataset: Any) -> Iterator[None]:
+    def _each_once(self, dataset: Any, gathers: bool) -> Iterator[None]:
         even_batches, drop_last = self.accelerator.even_batches, self.args.dataloader_drop_last
-        # All processes need as many batches, to gather predictions and to run a sharded model; this package's samples
-        # give that anyhow. The rows that are repeated for it are not scored, and accelerate drops their predictions.
-        self._fills_up = self.args.world_size > 1 and not isinstance(dataset, Samples)
-        self.accelerator.even_batches, self.args.dataloader_drop_last = self._fills_up, False
+        # To gather predictions or run a sharded model all processes need as many batches, which this package's samples
+        # give anyhow. What is repeated for it is not scored, and accelerate drops its predictions.
+        is_shared_out = self.args.world_size > 1 and not isinstance(dataset, Samples)
+        fills_up = is_shared_out and (gathers or self.is_fsdp_enabled)
+        # A stream is always filled up: the first process reads it for all, and cuts its batches into shares.
+        self._may_repeat = fills_up or (is_shared_out and isinstance(dataset, IterableDataset))
+        self.accelerator.even_batches, self.args.dataloader_drop_last = fills_up, False
         try:
             with columns_of(self.args, dataset):
                 yield
@@ -138,19 +141,19 @@ class ExactEvaluationTrainer(LossTrainer):
     def _without_repeated(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """A batch whose samples beyond the end of the split have no labels."""
         state = self.accelerator.gradient_state
-        if not (self._fills_up and state.end_of_dataloader and state.remainder > 0):
+        if not (self._may_repeat and state.end_of_dataloader and state.remainder > 0):
             return inputs
-        begins = inputs.get("cu_seq_lens_q")
         without = {}
         for name in ("labels", "shift_labels"):
             if isinstance(inputs.get(name), torch.Tensor):
                 labels = without[name] = inputs[name].clone()
-                share = len(labels) if begins is None else self.args.eval_batch_size
+                begins = _begins_in_one_row(inputs)
+                share = len(labels) if begins is None else len(begins)
                 num_new = max(state.remainder - self.args.process_index * share, 0)
                 if begins is None:
                     labels[num_new:] = IGNORE_INDEX
-                elif num_new < len(begins):  # all samples are in one row
-                    labels[:, int(begins[num_new]) :] = IGNORE_INDEX
+                elif num_new < len(begins):
+                    labels[:, begins[num_new] :] = IGNORE_INDEX
         return {**inputs, **without}
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
@@ -356,6 +359,17 @@ class ExactEvaluationTrainer(LossTrainer):
             )
         finally:
             self._making_up = False  # a later evaluation that is interrupted saves what was trained since
+
+
+def _begins_in_one_row(batch: dict[str, Any]) -> list[int] | None:
+    """Where the samples of a batch begin that a collator has put into one row; `None` where each has its own."""
+    if (cu_seq_lens := batch.get("cu_seq_lens_q")) is not None:
+        return [int(begin) for begin in cu_seq_lens[:-1]]
+    positions = batch.get("position_ids")
+    if positions is None or len(positions) != 1:
+        return None
+    begins: list[int] = (positions[0] == 0).nonzero().flatten().tolist()
+    return begins if len(begins) > 1 else None
 
 
 def owes_evaluation(checkpoint: Path) -> bool:

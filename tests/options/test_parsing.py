@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -352,3 +353,15 @@ def test_a_backend_of_communication_needs_several_processes():
     """Otherwise nothing would use it."""
     with pytest.raises(UserError, match="--ddp_backend has no effect in a run of one process"):
         parse(TYPES, ["--ddp_backend", "gloo"])
+
+
+def test_a_broken_config_is_read_once(config, monkeypatch):
+    """It may be a pipe: a second look would wait for ever, or find nothing and say that."""
+    reads = []
+    read_text = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path, **options: reads.append(path) or read_text(path, **options))
+    path = config({})
+    Path(path).write_text('{"seed": 1,}')
+    with pytest.raises(UserError, match="is not JSON"):
+        parse(TYPES, [], path)
+    assert len(reads) == 1

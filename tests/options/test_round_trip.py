@@ -38,7 +38,7 @@ VALUES = {
 }
 # What must stand beside an option.
 BESIDE = {
-    "optim_args": {"optim": "galore_adamw"},
+    "optim_args": {"optim": "adamw_torch_8bit"},
     "optim_target_modules": {"optim": "galore_adamw"},
     "dataloader_prefetch_factor": {"dataloader_num_workers": 1},
     "join_documents": {"sequence_mode": "blocks"},

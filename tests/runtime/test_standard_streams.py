@@ -1,16 +1,18 @@
 """What a command prints may have no reader; it goes on."""
 
+import contextlib
+import io
 import os
 import signal
 import subprocess
 import sys
-import threading
+import time
 
 import pytest
 
 from gpt2_hf.checkpoints import folders
 from gpt2_hf.runtime import stop_signals
-from gpt2_hf.runtime.standard_streams import lasting_streams
+from gpt2_hf.runtime.standard_streams import _LastingFile, lasting_streams
 
 from ..conftest import REPOSITORY, read_json
 from ..faults import harness
@@ -60,6 +62,25 @@ def test_output_is_what_it_was(tmp_path):
     assert result.stderr.count(b"an error") == 3
 
 
+def test_a_slow_reader_ends_nothing():
+    """Where somebody has asked that no write waits, what does not fit is dropped."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with os.fdopen(read, "rb"), _LastingFile(write, "w") as file:
+        for _ in range(4):
+            assert file.write(b"x" * 100_000) > 0
+        print("a line", file=io.TextIOWrapper(io.BufferedWriter(file)), flush=True)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux")
+def test_a_result_that_cannot_be_written_is_no_success():
+    """Only a training goes on: of other commands the output is what was asked for."""
+    result = subprocess.run(
+        ["bash", "-c", '"$0" -m gpt2_hf --version > /dev/full', sys.executable], cwd=REPOSITORY, capture_output=True
+    )
+    assert result.returncode != 0 and b"No space left" in result.stderr
+
+
 def test_streams_are_given_back(capsys):
     """Streams that are no files stay, and so does everything after the command."""
     before = sys.stdout, sys.stderr
@@ -86,6 +107,11 @@ def test_a_signal_without_reader_is_still_remembered(monkeypatch):
         watch.restore()
 
 
+def hear_hangups():
+    """As in a terminal, though the tests may run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(("name", "saved"), [("SIGTERM", True), ("SIGHUP", True), (None, False)])
 def test_a_run_outlives_its_terminal(tiny_options, tmp_path, name, saved):
     """Whoever reads the output goes away: a run ends as ever, and after a signal with a checkpoint and 75."""
@@ -93,17 +119,18 @@ def test_a_run_outlives_its_terminal(tiny_options, tmp_path, name, saved):
     os.mkfifo(pipe)
     options = ["--checkpoint_dir", str(run), "--save_strategy", "no", "--eval_every", "100000"]
     options += ["--max_steps", "100000" if saved else "60", "--max_epochs", "100000"]
-    process = harness.start(["train", *tiny_options, *options], pipe)
-    end = threading.Timer(100, process.kill)
-    end.start()
-    try:
-        with open(pipe) as reader:
-            assert any("step 20/" in line for line in reader)
-        if name:
-            os.kill(process.pid, getattr(signal, name))
-        process.join()
-    finally:
-        end.cancel()
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    process = harness.start(["train", *tiny_options, *options], pipe, prepare=hear_hangups)
+    seen, deadline = b"", time.monotonic() + 100
+    while b"step 20/" not in seen:
+        assert process.is_alive() and time.monotonic() < deadline, seen.decode()
+        time.sleep(0.02)
+        with contextlib.suppress(BlockingIOError):
+            seen += os.read(reader, 1 << 16)
+    os.close(reader)
+    if name:
+        os.kill(process.pid, getattr(signal, name))
+    process.join(100)
     assert process.exitcode == (75 if saved else 0)
     newest, broken = folders.newest_valid(run)
     assert (newest is not None) == saved and not broken

@@ -38,6 +38,18 @@ def test_signal_with_nothing_to_save_leaves_at_once():
         watch.restore()
 
 
+def test_a_second_signal_does_not_break_off_the_leaving():
+    """A closed terminal may send two: what the first one lets go is let go whole."""
+    watch = SignalWatch()
+    watch.install()
+    try:
+        with pytest.raises(SystemExit):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        watch.restore()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX signals")
 def test_second_ctrl_c_ends_at_once():
     """Two Ctrl-C end the process with 130 whatever it is doing."""
@@ -71,17 +83,18 @@ def test_nohup_stays_in_force():
 
 def test_workers_leave_signals_to_the_process_that_trains():
     """A Ctrl-C reaches every process of the terminal; one that prepares batches goes on, after its own start."""
-    before = signal.getsignal(signal.SIGINT)
+    names = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
+    before = {
+        getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in names if hasattr(signal, name)
+    }
     begun = []
     try:
         IgnoringSignals(begun.append)(3)
         signal.raise_signal(signal.SIGINT)
         assert begun == [3]
     finally:
-        for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), signal.SIG_DFL)
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX signals")

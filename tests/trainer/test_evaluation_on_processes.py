@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.data import IterableDataset
-from transformers import default_data_collator
+from transformers import DataCollatorWithFlattening, default_data_collator
 
 from gpt2_hf.data import FlatteningCollator
 
@@ -23,6 +23,8 @@ pytestmark = [
 
 # On two processes of five rows each: the last batches are full and of two rows, and of three rows and none.
 ROWS, FEW_ROWS = BLOCKS[:17], BLOCKS[:13]
+
+LISTS = [{"input_ids": document["input_ids"].tolist()} for document in DOCUMENTS]
 
 
 class Stream(IterableDataset):
@@ -57,6 +59,7 @@ CASES = {
     "shifted stream": {"eval_dataset": Stream(shifted(ROWS))},
     "stream with metrics": {"eval_dataset": Stream(ROWS), "compute_metrics": accuracy},
     "one row": {"eval_dataset": DOCUMENTS, "data_collator": FlatteningCollator()},
+    "one row of another's": {"eval_dataset": LISTS, "data_collator": DataCollatorWithFlattening()},
 }
 
 
