@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from . import written
 from .written import BEST_MODEL, NAMES_FILE, RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME, sha256, sync
 
@@ -174,6 +174,21 @@ def write_json(path: Path, content: Any) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object that a run has written, or that somebody has edited since.
+
+    Raises:
+        UserError: if it is none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise UserError(f"{path} is not JSON ({first_line(error)}); repair it, or delete it") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object; repair it, or delete it")
+    return content
 
 
 def publish_best_model(checkpoint: Path, output_dir: Path) -> None:

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from ..checkpoints.new_folder import require_new_folder
 from ..errors import UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import DemoArguments
 from ..runtime.own_process import suit_changing_shapes
 from ..runtime.precision import current_device_type, resolve_precision
 from .model_loading import load_trained
-from .new_folder import require_new_folder
 from .surprisal import CLASSES, Token, class_of, token_surprisals
 from .text_streaming import stream_texts
 

@@ -81,7 +81,7 @@ def _evaluate(
     if args.output_file:
         losses = ScoredText.joined(scores.values()).losses
         report["pieces"] = {"tokens": losses.tokens.tolist(), "nll": losses.nll.tolist()}
-        _write_report(Path(args.output_file), _printable_numbers(report))
+        _write_report(Path(args.output_file).expanduser(), _printable_numbers(report))
     print(json.dumps(_printable_numbers(report)))
 
 

@@ -42,7 +42,9 @@ def _evaluations(folder: Path) -> dict[str, dict[str, Any]]:
         except (OSError, ValueError):  # somebody else's, not JSON
             continue
         if isinstance(content, dict) and {"pieces", *_SAME_MEASUREMENT} <= content.keys():
-            found[path.name] = content
+            pieces = content["pieces"]
+            if isinstance(pieces, dict) and all(isinstance(pieces.get(name), list) for name in ("tokens", "nll")):
+                found[path.name] = content
     return found
 
 

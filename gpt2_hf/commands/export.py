@@ -14,11 +14,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTraine
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
+from ..checkpoints.new_folder import require_new_folder, staged_folder
 from ..model.configuration_gpt2_hf import GPT2HFConfig
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import ExportArguments
 from .model_loading import load_trained
-from .new_folder import require_new_folder, staged_folder
 
 # Of the largest logit. Both compute the same function in fp32, but with another GELU kernel.
 _TOLERANCE = 1e-5

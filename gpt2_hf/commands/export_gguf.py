@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ..checkpoints.new_folder import staged_folder
 from ..errors import UserError
 from ..model.configuration_gpt2_hf import GPT2HFConfig
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import ExportArguments
 from .export import probe_ids, reference_logits, require_same_logits, stock_weights, with_weights
 from .model_loading import load_trained
-from .new_folder import staged_folder
 
 try:
     import gguf

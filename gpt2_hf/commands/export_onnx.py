@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GPT2LMHeadModel, PreTrainedTokenizerBase
 
+from ..checkpoints.new_folder import staged_folder
 from ..errors import UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import ExportArguments
 from .export import reference_logits, require_same_logits, save_tokenizer, stock_config, stock_weights, with_weights
 from .model_loading import load_trained
-from .new_folder import staged_folder
 
 try:
     import onnxruntime

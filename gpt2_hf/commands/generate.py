@@ -207,7 +207,7 @@ def run_generation(args: GenerationArguments, given: dict[str, str]) -> int:
         if interactive:
             _converse(session)
         elif args.output_file is not None:
-            session.write(records, Path(args.output_file))
+            session.write(records, Path(args.output_file).expanduser())
         else:
             session.show([record["prompt"] for record in records])
     return 0
@@ -239,7 +239,9 @@ def _read_prompts(args: GenerationArguments) -> list[dict[str, Any]]:
     numbered = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not numbered:
         raise UserError(f"--prompt_file: {path} is empty; write one prompt a line")
-    if path.suffix != ".jsonl":
+    if (ending := path.suffix.lower()) in (".json", ".csv", ".tsv", ".parquet"):
+        raise UserError(f"--prompt_file: {path}: write jsonl with the key prompt, or a text file with a prompt a line")
+    if ending not in (".jsonl", ".ndjson"):
         return [{"prompt": line} for _, line in numbered]
     with _integers_of_any_length():
         return [_read_record(line, f"--prompt_file: {path}, line {number}") for number, line in numbered]

@@ -11,13 +11,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from ..checkpoints.new_folder import require_new_folder, staged_folder
 from ..data.tokenizer import check_vocabulary, load_tokenizer, num_ids
 from ..errors import UserError
 from ..model.configuration_gpt2_hf import GPT2HFConfig
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import ImportArguments
 from .foreign_models import ForeignModel, linear_shapes, norm_names, read_foreign_model
-from .new_folder import require_new_folder, staged_folder
 
 # Of the largest logit. Both compute the same function in fp32, but in another order.
 _TOLERANCE = 1e-5

@@ -252,7 +252,7 @@ def _attention_error(attn_implementation: str | None, error: Exception) -> Excep
 def _load_checked_tokenizer(source: str, config: GPT2HFConfig, option: str) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model; it fits the model's vocabulary, and learns its length."""
     tokenizer = _load_own_tokenizer(source, config, option)
-    check_vocabulary(tokenizer, config.num_tokens)
+    check_vocabulary(tokenizer, config.num_tokens, option)
     tokenizer.model_max_length = config.n_positions
     return tokenizer
 
@@ -265,7 +265,7 @@ def _load_own_tokenizer(source: str, config: GPT2HFConfig, option: str) -> PreTr
     )
     if has_files:
         # as an absolute path, because a folder may be called "gpt2" and hold another tokenizer
-        return load_tokenizer(os.path.abspath(source) if os.path.isdir(source) else source)
+        return load_tokenizer(os.path.abspath(source) if os.path.isdir(source) else source, option)
     gpt2 = load_tokenizer()
     if config.num_tokens == num_ids(gpt2):
         return gpt2  # the vocabulary is GPT-2's size, and stock folders often come without a tokenizer

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import written
-from ..checkpoints.folders import list_checkpoints
+from ..checkpoints.folders import list_checkpoints, read_json
 from ..checkpoints.written import (
     BEST_MODEL,
     BEST_MODEL_FILES,
@@ -79,20 +79,20 @@ def read_run(folder: str | Path) -> RunRecord:
     config = folder / RESOLVED_CONFIG_NAME
     if state is None or not config.is_file():
         raise UserError(f"{folder} holds no run with a checkpoint; give the --checkpoint_dir of a run")
-    reached = _read_json(state)
-    history = reached["log_history"]
+    reached = read_json(state)
+    history = reached.get("log_history", [])
     results: dict[str, Any] = {}
     for split in ("train", "eval", "test"):
         path = folder / f"{split}_results.json"
         if path.is_file():
-            results.update(_read_json(path))
+            results.update(read_json(path))
     if "eval_loss" not in results:
         results.update(best_evaluation(history, reached.get("best_global_step")))
     if history:
         results.setdefault("train_steps", history[-1]["step"])
     results["planned_steps"] = reached.get("max_steps", 0)
     # earlier versions wrote secrets into it, which must not get into a card that is published
-    return RunRecord(folder, without_secrets(_read_json(config)), history, results)
+    return RunRecord(folder, without_secrets(read_json(config)), history, results)
 
 
 def best_evaluation(history: Sequence[dict[str, Any]], best_step: int | None) -> dict[str, Any]:
@@ -100,11 +100,6 @@ def best_evaluation(history: Sequence[dict[str, Any]], best_step: int | None) ->
     entries = [entry for entry in history if "eval_loss" in entry]
     of_best = [entry for entry in entries if entry["step"] == best_step]
     return next(reversed(of_best or entries), {})
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
 
 
 def delete_results(output_dir: str | Path) -> None:
@@ -277,13 +272,13 @@ def run_report(args: ReportArguments, given: dict[str, str]) -> int:
             raise UserError(f"{folder}: the report cannot be written ({error.strerror})") from error
         print(f"written: {folder / CARD_NAME}, {folder / CURVES_NAME}")
         return 0
-    picture = Path(args.output_file)
+    picture = Path(args.output_file).expanduser()
     for run in args.runs:
         read_run(run)  # what is wrong with a run is not the picture's fault
     if "output_file" not in given and picture.exists() and not _is_own_picture(picture):
         raise UserError(f"--output_file: {picture} is there and no comparison of runs; name the picture to be written")
     try:
-        lines = compare_runs(args.runs, args.output_file)
+        lines = compare_runs(args.runs, picture)
     except (OSError, ValueError) as error:
         raise UserError(f"--output_file: {args.output_file} cannot be written: {error}") from error
     folders = [Path(folder) for folder in args.runs]

@@ -13,10 +13,10 @@ from pathlib import Path
 from huggingface_hub import SpaceCardData
 from packaging.requirements import Requirement
 
+from ..checkpoints.new_folder import staged_folder
 from ..errors import UserError
 from .demo import DemoModel
 from .export import save_tokenizer
-from .new_folder import staged_folder
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _APP = '''"""Write with a model, and see what surprises it."""

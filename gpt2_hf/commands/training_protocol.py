@@ -4,12 +4,11 @@ In: the data options of the command, and the `resolved_config.json` beside the m
 `evaluate`.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.folders import RESOLVED_CONFIG_NAME
+from ..checkpoints.folders import RESOLVED_CONFIG_NAME, read_json
 from ..errors import UserError
 from ..options.arguments import DataArguments
 
@@ -61,8 +60,7 @@ def read_trained_config(source: str) -> dict[str, Any]:
     path = Path(source) / RESOLVED_CONFIG_NAME
     if not path.is_file():
         return {}
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return config
+    return read_json(path)
 
 
 def read_trained_option(source: str, name: str) -> Any:

@@ -25,13 +25,14 @@ END_OF_TEXT = "<|endoftext|>"
 GPT2_MAX_LENGTH = 1024
 
 
-def load_tokenizer(name_or_path: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(name_or_path: str | None = None, option: str = "--tokenizer_name") -> PreTrainedTokenizerBase:
     """Load a tokenizer by name or path; GPT-2's when the name is left out.
 
     Args:
         name_or_path: a hub id, a folder that `save_pretrained` wrote, or a sentencepiece model (a `.model` file, or a
             folder that holds one). `None`, `"gpt2"` and
             `"openai-community/gpt2"` give GPT-2's byte-level BPE (50,257 ids) without any download.
+        option: what errors name.
 
     Returns:
         The tokenizer. One without a padding token pads with its end of text, as is usual for GPT-2; a collator that
@@ -42,7 +43,7 @@ def load_tokenizer(name_or_path: str | None = None) -> PreTrainedTokenizerBase:
     Raises:
         UserError: if nothing can be loaded from there.
     """
-    tokenizer = _load(name_or_path)
+    tokenizer = _load(name_or_path, option)
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     # Samples may be longer than the model: cutting them is the data stage's work, and needs no warning.
@@ -50,7 +51,7 @@ def load_tokenizer(name_or_path: str | None = None) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _load(name_or_path: str | None) -> PreTrainedTokenizerBase:
+def _load(name_or_path: str | None, option: str) -> PreTrainedTokenizerBase:
     if name_or_path is None or name_or_path in GPT2_NAMES:
         return gpt2_tokenizer()
     path = Path(name_or_path).expanduser()
@@ -62,10 +63,12 @@ def _load(name_or_path: str | None) -> PreTrainedTokenizerBase:
         ensure_hub_or_offline()
     try:
         return AutoTokenizer.from_pretrained(os.path.expanduser(name_or_path))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers library raises no other kind for a file that it cannot read
+        remedy = "give a folder with tokenizer.json"
+        if option == "--tokenizer_name":
+            remedy += ", or leave it out for GPT-2's"
         raise UserError(
-            f"--tokenizer_name: no tokenizer could be loaded from {name_or_path!r} "
-            f"({first_line(error)}); give a folder with tokenizer.json, or leave it out for GPT-2's"
+            f"{option}: no tokenizer could be loaded from {name_or_path!r} ({first_line(error)}); {remedy}"
         ) from error
 
 
@@ -115,11 +118,11 @@ def num_ids(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, option: str = "--tokenizer_name") -> None:
     """Refuse a tokenizer whose ids the model's embedding does not have."""
     if num_ids(tokenizer) > vocab_size:
         raise UserError(
-            f"--tokenizer_name: the tokenizer has {num_ids(tokenizer):,} ids but the model's vocabulary has only "
+            f"{option}: the tokenizer has {num_ids(tokenizer):,} ids but the model's vocabulary has only "
             f"{vocab_size:,}; use the tokenizer the model was trained with, or train from scratch"
         )
 

@@ -18,14 +18,17 @@ from typing import Literal, NamedTuple
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ..errors import EXIT_OK, UserError, printable
-from ..options.arguments import DataArguments, option, require_at_least, require_filled
+from ..checkpoints.new_folder import staged_folder
+from ..errors import EXIT_OK, UserError, first_line, printable
+from ..options.arguments import DataArguments, option, require_at_least, require_at_most, require_filled
 from .encoding import batches_of, has_text
 from .sources import Source, load_sources
 from .tokenizer import END_OF_TEXT
 
 # Every byte has an id, and the end of text one more.
 _SMALLEST_VOCABULARY = 257
+# Beyond any in use; the library takes memory for all of them at once.
+_LARGEST_VOCABULARY = 1 << 24
 
 
 @dataclass
@@ -52,6 +55,7 @@ class TokenizerTrainingArguments:
     def __post_init__(self) -> None:
         require_filled(vars(self))
         require_at_least("vocab_size", self.vocab_size, _SMALLEST_VOCABULARY)
+        require_at_most("vocab_size", self.vocab_size, _LARGEST_VOCABULARY)
         require_at_least("min_frequency", self.min_frequency, 1)
         if (self.train_file is None) == (self.dataset_name is None):
             raise UserError("--train_file: give either --train_file or --dataset_name, to say what to learn from")
@@ -74,7 +78,13 @@ def run_tokenizer_training(args: TokenizerTrainingArguments) -> int:
     train = train_tokenizer if args.model_type == "bpe" else train_character_tokenizer
     tokenizer = train(_texts(source), args.vocab_size, args.min_frequency, source.origin)
     measured = _measure(source, tokenizer)
-    tokenizer.save_pretrained(folder)
+    try:
+        with staged_folder(folder) as staging:
+            tokenizer.save_pretrained(staging)
+    except Exception as error:  # the tokenizers library raises no other kind where the disk is full
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"--output_dir: {folder} cannot be written ({first_line(error)})") from error
     few = f" (fewer than --vocab_size {args.vocab_size:,}: the text has no more to learn)"
     print(f"text: {source.layout}")
     print(f"tokenizer: {len(tokenizer):,} ids{few if len(tokenizer) < args.vocab_size else ''}")

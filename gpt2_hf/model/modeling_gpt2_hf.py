@@ -358,6 +358,8 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
         wants_probabilities = kwargs.pop("output_attentions", None)  # both are read by the decorator
         wants_hidden_states = kwargs.pop("output_hidden_states", None)
         inputs_embeds = self._embed_tokens(input_ids, inputs_embeds)  # [B, T, C]
+        if position_ids is not None and position_ids.ndim == 1:
+            position_ids = position_ids.unsqueeze(0)
         packing = Packing.read(
             lengths_of_documents(cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k),
             document_lengths,

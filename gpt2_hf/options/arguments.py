@@ -13,6 +13,9 @@ from typing import Any, Literal
 from ..errors import UserError
 from .mixture import read_mix
 
+# Samples at once beyond any device. torch makes lists of them; with several processes a last batch is filled up.
+LARGEST_BATCH = 2**20
+
 DEFAULT_HEAD_SIZE = 64
 
 # What `train --help` and `plan --help` show; `--help-all` shows the rest.
@@ -272,6 +275,7 @@ class GenerationArguments:
         require_filled(vars(self), but=("prompt", "stop"))
         for name in ("batch_size", "num_samples"):
             require_at_least(name, getattr(self, name), 1)
+            require_at_most(name, getattr(self, name), LARGEST_BATCH)
         if self.max_new_tokens is not None:
             require_at_least("max_new_tokens", self.max_new_tokens, 1)
         for name in ("temperature", "top_k", "seed"):
@@ -345,6 +349,7 @@ class EvaluationArguments:
     def __post_init__(self) -> None:
         require_filled(vars(self))
         require_at_least("batch_size", self.batch_size, 1)
+        require_at_most("batch_size", self.batch_size, LARGEST_BATCH)
         for name in ("stride", "max_length"):
             if getattr(self, name) is not None:
                 require_at_least(name, getattr(self, name), 1)
@@ -443,6 +448,12 @@ def require_at_least(name: str, value: float, minimum: float) -> None:
     """Raise a `UserError` if the value is below the minimum."""
     if not value >= minimum:
         raise UserError(f"--{name} must be at least {minimum:g}, got {value:g}")
+
+
+def require_at_most(name: str, value: float, maximum: float) -> None:
+    """Raise a `UserError` if the value is above the maximum."""
+    if value > maximum:
+        raise UserError(f"--{name} must be at most {maximum:,}, got {value:,}")
 
 
 def require_positive(name: str, value: float) -> None:

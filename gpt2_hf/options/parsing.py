@@ -50,7 +50,12 @@ _ACTS_WITH = {
     "outtype": ("format", ("gguf",)),
 }
 # The same for options that only act beside another one, whatever its value.
-_ACTS_BESIDE = {"distill_alpha": "distill_from", "distill_temperature": "distill_from"}
+_ACTS_BESIDE = {
+    **dict.fromkeys(("distill_alpha", "distill_temperature"), "distill_from"),
+    **dict.fromkeys(("hub_model_id", "hub_revision"), "push_to_hub"),
+}
+# Optimizers of transformers that have none of AdamW's settings.
+_WITHOUT_MOMENTS = ("adafactor", "sgd", "adagrad", "rmsprop")
 
 
 @dataclass(frozen=True)
@@ -389,6 +394,10 @@ def _check_acting(value: Any, command_line: dict[str, Any]) -> None:
     for name, other in _ACTS_BESIDE.items():
         if name in command_line and hasattr(value, other) and not getattr(value, other):
             raise UserError(f"--{name} has no effect without --{other}; leave it out")
+    optim = str(getattr(getattr(value, "optim", None), "value", getattr(value, "optim", None)))
+    for name in ("adam_beta1", "adam_beta2", "adam_epsilon"):
+        if name in command_line and optim in _WITHOUT_MOMENTS:
+            raise UserError(f"--{name} has no effect with --optim {optim}; leave it out")
     if "warmup_steps" in command_line and getattr(value, "lr_scheduler_type", None) in ("constant", "greedy"):
         raise UserError("--warmup_steps has no effect with --lr_scheduler_type constant; constant_with_warmup has one")
 

@@ -18,7 +18,16 @@ from ..errors import UserError
 from ..runtime import distributed
 from ..runtime.fallbacks import missing_for_compile
 from ..runtime.precision import Precision, PrecisionName, current_device_type, resolve_precision
-from .arguments import option, require_at_least, require_filled, require_finite, require_fraction, require_positive
+from .arguments import (
+    LARGEST_BATCH,
+    option,
+    require_at_least,
+    require_at_most,
+    require_filled,
+    require_finite,
+    require_fraction,
+    require_positive,
+)
 
 MUON = "muon"
 
@@ -34,8 +43,6 @@ _WITHOUT_OPTIM_ARGS = {
     *("adafactor", MUON, "lomo", "adalomo"),
 }
 
-# Samples at once beyond any device; with several processes the last batch is filled up to as many.
-_LARGEST_BATCH = 2**20
 
 # Fields of TrainingArguments that this package's trainer does not act on, and what to do instead.
 _WITHOUT_EFFECT = {
@@ -257,6 +264,8 @@ class GPT2HFTrainingArguments(TrainingArguments):
             self._share, self.gradient_accumulation_steps = divide_batch(
                 self.global_batch_size, self.world_size, self.per_device_train_batch_size
             )
+            largest = LARGEST_BATCH * self._share * self.world_size
+            require_at_most("global_batch_size", self.global_batch_size, largest)
 
     @property
     def samples_per_step(self) -> int:
@@ -368,8 +377,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
         require_finite(vars(self))
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             require_at_least(name, getattr(self, name), 1)
-            if getattr(self, name) > _LARGEST_BATCH:
-                raise UserError(f"--{name} must be at most {_LARGEST_BATCH:,}, got {getattr(self, name):,}")
+            require_at_most(name, getattr(self, name), LARGEST_BATCH)
         for name in ("learning_rate", "num_train_epochs", "adam_epsilon", "logging_steps", "save_steps"):
             require_positive(name, getattr(self, name))
         for name in ("max_training_hours", "eval_steps"):

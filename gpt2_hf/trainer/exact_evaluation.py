@@ -31,6 +31,7 @@ from ..checkpoints.state_files import load_state
 from ..data import EpochSampler, MixedSamples, Samples, TextByTextSampler
 from ..metrics import perplexity
 from ..model.chunked_loss import IGNORE_INDEX
+from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..runtime import distributed
 from ..runtime.random_state import preserved_rng
 from ..runtime.stop_signals import shield_workers
@@ -282,8 +283,9 @@ class ExactEvaluationTrainer(LossTrainer):
         """The loss of a batch on this process, as `compute_loss` has it, times its tokens; and the model's outputs."""
         if self.is_own_model:
             inputs["return_logits"] = not loss_only or self.has_own_loss
-        # The model's sum is taken as it is. A loss of the user's own may be divided, or be a mean from the first.
-        gives_sum = self.model_accepts_loss_kwargs and not self.has_own_loss
+        # The sum of this package's model is taken as it is. The loss of another model, or of the user's own, may be
+        # divided by the number that it is given, or be a mean from the first.
+        gives_sum = type(self.plain_model).forward is GPT2HFForCausalLM.forward and not self.has_own_loss
         divisor = torch.ones_like(num_tokens) if gives_sum else num_tokens.clamp(min=1)
         # `compute_loss` multiplies by the number of processes what it divides by the tokens of all of them.
         num_shares = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1

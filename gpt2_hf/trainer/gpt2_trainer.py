@@ -23,6 +23,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArgumen
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, default_compute_objective
 
 from ..checkpoints.sharding import check_engine
@@ -173,6 +174,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         self._loss_spikes = LossSpikes()
         self._stream: StreamingLoader | None = None
         self._train_sampler: EpochSampler | None = None
+        self._grouped_sampler: LengthGroupedSampler | None = None  # of data that are not this package's
         self._owes_evaluation = False
         if self.distillation is not None:
             self.distillation.forget()
@@ -387,7 +389,9 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         samples = train_dataset if train_dataset is not None else self.train_dataset
         # only the data stage's own samples know the filler that completes the last batch
         if not isinstance(samples, Samples) or self.args.train_sampling_strategy not in STRATEGIES:
-            return super()._get_train_sampler(train_dataset)
+            sampler = super()._get_train_sampler(train_dataset)
+            self._grouped_sampler = sampler if isinstance(sampler, LengthGroupedSampler) else None
+            return sampler
         self._train_sampler = train_sampler(self.args, samples)
         return self._train_sampler
 
@@ -395,6 +399,9 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         # With several processes accelerate's set_epoch does not reach the sampler of a loader that skips batches.
         if self._train_sampler is not None:
             self._train_sampler.set_epoch(epoch)
+        if self._grouped_sampler is not None:  # which would take the random numbers that happen to be there
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            self._grouped_sampler.generator = torch.Generator().manual_seed(seed + epoch)
         return super()._run_epoch(model=model, epoch=epoch, **kwargs)
 
     def get_train_dataloader(self) -> Any:

@@ -171,6 +171,15 @@ def test_a_text_without_spaces_is_valid_json(stock_folder, tmp_path, capsys):
         assert report["word_perplexity"] is None and report["perplexity"] > 1
 
 
+def test_an_edited_config_beside_the_model_is_one_line(finished_run, tmp_path, capsys):
+    """It is a config file, which people edit; and a home folder in an output's name is the user's."""
+    shutil.copytree(finished_run / "best_model", tmp_path / "model")
+    (tmp_path / "model" / "resolved_config.json").write_text('{"seed": 1,}')
+    assert main(["evaluate", "--model_path", str(tmp_path / "model")]) == 2
+    err = capsys.readouterr().err
+    assert "resolved_config.json is not JSON (" in err and err.count("\n") == 1
+
+
 def test_two_processes_score_the_same_as_one(finished_run, capsys):
     """The samples are divided among the processes of torchrun; the sums are the same, and are printed once."""
     options = ["--model_path", str(finished_run / "best_model"), "--max_eval_samples", "17", "--batch_size", "4"]

@@ -411,7 +411,7 @@ def test_ctrl_c_ends_cleanly(folder, monkeypatch, capsys):
     assert capsys.readouterr().err == "\n"
 
 
-@pytest.mark.parametrize("form", ["txt", "jsonl"])
+@pytest.mark.parametrize("form", ["txt", "jsonl", "NDJSON"])
 def test_a_file_of_prompts(folder, model, tokenizer, tmp_path, capsys, form):
     """Prompts of a file, texts to jsonl: what stands beside a prompt is kept, each sample is a line, in order."""
     prompts = tmp_path / f"prompts.{form}"
@@ -444,6 +444,8 @@ def test_a_file_of_prompts(folder, model, tokenizer, tmp_path, capsys, form):
         (["--prompt_file", "EMPTY.txt"], "EMPTY.txt is empty; write one prompt a line"),
         (["--prompt_file", "nowhere.txt"], "nowhere.txt cannot be read (No such file or directory)"),
         (["--prompt_file", "bad.jsonl"], "bad.jsonl, line 2 is not JSON"),
+        (["--prompt_file", "array.json"], "array.json: write jsonl with the key prompt"),
+        (["--num_samples", "1000000000"], "--num_samples must be at most 1,048,576"),
         (["--prompt_file", "other.jsonl"], 'line 1 must be an object like {"prompt": "..."}'),
         (["--prompt_file", "latin.txt"], "latin.txt cannot be read (it is not UTF-8)"),
         (["--prompt_file", "good.txt", "--prompt", "A"], "--prompt has no effect beside --prompt_file"),
@@ -467,6 +469,7 @@ def test_bad_input_is_one_line(folder, tmp_path, monkeypatch, capsys, options, m
     contents = {
         "EMPTY.txt": "\n \n",
         "good.txt": "The\nA\n",
+        "array.json": '[{"prompt": "A"}]',
         "bad.jsonl": '{"prompt": "A"}\n{"prompt"\n',
         "other.jsonl": '{"text": "A"}\n',
     }

@@ -209,6 +209,16 @@ def test_bad_report_commands_are_one_line(finished_run, capsys, options, message
     assert message in err and "--output_file: nowhere" not in err and err.count("\n") == 1
 
 
+def test_a_damaged_record_is_one_line(finished_run, tmp_path, capsys):
+    """A file that was cut while it was copied is named."""
+    shutil.copytree(finished_run, tmp_path / "run")
+    (tmp_path / "run" / "trainer_state.json").write_text('{"log_history": [')
+    for options in ([], [str(finished_run), "--output_file", str(tmp_path / "a.png")]):
+        assert main(["report", str(tmp_path / "run"), *options]) == 2
+        err = capsys.readouterr().err
+        assert "trainer_state.json is not JSON (" in err and err.count("\n") == 1
+
+
 def test_a_card_names_the_folder_that_is_there(finished_run, tmp_path):
     """Without a best model it is the last checkpoint; where nothing was saved, nothing can be loaded."""
     run = tmp_path / "run"

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict, Features, Value, exceptions
 from datasets.arrow_writer import ArrowWriter
-from datasets.table import InMemoryTable
+from datasets.table import CastError, InMemoryTable
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -956,6 +956,46 @@ def test_what_save_to_disk_wrote(tmp_path, splits):
     assert "without configs" in error_of(DataArguments(str(tmp_path / "saved"), "plain"))
 
 
+@pytest.mark.parametrize("name", ["val", "valid", "dev"])
+def test_a_validation_split_by_another_name(tmp_path, name):
+    """It is taken and named, and what is left out too: else training text would be set aside in its place."""
+    rows = {split: Dataset.from_dict({"text": [split]}) for split in ("train", name, "extra")}
+    DatasetDict(rows).save_to_disk(str(tmp_path / "saved"))
+    arguments = DataArguments(str(tmp_path / "saved"), None)
+    assert read(arguments, "validation") == [name]
+    layout = load_sources(arguments)["train"].layout
+    assert f"the split '{name}' is the validation text; NOT READ: the split 'extra'" in layout
+
+
+def test_two_splits_that_may_be_the_validation_text(tmp_path):
+    """Neither is taken, and both are named."""
+    rows = {split: Dataset.from_dict({"text": [split]}) for split in ("train", "val", "dev")}
+    DatasetDict(rows).save_to_disk(str(tmp_path / "saved"))
+    sources = load_sources(DataArguments(str(tmp_path / "saved"), None))
+    assert list(sources) == ["train"] and "NOT READ: the splits 'val', 'dev'" in sources["train"].layout
+
+
+def test_a_card_may_call_the_validation_split_otherwise(tmp_path):
+    """As those of many sets on the hub do."""
+    (tmp_path / "a.txt").write_text("one\n")
+    (tmp_path / "b.txt").write_text("two\n")
+    splits = "".join(
+        f"  - split: {split}\n    path: {path}\n" for split, path in (("train", "a.txt"), ("dev", "b.txt"))
+    )
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{splits}---\n")
+    assert read(DataArguments(str(tmp_path), None), "validation") == ["two\n"]
+
+
+def test_a_file_that_is_trained_on_and_scored(tmp_path):
+    """A pattern may take in the validation file; the run says so."""
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("text\n")
+    arguments = DataArguments(train_file=str(tmp_path / "*.txt"), validation_file=str(tmp_path / "b.txt"))
+    assert "1 of the files of --validation_file is trained on too (b.txt)" in load_sources(arguments)["train"].layout
+    arguments = DataArguments(train_file=str(tmp_path / "a.txt"), validation_file=str(tmp_path / "b.txt"))
+    assert "trained on" not in load_sources(arguments)["train"].layout
+
+
 def test_what_save_to_disk_wrote_later(tmp_path):
     """The key follows the content of the files: the library's fingerprint may be that of an earlier text."""
     arguments, keys = DataArguments(str(tmp_path / "saved"), None), []
@@ -982,6 +1022,23 @@ def test_a_connection_that_breaks(gpt2, monkeypatch):  # noqa: F811
         tokenize(rows, gpt2)
     message = "--dataset_name: the train split of x/y cannot be read after row 1 (Connection reset by peer); try again"
     assert str(error.value).startswith(message)
+
+
+ANOTHER_COLUMN = CastError("another column", table_column_names=["a"], requested_column_names=["b"])
+
+
+@pytest.mark.parametrize("error", [ANOTHER_COLUMN, KeyError("text"), ValueError("3 fields, saw 4")])
+def test_a_streamed_row_of_another_shape(monkeypatch, error):
+    """A later file of the set has other columns: one line, and the row before it."""
+    rows = RowSource("train", Dataset.from_dict({"text": ["one"]}), "text", readers.DocumentUnit.ROW, "", "x/y")
+
+    def broken(self, first):
+        yield "one"
+        raise error
+
+    monkeypatch.setattr(RowSource, "_column", broken)
+    with pytest.raises(UserError, match=r"cannot be read after row 1 .*its files do not all have the same columns"):
+        list(rows.documents())
 
 
 NAMES = [

@@ -239,3 +239,12 @@ def test_sentencepiece_is_not_installed(tmp_path, monkeypatch):
     (tmp_path / "b.model").write_bytes(b"")
     with pytest.raises(UserError, match="holds 2 sentencepiece models"):
         load_tokenizer(str(tmp_path))
+
+
+def test_a_tokenizer_of_another_version(tmp_path):
+    """A file that the tokenizers library cannot read is one line, which names the option that led to it."""
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    (tmp_path / "tokenizer.json").write_text('{"version": "9.0", "added_tokens": [], "model": {"type": "unheard of"}}')
+    with pytest.raises(UserError, match=r"--model_path: no tokenizer could be loaded from .*tokenizer.json$") as error:
+        load_tokenizer(str(tmp_path), "--model_path")
+    assert "\n" not in str(error.value)

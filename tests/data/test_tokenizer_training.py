@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
 from gpt2_hf.commands.model_loading import build_config
 from gpt2_hf.commands.text_units import TextUnits
@@ -180,3 +181,19 @@ def test_folder_that_is_there(tmp_path):
     (tmp_path / "keep.txt").write_text("keep")
     with pytest.raises(UserError, match=r"--output_dir: .* not empty"):
         run_tokenizer_training(TokenizerTrainingArguments(dataset_name="python-docs", output_dir=str(tmp_path)))
+
+
+def test_a_disk_that_is_full_in_the_end(tmp_path, monkeypatch):
+    """What the tokenizers library raises is one line, and nothing is left in the way of the next try."""
+
+    def refuse(tokenizer, folder):
+        (folder / "tokenizer_config.json").write_text("{}")
+        raise Exception("No space left on device (os error 28)")
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", refuse)
+    arguments = TokenizerTrainingArguments(
+        dataset_name="python-docs", vocab_size=300, output_dir=str(tmp_path / "own")
+    )
+    with pytest.raises(UserError, match=r"--output_dir: .*own cannot be written \(No space left on device"):
+        run_tokenizer_training(arguments)
+    assert list(tmp_path.iterdir()) == []

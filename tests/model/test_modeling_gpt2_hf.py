@@ -693,3 +693,10 @@ def test_generation_config_is_saved_and_loaded(tmp_path):
     model.generation_config = GenerationConfig(do_sample=True, top_k=7, eos_token_id=96, pad_token_id=96)
     model.save_pretrained(tmp_path)
     assert AutoModelForCausalLM.from_pretrained(tmp_path).generation_config.top_k == 7
+
+
+def test_one_row_of_positions_is_that_of_all_rows():
+    """Positions of one dimension, as stock GPT-2 takes them."""
+    model, stock, ids = make_model(), make_stock(), random_ids(3, 9)
+    positions = torch.arange(9) + 2
+    assert (model(ids, position_ids=positions).logits - stock(ids, position_ids=positions).logits).abs().max() <= 1e-5

@@ -112,6 +112,9 @@ def test_both_spellings_work_in_both_places(config, alias, name, value):
             )
         ),
         (["--d_model"], "--d_model: expected one argument"),
+        (["--hub_model_id", "me/x"], "--hub_model_id has no effect without --push_to_hub"),
+        (["--optim", "adafactor", "--adam_beta2", "0.99"], "--adam_beta2 has no effect with --optim adafactor"),
+        (["--global_batch_size", "1000000000"], "--global_batch_size must be at most 8,388,608, got 1,000,000,000"),
         (["--optim_args", "foo=1"], "--optim_args has no effect with --optim adamw_torch_fused"),
         (
             ["--optim", "muon", "--optim_target_modules", "c_fc"],

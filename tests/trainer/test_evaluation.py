@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments, default_data_collator
 
-from gpt2_hf import GPT2HFTrainer
+from gpt2_hf import GPT2HFForCausalLM, GPT2HFTrainer
 from gpt2_hf.errors import UserError
 from gpt2_hf.trainer.callbacks import EvaluationInterruptedError
 
@@ -373,3 +373,21 @@ def test_a_stream_of_documents_is_trained_and_scored_in_one_row(tmp_path):
         trainer.train()
         losses.append([entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry])
     assert len(losses[0]) == 2 and losses[1] == pytest.approx(losses[0], abs=1e-6)
+
+
+class Mean(GPT2HFForCausalLM):
+    """A model with a loss of its own: the mean of the batch, whatever number it is given."""
+
+    def forward(self, input_ids=None, labels=None, **kwargs):
+        kwargs.pop("num_items_in_batch", None)
+        outputs = super().forward(input_ids, **kwargs | {"return_logits": True})
+        outputs.loss = torch.nn.functional.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        return outputs
+
+
+def test_a_model_whose_loss_is_a_mean(tmp_path):
+    """`**kwargs` in its forward do not say that it heeds them: the mean counts by the tokens of its batch."""
+    plain = make_model()
+    model = Mean(plain.config)
+    model.load_state_dict(plain.state_dict())
+    assert_exact(make_trainer(tmp_path, model=model).evaluate(), true_loss(plain, BLOCKS[:11]))

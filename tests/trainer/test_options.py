@@ -1,5 +1,6 @@
 """Options of transformers' TrainingArguments that the base class reads: they act here as there."""
 
+import datasets
 import pytest
 import torch
 from transformers import TrainerCallback
@@ -86,7 +87,6 @@ def test_evaluation_options(tmp_path):
 @pytest.mark.parametrize("strategy", ["group_by_length", "batch_rebalance", "sequential"])
 def test_orders_of_foreign_data(tmp_path, strategy):
     """`train_sampling_strategy` with a column of lengths."""
-    datasets = pytest.importorskip("datasets")
     rows = [{"input_ids": row["input_ids"].tolist(), "labels": row["labels"].tolist(), "n": 32} for row in BLOCKS]
     trainer = make_trainer(
         tmp_path,
@@ -97,6 +97,36 @@ def test_orders_of_foreign_data(tmp_path, strategy):
     )
     trainer.train()
     assert trainer.state.global_step == 2
+
+
+def test_foreign_data_by_length_go_on_exactly(tmp_path):
+    """The order of an epoch follows from its number: a run that is resumed in the second goes on in that order."""
+    rows = [{"input_ids": row["input_ids"].tolist(), "labels": row["labels"].tolist(), "n": 32} for row in BLOCKS]
+    options = {"train_dataset": datasets.Dataset.from_list(rows), "train_sampling_strategy": "group_by_length"}
+    options |= {"length_column_name": "n", "max_steps": 12, "save_steps": 8, "eval_strategy": "no"}
+    whole = make_trainer(tmp_path / "whole", **options)
+    whole.train()
+    resumed = make_trainer(tmp_path / "resumed", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-8"))
+    weights = [trainer.model.state_dict() for trainer in (whole, resumed)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_epochs_of_data_without_a_length(tmp_path):
+    """Nobody knows where a pass ends before it has: it is logged, evaluated and saved then, and at the very end."""
+    epochs = dict.fromkeys(("eval_strategy", "save_strategy", "logging_strategy"), "epoch")
+    trainer = make_trainer(tmp_path, train_dataset=Endless(), max_steps=15, **epochs)
+    trainer.train()
+    for key in ("loss", "eval_loss"):
+        assert [entry["step"] for entry in trainer.state.log_history if key in entry] == [6, 12, 15]
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (6, 12, 15)}
+
+
+class Endless(torch.utils.data.IterableDataset):
+    """24 rows without a length."""
+
+    def __iter__(self):
+        return iter(BLOCKS)
 
 
 def test_workers_that_load_data(tmp_path):

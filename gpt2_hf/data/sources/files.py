@@ -5,7 +5,7 @@ import glob
 import os
 from collections.abc import Iterable
 
-from ...errors import UserError
+from ...errors import UserError, printable
 from ...options.arguments import DataArguments
 from ..readers import DocumentUnit, Format, TextFile, columns_of, headers_of, text_file
 from .columns import find_text_column, unit_of_rows, wanted_columns
@@ -14,7 +14,7 @@ from .source import SPLITS, FileSource, Source
 
 def sources_of_files(args: DataArguments) -> dict[str, Source]:
     """train_file, validation_file and test_file, each a path or a glob."""
-    sources: dict[str, Source] = {}
+    sources: dict[str, FileSource] = {}
     for split in SPLITS:
         pattern = getattr(args, f"{split}_file")
         if pattern is not None:
@@ -22,7 +22,23 @@ def sources_of_files(args: DataArguments) -> dict[str, Source]:
             files = [text_file(path, option) for path in _matches(pattern, option)]
             sources[split] = file_source(split, files, args)
     check_columns(sources.values(), args)
-    return sources
+    if note := "; ".join(filter(None, (_shared_with_training(split, sources) for split in SPLITS[1:]))):
+        sources["train"] = dataclasses.replace(sources["train"], note=note)
+    return dict(sources)
+
+
+def _shared_with_training(split: str, sources: dict[str, FileSource]) -> str:
+    """For the user: files that are both trained on and scored; "" if there are none."""
+    if split not in sources or "train" not in sources:
+        return ""
+    trained = {os.path.realpath(file.path) for file in sources["train"].files}
+    shared = [file.path for file in sources[split].files if os.path.realpath(file.path) in trained]
+    if not shared:
+        return ""
+    names = ", ".join(map(os.path.basename, shared[:3])) + (", ..." if len(shared) > 3 else "")
+    verb = "is" if len(shared) == 1 else "are"
+    consequence = f"the {split} loss tells what was learned by heart"
+    return printable(f"{len(shared)} of the files of --{split}_file {verb} trained on too ({names}): {consequence}")
 
 
 def file_source(split: str, files: list[TextFile], args: DataArguments) -> FileSource:

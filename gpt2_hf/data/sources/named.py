@@ -24,6 +24,8 @@ from .source import SPLITS, FileSource, RowSource, Source
 _NO_READING_OPTIONS = {"name", "version", "data_dir", "data_files", "description", "features", "sep", "delimiter"}
 # By their names the datasets library knows tasks of Harbor, and makes rows of them.
 _FILES_OF_HARBOR = ("task.toml", "instruction.md")
+# What others call the split `validation`; the library knows these names of files, but not of splits.
+_NAMES_OF_VALIDATION = ("valid", "val", "dev")
 # Files that are not read are named up to this number.
 _UNREAD_NAMES = 3
 
@@ -77,12 +79,33 @@ def _sources_of_folder(name: str, args: DataArguments) -> dict[str, Source]:
         if sources is None:
             sources = _sources_of_library(name, config_name, args)
         unread = _unread_files(name, folder, config)
-        if unread and sources:  # it is said once, not of each split
-            first = "train" if "train" in sources else next(iter(sources))
-            source = sources[first]
-            assert isinstance(source, FileSource | RowSource)
-            sources[first] = dataclasses.replace(source, note=unread)
+        return _with_note(sources, unread)
+
+
+def _with_note(sources: dict[str, Source], note: str) -> dict[str, Source]:
+    """The sources, one of which tells the user something more; it is said once, not of each split."""
+    if not note or not sources:
         return sources
+    first = "train" if "train" in sources else next(iter(sources))
+    source = sources[first]
+    assert isinstance(source, FileSource | RowSource)
+    noted = dataclasses.replace(source, note="; ".join(filter(None, [source.note, note])))
+    return {**sources, first: noted}
+
+
+def _known_splits(found: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """The splits by the names that they have here, and a note about what is left out or was called otherwise."""
+    known = {split: found[split] for split in SPLITS if split in found}
+    others = [name for name in found if name not in known]
+    notes = []
+    candidates = [name for name in others if name in _NAMES_OF_VALIDATION]
+    if "validation" not in known and len(candidates) == 1:
+        known["validation"] = found[candidates[0]]
+        others.remove(candidates[0])
+        notes.append(f"the split {candidates[0]!r} is the validation text")
+    if others:
+        notes.append(f"NOT READ: the split{'s' if len(others) > 1 else ''} {', '.join(map(repr, others))}")
+    return known, printable("; ".join(notes))
 
 
 def _sources_of_disk(name: str, args: DataArguments) -> dict[str, Source]:
@@ -92,13 +115,13 @@ def _sources_of_disk(name: str, args: DataArguments) -> dict[str, Source]:
     args.dataset_config_name = None
     loaded = datasets.load_from_disk(name)
     splits = {"train": loaded} if isinstance(loaded, Dataset) else loaded
+    known, note = _known_splits(splits)
     sources: dict[str, Source] = {}
-    for split, rows in splits.items():
-        if split in SPLITS:
-            # the fingerprint goes by what was done to the rows, not by what it gave
-            version = repr([file_key(file["filename"]) for file in rows.cache_files])
-            sources[split] = _row_source(split, rows, args, version)
-    return sources
+    for split, rows in known.items():
+        # the fingerprint goes by what was done to the rows, not by what it gave
+        version = repr([file_key(file["filename"]) for file in rows.cache_files])
+        sources[split] = _row_source(split, rows, args, version)
+    return _with_note(sources, note)
 
 
 def _sources_of_files_in(folder: PlainFolder, config: Any, args: DataArguments) -> dict[str, Source] | None:
@@ -114,16 +137,15 @@ def _sources_of_files_in(folder: PlainFolder, config: Any, args: DataArguments) 
         found = {split: texts for split, paths in found.items() if (texts := list(filter(_is_text, paths)))}
         if not found:
             return None
+    known, note = _known_splits(found)
     sources: dict[str, Source] = {}
-    for split in SPLITS:
-        if split not in found:
-            continue
-        files = [text_file(path, "--dataset_name") for path in found[split]]
+    for split, paths in known.items():
+        files = [text_file(path, "--dataset_name") for path in paths]
         if getattr(config, "sep", ",") != ",":
             files = [dataclasses.replace(file, delimiter=config.sep) for file in files]
         sources[split] = file_source(split, files, args)
     check_columns(sources.values(), args)
-    return sources
+    return _with_note(sources, note)
 
 
 def _is_text(path: str) -> bool:
@@ -184,7 +206,8 @@ def _choose_config(name: str, args: DataArguments) -> str | None:
 
 
 def _row_sources(loaded: Mapping[str, Any], args: DataArguments, version: str = "") -> dict[str, Source]:
-    return {split: _row_source(split, rows, args, version) for split, rows in loaded.items() if split in SPLITS}
+    known, note = _known_splits(loaded)
+    return _with_note({split: _row_source(split, rows, args, version) for split, rows in known.items()}, note)
 
 
 def _row_source(split: str, dataset: Dataset | IterableDataset, args: DataArguments, version: str = "") -> RowSource:

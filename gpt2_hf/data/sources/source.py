@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import datasets
 import fsspec.asyn
 import pyarrow as pa
 from datasets import Dataset, IterableDataset
@@ -198,6 +199,13 @@ class RowSource:
             raise UserError(
                 f"--dataset_name: column {self.column!r} of the {self.name} split cannot be read after row {number:,} "
                 f"({first_line(error)}); repair the files"
+            ) from error
+        except (ValueError, KeyError, datasets.exceptions.DatasetsError) as error:  # rows of another shape
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"--dataset_name: the {self.name} split of {self.dataset_name} cannot be read after row {number:,} "
+                f"({first_line(error)}); its files do not all have the same columns"
             ) from error
         except OSError as error:  # of the network too
             raise UserError(

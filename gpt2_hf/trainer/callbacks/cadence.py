@@ -41,8 +41,10 @@ class CadenceCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         # The Trainer's own place for epoch strategies. It comes after the checkpoint of the epoch's last step, which
-        # could not remember what happens here, and also in mid-epoch when a run stops.
-        control.should_log = control.should_evaluate = control.should_save = False
+        # could not remember what happens here, and also in mid-epoch when a run stops. But of data without a length
+        # nobody knows before that a step is the last one of an epoch.
+        if ends_epoch(state) or control.should_training_stop or state.global_step >= state.max_steps:
+            control.should_log = control.should_evaluate = control.should_save = False
         return control
 
     def on_evaluate(

@@ -9,8 +9,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..checkpoints import folders
 from ..errors import UserError
+from . import folders
 
 
 def require_new_folder(output_dir: str, option: str = "--output_dir") -> Path:
