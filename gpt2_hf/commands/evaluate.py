@@ -81,8 +81,10 @@ def _evaluate(
     if args.output_file:
         losses = ScoredText.joined(scores.values()).losses
         report["pieces"] = {"tokens": losses.tokens.tolist(), "nll": losses.nll.tolist()}
-        _write_report(Path(args.output_file).expanduser(), _printable_numbers(report))
-    print(json.dumps(_printable_numbers(report)))
+    report = _printable_numbers(report)
+    if args.output_file:
+        _write_report(Path(args.output_file).expanduser(), report)
+    print(json.dumps(report))
 
 
 def _find_models(args: EvaluationArguments) -> tuple[list[SavedModel], list[SavedModel]]:

@@ -273,12 +273,12 @@ def run_report(args: ReportArguments, given: dict[str, str]) -> int:
         print(f"written: {folder / CARD_NAME}, {folder / CURVES_NAME}")
         return 0
     picture = Path(args.output_file).expanduser()
-    for run in args.runs:
-        read_run(run)  # what is wrong with a run is not the picture's fault
     if "output_file" not in given and picture.exists() and not _is_own_picture(picture):
         raise UserError(f"--output_file: {picture} is there and no comparison of runs; name the picture to be written")
     try:
         lines = compare_runs(args.runs, picture)
+    except UserError:
+        raise  # what is wrong with a run is not the picture's fault
     except (OSError, ValueError) as error:
         raise UserError(f"--output_file: {args.output_file} cannot be written: {error}") from error
     folders = [Path(folder) for folder in args.runs]

@@ -191,13 +191,12 @@ STRATEGIES = ("random", "sequential", "group_by_length")
 
 def train_sampler(args: "GPT2HFTrainingArguments", samples: "Samples") -> EpochSampler:
     """The order in which a run trains on its samples; the trainer draws it and `plan` counts with it."""
+    # A single batch that is short has one shape in every epoch, and need not be divided.
+    is_single = args.world_size <= 1 and args.train_batch_size >= len(samples)
     return EpochSampler(
         len(samples),
         args.seed if args.data_seed is None else args.data_seed,
-        # A single batch that is short has one shape in every epoch, and need not be divided.
-        1
-        if args.world_size <= 1 and args.train_batch_size >= len(samples)
-        else args.train_batch_size * args.world_size,
+        1 if is_single else args.train_batch_size * args.world_size,
         lengths=samples.lengths if args.train_sampling_strategy == "group_by_length" else None,
         shuffle=args.train_sampling_strategy != "sequential",
         step_size=args.samples_per_step,

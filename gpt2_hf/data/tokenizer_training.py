@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ..checkpoints.new_folder import staged_folder
+from ..checkpoints.new_folder import require_new_folder, staged_folder
 from ..errors import EXIT_OK, UserError, first_line, printable
 from ..options.arguments import DataArguments, option, require_at_least, require_at_most, require_filled
 from .encoding import batches_of, has_text
@@ -72,8 +72,8 @@ def run_tokenizer_training(args: TokenizerTrainingArguments) -> int:
     Raises:
         UserError: if there is no text, or the folder is not empty or cannot be written; nothing is written then.
     """
-    folder = Path(args.output_dir).expanduser()
-    _check_folder(folder)
+    folder = require_new_folder(args.output_dir)
+    _check_writable(folder)
     source = _source(args)
     train = train_tokenizer if args.model_type == "bpe" else train_character_tokenizer
     tokenizer = train(_texts(source), args.vocab_size, args.min_frequency, source.origin)
@@ -173,12 +173,10 @@ def _as_tokenizer(backend: Tokenizer) -> PreTrainedTokenizerFast:
     )
 
 
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder that is not empty or cannot be written, before the work and not after it; leave no trace."""
+def _check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written, before the work and not after it; leave no trace."""
     missing: list[Path] = []
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"--output_dir: {folder} is there and not empty; choose a new folder")
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

@@ -13,6 +13,7 @@ from typing import Any
 from ..checkpoints import folders
 from ..checkpoints.folders import RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME
 from ..checkpoints.written import sha256
+from ..commands.training_protocol import read_trained_config
 from ..data import LoadedData
 from ..errors import UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
@@ -128,8 +129,7 @@ def _choose_checkpoint(run: Run) -> Path | None:
 
 def _saved_config(checkpoint: Path) -> dict[str, Any] | None:
     """The resolved config of the run that wrote a checkpoint, if it is there."""
-    path = checkpoint / RESOLVED_CONFIG_NAME
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    return read_trained_config(str(checkpoint)) or None
 
 
 # With another value of these, or another validation text, evaluations cannot be compared with earlier ones.

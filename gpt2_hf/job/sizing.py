@@ -8,7 +8,6 @@ What is chosen is written into the options of the run, as if it had been typed. 
 """
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from ..checkpoints.folders import RESOLVED_CONFIG_NAME
 from ..commands.model_loading import build_model, tie_unused_tokens
+from ..commands.training_protocol import read_trained_config
 from ..data import LoadedData, PaddingCollator, Samples
 from ..errors import UserError
 from ..options.arguments import CHOSEN_BY_SIZE, DataArguments, ModelArguments
@@ -415,8 +414,7 @@ class _Meter:
 
 def restore(chooser: Chooser, checkpoint: Path) -> None:
     """Take over what was chosen when the run began; what is stated now stays, and is compared with it later."""
-    path = checkpoint / RESOLVED_CONFIG_NAME
-    saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    saved = read_trained_config(str(checkpoint))
     values = {name: saved[name] for name in CHOSEN_BY_SIZE if name in saved}
     for name, kind in (("save_strategy", SaveStrategy), ("eval_strategy", IntervalStrategy)):
         if name in values:

@@ -144,18 +144,17 @@ class ExactEvaluationTrainer(LossTrainer):
         state = self.accelerator.gradient_state
         if not (self._may_repeat and state.end_of_dataloader and state.remainder > 0):
             return inputs
-        without = {}
-        for name in ("labels", "shift_labels"):
-            if isinstance(inputs.get(name), torch.Tensor):
-                labels = without[name] = inputs[name].clone()
-                begins = _begins_in_one_row(inputs)
-                share = len(labels) if begins is None else len(begins)
-                num_new = max(state.remainder - self.args.process_index * share, 0)
-                if begins is None:
-                    labels[num_new:] = IGNORE_INDEX
-                elif num_new < len(begins):
-                    labels[:, begins[num_new] :] = IGNORE_INDEX
-        return {**inputs, **without}
+        begins = _begins_in_one_row(inputs)
+        targets = {name: inputs[name] for name in ("labels", "shift_labels") if torch.is_tensor(inputs.get(name))}
+        for name, given in targets.items():
+            labels = targets[name] = given.clone()
+            share = len(labels) if begins is None else len(begins)
+            num_new = max(state.remainder - self.args.process_index * share, 0)
+            if begins is None:
+                labels[num_new:] = IGNORE_INDEX
+            elif num_new < share:
+                labels[:, begins[num_new] :] = IGNORE_INDEX
+        return {**inputs, **targets}
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         """In the order of the data; filler gives every process as many batches as the others."""

@@ -1,9 +1,11 @@
 """What the tests of the Trainer share: a tiny model, rows with labels, and a Trainer of four steps around them."""
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch.utils.data import IterableDataset
 from transformers import TrainingArguments, default_data_collator
 
 from gpt2_hf import GPT2HFTrainer, GPT2HFTrainingArguments
@@ -16,6 +18,16 @@ LENGTHS = [9, 30, 4, 17, 25, 12, 3, 28, 20, 7, 14]
 # as the data stage gives them: without labels, of unequal length
 DOCUMENTS = [{"input_ids": ids[:n].numpy()} for ids, n in zip(random_ids(11, 32, seed=5), LENGTHS, strict=True)]
 COLLATORS = {"padded": PaddingCollator(96), "padding_free": FlatteningCollator(), "stock": default_data_collator}
+
+
+class Stream(IterableDataset):
+    """Rows whose number nobody knows."""
+
+    def __init__(self, rows: Sequence[Any]):
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.rows)
 
 
 def make_model(which: str = "ours") -> Any:

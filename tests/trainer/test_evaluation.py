@@ -10,7 +10,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments, default_data_collator
 
 from gpt2_hf import GPT2HFForCausalLM, GPT2HFTrainer
@@ -18,7 +17,18 @@ from gpt2_hf.errors import UserError
 from gpt2_hf.trainer.callbacks import EvaluationInterruptedError
 
 from ..conftest import REPOSITORY
-from .helpers import BLOCKS, COLLATORS, DOCUMENTS, assert_exact, logged, make_model, make_trainer, settings, true_loss
+from .helpers import (
+    BLOCKS,
+    COLLATORS,
+    DOCUMENTS,
+    Stream,
+    assert_exact,
+    logged,
+    make_model,
+    make_trainer,
+    settings,
+    true_loss,
+)
 
 
 def accuracy(prediction):
@@ -301,16 +311,6 @@ def test_the_loss_over_all_splits_decides_unless_one_is_chosen(tmp_path):
         make_trainer(tmp_path, eval_dataset=SPLITS, early_stopping_patience=2)
 
 
-class Stream(IterableDataset):
-    """Rows whose number nobody knows."""
-
-    def __init__(self, rows):
-        self.rows = rows
-
-    def __iter__(self):
-        return iter(self.rows)
-
-
 def test_splits_of_unknown_size(tmp_path):
     """A stream is scored exactly, and its time is learnt from the first evaluation."""
     trainer = make_trainer(tmp_path, eval_dataset={"a": Stream(BLOCKS[:7]), "b": BLOCKS[7:9]})
@@ -357,19 +357,12 @@ def test_default_collator_is_stocks(tmp_path):
     assert make_trainer(tmp_path, data_collator=None).data_collator is default_data_collator
 
 
-class DocumentStream(IterableDataset):
-    """Documents without a length."""
-
-    def __iter__(self):
-        return iter(DOCUMENTS)
-
-
 def test_a_stream_of_documents_is_trained_and_scored_in_one_row(tmp_path):
     """An iterable dataset of the user's own, with the collator that pads nothing: as from a list."""
     losses = []
-    for documents in (DOCUMENTS, DocumentStream()):
+    for documents in (DOCUMENTS, Stream(DOCUMENTS)):
         options = {"data_collator": COLLATORS["padding_free"], "remove_unused_columns": False, "save_strategy": "no"}
-        trainer = make_trainer(tmp_path, train_dataset=DocumentStream(), eval_dataset=documents, **options)
+        trainer = make_trainer(tmp_path, train_dataset=Stream(DOCUMENTS), eval_dataset=documents, **options)
         trainer.train()
         losses.append([entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry])
     assert len(losses[0]) == 2 and losses[1] == pytest.approx(losses[0], abs=1e-6)

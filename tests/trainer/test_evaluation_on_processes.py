@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import IterableDataset
 from transformers import DataCollatorWithFlattening, default_data_collator
 
 from gpt2_hf.data import FlatteningCollator
 
 from .. import ranks
 from ..faults import harness
-from .helpers import BLOCKS, DOCUMENTS, make_trainer
+from .helpers import BLOCKS, DOCUMENTS, Stream, make_trainer
 
 pytestmark = [
     pytest.mark.distributed,
@@ -25,16 +24,6 @@ pytestmark = [
 ROWS, FEW_ROWS = BLOCKS[:17], BLOCKS[:13]
 
 LISTS = [{"input_ids": document["input_ids"].tolist()} for document in DOCUMENTS]
-
-
-class Stream(IterableDataset):
-    """Rows without a length."""
-
-    def __init__(self, rows):
-        self.rows = rows
-
-    def __iter__(self):
-        return iter(self.rows)
 
 
 def shifted(rows):

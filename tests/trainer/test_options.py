@@ -7,7 +7,7 @@ from transformers import TrainerCallback
 
 from gpt2_hf.errors import UserError
 
-from .helpers import BLOCKS, assert_exact, logged, make_model, make_trainer, true_loss
+from .helpers import BLOCKS, Stream, assert_exact, logged, make_model, make_trainer, true_loss
 
 
 def test_options_that_the_base_class_reads_act(tmp_path):
@@ -115,18 +115,11 @@ def test_foreign_data_by_length_go_on_exactly(tmp_path):
 def test_epochs_of_data_without_a_length(tmp_path):
     """Nobody knows where a pass ends before it has: it is logged, evaluated and saved then, and at the very end."""
     epochs = dict.fromkeys(("eval_strategy", "save_strategy", "logging_strategy"), "epoch")
-    trainer = make_trainer(tmp_path, train_dataset=Endless(), max_steps=15, **epochs)
+    trainer = make_trainer(tmp_path, train_dataset=Stream(BLOCKS), max_steps=15, **epochs)
     trainer.train()
     for key in ("loss", "eval_loss"):
         assert [entry["step"] for entry in trainer.state.log_history if key in entry] == [6, 12, 15]
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (6, 12, 15)}
-
-
-class Endless(torch.utils.data.IterableDataset):
-    """24 rows without a length."""
-
-    def __iter__(self):
-        return iter(BLOCKS)
 
 
 def test_workers_that_load_data(tmp_path):
