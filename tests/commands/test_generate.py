@@ -1,8 +1,8 @@
 """Text: what `generate` gives equals stock GPT-2's, and our own function keeps its promises."""
 
-import contextlib
 import io
 import json
+import os
 import sys
 
 import pytest
@@ -16,11 +16,12 @@ from transformers import (
     pipeline,
 )
 
-from gpt2_hf import generate_text, generate_texts, load_tokenizer
+from gpt2_hf import generate_text, generate_texts
 from gpt2_hf.__main__ import main
+from gpt2_hf.commands import generate as generate_command
 from gpt2_hf.errors import UserError
 
-from ..tiny_models import N_POSITIONS, make_model, make_stock, padded_batch, random_ids, twin_of
+from ..tiny_models import N_POSITIONS, attention_backend, make_model, make_stock, padded_batch, random_ids, twin_of
 
 WAYS = {
     "greedy": {"do_sample": False},
@@ -32,21 +33,10 @@ WAYS = {
 }
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer()
-
-
 def generate(model, inputs, seed=0, **options):
     """New tokens, from a fixed seed."""
     torch.manual_seed(seed)
     return model.generate(**inputs, max_new_tokens=12, pad_token_id=96, eos_token_id=96, **options)
-
-
-def attention_backend(name):
-    """flex_attention runs here as its unfused formula: compiling its kernel takes half a minute on a CPU."""
-    flex = name == "flex_attention"
-    return torch.compiler.set_stance("force_eager") if flex else contextlib.nullcontext()
 
 
 # --- transformers' generate ---
@@ -291,11 +281,25 @@ def test_sampled_texts_come_again_from_seed_prompts_and_batch_size(model, tokeni
 
 
 def test_left_out_the_length_is_what_fits(model, tokenizer):
-    """128 tokens, or the room after the longest prompt; a prompt that fills the model is refused."""
+    """128 tokens, or the room after the prompt; a prompt that fills the model is refused."""
     (text,) = generate_text(model, tokenizer, "The " * 20, temperature=0)
     assert len(tokenizer(text).input_ids) <= 64
-    with pytest.raises(UserError, match="prompt 2 has 65 tokens, but the model has 64 positions; shorten it"):
-        generate_texts(model, tokenizer, ["The", "The" * 65])
+    for tokens in (64, 65):
+        message = f"prompt 2 has {tokens} tokens, which leave no room in the model's 64 positions; shorten it"
+        with pytest.raises(UserError, match=message):
+            generate_texts(model, tokenizer, ["The", "The" * tokens])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_a_long_prompt_shortens_no_other_text(model, tokenizer, batch_size):
+    """Left out, the length is that of each prompt alone, and the texts come in the order of the prompts."""
+    prompts = ["The" * 60, "A", "The" * 62, "One", "A" * 60]
+    alone = [generate_text(model, tokenizer, prompt, temperature=0) for prompt in prompts]
+    together = generate_texts(model, tokenizer, prompts, temperature=0, batch_size=batch_size)
+    assert [[prompt + text for text in texts] for prompt, texts in zip(prompts, together, strict=True)] == alone
+    assert min(len(tokenizer(text).input_ids) for (text,) in (alone[1], alone[3])) > 32
+    sampled = list(generate_texts(model, tokenizer, prompts, num_samples=2, batch_size=batch_size))
+    assert [len(texts) for texts in sampled] == [2] * 5 and sampled[1][0] != sampled[1][1]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -309,6 +313,18 @@ def test_stop_strings_end_each_text(model, tokenizer, batch_size):
         assert whole.startswith(part)
         assert (stop in part) if stop in whole else (part == whole)
     assert len(stopped[0]) < len(free[0])
+
+
+def test_stop_strings_end_each_text_of_a_model_without_an_end(model, tokenizer, monkeypatch):
+    """Where the model has no end-of-text token, a text in a batch is as long as alone."""
+    monkeypatch.setattr(model.generation_config, "eos_token_id", None)
+    options = {"max_new_tokens": 8, "temperature": 0}
+    (free,) = generate_text(model, tokenizer, PROMPTS[0], **options)
+    options["stop"] = [tokenizer.decode(tokenizer(free.removeprefix(PROMPTS[0])).input_ids[2:4])]
+    alone = [generate_text(model, tokenizer, prompt, **options) for prompt in PROMPTS]
+    together = generate_texts(model, tokenizer, PROMPTS, batch_size=4, **options)
+    assert [[prompt + text for text in texts] for prompt, texts in zip(PROMPTS, together, strict=True)] == alone
+    assert len(alone[0][0]) < len(free)
 
 
 def test_a_tokenizer_without_an_end_takes_text_after_text(model, tokenizer):
@@ -375,6 +391,20 @@ def test_a_pipe_is_the_prompt(folder, model, tokenizer, monkeypatch, capsys):
     assert capsys.readouterr().out == expected + "\n"
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("is_text", [True, False])
+def test_a_pipe_loses_one_line_end(folder, model, tokenizer, monkeypatch, capsys, end, is_text):
+    """The end of the last line is none of the prompt; empty lines before it are, in every form of a line end."""
+    piped = f"One{end}{end}{end}"
+    if is_text:
+        use_stdin(monkeypatch, piped, terminal=False)
+    else:
+        pipe(monkeypatch, piped.encode())
+    assert main(["generate", "--model_path", folder, "--temperature", "0", "--max_new_tokens", "4"]) == 0
+    (expected,) = generate_text(model, tokenizer, "One\n\n", temperature=0, max_new_tokens=4)
+    assert capsys.readouterr().out == expected + "\n"
+
+
 def test_a_terminal_is_answered_line_by_line(folder, model, tokenizer, monkeypatch, capsys):
     """Each line is a prompt with a seed of its own; one that is too long is an error and no end; Ctrl-D ends."""
     use_stdin(monkeypatch, "\n".join(["The", "The", "The " * 70, "A"]) + "\n", terminal=True)
@@ -385,7 +415,7 @@ def test_a_terminal_is_answered_line_by_line(folder, model, tokenizer, monkeypat
         for turn, prompt in ((0, "The"), (1, "The"), (3, "A"))
     ]
     assert texts[0] != texts[1]
-    assert out.replace("> ", "") == "A prompt a line; Ctrl-D ends.\n" + "\n".join(texts) + "\n\n"
+    assert out.replace("> ", "") == "One prompt per line; Ctrl-D ends.\n" + "\n".join(texts) + "\n\n"
     assert err.count("\n") == 1 and "64 positions" in err
 
 
@@ -397,6 +427,23 @@ def test_a_terminal_can_have_several_texts_in_batches(folder, monkeypatch, capsy
     assert "--- 4 of 4 ---" in capsys.readouterr().out
     assert main(command) == 2
     assert "--batch_size has no effect on a single text" in capsys.readouterr().err
+
+
+def test_a_terminal_repeats_no_text(folder, model, tokenizer, monkeypatch, capsys):
+    """With several texts a turn, those of the next one have seeds of their own."""
+    use_stdin(monkeypatch, "The\nThe\n", terminal=True)
+    sampling = ["--temperature", "1", "--max_new_tokens", "6", "--num_samples", "2", "--batch_size", "1"]
+    assert main(["generate", "--model_path", folder, *sampling, "--precision", "fp32"]) == 0
+    printed = capsys.readouterr().out
+    texts = [
+        text
+        for seed in (42, 44)
+        for text in generate_text(
+            model, tokenizer, "The", temperature=1.0, max_new_tokens=6, num_samples=2, batch_size=1, seed=seed
+        )
+    ]
+    assert len(set(texts)) == 4
+    assert [printed.index(text) for text in texts] == sorted(printed.index(text) for text in texts)
 
 
 def test_ctrl_c_ends_cleanly(folder, monkeypatch, capsys):
@@ -438,13 +485,82 @@ def test_a_file_of_prompts(folder, model, tokenizer, tmp_path, capsys, form):
     assert f"--- 6 of 6 ---\nÜnder{lines[-1]['completion']}\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("written", ["prompts.jsonl", "link.jsonl", "sub/../prompts.jsonl", "partial"])
+def test_the_prompts_are_not_replaced(folder, tmp_path, monkeypatch, capsys, written):
+    """An output that is the file of prompts under any name, or would be while it is written, is refused."""
+    monkeypatch.chdir(tmp_path)
+    prompts = tmp_path / ("texts.jsonl.partial" if written == "partial" else "prompts.jsonl")
+    prompts.write_text('{"prompt": "The"}\n')
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link.jsonl").symlink_to("prompts.jsonl")
+    output = "texts.jsonl" if written == "partial" else written
+    command = ["generate", "--model_path", folder, "--prompt_file", prompts.name, "--output_file", output]
+    assert main(command) == 2
+    err = capsys.readouterr().err
+    assert f"--output_file: {output} would replace the prompts of --prompt_file" in err and err.count("\n") == 1
+    assert prompts.read_text() == '{"prompt": "The"}\n'
+
+
+class Breaking:
+    """`generate_texts` that breaks off before a prompt."""
+
+    def __init__(self, error, at):
+        self.error = error
+        self.at = at
+
+    def __call__(self, model, tokenizer, prompts, **options):
+        for number, prompt in enumerate(prompts):
+            if number == self.at:
+                raise self.error
+            yield [f" after {prompt}"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), UserError("no more"), OSError(28, "No space left on device")])
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_run_that_breaks_off_loses_nothing(folder, tmp_path, monkeypatch, capsys, error, at):
+    """The older file stays as it was, finished texts stay beside it, a line says so; the next run replaces both."""
+    prompts, output, partial = (tmp_path / name for name in ("in.txt", "texts.jsonl", "texts.jsonl.partial"))
+    prompts.write_text("The\nA\nOne\n")
+    output.write_text("older\n")
+    command = ["generate", "--model_path", folder, "--prompt_file", str(prompts), "--output_file", str(output)]
+    monkeypatch.setattr(generate_command, "generate_texts", Breaking(error, at))
+    assert main(command) == (130 if isinstance(error, KeyboardInterrupt) else 2)
+    out, err = capsys.readouterr()
+    assert out == "" and output.read_text() == "older\n"
+    assert (f"the texts that are finished are in {partial}\n" in err) == partial.exists() == (at > 0)
+    if at:
+        lines = [json.loads(line) for line in partial.read_text().splitlines()]
+        assert [line["completion"] for line in lines] == [" after The", " after A"]
+    monkeypatch.setattr(generate_command, "generate_texts", Breaking(error, None))
+    assert main(command) == 0
+    assert output.read_text().count("\n") == 3 and not partial.exists()
+
+
+def test_an_output_file_may_be_a_link_or_a_pipe(folder, tmp_path, capsys):
+    """A link leads to the new file afterwards; a pipe is written and not replaced."""
+    command = ["generate", "--model_path", folder, "--prompt", "The", "--max_new_tokens", "2", "--output_file"]
+    (tmp_path / "old.jsonl").write_text("older\n")
+    (tmp_path / "link").symlink_to("old.jsonl")
+    assert main([*command, str(tmp_path / "link")]) == 0
+    assert (tmp_path / "link").is_symlink() and '"completion"' in (tmp_path / "old.jsonl").read_text()
+    os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    assert main([*command, str(tmp_path / "fifo")]) == 0
+    assert b'"completion"' in os.read(reader, 65536) and (tmp_path / "fifo").is_fifo()
+    os.close(reader)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "link", "old.jsonl"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--prompt_file", "EMPTY.txt"], "EMPTY.txt is empty; write one prompt a line"),
+        (["--prompt_file", "EMPTY.txt"], "EMPTY.txt is empty; write one prompt per line"),
         (["--prompt_file", "nowhere.txt"], "nowhere.txt cannot be read (No such file or directory)"),
         (["--prompt_file", "bad.jsonl"], "bad.jsonl, line 2 is not JSON"),
-        (["--prompt_file", "array.json"], "array.json: write jsonl with the key prompt"),
+        (["--prompt_file", "array.json"], "array.json: .json is not read here; write one prompt per line, or .jsonl"),
+        (["--prompt_file", "packed.jsonl.gz"], "packed.jsonl.gz: .gz is not read here; write one prompt per line"),
+        (["--prompt_file", "table.PARQUET"], "table.PARQUET: .parquet is not read here; write one prompt per line"),
+        (["--prompt_file", "good.txt", "--output_file", "void"], "--output_file: void cannot be written"),
         (["--num_samples", "1000000000"], "--num_samples must be at most 1,048,576"),
         (["--prompt_file", "other.jsonl"], 'line 1 must be an object like {"prompt": "..."}'),
         (["--prompt_file", "latin.txt"], "latin.txt cannot be read (it is not UTF-8)"),
@@ -453,6 +569,7 @@ def test_a_file_of_prompts(folder, model, tokenizer, tmp_path, capsys, form):
         (["--prompt", "A", "--batch_size", "2"], "--batch_size has no effect on a single text"),
         (["--prompt", "A", "--temperature", "0", "--top_p", "0.9"], "--top_p has no effect with --temperature 0"),
         (["--prompt", "A", "--temperature", "0", "--seed", "1"], "--seed has no effect with --temperature 0"),
+        (["--prompt", "A", "--seed", "18446744073709551616"], "--seed must be below 2,147,483,648"),
         (["--prompt", "A", "--temperature", "nan"], "--temperature must be a finite number, got nan"),
         (["--prompt", "A", "--top_p", "1.5"], "--top_p must be in (0, 1], got 1.5"),
         (["--prompt", "A", "--stop", ""], "--stop must not be empty"),
@@ -476,6 +593,8 @@ def test_bad_input_is_one_line(folder, tmp_path, monkeypatch, capsys, options, m
     for name, content in contents.items():
         (tmp_path / name).write_text(content)
     (tmp_path / "latin.txt").write_bytes("Über".encode("latin-1"))
+    for name in ("packed.jsonl.gz", "table.PARQUET"):
+        (tmp_path / name).write_bytes(b"\x1f\x8b\x08\xff")
     capsys.readouterr()
     assert main(["generate", "--model_path", folder, *options]) == 2
     out, err = capsys.readouterr()
