@@ -1,10 +1,12 @@
 """The errors that the command turns into one line and an exit code instead of a traceback."""
 
+import codecs
+
 EXIT_OK = 0
 EXIT_FAILURE = 1  # a bug, or another process of the run is gone
 EXIT_USER_ERROR = 2
 EXIT_DIVERGED = 3
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL: run the same command again to continue
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: run the same command with --resume_from latest to continue
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, what a shell reports after Ctrl-C
 
 
@@ -25,6 +27,20 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def to_utf8(raw: bytes) -> str:
+    """How to convert a file that is not UTF-8, for the end of an error.
+
+    Args:
+        raw: the beginning of the file, where UTF-16 has a byte order mark; empty if it is not known.
+
+    >>> to_utf8("a".encode("utf-16"))
+    'convert it with iconv -f UTF-16 -t UTF-8 FILE > NEW'
+    """
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "convert it with iconv -f UTF-16 -t UTF-8 FILE > NEW"
+    return "convert it with iconv -f LATIN1 -t UTF-8 FILE > NEW (LATIN1 or what it is in)"
+
+
 class _OneLine(Exception):
     """An error whose message is a line, whatever names of files are in it."""
 
@@ -39,7 +55,7 @@ class UserError(_OneLine, ValueError):
 
 
 class SaveError(_OneLine, OSError):
-    """A checkpoint could not be written; earlier ones are untouched. What the user can mend, hence the exit code."""
+    """A checkpoint could not be written; earlier ones are untouched. What the user can fix, hence the exit code."""
 
     exit_code = EXIT_USER_ERROR
 
@@ -50,7 +66,7 @@ class FolderLostError(SaveError):
     def __init__(self, folder: object):
         super().__init__(
             f"another process has taken {folder} while this one stood still; this run stops and saves nothing more. "
-            "Its checkpoints are whole: see which process uses the folder, or go on elsewhere with --resume_from"
+            "Its checkpoints are intact: see which process uses the folder, or go on elsewhere with --resume_from"
         )
 
 

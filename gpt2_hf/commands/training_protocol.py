@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.folders import RESOLVED_CONFIG_NAME, read_json
+from ..data.readers import text_file
 from ..errors import UserError
 from ..options.arguments import DataArguments
+from ..options.mixture import SOURCES, TEXT_KEYS
 
 # Options that act under certain values of others, and are refused otherwise. Those of the training run are passed over
 # then: its protocol is repeated as far as it goes with what is asked for.
@@ -28,19 +30,13 @@ def with_training_protocol(data_args: DataArguments, given: dict[str, str], sour
         raise UserError("--shift_blocks has no effect: a text is scored as it is cut once; leave it out")
     fields = data_args.__dataclass_fields__
     values = {name: getattr(data_args, name) for name in fields}
-    named_source = {"dataset_name", "train_file", "validation_file", "test_file", "train_mix"} & set(given)
-    source_options = {
-        "dataset_name",
-        "dataset_config_name",
-        "train_file",
-        "validation_file",
-        "test_file",
-        "train_mix",
-        "text_column",
-    }
-    limits = {"max_train_samples", "max_eval_samples"}  # shortcuts of a run, not part of how it measures
-    left_out = limits | (source_options if named_source else set())
+    named_source = set(SOURCES) & set(given)
     trained = {name: value for name, value in inherited_options(source, given).items() if name in values}
+    left_out = {"max_train_samples", "max_eval_samples"}  # shortcuts of a run, not part of how it measures
+    if named_source:
+        left_out |= {*SOURCES, *TEXT_KEYS}
+        if _is_unit_of(trained.get("document_unit"), [getattr(data_args, name) for name in named_source]):
+            left_out.remove("document_unit")
     values |= {name: value for name, value in trained.items() if name not in left_out}
     values |= {name: fields[name].default for name, acts in _ACTS.items() if name in trained and not acts(values)}
     values["shift_blocks"] = False  # a text is scored as it is cut once
@@ -48,6 +44,23 @@ def with_training_protocol(data_args: DataArguments, given: dict[str, str], sour
     result = DataArguments(**values)
     result.dataset_config_is_inherited = (bool(named_source) and "dataset_config_name" not in given) or was_inherited
     return result
+
+
+def _is_unit_of(unit: str | None, named: list[Any]) -> bool:
+    """Whether what was a document of the training text can be one of another text.
+
+    Every text has lines and paragraphs. Only files of plain text can be a document each. `row` says nothing of another
+    text: it is the default of one with rows, and plain text has none.
+    """
+    return unit in ("line", "paragraph") or (unit == "file" and all(map(_is_plain_text, named)))
+
+
+def _is_plain_text(name: Any) -> bool:
+    """Whether a source is named as files of plain text, which may be one document each."""
+    try:
+        return not text_file(str(name), "").has_columns
+    except UserError:  # a dataset, a mix, or files of no one ending
+        return False
 
 
 def inherited_options(source: str, given: dict[str, str]) -> dict[str, Any]:

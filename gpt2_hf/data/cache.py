@@ -35,7 +35,7 @@ def entry_key(*parts: str) -> str:
 
 
 def open_entry(key: str, fill: Fill) -> tuple[Path, dict[str, Any]]:
-    """The folder of a key and its record; made by `fill` if it is not there whole.
+    """The folder of a key and its record; made by `fill` if it is not there, or not complete.
 
     Other processes that ask for the same key wait and then read what the first one made. A process that is killed
     leaves nothing that another would take for an entry.

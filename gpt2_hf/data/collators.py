@@ -21,7 +21,7 @@ from ..model.chunked_loss import IGNORE_INDEX
 
 @dataclass(frozen=True)
 class PaddingCollator:
-    """One sample a row, right-padded to the longest of the batch.
+    """One sample per row, right-padded to the longest of the batch.
 
     No attention mask is needed: padding comes after every real position of its row, where causal attention
     does not look, and its targets are −100.

@@ -82,7 +82,10 @@ def load_data(
         splits: which splits to load; those that are not there are left out.
         batch_size: samples of a batch, for the line that says how much of it is text.
         seed: order of a streamed split.
-        inherited: names of options that come along from another run; without effect they are passed over.
+        inherited: names of options that come along from another run; without effect they are ignored.
+
+    Returns:
+        `LoadedData`: the samples of each split that is there, their collator, and what there is to say of the text.
 
     Raises:
         UserError: if the text cannot be read, or a split that is there has nothing to train on or to score.
@@ -215,7 +218,7 @@ def _load_mix(
         with _named(name):
             sources[name] = load_sources(_arguments_of(args, name))
             if "train" not in sources[name]:
-                raise UserError(f"there is no training text; it has {', '.join(sources[name]) or 'no split'}")
+                raise UserError(f"there is no train split; found: {', '.join(sources[name]) or 'none'}")
     if all("validation" in found for found in sources.values()):
         _settle_percentage(args, inherited)
     for name, found in sources.items():
@@ -267,7 +270,7 @@ def _describe_mixture(samples: MixedSamples, mix: Mix) -> list[str]:
                 f"{len(samples):,}; give a larger one, or leave the text out"
             )
         lines.append(
-            f"train: {name} is read {count / size:.2f} times an epoch: {count:,} samples from {size:,} (weight "
+            f"train: {name} is read {count / size:.2f} times per epoch: {count:,} samples from {size:,} (weight "
             f"{mix[name]['weight']:g}), {count / len(samples):.1%} of the samples and "
             f"{tokens[name] / sum(tokens.values()):.1%} of the scored tokens"
         )

@@ -34,7 +34,7 @@ from ..runtime.stop_signals import shield_workers
 from .cache import entry_key
 from .encoding import EncodedBatch, Encoder, has_text
 from .samples import SequenceMode
-from .sources import Cursor, Source
+from .sources import Cursor, Documents, Source
 from .tokenization import is_set_aside, tokenizer_key
 from .tokenizer import separator_id
 
@@ -70,22 +70,8 @@ class _SetAside:
     share: Fraction
     name: str = "validation"
 
-    @property
-    def origin(self) -> str:
-        return self.source.origin
-
-    @property
-    def layout(self) -> str:
-        return self.source.layout
-
-    def parts(self, count: int) -> None:
-        return None  # only a text that is trained on is divided
-
     def documents(self, start: Cursor = Cursor()) -> Iterator[tuple[str | None, Cursor]]:  # noqa: B008
         return _set_aside(self.source.documents(start), self.share)
-
-    def in_order(self, parts: Sequence[Source]) -> Iterator[tuple[str | None, Cursor]]:
-        return self.documents()
 
     def key(self) -> str:
         return repr(("set aside of documents with text", _SET_ASIDE_AMONG, str(self.share), self.source.key()))
@@ -100,7 +86,7 @@ def _set_aside(
             yield document
 
 
-def set_aside_of_stream(source: Source, percentage: float) -> tuple[Source, str]:
+def set_aside_of_stream(source: Source, percentage: float) -> tuple[Documents, str]:
     """The validation documents of a streamed source without a validation split, and the line that says so."""
     line = (
         f"no validation split: of the first {_SET_ASIDE_AMONG:,} documents, {percentage:g} %, evenly spaced, are set "
@@ -363,7 +349,7 @@ class StreamingLoader:
         ):
             if state[name] != current:
                 raise UserError(
-                    f"--resume_from: a streamed run goes on with as many {option} as before, {state[name]}, not "
+                    f"--resume_from: a streamed run resumes with as many {option} as before, {state[name]}, not "
                     f"{current}"
                 )
         # checkpoints that do not say so are of a time when each shard read all files and blank documents had a number

@@ -1,6 +1,6 @@
 """Documents to token ids, once; afterwards from a memory-mapped cache.
 
-In: a `Source` and a tokenizer. Out: `TokenizedDocuments`. Next stage: `samples`.
+In: the `Documents` of a source, and a tokenizer. Out: `TokenizedDocuments`. Next stage: `samples`.
 
 The text streams through: neither it nor the ids are ever whole in memory, and no copy of the text is stored.
 """
@@ -20,10 +20,10 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UserError
 from .cache import entry_key, open_entry
 from .encoding import EncodedBatch, Encoder
-from .sources import Source
+from .sources import Documents
 
 # Part of the cache key: raise it when the ids written for the same text, or their layout, change.
-_CACHE_VERSION = "4"
+_CACHE_VERSION = "5"
 # Ids in one record batch of the cache file.
 _IDS_PER_BATCH = 1 << 21
 _WHOLE, _REST, _CUT = "documents", "rest", "cut"
@@ -137,7 +137,9 @@ def _values_of(chunk: pa.ListArray) -> np.ndarray:
     return chunk.values.slice(first, last - first).to_numpy(zero_copy_only=True)
 
 
-def tokenize(source: Source, tokenizer: PreTrainedTokenizerBase, num_workers: int | None = None) -> TokenizedDocuments:
+def tokenize(
+    source: Documents, tokenizer: PreTrainedTokenizerBase, num_workers: int | None = None
+) -> TokenizedDocuments:
     """Tokenise each document, without adding special tokens, or read what an earlier run made of the same text.
 
     Ids are stored in two bytes where the vocabulary allows. Nothing but white space gives no ids.
@@ -169,7 +171,7 @@ class CutText(NamedTuple):
 
 
 def tokenize_and_cut(
-    source: Source, tokenizer: PreTrainedTokenizerBase, percentage: float, num_workers: int | None = None
+    source: Documents, tokenizer: PreTrainedTokenizerBase, percentage: float, num_workers: int | None = None
 ) -> CutText:
     """As `tokenize`, with documents at even distances set aside.
 
@@ -191,7 +193,7 @@ def is_set_aside(index: int, share: Fraction) -> bool:
 
 
 def _tokenize(
-    source: Source, tokenizer: PreTrainedTokenizerBase, num_workers: int | None, share: Fraction | None
+    source: Documents, tokenizer: PreTrainedTokenizerBase, num_workers: int | None, share: Fraction | None
 ) -> tuple[Path, dict[str, Any]]:
     """The cache's folder with the ids, and its record."""
     source_key = source.key()

@@ -1,4 +1,4 @@
-"""A tokenizer of one's own, learned from a text: byte-level BPE, as GPT-2's, or a token for each character.
+"""A tokenizer of one's own, trained on a text: byte-level BPE, as GPT-2's, or a token for each character.
 
 In: text files or a dataset. Out: a folder for `--tokenizer_name`. The command is `gpt2-hf tokenizer`.
 
@@ -33,11 +33,11 @@ _LARGEST_VOCABULARY = 1 << 24
 
 @dataclass
 class TokenizerTrainingArguments:
-    """What a tokenizer is learned from, and how large it becomes."""
+    """What a tokenizer is trained on, and how large it becomes."""
 
     _argument_group_name = "tokenizer"
 
-    train_file: str | None = option(None, "Text to learn from: a file or a quoted glob, as for train.")
+    train_file: str | None = option(None, "Text to train on: a file or a quoted glob, as for train.")
     dataset_name: str | None = option(
         None, "Instead of files: a hub id, a local folder in its layout, or python-docs."
     )
@@ -47,7 +47,7 @@ class TokenizerTrainingArguments:
         "bpe", "bpe: parts of words, as GPT-2's; char: the characters of the text, rare ones as their bytes."
     )
     vocab_size: int = option(
-        8192, "Ids of the tokenizer: 256 bytes, the end of text, and the rest learned; 257: the bytes alone."
+        8192, "Vocabulary size: 256 bytes, the end of text, and the rest learned; 257: the bytes alone."
     )
     min_frequency: int = option(2, "Learn only what occurs at least this often.")
     output_dir: str = option("tokenizer", "New folder for the tokenizer.")
@@ -58,13 +58,13 @@ class TokenizerTrainingArguments:
         require_at_most("vocab_size", self.vocab_size, _LARGEST_VOCABULARY)
         require_at_least("min_frequency", self.min_frequency, 1)
         if (self.train_file is None) == (self.dataset_name is None):
-            raise UserError("--train_file: give either --train_file or --dataset_name, to say what to learn from")
+            raise UserError("--train_file: give either --train_file or --dataset_name, to say what to train on")
         if self.train_file is not None and self.dataset_config_name is not None:
             raise UserError("--dataset_config_name has no effect beside --train_file; leave it out")
 
 
 def run_tokenizer_training(args: TokenizerTrainingArguments) -> int:
-    """Learn a tokenizer, save it, and say how it does.
+    """Train a tokenizer, save it, and say how it does.
 
     Returns:
         The exit code.
@@ -90,7 +90,7 @@ def run_tokenizer_training(args: TokenizerTrainingArguments) -> int:
     print(f"tokenizer: {len(tokenizer):,} ids{few if len(tokenizer) < args.vocab_size else ''}")
     print(
         f"on the first {measured.bytes:,} bytes of its text: {measured.bytes / max(measured.tokens, 1):.2f} bytes and "
-        f"{measured.characters / max(measured.tokens, 1):.2f} characters a token"
+        f"{measured.characters / max(measured.tokens, 1):.2f} characters per token"
     )
     print(printable(f"saved in {folder}; use it with --tokenizer_name {folder}"))
     return EXIT_OK
@@ -99,9 +99,18 @@ def run_tokenizer_training(args: TokenizerTrainingArguments) -> int:
 def train_tokenizer(
     texts: Iterator[list[str]], vocab_size: int, min_frequency: int = 2, origin: str = "--train_file"
 ) -> PreTrainedTokenizerFast:
-    """Learn a byte-level BPE from batches of texts.
+    """Train a byte-level BPE on batches of texts.
 
     Like GPT-2's it has an id for every byte, so that it can write any text, and one special token, the end of text.
+
+    Args:
+        texts: batches of strings.
+        vocab_size: largest number of ids, at least 257: 256 bytes, the end of text, and what is learned.
+        min_frequency: pairs of tokens that occur less often are not merged.
+        origin: where the texts come from, for the message of the error.
+
+    Returns:
+        The tokenizer; the end of text is its bos, eos and unknown token.
 
     Raises:
         UserError: if there is no text.
@@ -199,7 +208,7 @@ def _source(args: TokenizerTrainingArguments) -> Source:
     )
     sources = load_sources(data_args)
     if "train" not in sources:
-        raise UserError(f"--dataset_name: {args.dataset_name} has no train split; it has {', '.join(sources)}")
+        raise UserError(f"--dataset_name: {args.dataset_name} has no train split; found: {', '.join(sources)}")
     return sources["train"]
 
 

@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..errors import UserError
-from .mixture import read_mix
+from .mixture import DATA_FILES, read_mix
 
-# Samples at once beyond any device. torch makes lists of them; with several processes a last batch is filled up.
+# Micro-batches beyond any device. torch makes lists of them; with several processes a last batch is filled up.
 LARGEST_BATCH = 2**20
+
+# NumPy takes 32 bits, and each process adds its number.
+_SEEDS = 2**31
 
 DEFAULT_HEAD_SIZE = 64
 
@@ -69,8 +72,8 @@ class ModelArguments:
     )
     size: Literal["auto"] | None = option(
         None,
-        "auto: choose the size, and how it is trained, to suit the text, this machine and max_training_hours; each "
-        "choice gives way to its own option.",
+        "auto: choose the size, and how it is trained, to suit the text, this machine and max_training_hours; "
+        "options that you set are kept.",
     )
     d_model: int = option(768, "Width of the residual stream, in channels.")
     num_layers: int = option(12, "Number of transformer blocks.")
@@ -150,14 +153,14 @@ class DataArguments:
     )
     sequence_mode: Literal["padding_free", "padded", "blocks"] = option(
         "padding_free",
-        "padded: a document a row; padding_free: the same batches in one row, without padding; "
+        "padded: one document per row; padding_free: the same batches in one row, without padding; "
         "blocks: one stream cut into rows of max_length.",
     )
     join_documents: bool = option(
         False,
-        "blocks: no <|endoftext|> between documents, where they are lines of a whole, as in WikiText.",
+        "blocks: no <|endoftext|> between documents; for texts whose lines continue each other, such as WikiText.",
     )
-    shift_blocks: bool = option(False, "blocks: cut the training text at other places in each epoch.")
+    shift_blocks: bool = option(False, "blocks: start the blocks at a different random offset in each epoch.")
     truncate: bool = option(False, "Cut documents at max_length instead of continuing them in further samples.")
     pad_to_max_length: bool = option(False, "padded: pad every row to max_length, not to the longest of the batch.")
     max_train_samples: int | None = option(None, "Largest number of training samples to use.")
@@ -184,7 +187,7 @@ class DataArguments:
             raise UserError(
                 f"--validation_split_percentage must be between 0 and 100, got {self.validation_split_percentage:g}"
             )
-        files = [name for name in ("train_file", "validation_file", "test_file") if getattr(self, name)]
+        files = [name for name in DATA_FILES if getattr(self, name)]
         if self.train_mix is not None:
             self._check_mix(files)
         if files or self.train_mix is not None:
@@ -254,20 +257,22 @@ class GenerationArguments:
     prompt: str | None = option(
         None, "Text to continue. Without prompt and prompt_file: standard input, or line by line at a terminal."
     )
-    prompt_file: str | None = option(None, "File of prompts: one a line, or jsonl with the key prompt.")
+    prompt_file: str | None = option(None, "File of prompts: one per line, or jsonl with the key prompt.")
     output_file: str | None = option(
-        None, "Write prompts and completions to this jsonl file, which is replaced, instead of printing."
+        None, "Write prompts and completions to this jsonl file, which is replaced at the end, instead of printing."
     )
     batch_size: int = option(8, "Texts to generate at a time, if there are several.")
-    max_new_tokens: int | None = option(None, "Tokens to generate; 128, or what fits into the model, when left out.")
-    temperature: float = option(0.8, "Softmax temperature; 0: always the likeliest token.")
-    top_k: int = option(0, "Sample among this number of likeliest tokens; 0: no limit.")
-    top_p: float = option(0.95, "Sample among the likeliest tokens of this total probability; 1: no limit.")
+    max_new_tokens: int | None = option(None, "Tokens to generate; 128, or what fits after the prompt, when left out.")
+    temperature: float = option(0.8, "Softmax temperature; 0: greedy decoding.")
+    top_k: int = option(0, "Sample from the k most likely tokens; 0: no limit.")
+    top_p: float = option(
+        0.95, "Nucleus sampling: sample from the smallest set of tokens with this total probability; 1: no limit."
+    )
     num_samples: int = option(1, "Texts to generate for each prompt.")
     seed: int = option(42, "Seed of the sampling; texts also depend on the order of the prompts and on batch_size.")
     stop: list[str] = option([], "End a text after any of these strings.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
-        "auto", "Number format of the weights; auto: 16 bits where the device has them; fp32: exact greedy text."
+        "auto", "Dtype of the weights; auto: 16 bit where supported; fp32: exact greedy output."
     )
 
     def __post_init__(self) -> None:
@@ -278,8 +283,9 @@ class GenerationArguments:
             require_at_most(name, getattr(self, name), LARGEST_BATCH)
         if self.max_new_tokens is not None:
             require_at_least("max_new_tokens", self.max_new_tokens, 1)
-        for name in ("temperature", "top_k", "seed"):
+        for name in ("temperature", "top_k"):
             require_at_least(name, getattr(self, name), 0)
+        require_seed("seed", self.seed)
         if not 0 < self.top_p <= 1:
             raise UserError(f"--top_p must be in (0, 1], got {self.top_p:g}")
         if "" in self.stop:
@@ -331,7 +337,7 @@ class EvaluationArguments:
     against: list[str] | None = option(
         None,
         "Compare with this model, or with the average of these: the difference on the same tokens, and whether it is "
-        "more than chance.",
+        "statistically significant.",
     )
     split: Split = option("test", "Split to score; when left out the one whose file is given, if there is one.")
     stride: int | None = option(
@@ -340,10 +346,12 @@ class EvaluationArguments:
     max_length: int | None = option(
         None, "Context in tokens; what the model was trained with when left out, of several models the smallest."
     )
-    batch_size: int = option(8, "Samples in a batch; it does not change the result.")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = option("fp32", "Number format of the products.")
+    batch_size: int = option(8, "Samples in a batch; it does not change the result beyond rounding.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "fp32", "Precision of matrix multiplications (autocast)."
+    )
     output_file: str | None = option(
-        None, "Also write the result as JSON to this file, which is replaced, with the losses of pieces of the text."
+        None, "Also write the result as JSON to this file, which is replaced, with the losses of segments of the text."
     )
 
     def __post_init__(self) -> None:
@@ -368,7 +376,7 @@ class ExportArguments:
         "hf: transformers' GPT2LMHeadModel; gguf: one file for llama.cpp and ollama; "
         "onnx: for onnxruntime and the browser.",
     )
-    outtype: Literal["f32", "f16", "q8_0"] = option("f16", "gguf: number format of the weight matrices.")
+    outtype: Literal["f32", "f16", "q8_0"] = option("f16", "gguf: dtype of the weight matrices.")
 
     def __post_init__(self) -> None:
         require_filled(vars(self))
@@ -401,12 +409,14 @@ class ReportArguments:
 
     runs: list[str] = option(
         ["checkpoints"],
-        "Folders of runs; also right after the command, without --runs. One: its card and curves are written again. "
-        "Several: one picture and a table compare them; where evaluate --output_file has left files of one name in "
-        "them, a line says whether the difference is more than chance.",
+        "Folders of runs; also right after the command, without --runs. One: its model card and curves are written "
+        "again. Several: one picture and a table compare them; where evaluate --output_file has left files of one "
+        "name in them, a line says whether the difference is statistically significant.",
     )
     output_file: str = option(
-        "comparison.png", "Picture that compares several runs: png, svg or pdf; one that is named is replaced."
+        "comparison.png",
+        "Picture that compares several runs: png, svg or pdf; an existing file, unless an earlier comparison, is "
+        "overwritten only if you name it here.",
     )
 
     def __post_init__(self) -> None:
@@ -454,6 +464,13 @@ def require_at_most(name: str, value: float, maximum: float) -> None:
     """Raise a `UserError` if the value is above the maximum."""
     if value > maximum:
         raise UserError(f"--{name} must be at most {maximum:,}, got {value:,}")
+
+
+def require_seed(name: str, value: int) -> None:
+    """Raise a `UserError` if the value is no seed that every generator of random numbers takes."""
+    require_at_least(name, value, 0)
+    if value >= _SEEDS:
+        raise UserError(f"--{name} must be below {_SEEDS:,}, got {value:,}")
 
 
 def require_positive(name: str, value: float) -> None:

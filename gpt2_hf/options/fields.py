@@ -7,19 +7,22 @@ takes half a second, it cannot read each value that a field can have (true for `
 
 import dataclasses
 import enum
-import json
 import types
 import typing
 from argparse import ArgumentTypeError
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
+
+from .json_text import read_json
 
 _TRUE = ("yes", "true", "t", "y", "1")
 _FALSE = ("no", "false", "f", "n", "0")
 
 # What can stand in a hint and be read from text; `None` is read too, but does not make an option by itself.
 _SCALARS = (bool, int, float, str)
+# Of an object that cannot be read, an error repeats this number of characters.
+_SHOWN_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
@@ -106,38 +109,30 @@ class Reader:
             return text
         if bool in self._kinds:
             raise ArgumentTypeError(f"invalid value: {text!r} (true or false is expected)")
-        return int(text) if int in self._kinds else float(text)
+        return _whole_number(text) if int in self._kinds else float(text)
+
+
+def _whole_number(text: str) -> int:
+    """An integer, which may be written as a float: `8.0`, `1e5`.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+        if not number.is_integer():
+            raise
+        return int(number)
 
 
 def _read_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text, object_pairs_hook=distinct_keys(_refuse_key))
-    except json.JSONDecodeError as error:
-        raise ArgumentTypeError(f"invalid value: {text!r} is not JSON ({error.msg})") from error
+    shown = repr(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}...")
+    value = read_json(text, lambda problem: ArgumentTypeError(f"invalid value: {shown}: {problem}"))
     if not isinstance(value, dict):
-        raise ArgumentTypeError(f"invalid value: {text!r} (a JSON object is expected, such as '{{\"key\": 1}}')")
+        raise ArgumentTypeError(f"invalid value: {shown} (a JSON object is expected, such as '{{\"key\": 1}}')")
     return value
-
-
-def _refuse_key(name: str) -> Exception:
-    return ArgumentTypeError(f"invalid value: the key {name!r} stands twice; keep one")
-
-
-def distinct_keys(refuse: Callable[[str], Exception]) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
-    """For `json.loads(…, object_pairs_hook=…)`, which would let the last of equal keys win.
-
-    Args:
-        refuse: makes the error to raise from a key that stands twice.
-    """
-
-    def read(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        content = dict(pairs)
-        if len(content) < len(pairs):
-            names = [name for name, _ in pairs]
-            raise refuse(next(name for name in names if names.count(name) > 1))
-        return content
-
-    return read
 
 
 def _members(hint: Any) -> Iterator[Any]:

@@ -10,24 +10,18 @@ import json
 import math
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .fields import distinct_keys
+from .json_text import read_json_file
 
 DOCUMENT_UNITS = ("line", "paragraph", "file", "row")
+# The text of each split, as files.
+DATA_FILES = ("train_file", "validation_file", "test_file")
 # What can be said of each text; all but the weight are options of a run with one text.
-TEXT_KEYS = (
-    "train_file",
-    "validation_file",
-    "test_file",
-    "dataset_name",
-    "dataset_config_name",
-    "text_column",
-    "document_unit",
-)
-_FILES = ("train_file", "validation_file", "test_file")
+TEXT_KEYS = (*DATA_FILES, "dataset_name", "dataset_config_name", "text_column", "document_unit")
+# Options that each say where text comes from.
+SOURCES = (*DATA_FILES, "dataset_name", "train_mix")
 # These would make a metric that has a meaning already, such as `eval_train_loss`.
 _RESERVED = ("train", "validation", "test", "eval", "all")
 _EXAMPLE = '{"news": {"train_file": "news.txt", "weight": 0.7}, "books": {"dataset_name": "books", "weight": 0.3}}'
@@ -44,7 +38,8 @@ def read_mix(value: Any) -> Mix:
     Raises:
         UserError: if it is no mix; one line that names the text and the key.
     """
-    content = _read_file(value) if isinstance(value, str) else value
+    remedy = f"give a JSON file, or the object itself: '{_EXAMPLE}'"
+    content = read_json_file(value, "--train_mix", remedy) if isinstance(value, str) else value
     if not isinstance(content, dict):
         raise UserError(f"--train_mix must be a JSON object, such as '{_EXAMPLE}'")
     if not content:
@@ -60,26 +55,6 @@ def shares_of(mix: Mix) -> dict[str, float]:
     """The weights, divided by their sum."""
     total = math.fsum(text["weight"] for text in mix.values())
     return {name: text["weight"] / total for name, text in mix.items()}
-
-
-def _read_file(path: str) -> Any:
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise UserError(
-            f"--train_mix: {path} cannot be read ({reason}); give a JSON file, or the object itself: '{_EXAMPLE}'"
-        ) from error
-    try:
-        return json.loads(text, object_pairs_hook=distinct_keys(_refuse_key))
-    except json.JSONDecodeError as error:
-        raise UserError(f"--train_mix: {path} is not JSON: {error.msg} in line {error.lineno}") from error
-    except RecursionError as error:
-        raise UserError(f"--train_mix: {path} is nested too deeply") from error
-
-
-def _refuse_key(name: str) -> Exception:
-    return UserError(f"--train_mix: {name!r} stands twice; keep one")
 
 
 def _read_text(name: str, text: Any) -> dict[str, Any]:
@@ -108,7 +83,7 @@ def _check_key(where: str, key: str, value: Any) -> None:
         if not is_number or not 0 < value <= sys.float_info.max:
             raise UserError(f"{where}: the weight must be a finite number above 0, got {json.dumps(value)}")
     elif value is not None and not (isinstance(value, str) and value):
-        raise UserError(f"{where}: {key} must be a text, got {json.dumps(value)}")
+        raise UserError(f"{where}: {key} must be a string, got {json.dumps(value)}")
     elif key == "document_unit" and value is not None and value not in DOCUMENT_UNITS:
         raise UserError(
             f"{where}: invalid choice for document_unit: {value!r} (choose from {', '.join(DOCUMENT_UNITS)})"
@@ -126,7 +101,7 @@ def _check_source(where: str, stated: dict[str, Any]) -> None:
         raise UserError(f"{where}: dataset_name has no effect beside train_file; leave one of them out")
     if "train_file" not in stated and "dataset_name" not in stated:
         raise UserError(f"{where}: there is no training text; give train_file or dataset_name")
-    beside = _FILES if "dataset_name" in stated else ("dataset_config_name",)
+    beside = DATA_FILES if "dataset_name" in stated else ("dataset_config_name",)
     given = "dataset_name" if "dataset_name" in stated else "train_file"
     for key in beside:
         if key in stated:

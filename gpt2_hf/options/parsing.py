@@ -11,12 +11,13 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import UserError
 from .arguments import CHOSEN_BY_SIZE, COMMON, names_of, require_finite
-from .fields import Option, OptionGroup, Reader, distinct_keys, group_of
+from .fields import Option, OptionGroup, Reader, group_of
+from .json_text import read_json_file
+from .mixture import DATA_FILES
 from .synonyms import SYNONYMS
 
 HELP_ALL = ("--help-all", "--help_all")
@@ -24,14 +25,12 @@ HELP_ALL = ("--help-all", "--help_all")
 # A written resolved_config.json is itself a config file; this key of it records circumstances, not options.
 PROVENANCE_KEY = "provenance"
 
-_DATA_FILES = ("train_file", "validation_file", "test_file")
-
 # Options that choose between two ways; naming the left one overrules the right ones of a lower layer, and beside
 # the right ones in the same layer it is a contradiction.
 OVERRULES = {
     "model_name_or_path": ("d_model", "num_layers", "num_heads", "d_ff", "tie_unused_tokens"),
-    **dict.fromkeys(_DATA_FILES, ("dataset_name", "dataset_config_name", "train_mix")),
-    "train_mix": ("dataset_name", "dataset_config_name", *_DATA_FILES),
+    **dict.fromkeys(DATA_FILES, ("dataset_name", "dataset_config_name", "train_mix")),
+    "train_mix": ("dataset_name", "dataset_config_name", *DATA_FILES),
     "global_batch_size": ("gradient_accumulation_steps",),
 }
 
@@ -41,6 +40,8 @@ _ACTS_WITH = {
     "eval_steps": ("eval_strategy", ("steps",)),
     "save_steps": ("save_strategy", ("steps",)),
     "logging_steps": ("logging_strategy", ("steps",)),
+    "eval_delay": ("eval_strategy", ("steps", "epoch")),
+    "save_total_limit": ("save_strategy", ("steps", "epoch", "best")),
     "on_save_error": ("save_strategy", ("steps", "epoch", "best")),
     "metric_for_best_model": ("eval_strategy", ("steps", "epoch")),
     "early_stopping_patience": ("eval_strategy", ("steps", "epoch")),
@@ -52,8 +53,10 @@ _ACTS_WITH = {
 # The same for options that only act beside another one, whatever its value.
 _ACTS_BESIDE = {
     **dict.fromkeys(("distill_alpha", "distill_temperature"), "distill_from"),
-    **dict.fromkeys(("hub_model_id", "hub_revision"), "push_to_hub"),
+    **dict.fromkeys(("hub_model_id", "hub_revision", "hub_private_repo"), "push_to_hub"),
 }
+# What no run heeds; the configs that earlier versions have left state it.
+_POINTLESS = {"remove_unused_columns": "samples have no columns that the model does not take; leave it out"}
 # Optimizers of transformers that have none of AdamW's settings.
 _WITHOUT_MOMENTS = ("adafactor", "sgd", "adagrad", "rmsprop")
 
@@ -140,7 +143,7 @@ class Parser(argparse.ArgumentParser):
             for action, default in defaults.items():
                 action.default = default
         if unknown:
-            self._unknown(unknown[0])
+            self._unknown(unknown[0], tokens)
         layer = {name: self._without_list(name, value) for name, value in vars(namespace).items()}
         require_finite(layer)
         return layer
@@ -161,8 +164,12 @@ class Parser(argparse.ArgumentParser):
         self.print_help()
         self.exit()
 
-    def _unknown(self, token: str) -> NoReturn:
+    def _unknown(self, token: str, tokens: Sequence[str]) -> NoReturn:
         if not token.startswith("-"):
+            options = [before for before in tokens[: tokens.index(token)] if before.startswith("-")]
+            if options and options[-1].lstrip("-").replace("-", "_") in DATA_FILES:
+                pattern = f"{options[-1]} 'data/*.txt'"
+                self.error(f"{options[-1]} takes one value, but {token!r} follows; quote a pattern: {pattern}")
             self.error(f"unexpected argument {token!r}; options begin with --")
         self.error(f"unknown option {token.split('=')[0]}{self.suggestion(token)}")
 
@@ -232,18 +239,9 @@ class ConfigFile:
         Raises:
             UserError: if it cannot be read or is no JSON object.
         """
-        path = self.path
-        try:
-            text = Path(path).expanduser().read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            raise UserError(f"--config: {path} cannot be read ({reason}); give the path of a JSON file") from error
-        try:
-            content = json.loads(text, object_pairs_hook=distinct_keys(_refuse_key))
-        except json.JSONDecodeError as error:
-            raise UserError(f"--config: {path} is not JSON: {error.msg} in line {error.lineno}") from error
+        content = read_json_file(self.path, "--config", "give the path of a JSON file")
         if not isinstance(content, dict):
-            raise UserError(f"--config: {path} must hold one JSON object of options")
+            raise UserError(f"--config: {self.path} must hold one JSON object of options")
         content.pop(PROVENANCE_KEY, None)
         return content
 
@@ -352,15 +350,11 @@ def _from_text(key: str, text: str, reader: Reader) -> Any:
         raise UserError(f"--{key}: invalid {reader.__name__} value: {text!r}") from error
 
 
-def _refuse_key(key: str) -> Exception:
-    return UserError(f"--config: the key {key!r} stands twice; keep one")
-
-
 def _without_overruled(config: dict[str, Any], command_line: dict[str, Any]) -> dict[str, Any]:
     """Drop what the command line's choice of another way makes pointless in the file."""
     dropped = {name for choice, others in OVERRULES.items() if command_line.get(choice) is not None for name in others}
-    if any(command_line.get(name) is not None for name in ("dataset_name",)):
-        dropped |= {*_DATA_FILES, "train_mix"}
+    if command_line.get("dataset_name") is not None:
+        dropped |= {*DATA_FILES, "train_mix"}
     if command_line.get("size") is not None:
         dropped |= set(CHOSEN_BY_SIZE)
     return {name: value for name, value in config.items() if name not in dropped}
@@ -394,12 +388,19 @@ def _check_acting(value: Any, command_line: dict[str, Any]) -> None:
     for name, other in _ACTS_BESIDE.items():
         if name in command_line and hasattr(value, other) and not getattr(value, other):
             raise UserError(f"--{name} has no effect without --{other}; leave it out")
+    for name, remedy in _POINTLESS.items():
+        if name in command_line and hasattr(value, name):
+            raise UserError(f"--{name} has no effect: {remedy}")
     optim = str(getattr(getattr(value, "optim", None), "value", getattr(value, "optim", None)))
     for name in ("adam_beta1", "adam_beta2", "adam_epsilon"):
         if name in command_line and optim in _WITHOUT_MOMENTS:
             raise UserError(f"--{name} has no effect with --optim {optim}; leave it out")
-    if "warmup_steps" in command_line and getattr(value, "lr_scheduler_type", None) in ("constant", "greedy"):
-        raise UserError("--warmup_steps has no effect with --lr_scheduler_type constant; constant_with_warmup has one")
+    schedule = str(
+        getattr(getattr(value, "lr_scheduler_type", None), "value", getattr(value, "lr_scheduler_type", ""))
+    )
+    if "warmup_steps" in command_line and schedule in ("constant", "greedy"):
+        remedy = "constant_with_warmup has one" if schedule == "constant" else "leave it out"
+        raise UserError(f"--warmup_steps has no effect with --lr_scheduler_type {schedule}; {remedy}")
 
 
 def _build(dataclass_type: type, merged: dict[str, Any]) -> Any:

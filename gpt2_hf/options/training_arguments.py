@@ -5,8 +5,10 @@ Apart from `arguments`, because importing the base class takes seconds that othe
 
 import difflib
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 from typing import Literal
 
 from accelerate.utils import get_int_from_env
@@ -27,6 +29,7 @@ from .arguments import (
     require_finite,
     require_fraction,
     require_positive,
+    require_seed,
 )
 
 MUON = "muon"
@@ -34,8 +37,8 @@ MUON = "muon"
 # What tells a process that it is one of several, from torchrun and from MPI, as accelerate reads it.
 _LOCAL_RANK = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK")
 
-# NumPy takes 32 bits, and each process adds its number.
-_SEEDS = 2**31
+# Of the environment, which only a shell would have put in.
+_VARIABLE = re.compile(r"\$(?:[A-Za-z_]\w*|\{[A-Za-z_]\w*\})")
 
 # Optimizers whose settings are options of their own.
 _WITHOUT_OPTIM_ARGS = {
@@ -49,7 +52,7 @@ _WITHOUT_EFFECT = {
     "do_train": "a run always trains; leave it out",
     "do_eval": "evaluation is on unless --eval_strategy no; leave it out",
     "use_liger_kernel": "there are no Liger kernels for this model, which has a chunked loss of its own; leave it out",
-    "enable_jit_checkpoint": "a checkpoint is always saved on SIGTERM, SIGINT and SIGUSR1; leave it out",
+    "enable_jit_checkpoint": "a checkpoint is always saved on SIGTERM, SIGINT, SIGUSR1 and SIGHUP; leave it out",
     "restore_callback_states_from_checkpoint": "callbacks of this package always restore their state; leave it out",
     "save_on_each_node": "a checkpoint is written once, into a folder that all hosts share; leave it out",
     "liger_kernel_config": "there are no Liger kernels for this model; leave it out",
@@ -71,12 +74,18 @@ SMOOTHED_AND_TAUGHT = (
     "leave one of them out"
 )
 
+_OF_METRICS = "an evaluation here has loss and perplexity; metrics of your own need GPT2HFTrainer and compute_metrics"
+
 # Fields that act in Python, but not in the job, whose data and metrics are its own.
 _WITHOUT_EFFECT_IN_A_JOB = {
     "greater_is_better": "a lower loss and a lower perplexity are better; leave it out",
     "save_only_model": "a run could not go on from such checkpoints; leave it out and take best_model",
     "dataloader_drop_last": "the last batch of an epoch is completed with samples that have no targets; leave it out",
     "ignore_data_skip": "a resumed run always goes on at its place in the data; leave it out",
+    **dict.fromkeys(("prediction_loss_only", "include_for_metrics", "batch_eval_metrics"), _OF_METRICS),
+    **dict.fromkeys(("eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object"), _OF_METRICS),
+    "label_names": "the samples of a run have the same columns always; leave it out",
+    "length_column_name": "the lengths of samples are known; leave it out",
 }
 
 
@@ -94,7 +103,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
         "resume_from",
     )
     num_train_epochs: float = option(10.0, "Passes over the training data.", "max_epochs")
-    max_steps: int = option(-1, "Number of optimizer steps, whatever the epochs; -1: no limit.")
+    max_steps: int = option(-1, "Number of optimizer steps, whatever max_epochs; -1: max_epochs decides.")
     max_training_hours: float | None = option(
         12.0, "Wall-clock budget of this invocation in hours, start-up, final evaluation and saving included."
     )
@@ -110,36 +119,38 @@ class GPT2HFTrainingArguments(TrainingArguments):
     global_batch_size: int | None = option(
         None,
         "Samples of an optimizer step on all devices together: accumulation follows from it and the number of "
-        "devices, and batch_size is the most that a device is given at once.",
+        "devices, and batch_size is the largest micro-batch of a device.",
     )
     learning_rate: float = option(3e-4, "Peak learning rate.")
     weight_decay: float = option(0.01, "Decoupled weight decay; not on biases and LayerNorms.")
     optim: str = option(
         "adamw_torch_fused",
-        "Optimizer: one of transformers' names, or muon: Muon for the matrices of the blocks, AdamW for the rest.",
+        "Optimizer: one of transformers' names, or muon: Muon for the hidden weight matrices of the blocks, AdamW for "
+        "the rest.",
     )
     muon_learning_rate: float | None = option(
-        None, "optim muon: peak learning rate of the matrices; learning_rate when left out."
+        None, "optim muon: peak learning rate of the hidden matrices; learning_rate when left out."
     )
     muon_weight_decay: float | None = option(
-        None, "optim muon: weight decay of the matrices; weight_decay when left out, which is that of the embeddings."
+        None, "optim muon: weight decay of the hidden matrices; weight_decay, the embeddings' decay, when left out."
     )
-    muon_momentum: float = option(0.95, "optim muon: momentum of the matrices.")
+    muon_momentum: float = option(0.95, "optim muon: momentum of the hidden matrices.")
     ema_decay: float | None = option(
         None,
-        "Evaluate, save and end with a moving average of the weights, of which each step leaves this share: 0.998 "
-        "spans about 500 steps. none: the weights as they are.",
+        "Decay of an exponential moving average (EMA) of the weights, which is evaluated and saved: 0.998 averages "
+        "over about 500 steps. none: no average.",
     )
     distill_from: list[str] | None = option(
         None,
-        "Learn from the probabilities of these models as well as from the text: folders, checkpoints or hub ids of "
-        "models with the same tokenizer. Of several the mean counts.",
+        "Knowledge distillation: also learn from the output probabilities of these teachers: folders, checkpoints or "
+        "hub ids of models with the same tokenizer. Those of several are averaged.",
     )
     distill_alpha: float = option(
-        0.45, "distill_from: weight of the teachers in the loss, from 0 to 1; the text has the rest."
+        0.45, "distill_from: weight of the distillation loss, from 0 to 1; the cross-entropy has the rest."
     )
     distill_temperature: float = option(
-        1.2, "distill_from: temperature at which teachers and model are compared; above 1, rare tokens count more."
+        1.2,
+        "distill_from: softmax temperature of teachers and student; above 1 gives improbable tokens more weight.",
     )
     adam_beta1: float = option(0.9, "AdamW's first beta.")
     adam_beta2: float = option(0.95, "AdamW's second beta.")
@@ -170,7 +181,8 @@ class GPT2HFTrainingArguments(TrainingArguments):
         48, "Length in tokens of the text that is generated and shown at each evaluation; 0: none."
     )
     push_to_hub: bool = option(
-        False, "When the run is over, upload best_model with its card to hub_model_id; not within max_training_hours."
+        False,
+        "When the run is over, upload best_model with its model card to hub_model_id; not within max_training_hours.",
     )
     report_to: list[str] = option(["tensorboard"], "Where to report to: tensorboard, wandb, ..., or none.")
     run_name: str | None = option(
@@ -200,8 +212,11 @@ class GPT2HFTrainingArguments(TrainingArguments):
         None, "In Python: whether a higher metric is better; by its name when left out."
     )
 
-    resolved_precision: Precision | None = field(default=None, init=False)
+    resolved_precision: Precision = field(init=False)
     _share: int | None = field(default=None, init=False, repr=False)
+
+    marks_epochs: bool = field(default=True, init=False, repr=False)
+    """Whether step strategies act at the end of each epoch too, and whose checkpoint is named and kept."""
 
     notices: list[str] = field(default_factory=list, init=False)  # what was asked for and is left out, to be printed
 
@@ -255,11 +270,11 @@ class GPT2HFTrainingArguments(TrainingArguments):
 
     @property
     def train_batch_size(self) -> int:
-        """Samples that a device is given at once."""
+        """Samples in a micro-batch of a device."""
         return self._share or self.per_device_train_batch_size
 
     def _divide_global_batch(self) -> None:
-        """Choose accumulation for `global_batch_size`, and what a device is given at once."""
+        """Choose accumulation and micro-batch for `global_batch_size`."""
         if self.global_batch_size is not None:
             self._share, self.gradient_accumulation_steps = divide_batch(
                 self.global_batch_size, self.world_size, self.per_device_train_batch_size
@@ -282,6 +297,11 @@ class GPT2HFTrainingArguments(TrainingArguments):
             raise UserError(
                 f"--checkpoint_dir: {self.output_dir} is not UTF-8, and safetensors and TensorBoard cannot write it; "
                 "choose another name"
+            )
+        if (folder := _unexpanded(str(self.output_dir))) is not None:
+            raise UserError(
+                f"--output_dir: there is no folder {folder}; write the path itself: variables are not expanded in "
+                "config files, only by the shell on the command line"
             )
 
     def _check_engine(self) -> None:
@@ -363,7 +383,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
         return flags[0] if flags else self.precision
 
     def _check_optimizer_options(self) -> None:
-        """What the chosen optimizer would pass over."""
+        """What the chosen optimizer would ignore."""
         optim = str(getattr(self.optim, "value", self.optim))
         if self.optim_args and optim in _WITHOUT_OPTIM_ARGS:
             raise UserError(
@@ -383,11 +403,11 @@ class GPT2HFTrainingArguments(TrainingArguments):
         for name in ("max_training_hours", "eval_steps"):
             if getattr(self, name) is not None:
                 require_positive(name, getattr(self, name))
-        for name in ("weight_decay", "max_grad_norm", "warmup_steps", "dataloader_num_workers", "seed"):
+        for name in ("weight_decay", "max_grad_norm", "warmup_steps", "dataloader_num_workers"):
             require_at_least(name, getattr(self, name), 0)
-        for name in ("seed", "data_seed"):
-            if (getattr(self, name) or 0) >= _SEEDS:
-                raise UserError(f"--{name} must be below {_SEEDS:,}, got {getattr(self, name):,}")
+        require_seed("seed", self.seed)
+        if self.data_seed is not None:
+            require_seed("data_seed", self.data_seed)
         require_at_least("sample_tokens", self.sample_tokens, 0)
         default = type(self).__dataclass_fields__["sample_tokens"].default
         if self.eval_strategy == IntervalStrategy.NO and self.sample_tokens != default:
@@ -420,8 +440,11 @@ class GPT2HFTrainingArguments(TrainingArguments):
 
 
 def _refuse(args: TrainingArguments, without_effect: dict[str, str]) -> None:
+    defaults = {entry.name: entry.default for entry in fields(args) if entry.default is not MISSING}
     for name, remedy in without_effect.items():
-        if getattr(args, name, False):
+        value, default = getattr(args, name, None), defaults.get(name)
+        # What is off by default may have been settled to another kind of off since.
+        if value != default and (value or default):
             raise UserError(f"--{name} has no effect: {remedy}")
 
 
@@ -449,9 +472,10 @@ def with_own_fields(args: TrainingArguments | None) -> GPT2HFTrainingArguments:
     vars(args).setdefault("max_training_hours", None)
     vars(args).setdefault("sample_tokens", 0)
     for entry in fields(GPT2HFTrainingArguments):
-        if entry.name not in inherited:
+        if entry.name not in inherited and entry.name != "resolved_precision":
             default = entry.default if entry.default_factory is MISSING else entry.default_factory()
             vars(args).setdefault(entry.name, default)
+    result.marks_epochs = False  # where transformers evaluates and saves, and keeps no more than save_total_limit
     result._check_output_dir()
     result._check_engine()
     if (result.metric_for_best_model or "").endswith("perplexity"):
@@ -469,10 +493,10 @@ def divide_batch(samples: int, devices: int, most: int) -> tuple[int, int]:
     Args:
         samples: of all devices together.
         devices: that have equal parts.
-        most: samples that a device can be given at once.
+        most: samples in the largest micro-batch that a device can take.
 
     Returns:
-        Samples given to a device at once, and how many times: the fewest of equal size.
+        Samples in a micro-batch of a device, and how many of them: the fewest of equal size.
 
     Raises:
         UserError: if the devices cannot have equal parts.
@@ -491,3 +515,10 @@ def divide_batch(samples: int, devices: int, most: int) -> tuple[int, int]:
 def _is_unicode(text: str) -> bool:
     """Whether there are only characters in it; Python puts lone surrogates for other bytes of a file's name."""
     return not any("\ud800" <= mark <= "\udfff" for mark in text)
+
+
+def _unexpanded(path: str) -> str | None:
+    """The first folder of a path that is not there and is named like a variable of the shell: `$NAME`, `${NAME}`."""
+    whole = Path(os.path.expanduser(path))
+    named = [folder for folder in (*reversed(whole.parents), whole) if _VARIABLE.search(folder.name)]
+    return next((folder.name for folder in named if not os.path.exists(folder)), None)

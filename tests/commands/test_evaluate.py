@@ -4,8 +4,6 @@ import contextlib
 import json
 import math
 import shutil
-import subprocess
-import sys
 from dataclasses import asdict
 
 import numpy as np
@@ -25,15 +23,10 @@ from gpt2_hf.model.chunked_loss import IGNORE_INDEX
 from gpt2_hf.options.arguments import DataArguments
 from gpt2_hf.runtime.precision import current_device_type
 
-from ..conftest import REPOSITORY, read_json
+from .. import ranks
+from ..conftest import read_json
 from ..tiny_models import make_stock
-
-
-def evaluate(capsys, *options):
-    """Run the command and return the JSON that it prints last."""
-    assert main(["evaluate", *options]) == 0
-    result: dict = json.loads(capsys.readouterr().out.splitlines()[-1])
-    return result
+from .conftest import evaluate
 
 
 @given(num_tokens=st.integers(2, 60), max_length=st.integers(2, 20), data=st.data())
@@ -180,15 +173,12 @@ def test_an_edited_config_beside_the_model_is_one_line(finished_run, tmp_path, c
     assert "resolved_config.json is not JSON (" in err and err.count("\n") == 1
 
 
-def test_two_processes_score_the_same_as_one(finished_run, capsys):
-    """The samples are divided among the processes of torchrun; the sums are the same, and are printed once."""
+def test_two_processes_score_the_same_as_one(finished_run, tmp_path, capsys):
+    """The samples are divided among the processes; the sums are the same, and are printed once."""
     options = ["--model_path", str(finished_run / "best_model"), "--max_eval_samples", "17", "--batch_size", "4"]
     alone = evaluate(capsys, *options)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*torchrun, "-m", "gpt2_hf", "evaluate", *options]
-    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
-    together = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    printed = ranks.run(2, ["evaluate", *options], tmp_path / "log")
+    together = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
     assert len(together) == 1
     floats = {name for name, value in alone.items() if isinstance(value, float)}
     for name, value in alone.items():
@@ -264,6 +254,41 @@ def test_what_is_typed_and_does_not_act_is_refused(tmp_path):
     (tmp_path / "resolved_config.json").write_text(json.dumps({"train_file": "a.txt", **PROTOCOLS[2]}))
     with pytest.raises(UserError, match="--truncate has no effect with --sequence_mode blocks"):
         with_training_protocol(DataArguments(truncate=True), {"truncate": "command line"}, str(tmp_path))
+
+
+UNITS = [
+    ("x.jsonl", "row", "y.txt", None),
+    ("x.txt", "file", "y.jsonl", None),
+    ("x.txt", "file", "*.csv.gz", None),
+    ("x.txt", "file", "y.txt", "file"),
+    ("x.txt", "file", "books/*.md.gz", "file"),
+    ("x.jsonl", "line", "y.txt", "line"),
+    ("x.txt", "paragraph", "y.jsonl", "paragraph"),
+    ("x.jsonl", "row", None, "row"),
+    ("x.txt", "file", None, "file"),
+]
+
+
+@pytest.mark.parametrize(("trained", "unit", "asked", "expected"), UNITS)
+def test_document_unit_is_inherited_only_where_the_other_text_has_such_documents(
+    tmp_path, trained, unit, asked, expected
+):
+    """Nobody is refused a --document_unit that only the training run named."""
+    (tmp_path / "resolved_config.json").write_text(json.dumps({"train_file": trained, "document_unit": unit}))
+    data_args, given = DataArguments(test_file=asked), {} if asked is None else {"test_file": "command line"}
+    assert with_training_protocol(data_args, given, str(tmp_path)).document_unit == expected
+    if asked is not None:
+        named = DataArguments(test_file=asked, document_unit=unit)
+        given["document_unit"] = "command line"
+        assert with_training_protocol(named, given, str(tmp_path)).document_unit == unit
+
+
+def test_another_data_set_has_its_own_documents(tmp_path):
+    """`--document_unit file` of the training text is not inherited for a dataset."""
+    (tmp_path / "resolved_config.json").write_text(json.dumps({"train_file": "x.txt", "document_unit": "file"}))
+    given = {"dataset_name": "command line"}
+    asked = with_training_protocol(DataArguments(dataset_name="a/b"), given, str(tmp_path))
+    assert (asked.dataset_name, asked.train_file, asked.document_unit) == ("a/b", None, None)
 
 
 def test_the_share_that_training_set_aside_is_passed_over(stock_folder, tmp_path, capsys):

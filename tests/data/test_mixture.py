@@ -43,10 +43,27 @@ def test_a_mix_is_read_from_an_object_or_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[" * 100_000, "its brackets are nested too deeply"),
+        ('{"a": {"weight": ' + "7" * 5000 + "}}", "an integer in it has too many digits"),
+        ('{"a": 1, "a": 2}', "the key 'a' is given twice; keep one"),
+        ('{"a": 1,}', "it is not JSON: .* in line 1"),
+    ],
+)
+def test_a_file_that_is_no_json_is_refused(tmp_path, content, message):
+    """One line that names the file."""
+    (tmp_path / "mix.json").write_text(content)
+    with pytest.raises(UserError, match=rf"--train_mix: .*mix\.json: {message}"):
+        read_mix(str(tmp_path / "mix.json"))
+
+
+@pytest.mark.parametrize(
     ("mix", "message"),
     [
         ({}, "is empty"),
         ("[1]", "cannot be read"),
+        ("a\0b", "cannot be read"),
         ({"train": {"train_file": "a"}}, "'train' cannot be the name"),
         ({"a b": {"train_file": "a"}}, "'a b' cannot be the name"),
         ({"ä": {"train_file": "a"}}, "'ä' cannot be the name"),
@@ -57,7 +74,7 @@ def test_a_mix_is_read_from_an_object_or_a_file(tmp_path):
         ({"a": {"train_file": "a", "dataset_name": "b"}}, "dataset_name has no effect"),
         ({"a": {"validation_file": "a", "dataset_name": "b"}}, "validation_file has no effect"),
         ({"a": {"train_file": "a", "dataset_config_name": "b"}}, "dataset_config_name has no effect"),
-        ({"a": {"train_file": 3}}, "train_file must be a text"),
+        ({"a": {"train_file": 3}}, "train_file must be a string"),
         ({"a": {"train_file": "a", "document_unit": "page"}}, "invalid choice for document_unit"),
         *(
             ({"a": {"train_file": "a", "weight": weight}}, "the weight must be a finite number above 0")
@@ -97,7 +114,7 @@ def test_layers(tmp_path):
     config.write_text(json.dumps({"train_file": "a.txt", "validation_file": "b.txt"}))
     (args,) = parse([DataArguments], ["--train_mix", json.dumps(TEXTS)], str(config)).values
     assert args.train_mix and args.train_file is args.validation_file is args.dataset_name is None
-    with pytest.raises(UserError, match="stands twice"):
+    with pytest.raises(UserError, match="is given twice"):
         parse([DataArguments], ["--train_mix", '{"a": {"train_file": "a"}, "a": {"train_file": "b"}}'])
 
 
@@ -273,7 +290,7 @@ def test_lines_and_splits(mix, tokenizer_folder, mode):
     train = data.samples["train"]
     (books, drawn), (news, _) = train.mixture
     assert drawn == round(0.6 * len(train)) and books + news == len(train)
-    assert f"books is read {drawn / books:.2f} times an epoch: {drawn:,} samples from {books:,} (weight 0.6)" in text
+    assert f"books is read {drawn / books:.2f} times per epoch: {drawn:,} samples from {books:,} (weight 0.6)" in text
     summary = data.summary()
     assert "tokens, of books 60 %, news 40 %; validation " in summary and summary.count("each line of text") == 1
     assert "of books, news, news: 5 % of the documents set aside; test " in summary and summary.endswith(

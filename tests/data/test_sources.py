@@ -24,7 +24,7 @@ from datasets.table import CastError, InMemoryTable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2_hf.data import load_data, readers
+from gpt2_hf.data import load_data, readers, tokenization
 from gpt2_hf.data.encoding import Encoder
 from gpt2_hf.data.folders import visible_files
 from gpt2_hf.data.sources import Cursor, FileSource, RowSource, load_sources, split_document
@@ -66,7 +66,7 @@ def write(folder: Path, ending: str, texts: list[str], column: str = "text", nam
         with path.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream, delimiter="\t" if kind == ".tsv" else ",")
             writer.writerows([["id", column], *([i, text] for i, text in enumerate(texts))])
-        content = path.read_text(encoding="utf-8")
+        content = path.read_bytes().decode()
     else:
         pq.write_table(pa.table({"id": list(range(len(texts))), column: texts}), path, row_group_size=2)
         return path
@@ -140,6 +140,34 @@ def test_line_ends_of_every_system(tmp_path, end):
     (tmp_path / "a.txt").write_bytes(f"one{end}two{end}".encode())
     assert read(file_arguments(tmp_path / "a.txt")) == ["one\n", "two\n"]
     assert read(file_arguments(tmp_path / "a.txt", document_unit="file")) == ["one\ntwo\n"]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
+def test_line_ends_in_the_fields_of_rows(tmp_path, ending):
+    """They become those of Unix as in a text file, and end a line or a paragraph as there."""
+    path = write(tmp_path, ending, ["one\r\ntwo\rthree\n\r\nfour", "\r"])
+    assert read(file_arguments(path)) == ["one\ntwo\nthree\n\nfour", "\n"]
+    assert read(file_arguments(path, document_unit="line")) == ["one\n", "two\n", "three\n", "\n", "four", "\n"]
+    assert read(file_arguments(path, document_unit="paragraph")) == ["one\ntwo\nthree\n", "four", "\n"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_line_ends_in_the_rows_of_a_dataset(streaming):
+    """The same of what the datasets library holds or streams."""
+    dataset = Dataset.from_dict({"text": ["one\r\ntwo\rthree", None, ""]})
+    rows = dataset.to_iterable_dataset() if streaming else dataset
+    source = RowSource("train", rows, "text", readers.DocumentUnit.ROW)
+    assert [text for text, _ in source.documents()] == ["one\ntwo\nthree", None, ""]
+
+
+def test_ids_of_other_line_ends_are_not_taken_from_the_cache(tmp_path, gpt2, monkeypatch):  # noqa: F811
+    """The cache of a version that kept the line ends in fields is of another text."""
+    source = load_sources(file_arguments(write(tmp_path, ".csv", ["one\r\ntwo"])))["train"]
+    with monkeypatch.context() as earlier:
+        earlier.setattr(tokenization, "_CACHE_VERSION", "4")
+        earlier.setattr(readers.records, "with_line_feeds", str)
+        assert gpt2.decode(tokenize(source, gpt2).read(0, 4)) == "one\r\ntwo"
+    assert gpt2.decode(tokenize(source, gpt2).read(0, 3)) == "one\ntwo"
 
 
 def test_byte_order_mark(tmp_path):
@@ -455,8 +483,19 @@ def test_not_utf8(tmp_path, ending):
     COMPRESSORS[".gz" if ending.endswith(".gz") else ""](path, raw[:at] + b"\xff" + raw[at + 1 :])
     message = error_of(file_arguments(path))
     line = raw[:at].count(b"\n") + 1
-    assert f"--train_file: {path} is not UTF-8: byte 0xff at byte {at}" in message and "iconv" in message
+    assert f"--train_file: {path} is not UTF-8: byte 0xff at byte {at}" in message
+    assert "iconv -f LATIN1 -t UTF-8 FILE > NEW" in message
     assert f"line {line}" in message or ending == ".md"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+@pytest.mark.parametrize("ending", [".txt", ".md", ".csv", ".jsonl", ".json"])
+def test_utf_16(tmp_path, ending, encoding):
+    """What Windows may write, with its mark in either order of the bytes, is refused with how to convert it."""
+    path = write(tmp_path, ending, ["good\n"])
+    path.write_bytes(("\ufeff" * (encoding != "utf-16") + path.read_text()).encode(encoding))
+    message = error_of(file_arguments(path))
+    assert message.startswith(f"--train_file: {path} ") and "iconv -f UTF-16 -t UTF-8 FILE > NEW" in message
 
 
 @pytest.mark.parametrize("ending", [".txt", ".md", ".csv", ".jsonl"])
@@ -491,6 +530,9 @@ def test_paragraph_without_end(tmp_path):
     assert "the paragraph from line 3 on is longer" in error_of(file_arguments(path, document_unit="paragraph"))
 
 
+TO_JSON = 'df.to_json(path, orient="records", lines=True)'
+
+
 def test_broken_json_line(tmp_path):
     """A broken line of JSON is named by its number."""
     path = tmp_path / "a.jsonl"
@@ -502,11 +544,20 @@ def test_broken_json_line(tmp_path):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ('["a", "b"]', "element 0 is str"),
+        ('["a", "b"]', 'element 0 is str, not an object; write objects, such as {"text": "..."}'),
+        ('"a"\n"b"\n', 'line 1 holds str, not an object; each line must be one JSON object, such as {"text": "..."}'),
+        *(
+            (columns, f"{place}choose another column, or write a text a row, in pandas with {TO_JSON}")
+            for columns, place in (
+                ('{"text": ["a", "b"]}\n', "column 'text' holds list, not text, in line 1; "),
+                ('{"text": {"0": "a", "1": "b"}}', "column 'text' holds dict, not text, in line 1; "),
+                ('[{"text": ["a", "b"]}]', "column 'text' holds list, not text, in element 0; "),
+            )
+        ),
+        ('{\n "text": ["a", "b"]\n}\n', f"each line must be one JSON object, in pandas {TO_JSON}"),
         ('[{"text": "a"}, {"text" "b"}]', "is broken in line 1"),
         ('{"text": "a"}\n17\n', "line 2 holds int"),
         ('{"text": "a"}\n{"text": 17}\n', "column 'text' holds int, not text, in line 2"),
-        ('{"text": ["a", "b"]}\n', "choose another column, or write the text of a row as one string"),
         ('{"text": "a"}\n{"text": "\\ud800"}\n', "line 2 holds half of a surrogate pair"),
     ],
 )
@@ -625,10 +676,11 @@ def test_unknown_ending(tmp_path):
     assert ".jsonl" in message and ".zst" in message
 
 
-@pytest.mark.parametrize("name", ["missing.txt", "missing/*.txt"])
+@pytest.mark.parametrize("name", ["missing.txt", "missing/*.txt", "$SCRATCH/a.txt"])
 def test_missing_file(tmp_path, name):
     """A file that is not there is refused by the option and name."""
-    assert "--train_file: no file matches" in error_of(file_arguments(tmp_path / name))
+    message = f"--train_file: no file matches {str(tmp_path / name)!r}; give a path or a quoted glob"
+    assert error_of(file_arguments(tmp_path / name)) == message
 
 
 def test_what_is_no_file_of_this_machine(tmp_path):
@@ -798,10 +850,10 @@ def test_paragraphs_lose_blank_lines_only(text):
     assert joined == ("".join(lines) or text)
 
 
-def test_line_ends_inside_csv_fields_stay(tmp_path):
-    """What stands in quotes is the field, whichever line ends are in it."""
+def test_line_ends_inside_csv_fields(tmp_path):
+    """Those in quotes end no row: they are text."""
     (tmp_path / "a.csv").write_bytes(b'text\r\n"one\r\ntwo"\r\n"three\rfour"\r\n"five\n"\r\n')
-    assert read(file_arguments(tmp_path / "a.csv")) == ["one\r\ntwo", "three\rfour", "five\n"]
+    assert read(file_arguments(tmp_path / "a.csv")) == ["one\ntwo", "three\nfour", "five\n"]
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
@@ -994,6 +1046,12 @@ def test_a_file_that_is_trained_on_and_scored(tmp_path):
     assert "1 of the files of --validation_file is trained on too (b.txt)" in load_sources(arguments)["train"].layout
     arguments = DataArguments(train_file=str(tmp_path / "a.txt"), validation_file=str(tmp_path / "b.txt"))
     assert "trained on" not in load_sources(arguments)["train"].layout
+    for name in ("c.txt", "d.txt"):
+        (tmp_path / name).write_text("text\n")
+    arguments = DataArguments(train_file=str(tmp_path / "*.txt"), test_file=str(tmp_path / "*.txt"))
+    assert "4 of the files of --test_file are trained on too (a.txt, b.txt, c.txt, ...):" in (
+        load_sources(arguments)["train"].layout
+    )
 
 
 def test_what_save_to_disk_wrote_later(tmp_path):

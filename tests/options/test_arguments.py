@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from gpt2_hf.errors import UserError
 from gpt2_hf.options.arguments import DataArguments, ModelArguments, own_names
 from gpt2_hf.options.parsing import parse
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
@@ -54,6 +55,27 @@ def test_the_table_of_configs_is_complete():
     """training_args/README.md has a row for each file."""
     table = (REPOSITORY / "training_args" / "README.md").read_text()
     assert CONFIGS and all(f"| `{path.name}` |" in table for path in CONFIGS)
+
+
+@pytest.mark.parametrize("key", ["output_dir", "checkpoint_dir"])
+@pytest.mark.parametrize("name", ["$SCRATCH", "${SCRATCH}", "run-$SLURM_JOB_ID"])
+def test_variables_in_the_output_folder(tmp_path, key, name):
+    """A config file does not expand them: refused, unless there is a folder of that name."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({key: f"{tmp_path}/{name}/run"}))
+    with pytest.raises(UserError) as caught:
+        parse(TYPES, [], str(config))
+    assert str(caught.value).startswith(
+        f"--{key}: there is no folder {name}; write the path itself: variables are not"
+    )
+    (tmp_path / name).mkdir()
+    assert parse(TYPES, [], str(config)).values[2].output_dir == f"{tmp_path}/{name}/run"
+
+
+@pytest.mark.parametrize("name", ["5$", "$5", "a$ b", "${}", "cost$"])
+def test_dollars_that_are_no_variables(tmp_path, name):
+    """They may stand in the name of a new folder."""
+    assert parse(TYPES, ["--output_dir", str(tmp_path / name)]).values[2].output_dir == str(tmp_path / name)
 
 
 def test_both_names_of_activation_checkpointing_work():

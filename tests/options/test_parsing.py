@@ -90,12 +90,19 @@ def test_both_spellings_work_in_both_places(config, alias, name, value):
         (["--pad_to_max_length"], "--pad_to_max_length has no effect with --sequence_mode padding_free"),
         (["--eval_every", "5", "--eval_strategy", "epoch"], "--eval_every has no effect with --eval_strategy epoch"),
         (["--save_every", "5", "--save_strategy", "no"], "--save_every has no effect with --save_strategy no"),
-        (["--warmup_steps", "5", "--lr_scheduler_type", "constant"], "--warmup_steps has no effect"),
+        (["--warmup_steps", "5", "--lr_scheduler_type", "constant"], "type constant; constant_with_warmup has one"),
+        (["--warmup_steps", "5", "--lr_scheduler_type", "greedy"], "has no effect with --lr_scheduler_type greedy"),
+        (["--eval_delay", "5", "--eval_strategy", "no"], "--eval_delay has no effect with --eval_strategy no"),
+        (["--save_total_limit", "2", "--save_strategy", "no"], "--save_total_limit has no effect"),
+        (["--hub_private_repo"], "--hub_private_repo has no effect without --push_to_hub"),
+        (["--remove_unused_columns", "false"], "--remove_unused_columns has no effect"),
+        (["--eval_accumulation_steps", "4"], "--eval_accumulation_steps has no effect: an evaluation here has loss"),
         (["--dataset_name", "x", "--validation_file", "y"], "--dataset_name has no effect beside --validation_file"),
         (["--do_train"], "--do_train has no effect"),
         (["--optim", "adamw"], "--optim adamw is not known; did you mean adamw_"),
         (["--dataloader_drop_last"], "--dataloader_drop_last has no effect"),
         (["--seed", "5000000000"], "--seed must be below 2,147,483,648"),
+        (["--data_seed", "-1"], "--data_seed must be at least 0, got -1"),
         (["--batch_size", "1000000000"], "--batch_size must be at most 1,048,576, got 1,000,000,000"),
         (["--per-device-train-batch-size", "0"], "--per-device-train-batch-size must be at least 1, got 0"),
         (["--use_liger_kernel"], "--use_liger_kernel has no effect"),
@@ -104,6 +111,25 @@ def test_both_spellings_work_in_both_places(config, alias, name, value):
         (["--bf16", "--fp16"], "--fp16 and --bf16 exclude each other"),
         (["--bf16", "--precision", "fp32"], "--bf16 contradicts --precision fp32"),
         (["train.json"], "unexpected argument 'train.json'"),
+        (["--text_column", "a", "b"], "unexpected argument 'b'"),
+        *(
+            (
+                [option, "a.txt", "b.txt", "c.txt", "--seed", "1"],
+                rf"'b.txt' follows; quote a pattern: {option} 'data/\*",
+            )
+            for option in ("--train_file", "--validation-file", "--test_file")
+        ),
+        (["--batch_size", "8.5"], "--batch_size: invalid int value: '8.5'"),
+        (["--max_steps", "inf"], "--max_steps: invalid int value: 'inf'"),
+        *(
+            (["--lr_scheduler_kwargs", text], f"--lr_scheduler_kwargs: invalid value: .*{problem}")
+            for text, problem in (
+                ('{"a": ' + "[" * 100_000, r"\.\.\.': its brackets are nested too deeply"),
+                ('{"a": ' + "7" * 5000 + "}", r"\.\.\.': an integer in it has too many digits"),
+                ("{a: 1}", "'{a: 1}': it is not JSON: "),
+                ('{"a": 1, "a": 2}', "the key 'a' is given twice; keep one"),
+            )
+        ),
         *(
             ([f"--{name}", ""], f"--{name} is empty; give a value")
             for name in (
@@ -142,9 +168,12 @@ def test_bad_command_lines_get_one_clear_line(argv, message):
         ({"distill_from": [None]}, "--distill_from: null is not expected in a list"),
         ({"d_model": None}, "d_model cannot be null"),
         ({"batch_size": 8, "per_device_train_batch_size": 4}, "both set per_device_train_batch_size"),
-        ('{"d_model": 64, "d_model": 32}', "stands twice"),
+        ('{"d_model": 64, "d_model": 32}', "is given twice"),
         ('{"d_model": 64,}', "is not JSON: .* in line 1"),
         ("[1]", "must hold one JSON object"),
+        ('{"seed": ' + "[" * 100_000 + "]" * 100_000 + "}", "its brackets are nested too deeply; take some away"),
+        ('{"seed": ' + "7" * 5000 + "}", "an integer in it has too many digits; write a smaller one"),
+        ({"batch_size": 8.5}, "--batch_size: invalid int value: '8.5'"),
     ],
 )
 def test_bad_files_get_one_clear_line(config, content, message):
@@ -159,8 +188,29 @@ def test_files_of_other_editors(config, tmp_path):
     (tmp_path / "marked.json").write_text('{"d_model": 64}', encoding="utf-8-sig")
     assert parse(TYPES, [], str(tmp_path / "marked.json")).values[0].d_model == 64
     (tmp_path / "wide.json").write_text('{"d_model": 64}', encoding="utf-16")
-    with pytest.raises(UserError, match=r"wide\.json cannot be read \(it is not UTF-8\)"):
-        parse(TYPES, [], str(tmp_path / "wide.json"))
+    for option in ("--config", "--train_mix"):
+        message = (
+            rf"{option}: .*wide\.json cannot be read \(it is not UTF-8\); convert it with iconv -f UTF-16 -t UTF-8 "
+        )
+        with pytest.raises(UserError, match=message):
+            wide = str(tmp_path / "wide.json")
+            parse(TYPES, [], wide) if option == "--config" else parse(TYPES, [option, wide])
+    (tmp_path / "narrow.json").write_text('{"run_name": "größer"}', encoding="latin-1")
+    with pytest.raises(
+        UserError, match=r"is not UTF-8\); convert it with iconv -f LATIN1 -t UTF-8 FILE > NEW \(LATIN1 or"
+    ):
+        parse(TYPES, [], str(tmp_path / "narrow.json"))
+
+
+def test_whole_numbers_may_be_written_as_floats(config):
+    """As JSON writers and people do: 8.0 and 1e5 where an integer is wanted, in a file and on the command line."""
+    content = {"max_steps": 1e5, "batch_size": 8.0, "num_heads": "6.0", "save_total_limit": 2.0}
+    files = parse(TYPES, [], config(content)).values
+    typed = parse(TYPES, [f"--{name}={value}" for name, value in content.items()]).values
+    for model_args, _, args in (files, typed):
+        values = (args.max_steps, args.per_device_train_batch_size, model_args.num_heads, args.save_total_limit)
+        assert values == (100_000, 8, 6, 2) and all(isinstance(value, int) for value in values)
+    assert parse(TYPES, ["--seed", "2147483647"]).values[2].seed == 2**31 - 1  # not by way of a float
 
 
 def test_missing_file_is_named():

@@ -7,9 +7,9 @@ In: a `TextFile`. Out: `(text, place)` for every row; reading can begin again at
 
 Every error names the file and the byte or line, because a corpus of thousands of files is not searched by hand.
 
-Lines, paragraphs and rows are those of the format. Only `\\n`, `\\r\\n` and, in plain text, a lone `\\r` end a line;
+Lines, paragraphs and rows are those of the format. In a text only `\\n`, `\\r\\n` and a lone `\\r` end a line;
 what else Unicode takes for a line end (form feeds, U+0085, U+2028) is text. Of a row with columns only the text is
-checked: what stands in its other fields is passed over, whatever it is.
+checked: what stands in its other fields is ignored, whatever it is.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from ...errors import UserError
 from .csv_rows import csv_columns, csv_texts
 from .json_rows import json_columns, json_texts
-from .lines import lines_of
+from .lines import lines_of, with_line_feeds
 from .parquet_rows import parquet_columns, parquet_texts, texts_of
 from .plain_text import paragraphs_of, whole_text
 from .records import not_text
@@ -47,6 +47,7 @@ __all__ = [
     "read_rows",
     "text_file",
     "texts_of",
+    "with_line_feeds",
 ]
 
 
@@ -87,8 +88,8 @@ def headers_of(file: TextFile) -> dict[str, list[str]]:
 def read_rows(file: TextFile, start: Place = Place()) -> Iterator[Row]:  # noqa: B008 (a Place cannot change)
     """Read the rows of a file from a place on: lines, paragraphs or the whole of a text file, else rows.
 
-    Line ends are `\\n` whatever the system the file comes from, and stay: they are part of what the model learns
-    to write. White space between paragraphs belongs to none of them.
+    Line ends are `\\n` whatever the system the file comes from, in the fields of rows too, and stay: they are part of
+    what the model learns to write. White space between paragraphs belongs to none of them.
 
     Raises:
         UserError: if the file cannot be read, is not what its ending says, or holds what cannot be text.

@@ -18,6 +18,8 @@ from .text_files import MAX_FILE_BYTES, Place, Row, TextFile
 _ROWS_SEARCHED_FOR_COLUMNS = 100
 _FIELDS_NAMED = 8
 _BLANKS = " \t\r\n"
+_ROW = '{"text": "..."}'
+_ROWS_FROM_PANDAS = 'df.to_json(path, orient="records", lines=True)'
 _DECODER = json.JSONDecoder(strict=False)
 # Python refuses to convert integers of thousands of digits. Only the type of a number is looked at.
 _DECODER_OF_ANY_NUMBER = json.JSONDecoder(strict=False, parse_int=lambda digits: int(digits[:18]))
@@ -38,7 +40,12 @@ def json_texts(file: TextFile, start: Place) -> Iterator[Row]:
             names = ", ".join(list(record.fields)[:_FIELDS_NAMED]) or "none"
             problem = f": {record.where} has no field {file.column!r}; it has {names}"
             raise file.fail(problem, "rename the field, or write null where a row has no text")
-        yield checked(file, record.fields[file.column], record)
+        value = record.fields[file.column]
+        if isinstance(value, dict | list):  # a file of columns, or a row with several texts
+            problem = f": column {file.column!r} holds {type(value).__name__}, not text, in {record.where}"
+            remedy = f"choose another column, or write a text a row, in pandas with {_ROWS_FROM_PANDAS}"
+            raise file.fail(problem, remedy)
+        yield checked(file, value, record)
 
 
 def _rows(file: TextFile, start: Place) -> Generator[Record, None, None]:
@@ -56,7 +63,7 @@ def _rows(file: TextFile, start: Place) -> Generator[Record, None, None]:
             raise _broken_line(file, line, error, place) from error
         if not isinstance(row, dict):
             problem = f": line {place.line + 1} holds {type(row).__name__}, not an object"
-            raise file.fail(problem, "each line must be one JSON object")
+            raise file.fail(problem, f"each line must be one JSON object, such as {_ROW}")
         if text.count(f'"{file.column}"') > 1:
             _check_single(file, [_pairs(text, 1)], f"line {place.line + 1}")
         yield Record(row, place, f"line {place.line + 1}", line, place)
@@ -71,7 +78,7 @@ def _broken_line(file: TextFile, line: str, error: json.JSONDecodeError, place: 
     except UnicodeDecodeError as undecodable:
         return not_utf8(file, undecodable, place)
     problem = f" is broken in line {place.line + 1} ({error.msg}, column {error.colno})"
-    return file.fail(problem, "each line must be one JSON object")
+    return file.fail(problem, f"each line must be one JSON object, in pandas {_ROWS_FROM_PANDAS}")
 
 
 def _is_array(file: TextFile) -> bool:
@@ -87,7 +94,7 @@ def _array(file: TextFile, start: Place) -> Iterator[Record]:
     with file.open() as stream:
         raw = stream.read(MAX_FILE_BYTES + 1)
     if len(raw) > MAX_FILE_BYTES:
-        raise file.fail(f" is one JSON array of more than {MAX_FILE_BYTES >> 20} MiB", "write one object a line")
+        raise file.fail(f" is one JSON array of more than {MAX_FILE_BYTES >> 20} MiB", "write one object per line")
     source = raw.decode("utf-8", "surrogateescape")
     text = source.removeprefix("\ufeff")
     try:
@@ -96,10 +103,10 @@ def _array(file: TextFile, start: Place) -> Iterator[Record]:
         if b"\0" in raw:
             raise nul_byte(file, raw, Place()) from error
         problem = f" is broken in line {error.lineno} ({error.msg}, column {error.colno})"
-        raise file.fail(problem, "it must be one JSON array of objects, or one object a line") from error
+        raise file.fail(problem, "it must be one JSON array of objects, or one object per line") from error
     for i, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise file.fail(f": element {i} is {type(row).__name__}, not an object", "write objects")
+            raise file.fail(f": element {i} is {type(row).__name__}, not an object", f"write objects, such as {_ROW}")
     if text.count(f'"{file.column}"') > len(rows):
         _check_single(file, _pairs(text, 2), "an element")
     for i in range(start.offset, len(rows)):

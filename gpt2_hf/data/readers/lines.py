@@ -3,11 +3,12 @@
 In: a `TextFile`. Out: `(line, place)`.
 """
 
+import codecs
 import io
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from ...errors import UserError
+from ...errors import UserError, to_utf8
 from .text_files import MAX_ROW_CHARACTERS, Place, TextFile
 
 # A line of a file with columns may hold more than its text: an image, say.
@@ -60,9 +61,12 @@ def decode(file: TextFile, raw: bytes, place: Place) -> str:
         raise nul_byte(file, raw, place)
     if place.offset == 0:
         text = text.removeprefix("\ufeff")
-    if "\r" in text:
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return text
+    return with_line_feeds(text)
+
+
+def with_line_feeds(text: str) -> str:
+    """The text with `\\n` for every `\\r\\n`, and for every `\\r` alone."""
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def not_utf8(file: TextFile, error: UnicodeDecodeError, place: Place) -> UserError:
@@ -70,7 +74,7 @@ def not_utf8(file: TextFile, error: UnicodeDecodeError, place: Place) -> UserErr
     raw, at = error.object, error.start
     line = place.line + raw.count(b"\n", 0, at) + 1
     problem = f" is not UTF-8: byte 0x{raw[at]:02x} at byte {place.offset + at}, line {line}"
-    return file.fail(problem, "convert it to UTF-8 (iconv -t UTF-8)")
+    return file.fail(problem, to_utf8(b"" if place.offset else raw))
 
 
 def nul_byte(file: TextFile, raw: bytes, place: Place) -> UserError:
@@ -78,7 +82,7 @@ def nul_byte(file: TextFile, raw: bytes, place: Place) -> UserError:
     at = raw.index(b"\0")
     line = place.line + raw.count(b"\n", 0, at) + 1
     problem = f" holds a NUL byte at byte {place.offset + at}, line {line}: it is no text, or UTF-16"
-    return file.fail(problem, "convert it to UTF-8, or remove the byte")
+    return file.fail(problem, f"{to_utf8(codecs.BOM_UTF16)}, or remove the byte")
 
 
 def too_long(file: TextFile, where: str) -> UserError:

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from ...errors import UserError, first_line
-from .lines import not_utf8, nul_byte, too_long
+from .lines import not_utf8, nul_byte, too_long, with_line_feeds
 from .text_files import MAX_ROW_CHARACTERS, Place, Row, TextFile
 
 
@@ -26,7 +26,7 @@ class Record(NamedTuple):
 
 
 def checked(file: TextFile, value: Any, record: Record) -> Row:
-    """The text of a row, checked to be text."""
+    """The text of a row, checked to be text, with `\\n` for every line end."""
     if value is None:
         return None, record.place
     if not isinstance(value, str):
@@ -42,7 +42,7 @@ def checked(file: TextFile, value: Any, record: Record) -> Row:
             raise not_utf8(file, undecodable, record.begin) from error
         problem = f": {record.where} holds half of a surrogate pair ({first_line(error)})"
         raise file.fail(problem, "repair it") from error
-    return value, record.place
+    return with_line_feeds(value), record.place
 
 
 def not_text(column: str | None, kind: str, where: str = "") -> UserError:

@@ -8,14 +8,16 @@ In: `DataArguments`. Out: a `Source` of documents per split. Next stage: `tokeni
 """
 
 from ...options.arguments import DataArguments
+from ...options.mixture import DATA_FILES
 from .documents import split_document
 from .files import sources_of_files
 from .named import sources_of_name
-from .source import SPLITS, Cursor, FileSource, RowSource, Source
+from .source import SPLITS, Cursor, Documents, FileSource, RowSource, Source
 
 __all__ = [
     "SPLITS",
     "Cursor",
+    "Documents",
     "FileSource",
     "RowSource",
     "Source",
@@ -30,6 +32,6 @@ def load_sources(args: DataArguments) -> dict[str, Source]:
     Raises:
         UserError: if the source is missing, unreadable, empty, or has no such column.
     """
-    if args.train_file or args.validation_file or args.test_file:
+    if any(getattr(args, name) for name in DATA_FILES):
         return sources_of_files(args)
     return sources_of_name(args)

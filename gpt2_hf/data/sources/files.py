@@ -3,13 +3,16 @@
 import dataclasses
 import glob
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ...errors import UserError, printable
 from ...options.arguments import DataArguments
 from ..readers import DocumentUnit, Format, TextFile, columns_of, headers_of, text_file
 from .columns import find_text_column, unit_of_rows, wanted_columns
 from .source import SPLITS, FileSource, Source
+
+# Files of a note are named up to this number.
+_NAMES_SHOWN = 3
 
 
 def sources_of_files(args: DataArguments) -> dict[str, Source]:
@@ -35,10 +38,15 @@ def _shared_with_training(split: str, sources: dict[str, FileSource]) -> str:
     shared = [file.path for file in sources[split].files if os.path.realpath(file.path) in trained]
     if not shared:
         return ""
-    names = ", ".join(map(os.path.basename, shared[:3])) + (", ..." if len(shared) > 3 else "")
+    names = first_names([os.path.basename(path) for path in shared])
     verb = "is" if len(shared) == 1 else "are"
-    consequence = f"the {split} loss tells what was learned by heart"
+    consequence = f"the {split} loss is contaminated and will look too low"
     return printable(f"{len(shared)} of the files of --{split}_file {verb} trained on too ({names}): {consequence}")
+
+
+def first_names(names: Sequence[str]) -> str:
+    """The first few names of files, for a note."""
+    return ", ".join([*names[:_NAMES_SHOWN], *(["..."] if len(names) > _NAMES_SHOWN else [])])
 
 
 def file_source(split: str, files: list[TextFile], args: DataArguments) -> FileSource:

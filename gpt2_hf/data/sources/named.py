@@ -17,7 +17,7 @@ from ..fingerprints import file_key
 from ..folders import PlainFolder, plain_folder, visible_files
 from ..readers import text_file
 from .columns import find_text_column, unit_of_rows
-from .files import check_columns, file_source
+from .files import check_columns, file_source, first_names
 from .source import SPLITS, FileSource, RowSource, Source
 
 # Of a builder's config: which files, what they are called, and the separator, which `readers` take.
@@ -26,8 +26,6 @@ _NO_READING_OPTIONS = {"name", "version", "data_dir", "data_files", "description
 _FILES_OF_HARBOR = ("task.toml", "instruction.md")
 # What others call the split `validation`; the library knows these names of files, but not of splits.
 _NAMES_OF_VALIDATION = ("valid", "val", "dev")
-# Files that are not read are named up to this number.
-_UNREAD_NAMES = 3
 
 
 def sources_of_name(args: DataArguments) -> dict[str, Source]:
@@ -165,7 +163,7 @@ def _unread_files(name: str, folder: PlainFolder, config: Any) -> str:
     unread = [os.path.relpath(path, name) for path in texts if os.path.realpath(path) not in given]
     if not unread or _card_names_files(folder.path, config.name):
         return ""
-    names = ", ".join([*unread[:_UNREAD_NAMES], *(["..."] if len(unread) > _UNREAD_NAMES else [])])
+    names = first_names(unread)
     if set(config.data_files) == {"train"} and texts == files:
         remedy = f"to read all use --train_file {shlex.quote(os.path.join(name, '**', '*'))}"
     else:

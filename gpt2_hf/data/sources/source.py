@@ -16,7 +16,7 @@ from torch.utils.data import get_worker_info
 
 from ...errors import UserError, first_line
 from ..fingerprints import file_key
-from ..readers import DocumentUnit, Place, TextFile, errors_of, not_text, read_rows, texts_of
+from ..readers import DocumentUnit, Place, TextFile, errors_of, not_text, read_rows, texts_of, with_line_feeds
 from .documents import split_document
 
 SPLITS = ("train", "validation", "test")
@@ -33,12 +33,22 @@ class Cursor(NamedTuple):
     part: int = 0
 
 
-class Source(Protocol):
-    """The documents of one split, in order."""
+class Documents(Protocol):
+    """The documents of one split, in order: what is tokenized."""
 
     @property
     def name(self) -> str:
         """The split."""
+
+    def documents(self, start: Cursor = ...) -> Iterator[tuple[str | None, Cursor]]:
+        """Each document from `start` on, blank ones included, and where it begins."""
+
+    def key(self) -> str:
+        """A name for exactly this text, cut exactly so."""
+
+
+class Source(Documents, Protocol):
+    """A split that is told of, and may be divided among processes."""
 
     @property
     def origin(self) -> str:
@@ -53,12 +63,6 @@ class Source(Protocol):
 
     def in_order(self, parts: Sequence[Any]) -> Iterator[tuple[str | None, Cursor]]:
         """The documents in their order, each with the cursor that it has in its part."""
-
-    def documents(self, start: Cursor = ...) -> Iterator[tuple[str | None, Cursor]]:
-        """Each document from `start` on, blank ones included, and where it begins."""
-
-    def key(self) -> str:
-        """A name for exactly this text, cut exactly so."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ class FileSource:
 
 @dataclass(frozen=True)
 class RowSource:
-    """Documents of a dataset that the datasets library holds or streams.
+    """Documents of a dataset that the datasets library holds or streams, with `\\n` for every line end.
 
     Attributes:
         name: the split.
@@ -185,7 +189,7 @@ class RowSource:
             if text is not None and not isinstance(text, str):
                 raise not_text(self.column, type(text).__name__)
             skipped = start.part if number == start.offset else 0
-            for part, document in enumerate(split_document(text, self.unit)):
+            for part, document in enumerate(split_document(text and with_line_feeds(text), self.unit)):
                 if part >= skipped:
                     yield document, Cursor(self.part, number, number, part)
 
