@@ -54,6 +54,10 @@ BACKENDS = {
 }
 
 
+# How many times as long a run may take that begins with a compilation.
+_COMPILING = 3
+
+
 def run(options: list[str], seconds: float) -> dict[str, object]:
     """One capped run in a process of its own; what became of it."""
     begin = time.monotonic()
@@ -119,7 +123,8 @@ def main() -> None:
             arguments += size_and_steps(options)
             if options.dry_run and "--torch_compile" in further:
                 arguments += ["--torch_compile_backend", "eager"]  # compiling for a CPU takes longer than the rest
-            results[name] = run(arguments, options.seconds)
+            compiles = "--torch_compile" in further or "flex_attention" in further
+            results[name] = run(arguments, options.seconds * (_COMPILING if compiles else 1))
         print(f"{name}: {results[name]}", flush=True)
         if options.output_file:  # after each, for a run that is cut off
             Path(options.output_file).write_text(json.dumps(results, indent=2), encoding="utf-8")

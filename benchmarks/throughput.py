@@ -42,6 +42,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -482,6 +483,17 @@ def flops_per_token(case: Case, mean_length: float) -> float:
     return 6 * parameters + 12 * layers * width * context
 
 
+@contextlib.contextmanager
+def leaving_out(process: Process, processes: list[Process], failures: dict[str, str]) -> Iterator[None]:
+    """Go on without a contestant that fails, and keep its last line."""
+    try:
+        yield
+    except RuntimeError as error:
+        failures[process.entry.who] = str(error).strip().splitlines()[-1]
+        process.process.kill()
+        processes.remove(process)
+
+
 def run_case(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     """All rounds of one case."""
     entries = [
@@ -493,18 +505,15 @@ def run_case(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     try:
         for process in list(processes):  # one after the other: their first steps allocate and compile
             entry = process.entry
-            try:
+            with leaving_out(process, processes, failures):
                 first = process.turn(options.warmup_steps if entry.who != "matrix" else 1)
                 if "seconds" in first:
                     again = process.turn(1) if first["seconds"] / first["steps"] < 10 else first
                     process.steps = max(math.ceil(options.seconds * again["steps"] / again["seconds"]), 1)
-            except RuntimeError as error:
-                failures[entry.who] = str(error).strip().splitlines()[-1]
-                process.process.kill()
-                processes.remove(process)
         for _ in range(options.rounds):
             for process in random.sample(processes, len(processes)):
-                process.turns.append(process.turn(process.steps))
+                with leaving_out(process, processes, failures):
+                    process.turns.append(process.turn(process.steps))
         return summary(case, processes, failures)
     finally:
         for process in processes:
@@ -611,7 +620,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", help="only cases whose names begin so")
     parser.add_argument("--dataset_name", default="python-docs", help="as in training")
     parser.add_argument("--dataset_config_name", help="as in training")
-    parser.add_argument("--output_file", help="also write the JSON here")
+    parser.add_argument("--output_file", help="also write the JSON here; cases that are in it are not run again")
     options = parser.parse_args()
 
     import torch
@@ -636,7 +645,14 @@ def main() -> None:
         "dataset": options.dataset_name,
         "rounds": options.rounds,
     }
+    if options.output_file and Path(options.output_file).is_file():  # of a call that was cut off
+        before = json.loads(Path(options.output_file).read_text(encoding="utf-8"))
+        same = all(before.get(name) == value for name, value in document.items() if name != "results")
+        results += before["results"] if same else []
+    done = [result["case"]["name"] for result in results]
     for case in cases:
+        if case.name in done:
+            continue
         results.append(run_case(case, options))
         print_case(results[-1])
         if options.output_file:  # after each, for a run that is cut off

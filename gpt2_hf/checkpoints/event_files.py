@@ -11,6 +11,7 @@ import os
 import re
 from pathlib import Path
 
+from ..options.parsing import PROVENANCE_KEY
 from .written import RESOLVED_CONFIG_NAME, read_object
 
 RUNS_FOLDER = "runs"
@@ -101,6 +102,6 @@ def _remove_empty(run_dir: Path, name: str | None) -> None:
 
 def _recorded_names(run_dir: Path) -> list[str]:
     """The name that the run in a folder had when it was last started."""
-    provenance = read_object(run_dir / RESOLVED_CONFIG_NAME).get("provenance")
+    provenance = read_object(run_dir / RESOLVED_CONFIG_NAME).get(PROVENANCE_KEY)
     name = provenance.get("run_name") if isinstance(provenance, dict) else None
     return [name] if isinstance(name, str) else []

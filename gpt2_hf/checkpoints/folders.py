@@ -34,7 +34,7 @@ ABANDONED_PREFIX = "abandoned-"
 # In a folder that is being filled, until it has its manifest.
 _STAGING_MARK = "being-written.gpt2_hf"
 _FOLDER = re.compile(r"^checkpoint-(\d+)$")
-# What has a temporary name while it is written; run.lock is that of `run_lock`.
+# What has a temporary name while it is written; run.lock is that of `run_lock`. `ownership` asks for the same names.
 _OWN_FOLDER = re.compile(rf"^(checkpoint-\d+|{BEST_MODEL})$")
 _OWN_FILE = re.compile(rf"^({'|'.join(map(re.escape, (*written.FILE_NAMES, written.RECORD_NAME)))}|run\.lock-.+)$")
 _STEP_NAME = re.compile(r"^checkpoint_step_(\d+)$")
@@ -55,6 +55,16 @@ def checkpoint_folder(step: int) -> str:
 def epoch_name(epoch: int) -> str:
     """Name of the checkpoint at the end of an epoch, counted from 1."""
     return f"checkpoint_epoch_{epoch}"
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether a run gives this name to a folder that it has filled under a temporary one."""
+    return _OWN_FOLDER.match(name) is not None
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a run gives this name to a file that it has written under a temporary one."""
+    return _OWN_FILE.match(name) is not None
 
 
 def step_of(folder: str | Path) -> int:
@@ -106,7 +116,7 @@ def staging_of(target: Path) -> Path:
 
 
 def commit(staging: Path, target: Path) -> None:
-    """Turn a filled staging folder into `target`, replacing an older one; a crash leaves one of them whole.
+    """Turn a filled staging folder into `target`, replacing an older one; a crash leaves one of them intact.
 
     Raises:
         FileExistsError: if the older one, or one of its temporary name, is somebody else's.
@@ -221,7 +231,7 @@ def repair(output_dir: str | Path) -> None:
     """
     for path in sorted(Path(output_dir).glob(f"*{OLD_SUFFIX}")):
         successor = path.with_name(path.name.removesuffix(OLD_SUFFIX))
-        if not _OWN_FOLDER.match(successor.name) or not is_own(path):
+        if not is_folder_name(successor.name) or not is_own(path):
             continue
         if successor.exists():
             _retire(path, successor)
@@ -229,10 +239,10 @@ def repair(output_dir: str | Path) -> None:
             os.replace(path, successor)
     for path in Path(output_dir).glob(f"{STAGING_PREFIX}*"):
         name = path.name.removeprefix(STAGING_PREFIX)
-        if _OWN_FOLDER.match(name):
+        if is_folder_name(name):
             if is_own_staging(path):
                 _delete(path)
-        elif _OWN_FILE.match(name):
+        elif is_file_name(name):
             path.unlink(missing_ok=True)
 
 
@@ -292,7 +302,9 @@ def set_aside_after(output_dir: str | Path, step: int) -> list[str]:
             aside = path.with_name(f"{ABANDONED_PREFIX}{path.name}")
             if os.path.lexists(aside):
                 if not is_own(aside) or extras(aside):
-                    raise UserError(f"--checkpoint_dir: {aside} is in the way; move it away")
+                    raise UserError(
+                        f"--checkpoint_dir: {aside} already exists and holds files not of this run; move it away"
+                    )
                 _delete(aside)
             os.replace(path, aside)
             renamed.append(aside.name)
@@ -387,13 +399,13 @@ def _is_entry(entry: object) -> bool:
 
 
 def newest_valid(output_dir: str | Path) -> tuple[Path | None, list[str]]:
-    """The newest undamaged checkpoint of a run, and a line for each damaged one that was passed over."""
+    """The newest undamaged checkpoint of a run, and a line for each damaged one that was skipped."""
     passed_over: list[str] = []
     for path in reversed(list_checkpoints(output_dir)):
         problem = damage(path)
         if problem is None:
             return path, passed_over
-        passed_over.append(f"{path} is damaged ({problem}) and is passed over")
+        passed_over.append(f"{path} is damaged ({problem}) and is skipped")
     return None, passed_over
 
 

@@ -50,7 +50,9 @@ def staged_folder(target: Path, option: str = "--output_dir") -> Iterator[Path]:
         try:
             staging = folders.open_staging(target.parent, target.name)
         except FileExistsError as error:
-            raise UserError(f"{option}: {error.filename} is in the way; move it away") from error
+            raise UserError(
+                f"{option}: {error.filename} already exists and was not written by this run; move it away"
+            ) from error
         try:
             yield staging
             folders.follow_umask(staging)

@@ -12,11 +12,6 @@ from . import folders, written
 from .event_files import event_files, event_folders, is_own_event_file
 from .run_lock import LOCK_NAME
 
-_STAGED = re.compile(rf"^{folders.STAGING_PREFIX}(checkpoint-\d+|{folders.BEST_MODEL})$")
-_TEMPORARY = re.compile(
-    rf"^{written.TEMPORARY_PREFIX}({'|'.join(map(re.escape, (*written.FILE_NAMES, written.RECORD_NAME)))}"
-    rf"|{re.escape(LOCK_NAME)}-.+)$"
-)
 _FOLDER = re.compile(rf"^(({folders.ABANDONED_PREFIX})?checkpoint-\d+|{folders.BEST_MODEL})({folders.OLD_SUFFIX})?$")
 # How a file begins, also one that was torn off while it was written.
 _BEGINNINGS = {".json": b"{", ".md": b"---", ".png": b"\x89PNG"}
@@ -61,7 +56,10 @@ def foreign(run_dir: Path, deleting: bool = False, run_name: str | None = None) 
     for path in sorted(run_dir.iterdir()):
         if _FOLDER.match(path.name):
             yield from _foreign_in_folder(run_dir, path, deleting)
-        staged, temporary = _STAGED.match(path.name), _TEMPORARY.match(path.name)
+        if not path.name.startswith(written.TEMPORARY_PREFIX):
+            continue
+        name = path.name.removeprefix(written.TEMPORARY_PREFIX)
+        staged, temporary = folders.is_folder_name(name), folders.is_file_name(name)
         if (staged and not folders.is_own_staging(path)) or (temporary and not _is_own_temporary(run_dir, path)):
             yield path
 

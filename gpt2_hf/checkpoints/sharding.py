@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
 )
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy
+from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
@@ -24,7 +25,7 @@ from ..errors import UserError
 
 
 def check_engine(accelerator: Accelerator, wanted: bool) -> None:
-    """Refuse the ways of sharding that are unsafe or inexact, and settle the number formats of the others.
+    """Refuse the ways of sharding that are unsafe or inexact, and settle the dtypes of the others.
 
     Args:
         accelerator: as the Trainer has built it from its arguments or accelerate's config file.
@@ -40,6 +41,12 @@ def check_engine(accelerator: Accelerator, wanted: bool) -> None:
         return
     if plugin.fsdp_version != 2:
         raise UserError("FSDP version 1 is not supported; set fsdp_version: 2 (examples/accelerate/fsdp2.yaml)")
+    if not hasattr(FSDPState, "_force_complete_incomplete_states"):
+        # accelerate puts the head, which the chunked loss never calls, into one group with the embeddings; an older
+        # torch then takes the group for gathered after an evaluation, and the next step fails.
+        raise UserError(
+            f"FSDP needs torch 2.13 or newer here, this is {torch.__version__}; update it, or leave it out"
+        )
     if "FULL_STATE_DICT" not in str(plugin.state_dict_type):
         raise UserError(
             "sharded checkpoints are archives with pickles, which this package never reads; set fsdp_state_dict_type: "

@@ -5,6 +5,7 @@ numbers, strings and tensors.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 
 _METADATA_KEY = "state"
 
@@ -23,8 +25,24 @@ def save_state(state: Any, path: str | Path) -> None:
         TypeError: for anything else.
     """
     tensors: dict[str, torch.Tensor] = {}
-    structure = _encode(state, tensors)
+
+    def keep(tensor: torch.Tensor) -> str:
+        name = str(len(tensors))
+        # Copied, because safetensors refuses tensors that share memory.
+        tensors[name] = tensor.detach().cpu().clone().contiguous()
+        return name
+
+    structure = _encode(state, keep)
     save_file(tensors, str(path), metadata={_METADATA_KEY: json.dumps(structure)})
+
+
+def check_storable(state: Any) -> None:
+    """Refuse what `save_state` would refuse, without a copy of any tensor; shards count as what they become.
+
+    Raises:
+        TypeError: with the name of the type that cannot be stored.
+    """
+    _encode(state, lambda tensor: "")
 
 
 def load_state(path: str | Path) -> Any:
@@ -38,26 +56,26 @@ def load_state(path: str | Path) -> Any:
     return _decode(json.loads(metadata[_METADATA_KEY]), tensors)
 
 
-def _encode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+def _encode(value: Any, keep: Callable[[torch.Tensor], str]) -> Any:
+    """The structure as JSON; `keep` takes each tensor and names it."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    # Tensors are copied, because safetensors refuses those that share memory.
-    name = str(len(tensors))
-    if isinstance(value, torch.Tensor):
-        tensors[name] = value.detach().cpu().clone().contiguous()
-        return {"tensor": name}
+    # A subclass with tensors inside, such as a quantised state, has no memory of its own that could be written.
+    if type(value) in (torch.Tensor, torch.nn.Parameter, DTensor):
+        return {"tensor": keep(value)}
     if isinstance(value, np.ndarray):
-        tensors[name] = torch.from_numpy(value.copy())
-        return {"array": name}
+        return {"array": keep(torch.from_numpy(value))}
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
     if isinstance(value, tuple):
-        return {"tuple": [_encode(item, tensors) for item in value]}
+        return {"tuple": [_encode(item, keep) for item in value]}
     if isinstance(value, list):
-        return {"list": [_encode(item, tensors) for item in value]}
+        return {"list": [_encode(item, keep) for item in value]}
     if isinstance(value, dict):
         # As pairs, because optimizer state has integer keys and JSON has none.
-        return {"dict": [[_encode(key, tensors), _encode(item, tensors)] for key, item in value.items()]}
+        return {"dict": [[_encode(key, keep), _encode(item, keep)] for key, item in value.items()]}
     raise TypeError(f"cannot store a {type(value).__name__} in a checkpoint")
 
 
@@ -69,6 +87,8 @@ def _decode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
         return tensors[content]
     if kind == "array":
         return tensors[content].numpy()
+    if kind == "dtype":
+        return getattr(torch, content)
     if kind == "tuple":
         return tuple(_decode(item, tensors) for item in content)
     if kind == "list":

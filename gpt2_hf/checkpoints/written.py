@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..options.parsing import PROVENANCE_KEY
+
 RECORD_NAME = "written_files.json"
 NAMES_FILE = "checkpoint_names.json"
 RESOLVED_CONFIG_NAME = "resolved_config.json"
@@ -162,7 +164,7 @@ def _was_written_earlier(path: Path) -> bool:
 
 def is_config_of_run(path: Path) -> bool:
     """Whether the file is the resolved config of a run of this package."""
-    provenance = read_object(path).get("provenance")
+    provenance = read_object(path).get(PROVENANCE_KEY)
     return isinstance(provenance, dict) and "gpt2_hf" in provenance
 
 

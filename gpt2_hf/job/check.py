@@ -51,9 +51,9 @@ def check_training(run: Run, trainer: GPT2HFTrainer) -> None:
                 trainer.create_scheduler(steps, optimizer)
             if twin.config._attn_implementation != "flex_attention":  # which takes a compiler and a minute
                 with _named(f"--attn_implementation {twin.config._attn_implementation}"):
-                    _forward_and_backward(run, trainer, twin)
+                    _forward_and_backward(trainer, twin)
                     if trainer.distillation is not None:
-                        _ask_teachers(run, trainer.distillation)
+                        _ask_teachers(trainer, trainer.distillation)
                 if "lomo" not in str(name):  # which makes its step within the backward pass
                     with _named(f"--optim {name}"):
                         if hasattr(optimizer, "train"):  # of schedule_free
@@ -103,21 +103,17 @@ def tiny_twin(config: GPT2HFConfig) -> GPT2HFForCausalLM:
     return GPT2HFForCausalLM(tiny).train()
 
 
-def _forward_and_backward(run: Run, trainer: GPT2HFTrainer, twin: GPT2HFForCausalLM) -> None:
-    precision = run.args.resolved_precision
-    assert precision is not None
-    dtype, device = precision.dtype, run.args.device
-    ids = torch.arange(twin.config.n_positions, device=device).unsqueeze(0)
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        smoothing = {"label_smoothing": run.args.label_smoothing_factor} if run.args.label_smoothing_factor else {}
+def _forward_and_backward(trainer: GPT2HFTrainer, twin: GPT2HFForCausalLM) -> None:
+    ids = torch.arange(twin.config.n_positions, device=trainer.args.device).unsqueeze(0)
+    with trainer.accelerator.autocast():
+        smoothing = trainer.args.label_smoothing_factor
+        smoothing = {"label_smoothing": smoothing} if smoothing else {}
         twin(ids, labels=ids, return_logits=False, **smoothing).loss.backward()
 
 
-def _ask_teachers(run: Run, distillation: Distillation) -> None:
-    precision, device = run.args.resolved_precision, run.args.device
-    assert precision is not None
-    with torch.autocast(device.type, dtype=precision.dtype, enabled=precision.dtype != torch.float32):
-        distillation.read({"input_ids": torch.zeros(1, 2, dtype=torch.long, device=device)})
+def _ask_teachers(trainer: GPT2HFTrainer, distillation: Distillation) -> None:
+    with trainer.accelerator.autocast():
+        distillation.read({"input_ids": torch.zeros(1, 2, dtype=torch.long, device=trainer.args.device)})
 
 
 def _build_loader(args: Any) -> None:

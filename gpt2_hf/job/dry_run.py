@@ -43,7 +43,7 @@ def plan(
                 run.say(line)
         announce(run, model, data)
         start = run.watch.elapsed
-        run.say("probing: some real steps, then an evaluation; nothing is written")
+        run.say("probing: a few real steps, then an evaluation; nothing is left in the checkpoint folder")
         write_sample = sample_writer(run, tokenizer, data, args.sample_tokens)
         teachers = [teacher.model for teacher in run.teachers]
         made = make_plan(args, model, data, start, closing_seconds(run, model), write_sample, teachers)

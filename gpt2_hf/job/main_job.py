@@ -39,7 +39,7 @@ from .results import closing_seconds, finish, sample_writer
 from .resuming import check_resumable, check_shared, find_checkpoint
 from .run import Run, surroundings
 
-# What remains of a cosine by time then is a rate of less than a hundredth of the peak.
+# What remains of a cosine by time then is a learning rate of less than a hundredth of the peak.
 _PROGRESS_AT_END = 0.94
 
 
@@ -283,8 +283,8 @@ def why_ended(run: Run, checkpoint: Path, total_steps: int) -> str | None:
     ended_by_time = folders.read_names(run.output_dir).get(folders.TIME_LIMIT) == checkpoint.name
     if run.args.schedule_by_time and ended_by_time and TimeBudgetCallback.progress_in(state) > _PROGRESS_AT_END:
         return (
-            "has used up its time, and its learning rate has come down to 0 (--schedule_by_time). For a better model "
-            f"begin a new run with more --max_training_hours, or with --model_name_or_path {checkpoint}"
+            "has reached the end of its wall-clock-based schedule (learning rate 0, --schedule_by_time). For a better "
+            f"model begin a new run with more --max_training_hours, or with --model_name_or_path {checkpoint}"
         )
     return None
 
@@ -296,7 +296,8 @@ def stopped_by_signal(run: Run, trainer: GPT2HFTrainer) -> bool:
     """
     if not distributed.any_process(run.signals.received is not None):
         return False
-    newest, _ = folders.newest_valid(run.output_dir)
-    saved = f"go on from {newest} with --resume_from latest" if newest is not None else "nothing was saved"
-    run.say(f"stopped at step {trainer.state.global_step:,}; {saved}")
+    if run.is_first_process:  # to see that a checkpoint is whole, all of it is read
+        newest, _ = folders.newest_valid(run.output_dir)
+        saved = f"go on from {newest} with --resume_from latest" if newest is not None else "nothing was saved"
+        run.say(f"stopped at step {trainer.state.global_step:,}; {saved}")
     return True

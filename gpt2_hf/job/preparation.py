@@ -104,7 +104,6 @@ def _check_streaming(run: Run) -> None:
 
 
 def _build_model(run: Run, tokenizer: PreTrainedTokenizerBase, data: LoadedData) -> GPT2HFForCausalLM:
-    assert run.args.resolved_precision is not None
     attention, precision = run.model_args.attn_implementation, run.args.resolved_precision
     device_type = run.args.device.type
     missing = missing_for_attention(attention, precision.name, run.model_args.dropout, device_type)
@@ -152,14 +151,14 @@ def account(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> list[str]:
     """Where every row and token of the text went, and how the steps are made of it."""
     args = run.args
     schedule = _schedule(run, data)
-    epochs = "" if run.data_args.streaming else f"{schedule.steps_per_epoch:,} an epoch, "
+    epochs = "" if run.data_args.streaming else f"{schedule.steps_per_epoch:,} per epoch, "
     return [
         *data.lines,
         _describe_model(model),
         *_describe_teachers(run),
         f"device: {_describe_devices(run)}; {args.resolved_precision}",
         *run.details,
-        f"batch: {args.samples_per_step:,} samples a step = {args.world_size} "
+        f"batch: {args.samples_per_step:,} samples per step = {args.world_size} "
         f"{'process' if args.world_size == 1 else 'processes'} × "
         f"{args.train_batch_size} samples × {args.gradient_accumulation_steps} accumulated",
         f"steps: {epochs}{schedule.total_steps:,} in all",
@@ -182,7 +181,7 @@ def _describe_teachers(run: Run) -> list[str]:
 
 def _describe_run(run: Run, data: LoadedData) -> str:
     args, schedule = run.args, _schedule(run, data)
-    epochs = "" if run.data_args.streaming else f" ({schedule.steps_per_epoch:,} an epoch)"
+    epochs = "" if run.data_args.streaming else f" ({schedule.steps_per_epoch:,} per epoch)"
     hours = args.max_training_hours
     budget = "" if hours is None else f", budget {duration(hours * 3600)}"
     return (

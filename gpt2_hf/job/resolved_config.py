@@ -52,7 +52,7 @@ def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dic
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if args.device.type == "cuda" else platform.processor() or "cpu",
         "processes": args.world_size,
-        "precision": args.resolved_precision.name if args.resolved_precision else None,
+        "precision": args.resolved_precision.name,
         "parameters": model.num_parameters(),
         "samples_per_step": args.samples_per_step,
         "run_name": run.name,

@@ -68,14 +68,15 @@ def finish(
     eval_metrics = best_eval_metrics(trainer.state)
     if eval_metrics:
         write_metrics(run, "eval", eval_metrics)
-    test_metrics = _score_test(run, trainer)
-    sample = _final_sample(run, trainer, tokenizer, data) if run.args.process_index == 0 else ""
-    if run.args.process_index == 0:
+    test_metrics = _score_test(run, trainer, saved)
+    sample = ""
+    if run.is_first_process:
+        sample = _final_sample(run, trainer, tokenizer, data, saved)
         for path in write_report(run.output_dir, sample):
             run.say(f"{path} was not written by this run, or was changed since; it is left as it is")
     if (line := cut_short(run, trainer)) is not None:
         run.say(line)
-    say_results(run, eval_metrics, test_metrics, sample)
+    say_results(run, eval_metrics, test_metrics, sample, saved)
     if run.args.push_to_hub and run.is_first_process:
         publish(run, str(trainer.hub_model_id), saved)
 
@@ -134,7 +135,7 @@ def best_eval_metrics(state: TrainerState) -> dict[str, Any]:
     return {name: value for name, value in best.items() if name.startswith("eval_") or name == "step"}
 
 
-def _score_test(run: Run, trainer: GPT2HFTrainer) -> dict[str, float]:
+def _score_test(run: Run, trainer: GPT2HFTrainer, saved: Path | None) -> dict[str, float]:
     if trainer.job.test_dataset is None:
         return {}
     hours = run.args.max_training_hours
@@ -144,8 +145,7 @@ def _score_test(run: Run, trainer: GPT2HFTrainer) -> dict[str, float]:
         if math.isinf(needed) and not trainer.time_budget.expired:
             needed = 0.0  # a run of a step or two that never evaluated
         if distributed.any_process(run.watch.elapsed + needed > hours * 3600):
-            model = saved_model(run.output_dir)
-            hint = f"; score it with: gpt2-hf evaluate --model_path {model}" if model is not None else ""
+            hint = f"; score it with: gpt2-hf evaluate --model_path {saved}" if saved is not None else ""
             run.say(f"no time is left for the test split{hint}")
             return {}
     metrics = trainer.evaluate(trainer.job.test_dataset, metric_key_prefix="test")
@@ -166,7 +166,7 @@ def sample_writer(
         prompt = tokenizer.decode(ids[: min(_PROMPT_TOKENS, positions // 2)])
         # cut within a character, a text can have more tokens than it was made of
         room = positions - len(tokenizer(prompt, add_special_tokens=False).input_ids)
-        dtype = run.args.resolved_precision.dtype if run.args.resolved_precision is not None else torch.float32
+        dtype = run.args.resolved_precision.dtype
         flash = "flash" in model.config._attn_implementation  # which computes in 16 bits alone
         with torch.autocast(model.device.type, dtype=dtype, enabled=flash and dtype != torch.float32):
             tokens = min(num_tokens, room)
@@ -183,13 +183,14 @@ def sample_writer(
     return write
 
 
-def _final_sample(run: Run, trainer: GPT2HFTrainer, tokenizer: PreTrainedTokenizerBase, data: LoadedData) -> str:
+def _final_sample(
+    run: Run, trainer: GPT2HFTrainer, tokenizer: PreTrainedTokenizerBase, data: LoadedData, saved: Path | None
+) -> str:
     write = sample_writer(run, tokenizer, data, _SAMPLE_TOKENS)
     assert write is not None
     model = trainer.accelerator.unwrap_model(trainer.model)
     if trainer.is_fsdp_enabled:
         # a sharded model runs on all processes at once, and only this one has something to say
-        saved = saved_model(run.output_dir)
         if saved is None:
             return ""
         model = GPT2HFForCausalLM.from_pretrained(saved).to(trainer.args.device)
@@ -206,7 +207,7 @@ def cut_short(run: Run, trainer: GPT2HFTrainer) -> str | None:
     times = "once" if evaluations == 1 else f"{evaluations} times"
     return (
         f"CUT SHORT by the time budget at step {state.global_step:,} of {state.max_steps:,}, evaluated {times}: the "
-        "learning rate was still high, and the model is not what a whole run gives. Finish it: "
+        "learning rate was still high, and the model is not what a complete run gives. Finish it: "
         f"{_command_to_finish(run, trainer)}"
     )
 
@@ -226,7 +227,9 @@ def _command_to_finish(run: Run, trainer: GPT2HFTrainer) -> str:
     return f"gpt2-hf train --config {config} {options}"
 
 
-def say_results(run: Run, eval_metrics: dict[str, Any], test_metrics: dict[str, float], sample: str) -> None:
+def say_results(
+    run: Run, eval_metrics: dict[str, Any], test_metrics: dict[str, float], sample: str, saved: Path | None
+) -> None:
     """The end of the job as a person reads it."""
     if eval_metrics:
         run.say(
@@ -237,9 +240,8 @@ def say_results(run: Run, eval_metrics: dict[str, Any], test_metrics: dict[str, 
         run.say(f"test loss {test_metrics['test_loss']:.4f}, perplexity {test_metrics['test_perplexity']:.2f}")
     if sample:
         run.say(f"\n--- a sample of the model ---\n{sample.strip()}\n---\n")
-    model = saved_model(run.output_dir)
-    run.say(f"results: {run.output_dir}  (model: {model or 'not saved'}, curves: {run.output_dir / CURVES_NAME})")
-    if model is not None:
-        run.say(f'next: gpt2-hf generate --model_path {model} --prompt "..."')
+    run.say(f"results: {run.output_dir}  (model: {saved or 'not saved'}, curves: {run.output_dir / CURVES_NAME})")
+    if saved is not None:
+        run.say(f'next: gpt2-hf generate --model_path {saved} --prompt "..."')
     if (run.output_dir / RUNS_FOLDER).is_dir():
         run.say(f"      tensorboard --logdir {run.output_dir / RUNS_FOLDER}")

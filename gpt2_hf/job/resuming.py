@@ -1,7 +1,7 @@
 """What a run may be resumed from: which checkpoint, and with which settings.
 
-In: what the user asked for, and the checkpoints of the output folder. Out: a checkpoint that is whole and fits, or one
-line that says why there is none.
+In: what the user asked for, and the checkpoints of the output folder. Out: a checkpoint that is intact and fits, or
+one line that says why there is none.
 """
 
 import json
@@ -116,7 +116,7 @@ def _choose_checkpoint(run: Run) -> Path | None:
         )
     if (problem := folders.damage(folder)) is not None:
         raise UserError(
-            f"--resume_from: {folder} is damaged ({problem}); --resume_from latest finds the newest whole one"
+            f"--resume_from: {folder} is damaged ({problem}); --resume_from latest finds the newest intact one"
         )
     if folder.resolve().parent != run.output_dir.resolve() and folders.holds_run(run.output_dir):
         raise UserError(
@@ -125,11 +125,6 @@ def _choose_checkpoint(run: Run) -> Path | None:
         )
     run.say(f"resuming from {folder}")
     return folder
-
-
-def _saved_config(checkpoint: Path) -> dict[str, Any] | None:
-    """The resolved config of the run that wrote a checkpoint, if it is there."""
-    return read_trained_config(str(checkpoint)) or None
 
 
 # With another value of these, or another validation text, evaluations cannot be compared with earlier ones.
@@ -152,74 +147,96 @@ def check_resumable(run: Run, checkpoint: Path, model: GPT2HFForCausalLM, data: 
             f"--resume_from: {checkpoint} holds weights but no optimizer; start from them with "
             f"--model_name_or_path {checkpoint}"
         )
-    saved_model = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    was, becomes = _sizes(saved_model), _sizes(model.config.to_dict())
+    _refuse_another_model(checkpoint, model)
+    saved = read_trained_config(str(checkpoint))
+    if not saved:
+        return True
+    current = resolved_config(run, model, data)
+    _check_mix(saved, current)
+    _refuse_another_run(run, checkpoint, saved[PROVENANCE_KEY], current[PROVENANCE_KEY])
+    changed = changed_options(run, saved, current, num_samples(data.samples["train"]))
+    _refuse_another_course(checkpoint, changed, (saved, current))
+    if secrets := secret_names(saved):
+        run.say(
+            f"warning: an earlier version wrote {', '.join(secrets)} into {checkpoint / RESOLVED_CONFIG_NAME} and the "
+            "files beside it; revoke what it gives access to"
+        )
+    _say_changes(run, changed, saved[PROVENANCE_KEY], current[PROVENANCE_KEY])
+    validation = {config[PROVENANCE_KEY]["data"].get("validation") for config in (saved, current)}
+    comparable = len(validation) == 1 and not changed.keys() & set(_DECIDE_WHICH_IS_BEST)
+    if not comparable:
+        run.say("best-model tracking restarts: earlier evaluations are not comparable")
+    return comparable
+
+
+def _refuse_another_model(checkpoint: Path, model: GPT2HFForCausalLM) -> None:
+    saved = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    was, becomes = _sizes(saved), _sizes(model.config.to_dict())
     for name in was:
         if was[name] != becomes[name]:
             raise UserError(
                 f"--resume_from: the model in {checkpoint} has {name}={was[name]}, this run asks for "
                 f"{becomes[name]}; a resumed run keeps its model"
             )
-    saved = _saved_config(checkpoint)
-    if saved is None:
-        return True
-    current = resolved_config(run, model, data)
-    saved_data, current_data = (config[PROVENANCE_KEY]["data"]["train"] for config in (saved, current))
-    _check_mix(saved, current)
-    if saved_data != current_data:
+
+
+def _refuse_another_run(run: Run, checkpoint: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Refuse other samples, by the circumstances that two runs have recorded."""
+    if saved["data"]["train"] != current["data"]["train"]:
         raise UserError(
             f"--resume_from: the training text is not the one that {checkpoint} was trained on; start a new run with "
             f"--model_name_or_path {checkpoint}"
         )
-    saved_teachers, current_teachers = (config[PROVENANCE_KEY].get("teachers", []) for config in (saved, current))
-    if saved_teachers != current_teachers:
+    if saved.get("teachers", []) != current.get("teachers", []):
         raise UserError(
             f"--resume_from: the weights of the models in --distill_from are not those that {checkpoint} learned "
             f"from; give the same models in the same order, or start a new run with --model_name_or_path {checkpoint}"
         )
-    saved_rows, current_rows = (config[PROVENANCE_KEY]["samples_per_step"] for config in (saved, current))
-    if saved_rows != current_rows:
+    was, becomes = (each["samples_per_step"] for each in (saved, current))
+    if was != becomes:
         raise UserError(
-            f"--resume_from: {checkpoint} was trained with {saved_rows} samples a step, this run asks for "
-            f"{current_rows}; give --global_batch_size {saved_rows}, which keeps it on any number of devices"
+            f"--resume_from: {checkpoint} was trained with {was} samples per step, this run asks for {becomes}; give "
+            f"--global_batch_size {was}, which keeps it on any number of devices"
         )
-    if secrets := secret_names(saved):
-        run.say(
-            f"warning: an earlier version wrote {', '.join(secrets)} into {checkpoint / RESOLVED_CONFIG_NAME} and the "
-            "files beside it; revoke what it gives access to"
-        )
-    changed = changed_options(run, saved, current, num_samples(data.samples["train"]))
-    for name in _FIXED_ON_RESUME:
-        if name in changed:
-            was, becomes = changed[name]
-            raise UserError(f"--resume_from: --{name} was {was} and cannot become {becomes} in the middle of a run")
-    schedules = {plain_value(config.get("lr_scheduler_type", "cosine")) for config in (saved, current)}
-    if schedules & set(_SCHEDULES_BY_METRIC) and changed.keys() & {"learning_rate", "lr_scheduler_type"}:
-        raise UserError(
-            "--resume_from: with a schedule that follows the evaluations, --learning_rate and --lr_scheduler_type "
-            f"cannot change in the middle of a run; start a new one with --model_name_or_path {checkpoint}"
-        )
-    if changed:
-        lines = [f"{name} {was} → {becomes}" for name, (was, becomes) in changed.items()]
-        run.say("changed since the checkpoint: " + ", ".join(lines))
-    was, becomes = (config[PROVENANCE_KEY]["processes"] for config in (saved, current))
+    was, becomes = (each["processes"] for each in (saved, current))
     if was != becomes and run.data_args.streaming:
         raise UserError(
             f"--resume_from: the stream was divided among {was} processes, and none of {becomes} would know where it "
             f"is; go on with {was}"
         )
-    if was != becomes:
-        run.say(f"changed since the checkpoint: processes {was} → {becomes}; random numbers start anew")
-    if circumstances := _changed_circumstances(saved[PROVENANCE_KEY], current[PROVENANCE_KEY]):
-        run.say(
-            f"changed since the checkpoint: {', '.join(circumstances)}; sums are made in another order, so the last "
-            "bits of the numbers may differ from those of a run that was left alone"
+
+
+def _refuse_another_course(
+    checkpoint: Path, changed: dict[str, tuple[Any, Any]], configs: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
+    """Refuse options that cannot change in the middle of a run."""
+    for name in _FIXED_ON_RESUME:
+        if name in changed:
+            was, becomes = changed[name]
+            raise UserError(f"--resume_from: --{name} was {was} and cannot become {becomes} in the middle of a run")
+    schedules = {plain_value(config.get("lr_scheduler_type", "cosine")) for config in configs}
+    if schedules & set(_SCHEDULES_BY_METRIC) and changed.keys() & {"learning_rate", "lr_scheduler_type"}:
+        raise UserError(
+            "--resume_from: with a schedule that follows the evaluations, --learning_rate and --lr_scheduler_type "
+            f"cannot change in the middle of a run; start a new one with --model_name_or_path {checkpoint}"
         )
-    validation = {config[PROVENANCE_KEY]["data"].get("validation") for config in (saved, current)}
-    comparable = len(validation) == 1 and not changed.keys() & set(_DECIDE_WHICH_IS_BEST)
-    if not comparable:
-        run.say("the best model is looked for anew: evaluations cannot be compared with those before the checkpoint")
-    return comparable
+
+
+def _say_changes(
+    run: Run, changed: dict[str, tuple[Any, Any]], saved: dict[str, Any], current: dict[str, Any]
+) -> None:
+    """Say which options, and which circumstances, are not those of the checkpoint."""
+    if changed:
+        lines = [f"{name} {was} → {becomes}" for name, (was, becomes) in changed.items()]
+        run.say("changed since the checkpoint: " + ", ".join(lines))
+    was, becomes = (each["processes"] for each in (saved, current))
+    if was != becomes:
+        run.say(f"changed since the checkpoint: processes {was} → {becomes}; random states are re-initialised")
+    if circumstances := _changed_circumstances(saved, current):
+        run.say(
+            f"changed since the checkpoint: {', '.join(circumstances)}; sums run in another order, so results may "
+            "differ in the last bits from an uninterrupted run"
+        )
 
 
 def _check_mix(saved: dict[str, Any], current: dict[str, Any]) -> None:

@@ -84,8 +84,8 @@ def surroundings(run: Run) -> Iterator[None]:
             raise
         except OSError as error:  # what no stage has expected: a disk that fails under TensorBoard or the report
             newest, _ = folders.newest_valid(run.output_dir)
-            kept = f"{newest} is whole, go on with --resume_from latest" if newest else "nothing was saved"
-            raise SaveError(f"the system refused a file ({error}); {kept} when that is mended") from error
+            kept = f"{newest} is intact, go on with --resume_from latest" if newest else "nothing was saved, restart"
+            raise SaveError(f"the system refused a file ({error}); {kept} once that is fixed") from error
         finally:
             run.signals.restore()
 

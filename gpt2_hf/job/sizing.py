@@ -41,6 +41,7 @@ from ..planning.size import (
     dropout_for,
 )
 from ..runtime import distributed
+from ..runtime.utilization import free_unused, used_memory
 from ..trainer.callbacks.progress import duration
 from ..trainer.remaining import with_margin
 from .results import report_seconds
@@ -54,12 +55,14 @@ _BLOCK, _BLOCK_OF_ACCELERATOR = 128, 512
 # Evaluations of a run of few hours at the most, besides those after its epochs.
 _MOST_EVALUATIONS = 5
 _LOGS = 40
-# Muon's rate for widths that were tried; the singular values of its updates grow with the width.
+# Muon's learning rate for widths that were tried; the singular values of its updates grow with the width.
 _RATE, _WIDEST_TRIED = 0.01, 256
 # A size is measured for this share of the time, but no longer than so many seconds and steps; all sizes together, with
 # what it takes to build them, for no more than the second share.
 _MEASURE_SHARE, _MEASURE_SECONDS, _MEASURE_STEPS = 0.002, 2.0, 8
 _MEASURE_SHARE_OF_ALL = 0.04
+# What a run may take of a GPU's memory beyond the steps that were measured: dropout, evaluations, an average.
+_MORE_MEMORY = 1.25
 # Beside each evaluation: a sample of text, and a checkpoint if it was the best.
 _SECONDS_PER_EVALUATION = 2.0
 
@@ -87,13 +90,13 @@ class Sizing:
         chosen, text = self.chosen, self.task.text_tokens
         time_used = duration(self.task.seconds_for(chosen.tokens, chosen.measured.tokens_per_second))
         lines = [
-            f"size: {_describe(chosen)} will read the {text:,} tokens {chosen.epochs:.1f} times, in {time_used} of "
-            f"{duration(hours * 3600)}"
+            f"size: {_describe(chosen)} will train for {chosen.epochs:.1f} epochs of {text:,} tokens, in {time_used} "
+            f"of {duration(hours * 3600)}"
         ]
         place = self.found.index(chosen)
         for other in [*self.found[max(place - 1, 0) : place], *self.found[place + 1 : place + 2]]:
             judgement = f"its loss is expected to be {other.loss - chosen.loss:.2f} higher"
-            lines.append(f"size: {_describe(other)} would read them {other.epochs:.1f} times; {judgement}")
+            lines.append(f"size: {_describe(other)} would train for {other.epochs:.1f} epochs; {judgement}")
         lines.append("chosen: " + " ".join(f"--{name} {_plain(value)}" for name, value in self.choices.items()))
         return lines
 
@@ -194,12 +197,12 @@ def is_wanted(run: Run) -> bool:
     if run.model_args.size is None:
         return False
     for name, value, why in (
-        ("model_name_or_path", run.model_args.model_name_or_path, "whose size is what it is"),
-        ("streaming", run.data_args.streaming, "whose tokens nobody has counted"),
-        ("distill_from", run.args.distill_from, "whose cost is not measured beforehand"),
+        ("model_name_or_path", run.model_args.model_name_or_path, "which fixes the size"),
+        ("streaming", run.data_args.streaming, "whose token count is unknown"),
+        ("distill_from", run.args.distill_from, "whose cost is not measured"),
     ):
         if value:
-            raise UserError(f"--size auto cannot be had with --{name}, {why}; leave one of them out")
+            raise UserError(f"--size auto cannot be combined with --{name}, {why}; leave one of them out")
     if run.args.max_training_hours is None:
         raise UserError("--size auto needs a time: give --max_training_hours, such as 0.5 for half an hour")
     return True
@@ -253,7 +256,7 @@ def _settle_steps(chooser: Chooser) -> None:
         length = chooser.run.model_args.max_length
         chooser.set(per_device_train_batch_size=max(tokens // (length * args.world_size), 1))
     chooser.set(per_device_eval_batch_size=2 * args.train_batch_size)
-    if not args.wants_fsdp:  # which Muon cannot be had with
+    if not args.wants_fsdp:  # which Muon cannot be combined with
         chooser.set(optim=MUON)
     chooser.set(tie_unused_tokens=True)
     if on_cpu and chooser.run.model_args.max_length <= 256:
@@ -339,7 +342,7 @@ def _scored(data: LoadedData, split: str) -> int:
 
 
 def _settle_recipe(chooser: Chooser, chosen: Candidate, task: Task) -> None:
-    """What follows from the size and the tokens that it will read."""
+    """What follows from the size and the tokens that it will train on."""
     args = chooser.run.args
     tokens = min(chosen.tokens, task.tokens_in_time(chosen.measured.tokens_per_second))  # other sizes took time since
     steps = max(round(tokens / task.tokens_per_step), 1)
@@ -356,9 +359,9 @@ def _settle_recipe(chooser: Chooser, chosen: Candidate, task: Task) -> None:
         chooser.set(schedule_by_time=True)
     worn_out = chosen.epochs >= 0.99 * task.most_epochs
     if worn_out or args.schedule_by_time:
-        # Time ends the run, unless the text is worn out before. Half as many epochs again: no speed is quite even.
+        # Time ends the run, unless repeating stops helping before. Half as many epochs again: no speed is quite even.
         chooser.set(num_train_epochs=float(math.ceil(task.most_epochs if worn_out else 1.5 * chosen.epochs + 1)))
-    elif not chooser.is_stated("num_train_epochs"):  # the rate falls by steps, of which no more may be than fit
+    elif not chooser.is_stated("num_train_epochs"):  # the learning rate falls by steps; no more than fit
         chooser.set(max_steps=steps)
     evaluations = task.evaluations(chosen.measured.tokens_per_second)
     if args.eval_strategy == IntervalStrategy.STEPS:
@@ -396,13 +399,20 @@ class _Meter:
             batches = probe.first_epoch(args, samples, padding, model)
             if probe.generous_peak_bytes(args, model, batches) > device_memory(args.device):
                 return None
+        parameters = model.num_parameters() - tied * size.d_model
+        free_unused(args.device)  # the size before
         try:
             most = min(_MEASURE_SHARE * budget, _MEASURE_SECONDS)
             seconds = probe.quick_step_seconds(args, model, self.data, _MEASURE_STEPS, most)
+            peak = used_memory(args.device)
         except torch.OutOfMemoryError:
             return None
+        finally:
+            del model
+            free_unused(args.device)
+        if args.device.type == "cuda" and peak * _MORE_MEMORY > device_memory(args.device):
+            return None
         tokens = args.samples_per_step * _mean_length(self.data)
-        parameters = model.num_parameters() - tied * size.d_model
         measured = Measured(parameters, tokens / seconds)
         self.smallest = self.smallest or measured
         return measured

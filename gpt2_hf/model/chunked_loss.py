@@ -43,7 +43,6 @@ def chunked_cross_entropy(
     labels: Tensor,
     *,
     label_smoothing: float = 0.0,
-    ignore_index: int = IGNORE_INDEX,
     num_padding_rows: int = 0,
     copies_of_last_row: int = 1,
     rows_per_chunk: int | None = None,
@@ -57,9 +56,8 @@ def chunked_cross_entropy(
     Args:
         hidden_states: `[..., C]`, the last hidden states.
         weight: `[V, C]`, the head.
-        labels: `[...]`, int64 ids already aligned with `hidden_states` (no shift is applied).
+        labels: `[...]`, int64 ids already aligned with `hidden_states` (no shift is applied); −100 is not scored.
         label_smoothing: mass in [0, 1) spread evenly over the vocabulary.
-        ignore_index: label of positions that are not scored.
         num_padding_rows: number of last rows of `weight` that stand for no token and get no probability.
         copies_of_last_row: number of tokens that the last row before those stands for. No label may be one of them.
         rows_per_chunk: positions whose logits are held at once; chosen by device when left out.
@@ -82,13 +80,12 @@ def chunked_cross_entropy(
             num_rows,
             copies_of_last_row,
             label_smoothing,
-            ignore_index,
             rows,
             dtype,
             *need_grads,
         )
         return loss
-    targets = _Targets(num_rows, copies_of_last_row, label_smoothing, ignore_index)
+    targets = _Targets(num_rows, copies_of_last_row, label_smoothing)
     if device_type == "cpu":
         # Positions that are not scored need no logits at all. On an accelerator the number of kept
         # rows would have to be read back by the host, which costs more than it saves.
@@ -146,7 +143,6 @@ def chunked_token_losses(
     weight: Tensor,
     labels: Tensor,
     *,
-    ignore_index: int = IGNORE_INDEX,
     num_padding_rows: int = 0,
     rows_per_chunk: int | None = None,
 ) -> Tensor:
@@ -159,9 +155,9 @@ def chunked_token_losses(
     dtype = product_dtype(hidden_states, device_type)
     loss_dtype = torch.promote_types(dtype, torch.float32)
     labels = labels.to(weight.device)
-    scored = labels != ignore_index
+    scored = labels != IGNORE_INDEX
     hidden_states, target_ids = hidden_states.to(weight.device)[scored], labels[scored]  # [N, C], [N]
-    targets = _Targets(weight.shape[0] - num_padding_rows, 1, 0.0, None)
+    targets = _Targets(weight.shape[0] - num_padding_rows)
     rows = rows_per_chunk or default_rows_per_chunk(device_type, dtype)
     losses = []
     with torch.autocast(device_type, enabled=False):
@@ -177,17 +173,17 @@ def chunked_token_losses(
 
 def _look_for_unscored(targets: "_Targets", labels: Tensor) -> tuple["_Targets", Tensor | None]:
     """The targets of scored positions alone, and which these are, bool `[N]`; `None` if all are."""
-    scored = labels != targets.ignore_index
-    return targets._replace(ignore_index=None), None if bool(scored.all()) else scored
+    scored = labels != IGNORE_INDEX
+    return targets._replace(all_scored=True), None if bool(scored.all()) else scored
 
 
 class _Targets(NamedTuple):
     """What the labels mean."""
 
     num_rows: int  # ids from here on only pad the vocabulary
-    copies_of_last_row: int
-    label_smoothing: float
-    ignore_index: int | None  # `None`: every position is scored
+    copies_of_last_row: int = 1
+    label_smoothing: float = 0.0
+    all_scored: bool = False  # no label is −100
 
     @property
     def num_tokens(self) -> int:
@@ -289,14 +285,13 @@ def _loss_operator(
     num_rows: int,
     copies_of_last_row: int,
     label_smoothing: float,
-    ignore_index: int,
     rows_per_chunk: int,
     dtype: torch.dtype,
     need_hidden: bool,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss and both gradients; one that is not needed is empty. Traced, the loop would be a graph for each length."""
-    targets = _Targets(num_rows, copies_of_last_row, label_smoothing, ignore_index)
+    targets = _Targets(num_rows, copies_of_last_row, label_smoothing)
     scored = None
     if weight.device.type == "cpu":
         targets, scored = _look_for_unscored(targets, labels)
@@ -323,7 +318,6 @@ def _(
     num_rows: int,
     copies_of_last_row: int,
     label_smoothing: float,
-    ignore_index: int,
     rows_per_chunk: int,
     dtype: torch.dtype,
     need_hidden: bool,
@@ -348,7 +342,7 @@ def _give_gradients(ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Any, ...]:
     grads = _scaled(
         grad_hidden if need_hidden else None, grad_weight if need_weight else None, grad_output, ctx.grad_dtypes
     )
-    return *grads, *[None] * 9
+    return *grads, *[None] * 8
 
 
 _loss_operator.register_autograd(_give_gradients, setup_context=_keep_gradients)
@@ -455,7 +449,7 @@ def _chunk_loss(
 
 def _softmax_loss(logits: Tensor, labels: Tensor, targets: _Targets, need_grad: bool) -> tuple[Tensor, Tensor]:
     """Loss sum of some rows and its gradient, which is written over the logits."""
-    scored = labels != targets.ignore_index if targets.ignore_index is not None else None
+    scored = None if targets.all_scored else labels != IGNORE_INDEX
     ids = labels if scored is None else torch.where(scored, labels, 0)
     nll = _row_losses(logits, ids, targets, need_grad)
     loss = (nll if scored is None else torch.where(scored, nll, 0.0)).sum()
@@ -499,7 +493,7 @@ def _mixed_softmax_loss(
     Its kernels convert what they read and write, so there is no copy in another dtype; and division by the
     normalizer, mask and cast of the gradient are one multiplication.
     """
-    scored = labels != targets.ignore_index if targets.ignore_index is not None else torch.ones_like(labels).bool()
+    scored = torch.ones_like(labels).bool() if targets.all_scored else labels != IGNORE_INDEX
     ids = torch.where(scored, labels, 0).unsqueeze(1)  # [R, 1]
     logits[:, targets.num_rows :] = -math.inf
     target_logits = logits.gather(1, ids).squeeze(1).to(loss_dtype)

@@ -15,7 +15,7 @@ What is special here, compared with transformers' own GPT-2:
 This file travels with a saved model (`trust_remote_code=True`): relative imports only.
 
 Legend: B batch, T time, C channels, H heads, D head size, V vocabulary, S documents, L longest document,
-S_k and L_k those of a class of length.
+S_k and L_k those of a length bucket.
 """
 
 import math
@@ -42,7 +42,7 @@ from .chunked_attention import chunked_causal_attention
 from .chunked_loss import IGNORE_INDEX, chunked_cross_entropy, chunked_token_losses
 from .configuration_gpt2_hf import GPT2HFConfig
 from .dropout import Dropout
-from .packing import LengthClass, PackedDocuments, Packing, lengths_of_documents
+from .packing import LengthClass, PackedDocuments, Packing, lengths_of_documents, without_first_tokens
 from .unused_tokens import UnusedTokens
 from .variable_length_attention import missing_for_variable_lengths, variable_length_attention
 
@@ -542,7 +542,8 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         the embedding: see `unused_tokens`. For new models; a trained one's rows are not alike.
 
         Args:
-            used_ids: int64, the ids that are inputs or targets in training mode; no other may become one there.
+            used_ids: int64 `[U]`, in any order, the ids that are inputs or targets in training mode; no other may
+                become one there.
 
         Returns:
             The number of tokens that are tied; 0, with nothing done, if the text uses all of them.
@@ -560,6 +561,18 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
     def num_head_rows(self) -> int:
         """Rows of the head that a training step multiplies with."""
         return self.config.vocab_size if self.unused_tokens is None else len(self.unused_tokens.rows)
+
+    @property
+    def num_body_parameters(self) -> int:
+        """Parameters without embeddings and head: those of the blocks and the last LayerNorm."""
+        body = self.transformer
+        embeddings = body.wte.weight.numel() + body.wpe.weight.numel()
+        return sum(parameter.numel() for parameter in body.parameters()) - embeddings
+
+    @property
+    def num_matmul_parameters(self) -> int:
+        """Parameters that a token is multiplied with in a training step: the body, and the head that is used."""
+        return self.num_body_parameters + self.num_head_rows * self.config.n_embd
 
     @can_return_tuple
     def forward(
@@ -599,6 +612,10 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         Returns:
             `loss` (fp32 scalar, nats per token), `logits` `[B, T', V]` or `None`, `past_key_values`. With the
             reduction "none" the loss is that of each position, `[B, T]`, 0 where none is scored; it has no gradient.
+
+        Raises:
+            ValueError: if the reduction is neither "mean" nor "none", if "none" is given with gradients enabled,
+                `label_smoothing` or `num_items_in_batch`, or as for [`GPT2HFModel.forward`].
         """
         # No parameters by name: transformers' Trainer takes every parameter with "label" in its name for one that each
         # batch must hold, and finds no loss where one is missing.
@@ -650,7 +667,7 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
     def _summed_loss(self, hidden_states: Tensor, shift_labels: Tensor, label_smoothing: float) -> Tensor:
         """The sum of the token losses, by chunks if the head is the plain product with its weight."""
         head = self.lm_head
-        if type(head) is nn.Linear and head.bias is None and not head.weight.is_meta:
+        if self._head_is_plain:
             if self.unused_tokens is not None and (self.training or not torch.is_grad_enabled()):
                 return chunked_cross_entropy(
                     hidden_states,
@@ -666,28 +683,27 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
                 label_smoothing=label_smoothing,
                 num_padding_rows=self.config.n_vocab_padding,
             )
-        # An adapted, quantised, offloaded or exchanged head computes something else than its weight tells.
-        logits = self._logits(hidden_states).flatten(0, -2)
-        return nn.functional.cross_entropy(
-            logits[:, : self.config.num_tokens].float(),
-            shift_labels.flatten().to(logits.device),
-            reduction="sum",
-            label_smoothing=label_smoothing,
-        )
+        return self._loss_of_logits(hidden_states, shift_labels, reduction="sum", label_smoothing=label_smoothing)
 
     def _token_losses(self, hidden_states: Tensor, shift_labels: Tensor) -> Tensor:
         """The loss of each position `[B, T]`, by chunks if the head is the plain product with its weight."""
-        head = self.lm_head
-        if type(head) is nn.Linear and head.bias is None and not head.weight.is_meta:
+        if self._head_is_plain:
             # the whole head, whatever rows of it training ties
             return chunked_token_losses(
-                hidden_states, head.weight, shift_labels, num_padding_rows=self.config.n_vocab_padding
+                hidden_states, self.lm_head.weight, shift_labels, num_padding_rows=self.config.n_vocab_padding
             )
-        logits = self._logits(hidden_states).flatten(0, -2)
-        losses = nn.functional.cross_entropy(
-            logits[:, : self.config.num_tokens].float(), shift_labels.flatten().to(logits.device), reduction="none"
-        )
-        return losses.view(shift_labels.shape)
+        return self._loss_of_logits(hidden_states, shift_labels, reduction="none").view(shift_labels.shape)
+
+    @property
+    def _head_is_plain(self) -> bool:
+        """Whether the head is the product with its weight; one that is adapted, quantised or offloaded is not."""
+        head = self.lm_head
+        return type(head) is nn.Linear and head.bias is None and not head.weight.is_meta
+
+    def _loss_of_logits(self, hidden_states: Tensor, shift_labels: Tensor, **options: Any) -> Tensor:
+        """torch's cross-entropy, with the logits of all positions at once."""
+        logits = self._logits(hidden_states).flatten(0, -2)[:, : self.config.num_tokens].float()
+        return nn.functional.cross_entropy(logits, shift_labels.flatten().to(logits.device), **options)
 
     @staticmethod
     def create_masks_for_generate(config: GPT2HFConfig, attention_mask: Tensor | None, **kwargs: Any) -> Any:
@@ -715,8 +731,7 @@ def _next_tokens(labels: Tensor | None, cu_seq_lens: Tensor | None) -> Tensor:
     """The target of each position, int64 `[B, T]`: the label of the next one, if it is of the same document."""
     assert labels is not None
     if cu_seq_lens is not None:
-        # The first token of a document is not a continuation of the one before it.
-        labels = labels.index_fill(1, cu_seq_lens[1:-1].long(), IGNORE_INDEX)
+        labels = without_first_tokens(labels, cu_seq_lens)
     return nn.functional.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX)
 
 

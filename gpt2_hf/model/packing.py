@@ -5,7 +5,7 @@ sees the documents, and a refusal of whatever would let them see each other. Use
 
 This file travels with a saved model (`trust_remote_code=True`): relative imports only.
 
-Legend: T tokens of the row, S documents, L longest document; S_k, L_k, T_k those of a class of length.
+Legend: T tokens of the row, S documents, L longest document; S_k, L_k, T_k those of a length bucket.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .chunked_loss import IGNORE_INDEX
+
 # Padding may cost so many times what the documents themselves do, in arithmetic (squares) and in memory (lengths).
 _MOST_PADDED = 1.3
 
 
 class LengthClass(NamedTuple):
-    """Documents of about one length, which attention sees as right-padded rows `[S_k, L_k]`.
+    """A length bucket: documents of about one length, which attention sees as right-padded rows `[S_k, L_k]`.
 
     With a causal mask the padding is never read by a real position, so no mask is needed and the fast kernels stay
     in use.
@@ -47,8 +49,8 @@ class PackedDocuments:
     """Where the documents of a flattened batch lie.
 
     Attention is the only layer in which positions meet; everything else works on the flat row. A kernel that takes
-    lengths gets the flat row too. Any other gets the documents as padded rows: in a few classes of length, so that
-    one long document does not pad all others, where the host knows the lengths; else all in one class.
+    lengths gets the flat row too. Any other gets the documents as padded rows: in a few length buckets, so that
+    one long document does not pad all others, where the host knows the lengths; else all in one bucket.
     """
 
     cu_seq_lens: Tensor  # [S + 1] int32, on the device of the row
@@ -251,6 +253,11 @@ def lengths_of_documents(
         "max_length_q": max_length_q,
         "max_length_k": max_length_q if max_length_k is None else max_length_k,
     }
+
+
+def without_first_tokens(labels: Tensor, cu_seq_lens: Tensor) -> Tensor:
+    """Labels `[1, T]` that do not score the first token of a document, which does not continue the one before it."""
+    return labels.index_fill(1, cu_seq_lens[1:-1].long(), IGNORE_INDEX)
 
 
 def _restarts(position_ids: Tensor, attention_mask: Tensor | None) -> bool:

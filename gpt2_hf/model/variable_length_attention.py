@@ -47,6 +47,7 @@ def variable_length_attention(
     return output
 
 
+@torch.compiler.assume_constant_result  # else a compiler would break its graph at the questions to the device
 def missing_for_variable_lengths(device_type: str, dtype: torch.dtype, head_dim: int) -> str | None:
     """Why the kernel cannot be used, in words; `None` where it can."""
     if device_type != "cuda":
@@ -63,7 +64,7 @@ def _missing_on_the_card() -> str | None:
     if torch.version.hip is not None or not torch.backends.cuda.is_flash_attention_available():
         return "this torch was built without the kernel for documents of unequal length"
     if torch.cuda.get_device_capability() < _LEAST_CAPABILITY:
-        return "the card is too old for the kernel for documents of unequal length (compute capability 8.0)"
+        return "the GPU is too old for the kernel for documents of unequal length (compute capability 8.0)"
     return None
 
 

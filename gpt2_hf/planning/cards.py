@@ -1,9 +1,9 @@
-"""GPT-2 124M on a card of 8, 24 or 80 GB: what to type, and why.
+"""GPT-2 124M on a GPU of 8, 24 or 80 GB: what to type, and why.
 
-In: the memory of a card. Out: flags, and the rows of the tables in README and in "Use a small card", which a test
+In: the memory of a GPU. Out: flags, and the rows of the tables in README and in "Use a small GPU", which a test
 compares. Used by: `plan`.
 
-The peaks are reckoned, not measured: weights, gradients and AdamW in fp32, what blocks of 1,024 tokens keep for the
+The peaks are estimated, not measured: weights, gradients and AdamW in fp32, what blocks of 1,024 tokens keep for the
 backward pass in bf16 with dropout 0.1, the work space of the head and of a block, and half a GiB for CUDA. The account
 is `tests/planning/test_memory_account.py`.
 """
@@ -14,10 +14,10 @@ GIB = 2**30
 BLOCK = 1024
 SAMPLES_PER_STEP = 64
 
-# GiB at the peak with so many blocks at once.
+# GiB at the peak with so many blocks in a micro-batch.
 PEAKS = {2: 4.0, 4: 4.7, 8: 6.2, 16: 9.1, 32: 15.3, 64: 28.1}
 
-# GiB that a run can have of a card that is sold by this name.
+# GiB that a run can have of a GPU that is sold by this name.
 _ROOMS = {"8 GB": 7.5, "24 GB": 22.0, "80 GB": 76.0}
 
 
@@ -35,7 +35,7 @@ class Card:
 
     @property
     def batch_size(self) -> int:
-        """The most blocks at once of those in `PEAKS` that it has room for."""
+        """The largest micro-batch, in blocks, of those in `PEAKS` that it has room for."""
         return max(size for size, peak in PEAKS.items() if peak <= self.room_gib)
 
     @property
@@ -45,7 +45,7 @@ class Card:
 
     @property
     def tokens_at_once(self) -> int:
-        """Tokens in a batch."""
+        """Tokens in a micro-batch."""
         return self.batch_size * BLOCK
 
     @property
@@ -53,7 +53,7 @@ class Card:
         """Why no more and no less."""
         peak = f"{PEAKS[self.batch_size]:g} of {self.room_gib:g} GiB"
         if self.batch_size == SAMPLES_PER_STEP:
-            return f"{peak}, the whole step at once"
+            return f"{peak}, the whole step in one micro-batch"
         return f"{peak}; twice as many tokens would take {PEAKS[2 * self.batch_size]:g}"
 
 
@@ -61,18 +61,18 @@ CARDS = tuple(Card(name, room) for name, room in _ROOMS.items())
 
 
 def card_of(total_bytes: int) -> Card | None:
-    """The largest row that a card with so much memory has room for; `None` if it is smaller than all."""
+    """The largest row that a GPU with so much memory has room for; `None` if it is smaller than all."""
     return next((card for card in reversed(CARDS) if card.room_gib * GIB <= total_bytes), None)
 
 
 def describe(total_bytes: int) -> str:
-    """The line of a plan on a card with so much memory."""
+    """The line of a plan on a GPU with so much memory."""
     card = card_of(total_bytes)
     size = f"{total_bytes / GIB:.1f} GiB"
     if card is None:
-        return f"card: {size}, small; use --activation_checkpointing and a small --batch_size"
+        return f"GPU: {size}, small; use --activation_checkpointing and a small --batch_size"
     return (
-        f"card: {size}; for GPT-2 124M on a large text use --sequence_mode blocks {card.flags}: "
-        f"{card.tokens_at_once:,} tokens at once, {SAMPLES_PER_STEP * BLOCK:,} a step, about {card.reason} "
-        "(reckoned; the figures above are those of this run)"
+        f"GPU: {size}; for GPT-2 124M on a large text use --sequence_mode blocks {card.flags}: "
+        f"{card.tokens_at_once:,} tokens per micro-batch, {SAMPLES_PER_STEP * BLOCK:,} per step, about {card.reason} "
+        "(estimated; the figures above are those of this run)"
     )

@@ -127,7 +127,7 @@ def describe(
     share, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
     if args.global_batch_size is not None:
         share, accumulated = divide_batch(args.global_batch_size, devices, args.per_device_train_batch_size)
-    weight_bytes = 2 if args.resolved_precision is not None and args.resolved_precision.name == "bf16" else _FP32
+    weight_bytes = 2 if args.resolved_precision.name == "bf16" else _FP32
     link = cluster.link_gb_per_second
     if cluster.nodes > 1:  # a ring is as fast as its slowest link
         link = min(link, cluster.network_gb_per_second)
@@ -141,14 +141,14 @@ def describe(
             1.0,
         )
     lines = [
-        f"{cluster.nodes} nodes × {cluster.nproc} devices: {devices * share * accumulated:,} samples a step = "
+        f"{cluster.nodes} nodes × {cluster.nproc} devices: {devices * share * accumulated:,} samples per step = "
         f"{devices} devices × {share} samples × {accumulated} accumulated"
     ]
     for name, (memory, traffic, hidden_share) in ways.items():
         memory += teacher_bytes
         seconds = traffic / (link * 1e9)
         line = (
-            f"{name}: {memory / 2**30:.2f} GiB a device before activations; sends {traffic / 1e9:.2f} GB a step, "
+            f"{name}: {memory / 2**30:.2f} GiB per device before activations; sends {traffic / 1e9:.2f} GB per step, "
             f"{1e3 * seconds:.1f} ms at {link:g} GB/s"
         )
         if seconds_per_sample is not None:

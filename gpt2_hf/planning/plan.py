@@ -17,11 +17,12 @@ import torch
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from ..data import LoadedData, PaddingCollator
+from ..data import LoadedData, PaddingCollator, Samples
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.training_arguments import GPT2HFTrainingArguments, divide_batch
-from ..runtime.utilization import used_memory
+from ..runtime.utilization import held_memory
 from ..trainer.callbacks.progress import duration
+from ..trainer.gpt2_trainer import GPT2HFTrainer
 from ..trainer.muon import state_bytes
 from ..trainer.remaining import with_margin
 from ..trainer.weight_average import average_bytes
@@ -100,6 +101,8 @@ def list_events(args: GPT2HFTrainingArguments, schedule: Schedule) -> Events:
         evaluations = {*range(state.eval_steps, total + 1, state.eval_steps), *epoch_ends, total}
     elif args.eval_strategy == IntervalStrategy.EPOCH:
         evaluations = {*epoch_ends, total}
+    delay = args.eval_delay * (epoch if args.eval_strategy == IntervalStrategy.EPOCH else 1)
+    evaluations = {step for step in evaluations if step >= delay}
     saves: set[int] = set()
     if args.save_strategy == SaveStrategy.STEPS:
         saves = {*range(state.save_steps, total + 1, state.save_steps), *epoch_ends, total}
@@ -107,6 +110,8 @@ def list_events(args: GPT2HFTrainingArguments, schedule: Schedule) -> Events:
         saves = {*epoch_ends, total}
     if args.save_strategy != SaveStrategy.NO and args.metric_for_best_model is not None:
         saves |= evaluations
+    if args.eval_on_start:
+        evaluations.add(0)
     kept = set(saves)
     if args.save_total_limit is not None:
         kept = {*sorted(saves)[-args.save_total_limit :], *(epoch_ends & saves)}
@@ -133,7 +138,7 @@ class Plan:
         free_disk_bytes: at `output_dir`.
         teacher_bytes: of the models that are learned from: weights, and the work space of their heads.
         average_bytes: of a moving average of the weights.
-        card_bytes: memory of the whole card; 0 where there is none.
+        card_bytes: total memory of the GPU; 0 where there is none.
     """
 
     args: GPT2HFTrainingArguments
@@ -222,14 +227,14 @@ class Plan:
         of_teachers = ", and 2 for teachers" if self.teacher_bytes else ""
         lines = [
             f"parameters: {self.num_parameters:,}",
-            f"training samples: {self.num_samples:,} with {self.num_tokens:,} scored tokens an epoch",
-            f"steps: {schedule.steps_per_epoch:,} an epoch, {schedule.total_steps:,} in all, "
+            f"training samples: {self.num_samples:,} with {self.num_tokens:,} scored tokens per epoch",
+            f"steps: {schedule.steps_per_epoch:,} per epoch, {schedule.total_steps:,} in all, "
             f"{schedule.warmup_steps:,} of them warmup ({schedule.warmup_share:.0%})",
-            f"arithmetic: {self.flops_per_token / 1e9:.2f} GFLOP a token (6 per parameter and token, the head "
-            f"included{of_teachers}), {self.flops_per_token * self.num_tokens / 1e12:,.1f} TFLOP an epoch",
+            f"arithmetic: {self.flops_per_token / 1e9:.2f} GFLOP per token (6 per parameter and token, the head "
+            f"included{of_teachers}), {self.flops_per_token * self.num_tokens / 1e12:,.1f} TFLOP per epoch",
             self._memory_line(),
             *self._time_lines(),
-            f"disk: {_size(self.checkpoint_bytes)} a checkpoint, at most {self.num_kept} at a time: "
+            f"disk: {_size(self.checkpoint_bytes)} per checkpoint, at most {self.num_kept} at a time: "
             f"{_size(self.num_kept * self.checkpoint_bytes)}; {_size(self.free_disk_bytes)} are free",
         ]
         if self.card_bytes:
@@ -263,9 +268,9 @@ class Plan:
         parts = ", ".join(f"{names.get(name, name)} {duration(value)}" for name, value in self.seconds.items())
         epoch = self.schedule.steps_per_epoch * measured.step_seconds
         lines = [
-            f"speed: {measured.step_seconds:.3g} s a step, {measured.tokens_per_second:,.0f} tokens/s a device{peak} "
-            f"(measured on {measured.num_steps} steps)",
-            f"time: {duration(epoch)} an epoch; {duration(self.total_seconds)} in all: {parts}",
+            f"speed: {measured.step_seconds:.3g} s per step, {measured.tokens_per_second:,.0f} tokens/s per device"
+            f"{peak} (measured on {measured.num_steps} steps)",
+            f"time: {duration(epoch)} per epoch; {duration(self.total_seconds)} in all: {parts}",
         ]
         if self.args.max_training_hours is not None:
             verdict = "the run fits" if self.fits_budget else "the run does not fit"
@@ -365,16 +370,13 @@ def make_plan(
     with tempfile.TemporaryDirectory() as folder:
         trainer = probe.make_probe_trainer(args, model, data, folder, teachers)
         teacher_bytes, flops_of_teachers = probe.cost_of_teachers(args, trainer)
-        memory, held = device_memory(args.device), used_memory(args.device)
+        memory, held = device_memory(args.device), held_memory(args.device)
         measured, activations = None, 0
         # What does not fit must not be tried: on a CPU the system would kill the process. Where there is ample room
         # the activations are counted last, since memory that was used and freed before blurs the measured peak.
         in_doubt = probe.generous_peak_bytes(args, model, batches) + teacher_bytes > memory
         if in_doubt:
-            try:
-                activations = probe.activation_bytes(trainer, samples, batches)
-            except torch.OutOfMemoryError:
-                activations = memory
+            activations = _activation_bytes(trainer, samples, batches, memory)
         peak = probe.least_peak_bytes(args, held, num_parameters, kept_bytes, activations)
         if peak <= memory:
             try:
@@ -383,9 +385,8 @@ def make_plan(
             except torch.OutOfMemoryError:
                 peak = max(peak, memory + 1)
         if not in_doubt:
-            activations = probe.activation_bytes(trainer, samples, batches)
+            activations = _activation_bytes(trainer, samples, batches, memory)
     place = _existing_parent(Path(str(args.output_dir)))
-    head_parameters = model.num_head_rows * model.config.n_embd
     return Plan(
         args=args,
         schedule=schedule,
@@ -394,7 +395,7 @@ def make_plan(
         optimizer_bytes=optimizer_bytes,
         num_samples=len(samples),
         num_tokens=int(samples.epoch_lengths.sum(dtype="int64")),
-        flops_per_token=6.0 * (model.num_parameters(exclude_embeddings=True) + head_parameters) + flops_of_teachers,
+        flops_per_token=6.0 * model.num_matmul_parameters + flops_of_teachers,
         activation_bytes=activations,
         peak_bytes=peak,
         memory_bytes=memory,
@@ -409,16 +410,24 @@ def make_plan(
     )
 
 
+def _activation_bytes(trainer: GPT2HFTrainer, samples: Samples, batches: probe.Batches, memory: int) -> int:
+    """What a forward pass keeps; all of the memory where it does not fit."""
+    try:
+        return probe.activation_bytes(trainer, samples, batches)
+    except torch.OutOfMemoryError:
+        return memory
+
+
 def device_memory(device: torch.device) -> int:
     """Bytes that a run can have on a device: what is free, and what this process already holds."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)
-    return int(psutil.virtual_memory().available) + used_memory(device)
+    return int(psutil.virtual_memory().available) + held_memory(device)
 
 
 def card_memory(device: torch.device) -> int:
-    """Bytes of a whole CUDA card; 0 for another device."""
+    """Total memory of a CUDA GPU in bytes; 0 for another device."""
     return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else 0
 
 

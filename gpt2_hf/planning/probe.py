@@ -32,7 +32,7 @@ from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.training_arguments import GPT2HFTrainingArguments
 from ..runtime.fallbacks import padding_to_the_longest
 from ..runtime.own_process import own_process
-from ..runtime.utilization import used_memory
+from ..runtime.utilization import held_memory, used_memory
 from ..trainer.callbacks import ProgressCallback
 from ..trainer.gpt2_trainer import GPT2HFTrainer
 from ..trainer.weight_average import average_bytes
@@ -134,14 +134,12 @@ def _batches(
     if padding is not None or _pads_to_the_longest(args, model):
         pairs = longest**2 * sizes
     # 2 operations a parameter, of which the embeddings have none; 4 C in each layer for a pair's score and value
-    config, multiplied = model.config, model.num_parameters(exclude_embeddings=True)
-    multiplied += model.num_head_rows * config.n_embd
-    return Batches(np.split(order, starts[1:]), positions, pairs, multiplied / (2 * config.n_layer * config.n_embd))
+    of_pair = 2 * model.config.n_layer * model.config.n_embd
+    return Batches(np.split(order, starts[1:]), positions, pairs, model.num_matmul_parameters / of_pair)
 
 
 def _pads_to_the_longest(args: GPT2HFTrainingArguments, model: GPT2HFForCausalLM) -> bool:
     """Whether attention pads the documents of a flattened row."""
-    assert args.resolved_precision is not None
     config, dtype = model.config, args.resolved_precision.dtype
     kind = (config._attn_implementation, dtype, config.n_embd // config.n_head, args.device.type)
     return padding_to_the_longest(*kind, compiles=args.torch_compile) is not None
@@ -154,7 +152,6 @@ def cost_of_teachers(args: GPT2HFTrainingArguments, trainer: GPT2HFTrainer) -> t
     """Memory of the models that are learned from, in bytes, and their operations for a token; 0 without any."""
     if trainer.distillation is None:
         return 0, 0.0
-    assert args.resolved_precision is not None
     return trainer.distillation.cost(trainer.plain_model, args.resolved_precision.dtype)
 
 
@@ -225,7 +222,7 @@ def generous_peak_bytes(args: GPT2HFTrainingArguments, model: GPT2HFForCausalLM,
     activations = 4 * int(batches.positions.max()) * config.n_layer * numbers_per_layer
     head = 4 * config.vocab_size * (3 * config.n_embd + 3 * 4096)  # gradients, and three chunks of logits
     weights = 5 * 4 * model.num_parameters() + average_bytes(args.ema_decay, model.num_parameters())
-    return used_memory(args.device) + weights + activations + head + 2**30
+    return held_memory(args.device) + weights + activations + head + 2**30
 
 
 @contextmanager
@@ -365,7 +362,7 @@ def measure(
     step_seconds = args.gradient_accumulation_steps * batch_seconds + statistics.median(times.optimizer)
     mean_tokens = float(train_samples.epoch_lengths.sum(dtype=np.int64)) / len(batches.rows)
     tokens_per_second = args.gradient_accumulation_steps * mean_tokens / step_seconds
-    peak_speed = trainer._peak_tokens_per_second
+    peak_speed = trainer.peak_tokens_per_second
     test = data.samples.get("test")
     return Measurement(
         step_seconds=step_seconds,

@@ -24,7 +24,7 @@ _EVALUATION_SHARE, _LEAST_EVALUATIONS = 0.1, 3
 _SECONDS_BETWEEN_EVALUATIONS = 1800.0
 # Fewer steps than these learn how often words are and little else.
 MIN_STEPS = 100
-# A text that is read less often than this is not learned by heart.
+# A text that is read less often than this is not memorised.
 _EPOCHS_TO_REMEMBER = 3
 LEAST_DECAY = 0.1
 _SHORTEST_MEMORY = 50.0  # steps; 25 were worse

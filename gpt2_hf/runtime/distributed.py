@@ -18,6 +18,28 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def process_index() -> int:
+    """The number of this process among those of the run; 0 is the first."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def num_processes() -> int:
+    """How many processes train or evaluate together."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """The sums of a tensor over all processes, in place; every process must ask."""
+    if is_distributed():
+        dist.all_reduce(values)
+    return values
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """That of a sum over many numbers, which must not depend on their order: float64 where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def any_process(flag: bool) -> bool:
     """Whether the flag is set on at least one process; every process must ask."""
     return bool(largest_of_each(flag)[0])
@@ -49,7 +71,7 @@ def decided_by_first(decide: Callable[[], _T]) -> _T:
     if not is_distributed():
         return decide()
     outcome: list[Any] = [None, None]
-    if dist.get_rank() == 0:
+    if process_index() == 0:
         try:
             outcome[0] = decide()
         except UserError as error:
@@ -64,7 +86,7 @@ def decided_by_first(decide: Callable[[], _T]) -> _T:
 def barrier() -> None:
     """Wait until every process is here."""
     if is_distributed():
-        dist.barrier()
+        dist.barrier(group=_cpu_group(dist.group.WORLD))
 
 
 def set_timeout(seconds: float) -> None:
@@ -81,5 +103,5 @@ def is_lost_connection(error: RuntimeError) -> bool:
 def leave() -> None:
     """Take leave of the other processes, at the very end; a launcher may kill the rest when the first one exits."""
     if is_distributed():
-        dist.barrier()
+        barrier()
         dist.destroy_process_group()

@@ -36,7 +36,7 @@ def _missing_for_triton() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if torch.cuda.get_device_capability() < (7, 0):
-        return "the card is too old for Triton, which needs compute capability 7.0"
+        return "the GPU is too old for Triton, which needs compute capability 7.0"
     # Triton for Windows brings its own
     return _missing_compiler("C", "CC", _C_COMPILERS) if sys.platform == "linux" else None
 
@@ -44,7 +44,7 @@ def _missing_for_triton() -> str | None:
 def missing_for_attention(
     attn_implementation: str | None, precision: str, dropout: float, device_type: str = "cuda"
 ) -> str | None:
-    """What training with an attention backend needs and does not find: its package, 16 bits, a card, no dropout.
+    """What training with an attention backend needs and does not find: its package, 16 bits, a GPU, no dropout.
 
     Args:
         attn_implementation: the backend; any but flex and a flash one needs nothing.
@@ -65,7 +65,7 @@ def missing_for_attention(
     if precision == "fp32":
         return f"{attn_implementation} computes in 16 bits, and the precision is fp32"
     if torch.cuda.get_device_capability() < (8, 0):
-        return f"the card is too old for {attn_implementation}, which needs compute capability 8.0"
+        return f"the GPU is too old for {attn_implementation}, which needs compute capability 8.0"
     return _no_dropout("flash_attention_3", dropout) if attn_implementation == "flash_attention_3" else None
 
 
@@ -97,7 +97,7 @@ def padding_to_the_longest(
 ) -> str | None:
     """Why attention pads every document of a batch to the longest one; `None` where it does not.
 
-    Classes of length differ in number and size from batch to batch, and `torch.compile` would make a graph for each.
+    Length buckets differ in number and size from batch to batch, and `torch.compile` would make a graph for each.
 
     Args:
         attn_implementation, dtype, head_dim, device_type: as above.

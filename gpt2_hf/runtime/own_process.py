@@ -34,7 +34,7 @@ def own_process() -> psutil.Process:
 def suit_changing_shapes(device_type: str, shapes_change: bool = True) -> Iterator[None]:
     """Let a CPU keep the memory that a step frees, but few kernels; keep CUDA from planning attention for each shape.
 
-    torch prefers cuDNN's attention on the newest cards. It makes a plan for every new shape, which takes longer than
+    torch prefers cuDNN's attention on the newest GPUs. It makes a plan for every new shape, which takes longer than
     the step, and lines of text, evaluations and generated tokens bring new ones all the time; torch's own flash kernel
     needs no plan. Blocks of one length need one plan, which is made.
 

@@ -1,7 +1,7 @@
-"""Which number format a run computes in, and why.
+"""Which precision a run computes in, and why.
 
 In: what was asked for, and the device. Out: `fp32`, `bf16` or `fp16`, with the reason in words.
-Weights and optimizer state are fp32 throughout; the lower format is used by autocast.
+Weights and optimizer state are fp32 throughout; the lower precision is used by autocast.
 """
 
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ PrecisionName = Literal["fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True)
 class Precision:
-    """The chosen format and the reason to print."""
+    """The chosen precision and the reason to print."""
 
     name: PrecisionName
     reason: str
 
     @property
     def dtype(self) -> torch.dtype:
-        """torch's name of the format."""
+        """torch's dtype for it."""
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.name]
 
     def __str__(self) -> str:
@@ -31,10 +31,10 @@ class Precision:
 
 
 def resolve_precision(wanted: str, device_type: str) -> Precision:
-    """Choose the format for `wanted` (`auto` or a name) on a device, or refuse it.
+    """Choose the precision for `wanted` (`auto` or a name) on a device, or refuse it.
 
     Raises:
-        UserError: if the device cannot compute in the wanted format.
+        UserError: if the device cannot compute in the wanted precision.
     """
     if wanted == "fp32":
         return Precision("fp32", "asked for")

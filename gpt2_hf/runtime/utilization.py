@@ -1,7 +1,9 @@
 """How much of a device a run uses: its arithmetic against the peak, and its memory.
 
-In: a device and a number format. Out: FLOP/s and bytes. Used by: `trainer`, `probe`.
+In: a device and a precision. Out: FLOP/s and bytes. Used by: `trainer`, `probe`.
 """
+
+import gc
 
 import torch
 
@@ -64,6 +66,19 @@ def flops_per_token(num_matmul_parameters: int, num_layers: int, width: int, mea
         mean_context: T, tokens in the sequence of a token, on average; 0 leaves attention out.
     """
     return 6.0 * num_matmul_parameters + 12.0 * num_layers * width * mean_context
+
+
+def held_memory(device: torch.device) -> int:
+    """Bytes: on CUDA what tensors take now; elsewhere what the process holds now."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else used_memory(device)
+
+
+def free_unused(device: torch.device) -> None:
+    """Free what only reference cycles hold, such as a Trainer and its model, and count the peak of CUDA anew."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def used_memory(device: torch.device) -> int:

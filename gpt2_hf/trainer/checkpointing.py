@@ -4,7 +4,7 @@ In: a Trainer's state at a step. Out: a checkpoint folder (see `checkpoints`), a
 Next stage: `loss`.
 
 What differs from the base class, each with its reason at the method:
-  - everything is written to a staging folder that is renamed when it is whole; nothing in it is a pickle;
+  - everything is written to a staging folder that is renamed when it is complete; nothing in it is a pickle;
   - settings that were changed for a resumed run take effect;
   - losses since the last log, and whatever else a subclass needs, are kept too;
   - with a moving average of the weights, the model's files have it, and those in training are beside them;
@@ -145,13 +145,13 @@ class CheckpointingTrainer(Trainer):
         what = f"checkpoint {target}" if newest != target else "the best model, or the names of checkpoints,"
         message = (
             f"{what} could not be saved ({problem or 'another process failed'}); "
-            f"{f'{newest} is whole' if newest else 'there is no earlier one'}"
+            f"{f'{newest} is intact' if newest else 'there is no earlier one'}"
         )
         if self.state.best_global_step == self.state.global_step:
             self._set_best(self._best_before)  # that which is in best_model
         if self.args.on_save_error == "stop":
             raise SaveError(
-                f"{message}. Make room or mend the folder, then go on with --resume_from latest"
+                f"{message}. Free disk space or fix the folder, then go on with --resume_from latest"
             ) from problem
         print(f"warning: {message}; training goes on (--on_save_error continue)", file=sys.stderr)
 
@@ -187,7 +187,7 @@ class CheckpointingTrainer(Trainer):
     def checkpoint_names(self) -> list[str]:
         """Further names of the checkpoint that is being saved."""
         names = []
-        if ends_epoch(self.state):
+        if self.args.marks_epochs and ends_epoch(self.state):
             names.append(folders.epoch_name(round(self.state.epoch)))
         if self.state.best_global_step == self.state.global_step:
             names.append(folders.BEST_MODEL)
@@ -305,7 +305,7 @@ class CheckpointingTrainer(Trainer):
         """The checkpoint that `train(resume_from_checkpoint=…)` means.
 
         Args:
-            wanted: a path or a name such as latest; `True` for the newest whole one in `output_dir`.
+            wanted: a path or a name such as latest; `True` for the newest intact one in `output_dir`.
 
         Raises:
             ValueError: if `output_dir` holds none.
@@ -323,7 +323,9 @@ class CheckpointingTrainer(Trainer):
             return str(newest)
         folder = folders.resolve(str(wanted), run_dir)
         if (problem := folders.damage(folder)) is not None:
-            raise UserError(f"resume_from_checkpoint: {folder} is not a whole checkpoint of this package ({problem})")
+            raise UserError(
+                f"resume_from_checkpoint: {folder} is not an intact checkpoint of this package ({problem})"
+            )
         return str(folder)
 
     def complete_publication(self, checkpoint: str | None) -> None:
@@ -349,6 +351,8 @@ class CheckpointingTrainer(Trainer):
             raise UserError(f"{folder} is not seen by every process; give a folder that all hosts share")
         if forgotten:
             self._set_best(_NO_BEST)
+        elif best.is_dir():  # of a run that was moved the state has an older path
+            self.state.best_model_checkpoint = str(best)
         if not (within and self.args.should_save):
             return
         self._publish_checkpoint(run_dir, folder)
@@ -385,7 +389,7 @@ class CheckpointingTrainer(Trainer):
         else:
             super()._load_best_model()
         if self.average is not None:
-            self.average.forget()  # or it would take the place of the best model
+            self.average.reset()  # or it would take the place of the best model
 
     def _load_unaveraged_weights(self, checkpoint: str) -> None:
         """Go on with the weights that were in training; what the model has is their moving average."""
@@ -415,7 +419,7 @@ class CheckpointingTrainer(Trainer):
         self.optimizer.load_state_dict(divided(load_state(os.path.join(checkpoint, _OPTIMIZER_FILE)), self.optimizer))
         self.lr_scheduler.load_state_dict(load_state(os.path.join(checkpoint, _SCHEDULER_FILE)))
         if not self._created_lr_scheduler:
-            return  # one of the user's own has a say in rate and momentum, as it stood in the checkpoint
+            return  # one of the user's own has a say in learning rate and momentum, as it stood in the checkpoint
         # Both restore the old hyperparameters too; the arguments of this run are what the user asked for now.
         for group, settings in zip(self.optimizer.param_groups, wanted, strict=True):
             group.update(settings)
@@ -448,8 +452,9 @@ class CheckpointingTrainer(Trainer):
             state = load_state(path)
             set_rng_state(state["rng"], self.args.device)
         else:
-            # Written by another number of processes: what they share is kept, random numbers start anew.
-            state = {**load_state(states[0]), "stream": None}
+            # Written by another number of processes: what they share is kept, random numbers start anew. A stream was
+            # divided among them, and refuses.
+            state = load_state(states[0])
             state["loss_since_log"] = torch.stack([load_state(path)["loss_since_log"] for path in states]).mean()
             set_seed(self.args.seed + self.state.global_step * self.args.world_size + self.args.process_index)
         self._tr_loss = state["loss_since_log"].to(self.args.device)

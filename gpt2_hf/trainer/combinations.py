@@ -6,6 +6,7 @@ In: the arguments of `GPT2HFTrainer`. Out: nothing, or one line about what to ch
 from collections.abc import Iterator
 from typing import Any
 
+from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import HubStrategy
 
 from ..data import FlatteningCollator, PaddingCollator, Samples
@@ -21,6 +22,7 @@ def check_combinations(
     data_collator: Any,
     train_dataset: Any,
     eval_dataset: Any,
+    callbacks: list[Any],
     optimizers: tuple[Any, Any],
     trainer: LossTrainer,
     has_job: bool,
@@ -28,7 +30,7 @@ def check_combinations(
     """Refuse what would have no effect, or another one than it says.
 
     Args:
-        args, data_collator, train_dataset, eval_dataset, optimizers: as the Trainer got them.
+        args, data_collator, train_dataset, eval_dataset, callbacks, optimizers: as the Trainer got them.
         trainer: not yet initialised; its loss and its metrics are looked at.
         has_job: whether a job around it uploads the model.
 
@@ -39,7 +41,7 @@ def check_combinations(
         *_of_the_collator(args, data_collator, trainer),
         *_of_the_loss(args, trainer),
         *_of_teachers(args, trainer),
-        *_of_the_splits(args, eval_dataset),
+        *_of_the_splits(args, eval_dataset, callbacks),
         *_of_the_rest(args, train_dataset, optimizers, has_job),
     ]
     if problems:
@@ -66,7 +68,7 @@ def _of_the_collator(args: GPT2HFTrainingArguments, collator: Any, trainer: Loss
         )
     if trainer.compute_metrics is not None and "inputs" in args.include_for_metrics and is_flat:
         yield (
-            "include_for_metrics=['inputs'] needs one row a sample, and in sequence_mode padding_free a row holds "
+            "include_for_metrics=['inputs'] needs one row per sample, and in sequence_mode padding_free a row holds "
             "many; use --sequence_mode padded"
         )
 
@@ -91,12 +93,13 @@ def _of_teachers(args: GPT2HFTrainingArguments, trainer: LossTrainer) -> Iterato
         yield "teachers have no effect with a loss of your own; leave one of them out"
 
 
-def _of_the_splits(args: GPT2HFTrainingArguments, eval_dataset: Any) -> Iterator[str]:
+def _of_the_splits(args: GPT2HFTrainingArguments, eval_dataset: Any, callbacks: list[Any]) -> Iterator[str]:
     names = [f"eval_{name}_loss" for name in eval_dataset] if isinstance(eval_dataset, dict) else []
-    if args.early_stopping_patience is not None and names and args.metric_for_best_model in _OVER_ALL:
+    given = any(isinstance(each, EarlyStoppingCallback) for each in callbacks)
+    if (given or args.early_stopping_patience is not None) and names and args.metric_for_best_model in _OVER_ALL:
         yield (
-            f"--early_stopping_patience is told of one split after the other; set --metric_for_best_model to one of "
-            f"them, such as {names[0]}"
+            f"{'EarlyStoppingCallback' if given else '--early_stopping_patience'} is told of one split after the "
+            f"other; set --metric_for_best_model to one of them, such as {names[0]}"
         )
 
 

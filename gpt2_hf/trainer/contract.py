@@ -72,6 +72,11 @@ OVERRIDDEN = {
     "_load_scaler": Hook(("checkpoint",), ("_prepare_for_training",), "no pickle"),
     "_run_epoch": Hook(_EPOCH, ("_inner_training_loop",), "the epoch reaches the sampler of every process"),
     "_save": Hook(("output_dir", "state_dict"), ("save_model",), "without training_args.bin, a pickle"),
+    "_set_signature_columns_if_needed": Hook(
+        (),
+        ("_get_collator_with_removed_columns", "_remove_unused_columns"),
+        "no column is dropped that the model takes",
+    ),
     "_save_checkpoint": Hook(
         ("model", "trial"), ("_maybe_log_save_evaluate",), "complete or absent; everything of a checkpoint is in it"
     ),
@@ -81,10 +86,12 @@ OVERRIDDEN = {
 USED = {
     "_created_lr_scheduler": "true once the schedule is made from the arguments, false for one of the user's own",
     "_get_num_items_in_batch": "counts `shift_labels` of a list of batches, over all processes",
+    "_eval_dataloaders": "with persistent workers, the loader of a split",
     "_get_output_dir": "where checkpoints go, for a trial too",
     "_globalstep_last_logged": "step of the last log",
     "_maybe_log_save_evaluate": "does what `control` asks for",
     "_prepare_inputs": "moves a batch to the device",
+    "_signature_columns": "names of the columns that a loader keeps",
     "_total_loss_scalar": "summed loss of this call up to the last log",
     "_tr_loss": "summed loss since the last log, a tensor",
     "_train_batch_size": "samples of a process in one forward pass",

@@ -272,9 +272,9 @@ class Distillation:
         self.alpha, self.temperature = alpha, temperature
         self._heads: list[TeacherOutput] = []
         self._hidden_states: list[Tensor] = []
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Begin anew: nothing is counted, and the student may be another one."""
         self._heads, self._hidden_states = [], []
         self._cross_entropy: Tensor | float = 0.0  # since the last log, on this process
@@ -326,7 +326,7 @@ class Distillation:
             copies_of_last_row=1 if unused is None else len(unused.unused),
         )
         self._hidden_states = []
-        self._cross_entropy = self._cross_entropy + cross_entropy.to(_sum_dtype(cross_entropy.device))
+        self._cross_entropy = self._cross_entropy + cross_entropy.to(distributed.sum_dtype(cross_entropy.device))
         self._num_tokens = self._num_tokens + num_tokens
         return loss
 
@@ -349,7 +349,7 @@ class Distillation:
             is_copy = head.data_ptr() != teacher.lm_head.weight.data_ptr()
             num_bytes += torch.float32.itemsize * sum(parameter.numel() for parameter in teacher.parameters())
             num_bytes += (head.numel() if is_copy else 0) * dtype.itemsize + rows * len(head) * dtype.itemsize
-            operations += 2.0 * (teacher.num_parameters(exclude_embeddings=True) + head.numel())
+            operations += 2.0 * (teacher.num_body_parameters + head.numel())
         return num_bytes, operations
 
     # ---- the plain cross-entropy, for the log ----
@@ -358,11 +358,9 @@ class Distillation:
         """The plain cross-entropy since the last call, in nats per token of all processes, which must all ask."""
         device = self.teachers[0].device
         sums = [torch.as_tensor(x, device=device) for x in (self._cross_entropy, self._num_tokens)]
-        sums = torch.stack([x.to(_sum_dtype(device)) for x in sums])
+        sums = torch.stack([x.to(distributed.sum_dtype(device)) for x in sums])
         self._cross_entropy, self._num_tokens = 0.0, 0
-        if distributed.is_distributed():
-            torch.distributed.all_reduce(sums)
-        loss, count = sums.tolist()
+        loss, count = distributed.sum_over_processes(sums).tolist()
         return loss / count if count else math.nan
 
     @functools.cached_property
@@ -386,11 +384,6 @@ class Distillation:
                 "models in the same order, or train a new model from its weights"
             )
         self._cross_entropy, self._num_tokens = state["cross_entropy"], int(state["num_tokens"])
-
-
-def _sum_dtype(device: torch.device) -> torch.dtype:
-    """float64 where the device has it."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def fingerprint(model: nn.Module) -> str:

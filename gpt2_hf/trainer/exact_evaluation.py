@@ -59,12 +59,10 @@ class _Sums:
     @classmethod
     def zero(cls, device: torch.device, batches_of_texts: list[int]) -> "_Sums":
         """Nothing yet, of texts with so many batches each, which are scored one after the other."""
-        # float64 where the device has it: the sum over a large split must not depend on its order
-        dtype = torch.float32 if device.type == "mps" else torch.float64
         texts = len(batches_of_texts)
         counts = torch.zeros((texts, 2), dtype=torch.int64, device=device)
         ends = list(itertools.accumulate(batches_of_texts))[:-1]
-        return cls(torch.zeros(texts, dtype=dtype, device=device), counts, ends)
+        return cls(torch.zeros(texts, dtype=distributed.sum_dtype(device), device=device), counts, ends)
 
     def add(self, loss: torch.Tensor, num_tokens: torch.Tensor) -> None:
         """Take in the summed loss of a batch; that of one without tokens may be anything."""
@@ -78,9 +76,8 @@ class _Sums:
 
         `None` if there were no labels.
         """
-        if distributed.is_distributed():
-            torch.distributed.all_reduce(self.loss)
-            torch.distributed.all_reduce(self.counts)
+        distributed.sum_over_processes(self.loss)
+        distributed.sum_over_processes(self.counts)
         if not int(self.counts[:, 1].sum()):
             return None
         losses, tokens = self.loss.tolist(), self.counts[:, 0].tolist()
@@ -108,6 +105,13 @@ class ExactEvaluationTrainer(LossTrainer):
     _resumed_at_end: str | None = None  # the checkpoint of a run that has no step left
     _making_up = False
     _may_repeat = False  # whether samples are repeated so that every process has as many
+    _loaded_split: Any = None  # whose loader the base class keeps with its workers
+
+    @property
+    def _keeps_losses(self) -> bool:
+        """Whether somebody looks at the loss of each batch: the user's metrics, or a subclass's `prediction_step`."""
+        is_overridden = type(self).prediction_step is not ExactEvaluationTrainer.prediction_step
+        return is_overridden or "loss" in self.args.include_for_metrics
 
     # ---- the split ----
 
@@ -115,7 +119,12 @@ class ExactEvaluationTrainer(LossTrainer):
         """Every sample on exactly one process: none is repeated to make the shares even."""
         dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
         dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
-        with self._each_once(dataset, gathers=self.compute_metrics is not None):
+        if not isinstance(eval_dataset, str) and dataset is not self._loaded_split:
+            # With persistent workers the base class would give the loader of the split before.
+            if hasattr(self, "_eval_dataloaders"):
+                self._eval_dataloaders.pop("eval", None)
+            self._loaded_split = dataset
+        with self._each_once(dataset, gathers=self.compute_metrics is not None or self._keeps_losses):
             return shield_workers(super().get_eval_dataloader(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
@@ -239,7 +248,7 @@ class ExactEvaluationTrainer(LossTrainer):
             for name, result in zip(texts, results[1:], strict=False):
                 exact |= self._named(f"{name}_", *result)
             # where the base class averages losses, what it has under this name is its mean
-            averaged = [f"{metric_key_prefix}_loss"] if "loss" in self.args.include_for_metrics else []
+            averaged = [f"{metric_key_prefix}_loss"] if self._keeps_losses else []
             computed = {name: value for name, value in output.metrics.items() if name not in averaged}
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in exact.items()} | computed)
         return output
@@ -258,7 +267,8 @@ class ExactEvaluationTrainer(LossTrainer):
         """Add a batch to the running sums; without metrics nothing is kept, so memory does not grow with the split.
 
         Returns:
-            Loss, logits and labels as the base class does, one row a sample; `None` for what nobody asks for.
+            Loss, logits and labels as the base class does, one row per sample; `None` for what nobody asks for. A
+            subclass that overrides this gets the mean loss of the batch in any case.
         """
         inputs = self._without_repeated(self._prepare_inputs(inputs))
         targets = targets_of(inputs, self.scores_first_token)
@@ -267,14 +277,14 @@ class ExactEvaluationTrainer(LossTrainer):
         num_tokens = (targets != IGNORE_INDEX).sum()
         loss, outputs = self._evaluation_loss(model, dict(inputs), num_tokens, prediction_loss_only)
         self._sums.add(loss, num_tokens)
+        mean = loss / num_tokens.clamp(min=1) if self._keeps_losses else None
         if prediction_loss_only:
-            return None, None, None
+            return mean, None, None
         hidden = [*(ignore_keys if ignore_keys is not None else self._ignored_outputs()), "loss"]
         is_named = isinstance(outputs, dict)
         logits = tuple(outputs[name] for name in outputs if name not in hidden) if is_named else tuple(outputs[1:])
         logits, labels = one_row_per_sample(logits, inputs, self.label_names)
-        loss = loss / num_tokens.clamp(min=1) if "loss" in self.args.include_for_metrics else None
-        return loss, logits[0] if len(logits) == 1 else logits, labels
+        return mean, logits[0] if len(logits) == 1 else logits, labels
 
     def _evaluation_loss(
         self, model: nn.Module, inputs: dict[str, Any], num_tokens: torch.Tensor, loss_only: bool

@@ -12,7 +12,7 @@ each with its reason at the method:
 import dataclasses
 import itertools
 import math
-import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -38,13 +38,13 @@ from ..runtime.own_process import suit_changing_shapes
 from ..runtime.random_state import preserved_rng
 from ..runtime.stop_signals import shield_workers
 from ..runtime.stopwatch import Stopwatch
-from ..runtime.utilization import flops_per_token, peak_flops, used_memory
 from .callbacks import (
     CadenceCallback,
     ContinuousTensorBoardCallback,
     LossSpikes,
     NonFiniteGuard,
     StopCallback,
+    StorableStateCallback,
     TimeBudgetCallback,
 )
 from .callbacks import ProgressCallback as TerminalCallback
@@ -55,6 +55,7 @@ from .job_context import JobContext
 from .muon import MuonWithAdamW, hidden_matrices
 from .remaining import RemainingWork, checkpoint_seconds, generation_seconds, num_samples_of, split_seconds
 from .schedule import CosineByTime
+from .speed import TrainingSpeed, peak_tokens_per_second
 from .weight_average import WeightAverage
 
 # Numbers that an evaluation here has beside the loss; not what a search for hyperparameters is to minimise.
@@ -78,6 +79,10 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             many positions as a sample has; they are moved to the device and put into evaluation mode. The training
             loss in the log is then that of both terms, and `cross_entropy` that of the labels alone. Evaluations
             do not ask the teachers.
+
+    Raises:
+        UserError: if arguments contradict each other or would have no effect, if the data or the collator cannot give
+            what they ask for, if a teacher does not fit the model, or if sharding is set up in an unsupported way.
     """
 
     is_in_train: bool
@@ -106,27 +111,32 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         self._counts_from_train = job is None
         self.job = job if job is not None else JobContext(Stopwatch(age_at_start=0.0))
         self.watch = self.job.watch
+        self.speed = TrainingSpeed(self.watch)
         self.compute_loss_func, self.compute_metrics = compute_loss_func, compute_metrics
         if teachers:
             self.distillation = Distillation(teachers, args.distill_alpha, args.distill_temperature)
-        check_combinations(args, data_collator, train_dataset, eval_dataset, optimizers, self, has_job=job is not None)
-        self.non_finite_guard = NonFiniteGuard()
-        self.time_budget = TimeBudgetCallback(args.max_training_hours, self.watch, self.remaining_work)
-        self.cadence = CadenceCallback()
-        stop = StopCallback(self.time_budget, self.job.signals, lambda: self.job.folder_is_lost())
         given = [callback() if isinstance(callback, type) else callback for callback in callbacks or []]
-        own_callbacks = [self.cadence, self.time_budget, stop, self.non_finite_guard, *given]
+        check_combinations(
+            args, data_collator, train_dataset, eval_dataset, given, optimizers, self, has_job=job is not None
+        )
+        self.non_finite_guard = NonFiniteGuard()
+        remaining_work = _asking(self, lambda trainer: trainer.remaining_work())
+        self.time_budget = TimeBudgetCallback(args.max_training_hours, self.watch, remaining_work)
+        self.cadence = CadenceCallback(args.marks_epochs)
+        stop = StopCallback(self.time_budget, self.job.signals, self.job.folder_is_lost)
+        own_callbacks = [self.cadence, self.time_budget, stop, self.non_finite_guard, StorableStateCallback(), *given]
         if args.ema_decay is not None:
-            self.average = WeightAverage(
-                args.ema_decay, lambda: self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            model_of = _asking(
+                self, lambda trainer: trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
             )
+            self.average = WeightAverage(args.ema_decay, model_of)
             # first, so that all others find the average in the model when the training is over
             own_callbacks.insert(0, self.average)
         if args.early_stopping_patience is not None:
             self.early_stopping = EarlyStoppingCallback(args.early_stopping_patience)
             own_callbacks.append(self.early_stopping)
         self._ignores_data_skip = args.ignore_data_skip
-        self._forget_training()
+        self._reset_training()
         super().__init__(
             model,
             args,
@@ -162,14 +172,13 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             tensorboard.on_init_end(self.args, self.state, self.control)
             self.add_callback(tensorboard)
 
-    def _forget_training(self) -> None:
+    def _reset_training(self) -> None:
         """What an earlier call of `train()` has left; the weights stay."""
-        self.non_finite_guard.forget()
-        self.time_budget.forget()
+        self.non_finite_guard.reset()
+        self.time_budget.reset()
         if self.early_stopping is not None:
             self.early_stopping.early_stopping_patience_counter = 0
-        self._trained_tokens: torch.Tensor | float = 0.0  # since the last log
-        self._speed_mark: tuple[float, float] | None = None
+        self.speed.reset()
         self._step_loss: torch.Tensor | None = None
         self._loss_spikes = LossSpikes()
         self._stream: StreamingLoader | None = None
@@ -177,9 +186,9 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         self._grouped_sampler: LengthGroupedSampler | None = None  # of data that are not this package's
         self._owes_evaluation = False
         if self.distillation is not None:
-            self.distillation.forget()
+            self.distillation.reset()
         if self.average is not None:
-            self.average.forget()
+            self.average.reset()
 
     def _look_at_model(self) -> None:
         """What depends on the model, which `model_init` makes anew."""
@@ -194,7 +203,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         model = self.plain_model
         is_counted = isinstance(model, PreTrainedModel)  # what another module calls num_parameters may be anything
         self._flops_per_token = 6 * model.num_parameters(exclude_embeddings=True) if is_counted else 0
-        self._peak_tokens_per_second = self._find_peak_tokens_per_second()
+        self.speed.peak = self.peak_tokens_per_second
 
     def create_accelerator_and_postprocess(self) -> None:
         """The base class's engine, unless it would be unsafe or inexact."""
@@ -234,7 +243,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         """The batches of an optimizer step; their tokens are counted for the speed, on the device."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if num_items is not None:
-            self._trained_tokens = self._trained_tokens + num_items
+            self.speed.add(num_items)
         return batches, num_items
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -288,7 +297,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         if self._counts_from_train:
             self.watch.restart()
             resume_from_checkpoint = self.find_checkpoint(resume_from_checkpoint)
-        self._forget_training()
+        self._reset_training()
         # A compiler would make a graph for the first length, and another one as soon as it changes. The plugin is
         # shared by all trainers of a process.
         self.accelerator.state.dynamo_plugin.dynamic = True if self._shapes_change else None
@@ -435,7 +444,9 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
                 logs["cross_entropy"] = self.distillation.drain()
             if not self.has_own_loss:
                 logs["perplexity"] = perplexity(logs.get("cross_entropy", logs["loss"]))
-            logs.update(self._drain_speed())
+            # without that average each process counts its own, and all have about as many
+            processes = 1 if self.args.average_tokens_across_devices else self.args.world_size
+            logs.update(self.speed.drain(self.args.device, processes))
             if (jump := self._loss_spikes.jump(logs["loss"])) is not None:
                 logs["loss_spike"] = jump
             if (scaler := getattr(self.accelerator, "scaler", None)) is not None:
@@ -449,39 +460,11 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         for name in ("hours", "session_hours"):  # which are in the history now, and no metrics of an evaluation
             logs.pop(name, None)
 
-    def _drain_speed(self) -> dict[str, float]:
-        """Trained tokens per second since the last log, evaluations and checkpoints not counted."""
-        now = time.monotonic()
-        aside = sum(self.watch.total.get(part, 0.0) for part in ("evaluate", "evaluate_other", "sample", "save"))
-        tokens = float(self._trained_tokens)
-        self._trained_tokens = 0.0
-        previous, self._speed_mark = self._speed_mark, (now, aside)
-        numbers = {"memory_gib": used_memory(self.args.device) / 2**30}
-        seconds = now - previous[0] - (aside - previous[1]) if previous is not None else 0.0
-        if seconds > 0:
-            numbers["tokens_per_second"] = tokens / seconds
-            if self._peak_tokens_per_second is not None:
-                numbers["mfu"] = tokens / seconds / self._peak_tokens_per_second
-        return numbers
-
-    def _find_peak_tokens_per_second(self) -> float | None:
+    @property
+    def peak_tokens_per_second(self) -> float | None:
         """What all devices together could train at their peak; `None` where that is not known."""
-        if self.args.device.type != "cuda" or self.args.resolved_precision is None:
-            return None
-        peak = peak_flops(torch.cuda.get_device_name(self.args.device), self.args.resolved_precision.name)
-        if peak is None:
-            return None
-        context = 0.0  # where lengths are not known, as those of a stream, attention is left out
-        if isinstance(self.train_dataset, Samples):
-            lengths = self.train_dataset.lengths
-            context = float((lengths.astype("float64") ** 2).sum() / lengths.sum())
-        needed = _training_flops(self.model, self.num_parameters, context)
-        if needed is None:
-            return None
-        for teacher in self.distillation.teachers if self.distillation is not None else ():
-            of_teacher = _training_flops(teacher, sum(p.numel() for p in teacher.parameters()), context) or 0.0
-            needed += of_teacher / 3  # its forward pass alone
-        return peak * self.args.world_size / needed
+        teachers = self.distillation.teachers if self.distillation is not None else ()
+        return peak_tokens_per_second(self.args, self.plain_model, self.train_dataset, teachers)
 
     def close_reports(self) -> None:
         """Close the event file, so that it can be deleted."""
@@ -493,7 +476,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate exactly, and during training show a text that the model writes."""
-        metrics = super().evaluate(*args, **kwargs)
+        with suit_changing_shapes(self.args.device.type, self._shapes_change):
+            metrics = super().evaluate(*args, **kwargs)
         is_part = self._is_evaluating  # of several splits
         if self.job.write_sample is not None and self.is_in_train and not self.is_fsdp_enabled and not is_part:
             with preserved_rng(self.args.device), self.watch.measure("sample"):
@@ -562,16 +546,14 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         super().load_process_state(state)
 
 
-def _training_flops(model: nn.Module, num_parameters: int, context: float) -> float | None:
-    """Operations of a token's forward and backward pass; `None` for a family with other names for its sizes."""
-    config = getattr(model, "config", None)
-    sizes: list[Any] = [getattr(config, name, None) for name in ("vocab_size", "n_positions", "n_embd", "n_layer")]
-    if None in sizes:
-        return None
-    vocab_size, n_positions, n_embd, n_layer = sizes
-    idle_head_rows = vocab_size - getattr(model, "num_head_rows", vocab_size)
-    matmul_parameters = num_parameters - (n_positions + idle_head_rows) * n_embd
-    return flops_per_token(matmul_parameters, n_layer, n_embd, context)
+def _asking(trainer: GPT2HFTrainer, question: Callable[[Any], Any]) -> Callable[[], Any]:
+    """A function that asks a Trainer for something, and does not hold it.
+
+    Its callbacks would hold it otherwise: after `del trainer` its model would stay on the device, until Python looks
+    for cycles, as transformers' Trainer does not.
+    """
+    reference = weakref.ref(trainer)
+    return lambda: question(reference())
 
 
 def _objective(metrics: dict[str, float]) -> float:

@@ -17,10 +17,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..model.chunked_loss import IGNORE_INDEX
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
+from ..model.packing import without_first_tokens
 from .checkpointing import CheckpointingTrainer
 from .distillation import Distillation
+
+# What this package's model takes beside the parameters that its `forward` names.
+_FURTHER_COLUMNS = (
+    *("shift_labels", "document_lengths"),
+    *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"),
+)
 
 # Adapters of peft that put embeddings of their own before a row, from which its first token is predicted.
 _WITH_EMBEDDINGS_BEFORE = ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING")
@@ -41,8 +47,8 @@ def targets_of(batch: Mapping[str, Any], scores_first: bool = False) -> torch.Te
     labels = batch.get("labels")
     if not isinstance(labels, torch.Tensor):
         return None
-    if batch.get("cu_seq_lens_q") is not None:  # the first token of a document does not continue the one before
-        labels = labels.index_fill(1, batch["cu_seq_lens_q"][1:-1].long(), IGNORE_INDEX)
+    if batch.get("cu_seq_lens_q") is not None:
+        labels = without_first_tokens(labels, batch["cu_seq_lens_q"])
     return labels if scores_first else labels[..., 1:]
 
 
@@ -54,6 +60,7 @@ class LossTrainer(CheckpointingTrainer):
     """
 
     label_smoother: Any
+    _signature_columns: Any
     distillation: Distillation | None = None
 
     @property
@@ -83,6 +90,12 @@ class LossTrainer(CheckpointingTrainer):
     def has_own_loss(self) -> bool:
         """Whether the loss is the user's, of which nobody knows that it is a cross-entropy."""
         return self.compute_loss_func is not None or self.overrides_loss
+
+    def _set_signature_columns_if_needed(self) -> None:
+        # The base class would drop columns of the user's that the model takes by keyword alone.
+        super()._set_signature_columns_if_needed()
+        if self.is_own_model:
+            self._signature_columns = list({*self._signature_columns, *_FURTHER_COLUMNS})
 
     def compute_loss(
         self,
@@ -119,7 +132,10 @@ class LossTrainer(CheckpointingTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | int | None]:
-        """The batches of an optimizer step, and the number of tokens that they score on all processes."""
+        """The batches of an optimizer step, and the number of tokens that they score.
+
+        On all processes; with `average_tokens_across_devices=False` on this one.
+        """
         batches = list(itertools.islice(epoch_iterator, num_batches))
         scores_first = self.scores_first_token
         targets = [targets_of(batch, scores_first) for batch in batches]

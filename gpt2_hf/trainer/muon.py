@@ -1,4 +1,4 @@
-"""Muon for the weight matrices of the blocks, AdamW for everything else, as one optimizer.
+"""Muon for the hidden weight matrices of the blocks, AdamW for everything else, as one optimizer.
 
 In: a model. Out: what the Trainer, its schedule and its checkpoints take for an ordinary optimizer.
 Used by: `trainer`, for `--optim muon`.
@@ -47,8 +47,8 @@ class MuonWithAdamW(Optimizer):
         ValueError: if one of `matrices` is none.
 
     Sources: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; Liu et al. 2025, "Muon is
-    Scalable for LLM Training", section 2.2, for the scale. `torch.optim.Muon` computes the same, but matrix by matrix,
-    in bf16 also where that is slow, and knows no `found_inf`.
+    Scalable for LLM Training", section 2.2, for the scale. `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")` computes
+    the same, but matrix by matrix, in bf16 also where that is slow, and knows no `found_inf`.
     """
 
     _step_supports_amp_scaling = True  # who sets these two attributes asks for it
@@ -152,7 +152,7 @@ def _newton_schulz(result: Tensor, add_product: Callable[..., Tensor]) -> Tensor
 
 @functools.cache
 def _product_dtype(device_type: str) -> torch.dtype:
-    """The format for products that `--precision auto` takes there; asked for in every step."""
+    """The dtype for products that `--precision auto` takes there; asked for in every step."""
     return resolve_precision("auto", device_type).dtype
 
 

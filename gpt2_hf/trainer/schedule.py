@@ -7,8 +7,8 @@ from collections.abc import Callable
 class CosineByTime:
     """Linear warmup over steps, then a cosine that reaches 0 when the time is up, or the steps are.
 
-    A budget stops training long before the last step; a schedule over steps would then end at a high rate, which
-    costs quality (Hoffmann et al. 2022, section 3.1, on schedules of the wrong length).
+    A budget stops training long before the last step; a schedule over steps would then end at a high learning rate,
+    which costs quality (Hoffmann et al. 2022, section 3.1, on schedules of the wrong length).
 
     Call it with a step for the factor on the peak learning rate, as `torch.optim.lr_scheduler.LambdaLR` does.
 

@@ -42,9 +42,9 @@ class WeightAverage(TrainerCallback):
     def __init__(self, decay: float, model: Callable[[], nn.Module]):
         self._decay, self._model = decay, model
         self._interval = min(max(round(1 / (1 - decay) / _UPDATES_IN_SPAN), 1), _LONGEST_INTERVAL)
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Give the average up; the model keeps the weights that it has."""
         self.num_updates = 0
         self._weights: list[Tensor] = []  # of this process, those that are trained
@@ -114,7 +114,7 @@ class WeightAverage(TrainerCallback):
         """Leave the average in the model, for good."""
         if self.num_updates and not self._in_model:
             self._exchange()
-        self.forget()
+        self.reset()
 
     @torch.no_grad()
     def _exchange(self) -> None:

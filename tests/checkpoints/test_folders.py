@@ -52,7 +52,7 @@ def test_a_planted_pickle_is_refused(tmp_path):
 
 
 def test_newest_valid_passes_over_damage(tmp_path):
-    """The newest whole checkpoint is taken; damaged newer ones are named."""
+    """The newest intact checkpoint is taken; damaged newer ones are named."""
     make_checkpoint(tmp_path, 5)
     make_checkpoint(tmp_path, 10)
     damaged = make_checkpoint(tmp_path, 20)

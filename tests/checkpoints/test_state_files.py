@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.testing._internal.two_tensor import TwoTensor
 
-from gpt2_hf.checkpoints.state_files import load_state, save_state
+from gpt2_hf.checkpoints.state_files import check_storable, load_state, save_state
 
 
 def test_nested_state_round_trips(tmp_path):
@@ -17,6 +18,7 @@ def test_nested_state_round_trips(tmp_path):
         "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.95), "params": [0, 1], "fused": True, "name": None}],
         "numpy": np.arange(5, dtype=np.uint32),
         "empty": {},
+        "dtype": torch.bfloat16,
     }
     save_state(state, tmp_path / "s.safetensors")
     loaded = load_state(tmp_path / "s.safetensors")
@@ -25,6 +27,7 @@ def test_nested_state_round_trips(tmp_path):
     assert isinstance(loaded["param_groups"][0]["betas"], tuple)
     assert loaded["numpy"].dtype == np.uint32 and (loaded["numpy"] == state["numpy"]).all()
     assert loaded["empty"] == {}
+    assert loaded["dtype"] is torch.bfloat16
 
 
 def test_random_generators_go_on_where_they_were(tmp_path):
@@ -50,6 +53,15 @@ def test_objects_are_refused(tmp_path):
     """What is neither a number, a string nor a tensor cannot get into a checkpoint."""
     with pytest.raises(TypeError, match="cannot store a object"):
         save_state({"x": object()}, tmp_path / "s.safetensors")
+
+
+def test_tensors_without_memory_of_their_own_are_refused(tmp_path):
+    """A quantised state is a tensor by name and two others inside; it would be written as something else."""
+    state = {"exp_avg": TwoTensor(torch.ones(2), torch.ones(2))}
+    with pytest.raises(TypeError, match="cannot store a TwoTensor"):
+        save_state(state, tmp_path / "s.safetensors")
+    with pytest.raises(TypeError, match="cannot store a TwoTensor"):
+        check_storable(state)
 
 
 def test_foreign_file_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Several processes train the same thing as one (gloo, on CPU)."""
 
+import functools
 import os
 import shutil
 import subprocess
@@ -15,11 +16,12 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import TrainingArguments
 
 from gpt2_hf.__main__ import main
-from gpt2_hf.checkpoints import folders
+from gpt2_hf.checkpoints import folders, sharding
 from gpt2_hf.checkpoints.sharding import check_engine
 from gpt2_hf.checkpoints.state_files import load_state
 from gpt2_hf.errors import UserError
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
+from gpt2_hf.trainer.callbacks import NonFiniteGuard
 
 from .. import ranks
 from ..conftest import REPOSITORY, needs_bf16, read_json
@@ -84,9 +86,15 @@ def test_processes_train_the_same_thing_as_one(
     """8 samples a step however they are divided: the same run, the batches printed, and one set of lines."""
     options = [*tiny_options, *_SAME_RUN, "--sequence_mode", mode, "--batch_size", str(share), "--verbose"]
     text = ranks.run(processes, ["train", *options, "--checkpoint_dir", str(tmp_path)], tmp_path / "log")
-    assert f"8 samples a step = {processes} processes × {share} samples × {accumulated} accumulated" in text
+    assert f"8 samples per step = {processes} processes × {share} samples × {accumulated} accumulated" in text
     assert text.count("best model: step") == text.count("parameters (") == 1
     assert_same_run(one_process(mode), tmp_path)
+
+
+def as_on_a_gpu():
+    """Let a process shard, and leave it to the optimizer to pass over a gradient that is not finite."""
+    ranks.allow_fsdp_on_cpu()
+    NonFiniteGuard.__init__ = functools.partialmethod(NonFiniteGuard.__init__, deferred=True)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +103,7 @@ def sharded(tiny_options, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded") / "run"
     folder.mkdir()
     options = [*tiny_options, *_SAME_RUN, "--batch_size", "2", "--fsdp", "--activation_checkpointing"]
-    ranks.run(2, ["train", *options, "--checkpoint_dir", str(folder)], folder / "log", fsdp=True)
+    ranks.run(2, ["train", *options, "--checkpoint_dir", str(folder)], folder / "log", prepare=as_on_a_gpu)
     return folder
 
 
@@ -205,6 +213,14 @@ def test_what_would_be_unsafe_or_inexact_is_refused(setting, value, message):
     )
     setattr(plugin, setting, value)
     with pytest.raises(UserError, match=message):
+        check_engine(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin), mixed_precision="no"), wanted=True)
+
+
+def test_an_older_torch_is_refused_for_fsdp(monkeypatch):
+    """It loses track of a group with a head that is never called, as soon as a step follows an evaluation."""
+    monkeypatch.delattr(sharding.FSDPState, "_force_complete_incomplete_states")
+    plugin = SimpleNamespace(fsdp_version=2)
+    with pytest.raises(UserError, match=r"FSDP needs torch 2\.13 or newer here"):
         check_engine(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin), mixed_precision="no"), wanted=True)
 
 

@@ -105,5 +105,5 @@ def test_an_export_leaves_its_neighbours_alone(finished_run, tmp_path, capsys):
     (tmp_path / "tmp-exported" / "file").write_text("mine")
     command = ["export", "--model_path", str(finished_run / "best_model")]
     assert main([*command, "--output_dir", str(tmp_path / "exported")]) == 2
-    assert "tmp-exported is in the way" in capsys.readouterr().err
+    assert "tmp-exported already exists" in capsys.readouterr().err
     assert (tmp_path / "tmp-exported" / "file").read_text() == "mine"

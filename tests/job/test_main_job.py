@@ -1,5 +1,7 @@
 """The main job from end to end: what it leaves, how it goes on, how it ends."""
 
+import functools
+import itertools
 import os
 import shlex
 import shutil
@@ -28,6 +30,7 @@ from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 from gpt2_hf.runtime.stopwatch import Stopwatch
 
 from ..conftest import REPOSITORY, read_json
+from ..faults import harness
 
 
 def untimed(entry):
@@ -309,7 +312,7 @@ def test_another_validation_text_has_another_best_model(train_tiny, finished_run
     shutil.copytree(finished_run, run)
     options = ("--max_epochs", "2", "--resume_from", "latest", "--max_eval_samples", "3", "--learning_rate", "1e-9")
     assert train_tiny(run, *options, "--lr_scheduler_type", "constant") == 0
-    assert "the best model is looked for anew" in capsys.readouterr().out
+    assert "best-model tracking restarts" in capsys.readouterr().out
     best = min((entry for entry in history(run) if entry.get("eval_tokens", 0) and entry["step"] > 25), key=_loss)
     assert read_json(run / "eval_results.json")["eval_loss"] == best["eval_loss"]
     assert folders.read_names(run)["best_model"] == f"checkpoint-{best['step']}"
@@ -366,7 +369,7 @@ def test_a_new_learning_rate_takes_effect_on_resume(train_tiny, finished_run, tm
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--batch_size", "4"), "was trained with 8 samples a step"),
+        (("--batch_size", "4"), "was trained with 8 samples per step"),
         (("--num_layers", "3"), "has n_layer=2, this run asks for 3"),
         (("--max_train_samples", "50"), "--max_train_samples was 200 and cannot become 50"),
         (("--seed", "7"), "--seed was 42 and cannot become 7"),
@@ -461,33 +464,38 @@ def test_a_run_that_was_cut_short_says_so_first_and_how_to_finish(train_tiny, tm
     assert read_json(run / "trainer_state.json")["global_step"] == 25
 
 
-def test_a_budgeted_run_ends_in_time(tiny_options, tmp_path):
+def test_a_budgeted_run_ends_in_time(train_tiny, tiny_options, tmp_path, capsys):
     """A whole process, given a minute for hours of work, ends within it, with everything written.
 
     A slow machine may need half of it to start: then a little less would have no room for the test split.
+    With --schedule_by_time the learning rate has come down to nearly 0 by then.
     """
+    run = tmp_path / "run"
+    options = ["--max_epochs", "100000", "--eval_every", "500", "--save_every", "1000", "--logging_steps", "5"]
+    options += ["--schedule_by_time"]
+    command = [sys.executable, str(REPOSITORY / "run_clm.py"), *tiny_options, "--checkpoint_dir", str(run), *options]
     begin = time.monotonic()
     process = subprocess.run(
-        [
-            *(
-                sys.executable,
-                str(REPOSITORY / "run_clm.py"),
-                *tiny_options,
-                "--checkpoint_dir",
-                str(tmp_path / "run"),
-            ),
-            *("--max_epochs", "100000", "--max_training_hours", str(60 / 3600)),
-            *("--eval_every", "500", "--save_every", "1000", "--logging_steps", "100"),
-        ],
+        [*command, "--max_training_hours", str(60 / 3600)],
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert process.returncode == 0, process.stderr
     assert time.monotonic() - begin < 60
-    assert "checkpoint_time_limit" in folders.read_names(tmp_path / "run")
-    assert (tmp_path / "run" / "test_results.json").is_file()
+    assert "checkpoint_time_limit" in folders.read_names(run)
+    assert (run / "test_results.json").is_file()
     assert "Elapsed: 0.0" in process.stdout and "| Remaining: 0.0" in process.stdout
+    rates = [entry["learning_rate"] for entry in history(run) if "learning_rate" in entry]
+    assert max(rates) > 2e-3 and rates[-1] < 0.1 * max(rates)
+    assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(rates[2:]))
+
+    # More hours would be trained at a rate of 0.
+    before = history(run)
+    assert train_tiny(run, *options, "--max_training_hours", "24", "--resume_from", "latest") == 0
+    out = capsys.readouterr().out
+    assert "has reached the end of its wall-clock-based schedule" in out
+    assert "--model_name_or_path" in out and history(run) == before
 
 
 @pytest.mark.parametrize("learning_rate", ["1e10", "1e38"])
@@ -504,15 +512,15 @@ def test_divergence_is_exit_code_3_and_keeps_the_last_checkpoint(train_tiny, tmp
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
 
+ENDLESS = ("--max_epochs", "100000", "--eval_strategy", "no", "--save_every", "100000")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX signals to send to another process")
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
-def test_a_signal_ends_in_a_checkpoint(tiny_options, tmp_path, name, code):
-    """The step is finished, a checkpoint saved, and the exit code says to run again."""
+def test_ctrl_c_ends_in_a_checkpoint(tiny_options, tmp_path):
+    """Of a whole process: the step is finished, a checkpoint saved, and the exit code is that of a Ctrl-C."""
+    options = [*tiny_options, *ENDLESS, "--checkpoint_dir", str(tmp_path / "run")]
     process = subprocess.Popen(
-        [
-            *(sys.executable, "-u", str(REPOSITORY / "run_clm.py"), *tiny_options, "--max_epochs", "100000"),
-            *("--checkpoint_dir", str(tmp_path / "run"), "--eval_strategy", "no", "--save_every", "100000"),
-        ],
+        [sys.executable, "-u", str(REPOSITORY / "run_clm.py"), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -521,10 +529,33 @@ def test_a_signal_ends_in_a_checkpoint(tiny_options, tmp_path, name, code):
     for line in process.stdout:
         if line.startswith("step 20/"):
             break
-    process.send_signal(getattr(signal, name))
+    process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == code, err
-    assert f"{name} received" in err and "with --resume_from latest" in out
+    assert process.returncode == 130, err
+    assert "SIGINT received" in err and "with --resume_from latest" in out
+    newest, _ = folders.newest_valid(tmp_path / "run")
+    assert newest is not None
+
+
+def write_errors_to(path):
+    """What is written to the process's standard error, past Python's `sys.stderr`, goes to a file."""
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), 2)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX signals to send to another process")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_ends_in_a_checkpoint(tiny_options, tmp_path, name):
+    """The step is finished, a checkpoint saved, and the exit code says to run again."""
+    log, errors = tmp_path / "log", tmp_path / "errors"
+    argv = ["train", *tiny_options, *ENDLESS, "--checkpoint_dir", str(tmp_path / "run")]
+    process = harness.start(argv, log, prepare=functools.partial(write_errors_to, str(errors)))
+    try:
+        harness.wait_for(log, "\nstep 20/")
+        os.kill(process.pid, getattr(signal, name))
+        assert harness.join([process], timeout=60) == [75], log.read_text()
+    finally:
+        process.kill()
+    assert f"{name} received" in errors.read_text() and "with --resume_from latest" in log.read_text()
     newest, _ = folders.newest_valid(tmp_path / "run")
     assert newest is not None
 
@@ -618,7 +649,7 @@ def test_three_lines_before_the_first_step(train_tiny, tmp_path, capsys):
     assert train_tiny(tmp_path / "short", *options) == 0
     lines = before_training(capsys.readouterr().out)
     assert [line.split()[0] for line in lines] == ["text:", "model:", "run:"]
-    assert lines[2] == "run: 10 steps (25 an epoch) of 8 samples, cpu, precision: fp32 (asked for), budget 12:00:00"
+    assert lines[2] == "run: 10 steps (25 per epoch) of 8 samples, cpu, precision: fp32 (asked for), budget 12:00:00"
     assert train_tiny(tmp_path / "full", *options, "--verbose") == 0
     printed = before_training(capsys.readouterr().out)
     for run in ("short", "full"):
@@ -636,8 +667,8 @@ def test_three_lines_before_the_first_step(train_tiny, tmp_path, capsys):
     ):
         assert count in train
     assert lines[0].startswith("text: train ") and lines[1] in printed
-    assert "steps: 25 an epoch, 10 in all" in printed and "device: cpu; precision: fp32 (asked for)" in printed
-    assert "batch: 8 samples a step = 1 process × 8 samples × 1 accumulated" in printed
+    assert "steps: 25 per epoch, 10 in all" in printed and "device: cpu; precision: fp32 (asked for)" in printed
+    assert "batch: 8 samples per step = 1 process × 8 samples × 1 accumulated" in printed
 
 
 def test_warnings_are_always_printed(train_tiny, tmp_path, capsys):
@@ -852,21 +883,18 @@ class Hub:
 
 
 def test_the_best_model_is_uploaded_once_with_its_card(train_tiny, tmp_path, capsys, monkeypatch):
-    """--push_to_hub: nothing while it trains; weights, tokenizer and card when the run is over."""
-    hub = Hub(monkeypatch)
-    assert train_tiny(tmp_path / "run", "--push_to_hub", "--hub_model_id", "tiny") == 0
-    ((repo_id, names),) = hub.uploads
-    assert repo_id == "someone/tiny" and {"README.md", "model.safetensors", "tokenizer.json"} <= set(names)
-    assert "uploaded: https://hub/commit" in capsys.readouterr().out
+    """--push_to_hub: nothing while it trains; weights, tokenizer and card when the run is over, and its curves.
 
-
-def test_the_curves_are_uploaded_too(train_tiny, tmp_path, monkeypatch):
-    """The event files of the run, and no other program's, become runs/, where the hub draws them."""
+    The event files of the run, and no other program's, become runs/, where the hub draws them.
+    """
     hub, runs = Hub(monkeypatch), tmp_path / "run" / "runs"
     (runs / "other").mkdir(parents=True)
     for name in ("notes.txt", "other/events.out.tfevents.1"):
         (runs / name).write_text("mine")
     assert train_tiny(tmp_path / "run", "--push_to_hub", "--hub_model_id", "tiny") == 0
+    ((repo_id, names),) = hub.uploads
+    assert repo_id == "someone/tiny" and {"README.md", "model.safetensors", "tokenizer.json"} <= set(names)
+    assert "uploaded: https://hub/commit" in capsys.readouterr().out
     written = {path.relative_to(tmp_path / "run").as_posix(): path.read_bytes() for path in runs.rglob("*.gpt2_hf")}
     assert hub.further_files == written
     assert {name.rpartition("/")[0] for name in written} == {"runs/run", "runs/run/validation"}
@@ -888,7 +916,7 @@ def test_what_has_no_best_model_is_uploaded_without_its_training(train_tiny, tmp
 def test_a_refused_upload_loses_nothing(train_tiny, tmp_path, capsys, monkeypatch):
     """The run is whole, and one line says how to try again."""
     Hub(monkeypatch, refusal=OSError("403 Forbidden"))
-    assert train_tiny(tmp_path / "run", "--push_to_hub", "--hub_model_id", "tiny") == 2
+    assert train_tiny(tmp_path / "run", "--push_to_hub", "--hub_model_id", "tiny", "--max_steps", "5") == 2
     assert "not uploaded (403 Forbidden); try again with: hf upload someone/tiny" in capsys.readouterr().err
     assert (tmp_path / "run" / "best_model" / "README.md").is_file()
 

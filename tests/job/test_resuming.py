@@ -72,7 +72,7 @@ def test_another_number_of_threads_is_said(finished_run, train_tiny, tmp_path, c
         assert train_tiny(run, "--resume_from", "latest") == 0
     finally:
         torch.set_num_threads(1)
-    assert "changed since the checkpoint: threads 1 → 2; sums are made in another order" in capsys.readouterr().out
+    assert "changed since the checkpoint: threads 1 → 2; sums run in another order" in capsys.readouterr().out
     assert read_json(run / "resolved_config.json")["provenance"]["threads"] == 2
 
 

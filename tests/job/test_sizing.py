@@ -1,30 +1,42 @@
 """`--size auto` fills in what was not stated, says so, and keeps it when a run goes on."""
 
+import contextlib
+import gc
+import io
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from gpt2_hf.__main__ import main
 from gpt2_hf.job import sizing
 from gpt2_hf.job.run import Run
 from gpt2_hf.options.arguments import DataArguments, ModelArguments
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
+from gpt2_hf.planning import probe
 from gpt2_hf.planning.size import RULE, Candidate, Measured, Size, Task
 from gpt2_hf.runtime.stopwatch import Stopwatch
 
 from .. import ranks
 from ..conftest import read_json
 from ..planning.test_size import TASK
+from ..tiny_models import make_model
 
 # With it size counts for nothing, so that the smallest is the best: it reads most.
 RULE_OF_THE_SMALL = replace(RULE, capacity=0.0)
 AUTO = ("--size", "auto", "--max_training_hours", "1", "--max_steps", "6", "--sample_tokens", "0")
 
 
-@pytest.fixture
-def options(tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def measure_for_a_moment() -> None:
+    """For each process of a run."""
+    sizing._MEASURE_SECONDS = 0.0
+
+
+def quick_options(tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A text that is long enough to be sized for, on a machine that is measured for a moment."""
     monkeypatch.setattr(sizing, "_MEASURE_SECONDS", 0.0)
     monkeypatch.setattr(sizing, "LADDER", (Size(16, 1), Size(32, 1), Size(32, 2)))
@@ -34,15 +46,24 @@ def options(tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str
 
 
 @pytest.fixture
-def sized_run(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[dict, str]:
-    """The record of a run that chose, and what it printed."""
-    assert main([*options, *AUTO, "--checkpoint_dir", str(tmp_path / "run")]) == 0
-    return read_json(tmp_path / "run" / "resolved_config.json"), capsys.readouterr().out
+def options(tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    return quick_options(tokenizer_folder, monkeypatch)
 
 
-def test_choices_are_plain_options_of_the_run(sized_run, tmp_path):
+@pytest.fixture(scope="module")
+def sized_run(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a run that chose, and what it printed; tests only read it."""
+    folder, out = tmp_path_factory.mktemp("sized") / "run", io.StringIO()
+    with pytest.MonkeyPatch.context() as monkeypatch, contextlib.redirect_stdout(out):
+        options = quick_options(tokenizer_folder, monkeypatch)
+        assert main([*options, *AUTO, "--checkpoint_dir", str(folder)]) == 0
+    return folder, out.getvalue()
+
+
+def test_choices_are_plain_options_of_the_run(sized_run):
     """The record names them and no size; the model and the Trainer have them."""
-    record, out = sized_run
+    folder, out = sized_run
+    record = read_json(folder / "resolved_config.json")
     assert "size" not in record
     (line,) = (line for line in out.splitlines() if line.startswith("chosen: "))
     words = line.split()[1:]
@@ -50,9 +71,58 @@ def test_choices_are_plain_options_of_the_run(sized_run, tmp_path):
     assert {"d_model", "num_layers", "learning_rate", "optim", "dropout", "sequence_mode"} <= choices.keys()
     for name, value in choices.items():
         assert sizing._plain(record[name]) == value
-    model = read_json(tmp_path / "run" / "best_model" / "config.json")
+    model = read_json(folder / "best_model" / "config.json")
     assert (model["n_embd"], model["n_layer"]) == (record["d_model"], record["num_layers"]) == (16, 1)
     assert model["n_positions"] == record["max_length"] == 128
+
+
+def test_each_size_that_is_tried_is_freed(options, tmp_path, monkeypatch):
+    """With garbage collection off, no size outlives its measurement."""
+    models, alive = [], []
+    build, measure = sizing.build_model, probe.quick_step_seconds
+
+    def build_and_keep_an_eye(*args):
+        model = build(*args)
+        models.append(weakref.ref(model))
+        return model
+
+    def count(*args):
+        alive.append(sum(model() is not None for model in models))
+        return measure(*args)
+
+    monkeypatch.setattr(sizing, "build_model", build_and_keep_an_eye)
+    monkeypatch.setattr(probe, "quick_step_seconds", count)
+    gc.disable()
+    try:
+        assert main([*options, *AUTO, "--checkpoint_dir", str(tmp_path / "run")]) == 0
+    finally:
+        gc.enable()
+    assert alive == [1, 1, 1] and not any(model() for model in models)
+
+
+@pytest.mark.parametrize(("peak", "fits"), [(700, True), (900, False)])
+def test_a_size_leaves_room_on_a_gpu(monkeypatch, peak, fits):
+    """The steps that are measured have no dropout, no evaluation and no average of the weights."""
+    chosen = []
+
+    def measure(args, model, *further):
+        args._device = torch.device("cuda")
+        chosen.append(model.config.n_embd)
+        return 0.01
+
+    monkeypatch.setattr(probe, "quick_step_seconds", measure)
+    monkeypatch.setattr(sizing, "used_memory", lambda device: peak)
+    monkeypatch.setattr(sizing, "free_unused", lambda device: None)
+    monkeypatch.setattr(sizing, "device_memory", lambda device: 1000)
+    meter = object.__new__(sizing._Meter)
+    args = SimpleNamespace(device=torch.device("cuda"), max_training_hours=1.0, samples_per_step=4)
+    run = SimpleNamespace(args=args, model_args=ModelArguments(), watch=Stopwatch())
+    meter.chooser = SimpleNamespace(run=run, is_stated=lambda name: True)
+    meter.tokenizer, meter.smallest, meter._began = None, None, run.watch.elapsed
+    meter.data = SimpleNamespace(samples={"train": None})
+    monkeypatch.setattr(sizing, "build_model", lambda *args: make_model())
+    monkeypatch.setattr(sizing, "_mean_length", lambda data: 10.0)
+    assert (meter.measure(Size(16, 1)) is not None) == fits and len(chosen) == 1
 
 
 def test_a_few_lines_say_what_was_chosen_and_why(sized_run):
@@ -167,9 +237,9 @@ def test_a_resumed_run_keeps_its_choice(options, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "remedy"),
     [
-        (("--model_name_or_path", "gpt2"), "--model_name_or_path, whose size is what it is; leave one of them out"),
-        (("--streaming", "--max_steps", "5"), "--streaming, whose tokens nobody has counted; leave one of them out"),
-        (("--distill_from", "a"), "--distill_from, whose cost is not measured beforehand; leave one of them out"),
+        (("--model_name_or_path", "gpt2"), "--model_name_or_path, which fixes the size; leave one of them out"),
+        (("--streaming", "--max_steps", "5"), "--streaming, whose token count is unknown; leave one of them out"),
+        (("--distill_from", "a"), "--distill_from, whose cost is not measured; leave one of them out"),
         (("--max_training_hours", "none"), "give --max_training_hours, such as 0.5 for half an hour"),
         (("--max_train_samples", "3"), "--size auto: the training text has 384 tokens"),
         (
@@ -203,7 +273,7 @@ def test_processes_agree_on_a_choice(tmp_path, tokenizer_folder):
     text = ["--dataset_name", "python-docs", "--tokenizer_name", str(tokenizer_folder), "--precision", "fp32"]
     stated = ["--use_cpu", "--d_model", "16", "--num_layers", "1", "--do_predict", "false"]
     words = ["train", *text, *stated, *AUTO, "--checkpoint_dir", str(tmp_path / "run")]
-    out = ranks.run(2, words, tmp_path / "log")
+    out = ranks.run(2, words, tmp_path / "log", prepare=measure_for_a_moment)
     record = read_json(tmp_path / "run" / "resolved_config.json")
     assert record["per_device_train_batch_size"] == 8 and record["provenance"]["samples_per_step"] == 16
     assert out.count("chosen: ") == 1 and record["provenance"]["size"]["chosen"] == "16x1"

@@ -150,7 +150,7 @@ def test_an_accelerators_softmax_of_16_bits_is_that_in_fp32(dtype, copies):
     logits = (4 * torch.randn(30, 50)).to(dtype)
     labels = torch.randint(0, 44, (30,))
     labels[::4] = IGNORE_INDEX
-    targets = chunked_loss._Targets(45, copies, 0.0, IGNORE_INDEX)
+    targets = chunked_loss._Targets(45, copies)
     expected, grad = chunked_loss._softmax_loss(logits.float(), labels, targets, need_grad=True)
     for need_grad in (False, True):
         loss, got = chunked_loss._mixed_softmax_loss(logits.clone(), labels, targets, torch.float32, need_grad)

@@ -1,6 +1,5 @@
 """The model computes what transformers' GPT-2 computes, and behaves as a model of transformers does."""
 
-import contextlib
 import copy
 import math
 
@@ -16,7 +15,17 @@ from transformers.pytorch_utils import Conv1D
 
 from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM, GPT2HFModel
 
-from ..tiny_models import NO_DROPOUT, SIZES, VOCAB_SIZE, make_model, make_stock, padded_batch, random_ids, twin_of
+from ..tiny_models import (
+    NO_DROPOUT,
+    SIZES,
+    VOCAB_SIZE,
+    attention_backend,
+    make_model,
+    make_stock,
+    padded_batch,
+    random_ids,
+    twin_of,
+)
 
 TOLERANCE = 1e-5
 VARIANTS = {
@@ -33,12 +42,6 @@ VARIANTS = {
     "epsilon": {"layer_norm_epsilon": 0.1},
     "one_layer": {"n_layer": 1, "n_head": 1},
 }
-
-
-def attention_backend(name):
-    """flex_attention runs here as its unfused formula: compiling its kernel takes half a minute on a CPU."""
-    flex = name == "flex_attention"
-    return torch.compiler.set_stance("force_eager") if flex else contextlib.nullcontext()
 
 
 def worst(ours, stock, mask=None):
@@ -173,6 +176,15 @@ def test_cache_with_left_padding_equals_stock():
         out = model(last, attention_mask=mask, position_ids=positions, past_key_values=past, use_cache=True)
         results.append(out.logits)
     assert worst(*results) <= TOLERANCE
+
+
+def test_parameters_that_a_token_is_multiplied_with():
+    """Embeddings are looked up; the head counts, whether its weight is the embedding's or its own."""
+    for tied in (True, False):
+        model = make_model(tie_word_embeddings=tied)
+        everything = sum(parameter.numel() for parameter in model.parameters())
+        looked_up = model.transformer.wpe.weight.numel() + (0 if tied else model.transformer.wte.weight.numel())
+        assert model.num_matmul_parameters == everything - looked_up
 
 
 # --- the loss ---

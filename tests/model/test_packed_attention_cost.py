@@ -14,7 +14,7 @@ from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM
 from gpt2_hf.data.collators import FlatteningCollator
 from gpt2_hf.model import modeling_gpt2_hf
 from gpt2_hf.model.packing import _length_groups
-from gpt2_hf.model.variable_length_attention import missing_for_variable_lengths
+from gpt2_hf.model.variable_length_attention import _missing_on_the_card, missing_for_variable_lengths
 
 UNEVEN, EVEN = [*[110] * 63, 1024], [118] * 64
 SIZES = {"n_layer": 2, "n_head": 2, "vocab_size": 50}
@@ -170,6 +170,22 @@ def test_what_the_kernel_does_not_take_is_named():
     assert "16 bits" in missing_for_variable_lengths("cuda", torch.float32, 64)
     assert "size 60" in missing_for_variable_lengths("cuda", torch.bfloat16, 60)
     assert "size 256" in missing_for_variable_lengths("cuda", torch.float16, 256)
+
+
+def test_a_compiler_does_not_ask_the_device(monkeypatch):
+    """Each question would break its graph; the answer is one for the whole process."""
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+
+    def ask(x):
+        missing = missing_for_variable_lengths("cuda", torch.bfloat16, 64)
+        return x + 1 if missing is None else x - 1
+
+    _missing_on_the_card.cache_clear()
+    try:
+        assert torch.compile(ask, backend="eager", fullgraph=True)(torch.zeros(1)).item() == 1.0
+    finally:
+        _missing_on_the_card.cache_clear()
 
 
 class Products(TorchDispatchMode):

@@ -8,9 +8,9 @@ import torch
 from transformers import Trainer, TrainingArguments, default_data_collator
 
 from ..tiny_models import VOCAB_SIZE, make_stock, random_ids, twin_of
+from ..trainer.helpers import BLOCKS, logged
 
 TOLERANCE = 1e-5
-BLOCKS = [{"input_ids": row, "labels": row} for row in random_ids(24, 32)]
 
 
 def padded_rows():
@@ -37,11 +37,6 @@ def make_trainer(which, folder, data=BLOCKS, model=None, trainer_options=None, *
     )
     collator = {"data_collator": default_data_collator}
     return Trainer(model, args, train_dataset=data, eval_dataset=data[:11], **collator, **(trainer_options or {}))
-
-
-def logged(trainer, name):
-    """Every value of that name in the log."""
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
 def assert_same_training(ours, stock):

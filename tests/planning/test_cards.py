@@ -29,22 +29,21 @@ def rows_of(page, width):
 
 
 def test_readme_has_the_rows_of_the_package():
-    """What to type, tokens at once, and why."""
+    """What to type, tokens in a micro-batch, and why."""
     rows = [[card.name, f"`{card.flags}`", f"{card.tokens_at_once:,} tokens", card.reason] for card in CARDS]
     table = rows_of("README.md", 4)
-    begin = next(i for i, row in enumerate(table) if row[0] == "card")
+    begin = next(i for i, row in enumerate(table) if row[0] == "GPU")
     assert table[begin + 2 : begin + 2 + len(CARDS)] == rows
-    assert f"{SAMPLES_PER_STEP * BLOCK:,} tokens a step on each card" in (REPOSITORY / "README.md").read_text("utf-8")
+    assert f"{SAMPLES_PER_STEP * BLOCK:,} tokens per step on each GPU" in (REPOSITORY / "README.md").read_text("utf-8")
 
 
 def test_the_page_for_small_cards_has_the_peaks_of_the_package():
-    """And its command is the first row's."""
+    """And its command is the first row's; it leads to the others."""
     rows = [[str(size), f"{size * BLOCK:,}", f"{peak:g} GiB"] for size, peak in PEAKS.items()]
     assert rows_of("docs/how-to/small-card.md", 3)[2:] == rows
     page = (REPOSITORY / "docs/how-to/small-card.md").read_text("utf-8")
     assert f"--sequence_mode blocks {CARDS[0].flags}\n" in page
-    assert f"{CARDS[1].name} has room for {CARDS[1].batch_size} blocks" in page
-    assert f"{CARDS[2].name} for the whole step of {CARDS[2].batch_size}" in page
+    assert f"](../../README.md) says what to type on {CARDS[1].name} and on {CARDS[2].name}." in page
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
@@ -70,7 +69,7 @@ def test_a_plan_on_a_card_gives_its_row(gib, name, monkeypatch):
     line = describe(memory)
     assert f"{gib:.1f} GiB" in line and "--batch_size" in line
     if card:
-        assert card.flags in line and card.reason in line and "65,536 a step" in line
+        assert card.flags in line and card.reason in line and "65,536 per step" in line
 
 
 def test_a_plan_on_a_cpu_speaks_of_no_card():

@@ -141,7 +141,7 @@ def test_plan_prints_the_lines(tiny_options, tmp_path, capsys):
     options = ["plan", *tiny_options, "--checkpoint_dir", str(tmp_path / "run")]
     assert main([*options, "--nproc", "4", "--nodes", "2", "--global_batch_size", "64", "--batch_size", "4"]) == 0
     out = capsys.readouterr().out
-    assert "2 nodes × 4 devices: 64 samples a step = 8 devices × 4 samples × 2 accumulated" in out
+    assert "2 nodes × 4 devices: 64 samples per step = 8 devices × 4 samples × 2 accumulated" in out
     assert "\nDDP: " in out and "\nFSDP2: " in out and "at 12.5 GB/s" in out
     assert main(options) == 0
     assert "FSDP2" not in capsys.readouterr().out

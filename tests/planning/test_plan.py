@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from transformers import IntervalStrategy
 
 from gpt2_hf import GPT2HFTrainer
@@ -67,6 +68,16 @@ def test_evaluations_and_checkpoints_are_those_of_a_real_run(finished_run, tmp_p
     history = read_json(finished_run / "trainer_state.json")["log_history"]
     assert sorted(events.evaluations) == [entry["step"] for entry in history if "eval_loss" in entry]
     assert sorted(events.saves) == [step_of(folder) for folder in list_checkpoints(finished_run)]
+
+
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+def test_evaluations_that_are_delayed_are_not_planned(tmp_path, strategy):
+    """`--eval_delay` counts steps or epochs, and `--eval_on_start` adds one."""
+    options = {"eval_strategy": strategy, "eval_steps": 10, "eval_on_start": True, "save_strategy": "no"}
+    delay = {"steps": 30, "epoch": 2}[strategy]
+    args = GPT2HFTrainingArguments(str(tmp_path), use_cpu=True, **options, eval_delay=delay, num_train_epochs=2)
+    evaluations = {"steps": {0, 30, 40, 50}, "epoch": {0, 50}}  # 25 steps an epoch
+    assert list_events(args, make_schedule(args, 200)).evaluations == evaluations[strategy]
 
 
 @pytest.mark.parametrize("strategy", ["steps", "epoch"])
@@ -145,9 +156,9 @@ def test_a_good_plan_has_no_advice(plan):
 
 def test_a_plan_on_a_card_says_what_the_card_has_room_for(plan):
     """A line with README's flags for it; on a CPU there is none."""
-    assert not [line for line in plan.lines() if line.startswith("card")]
-    (line,) = (line for line in replace(plan, card_bytes=24 * GIB).lines() if line.startswith("card"))
-    assert "--sequence_mode blocks --global_batch_size 64 --batch_size 32: 32,768 tokens at once" in line
+    assert not [line for line in plan.lines() if line.startswith("GPU")]
+    (line,) = (line for line in replace(plan, card_bytes=24 * GIB).lines() if line.startswith("GPU"))
+    assert "--sequence_mode blocks --global_batch_size 64 --batch_size 32: 32,768 tokens per micro-batch" in line
 
 
 def test_a_run_longer_than_its_budget_is_told_so(plan):
@@ -229,6 +240,18 @@ def test_too_little_memory_names_the_next_flag(plan, options, flags):
     assert "alone do not fit" in line and "--d_model" in line
 
 
+def test_a_device_that_is_smaller_than_expected_is_told(tiny_options, tmp_path, monkeypatch, capsys):
+    """Another process may have its memory; the plan says so, and does not end in the middle."""
+
+    def run_out(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("gpt2_hf.planning.probe.measure", run_out)
+    monkeypatch.setattr("gpt2_hf.planning.probe.activation_bytes", run_out)
+    assert main(["plan", *tiny_options, "--checkpoint_dir", str(tmp_path / "run")]) == 0
+    assert "does not fit" in capsys.readouterr().out
+
+
 def test_a_full_disk_and_long_evaluations_are_told(plan):
     """Advice for both, with the flags."""
     slow = replace(plan.measured, evaluation_seconds=1000.0)
@@ -279,7 +302,8 @@ def test_every_mode_is_planned_and_nothing_is_written(plan_of, capsys, mode):
     """`plan` prints parameters, steps, memory, speed, time, budget and disk."""
     made = plan_of("--sequence_mode", mode, "--gradient_accumulation_steps", "3")
     out = capsys.readouterr().out
-    for word in ("parameters: ", "memory: ", "activations ", "speed: ", "time: ", "budget: ", "a checkpoint", "free"):
+    words = ("parameters: ", "memory: ", "activations ", "speed: ", "time: ", "budget: ", "per checkpoint", "free")
+    for word in words:
         assert word in out, word
     assert made.measured.step_seconds > 0 and made.measured.evaluation_seconds > 0 and made.activation_bytes > 0
 

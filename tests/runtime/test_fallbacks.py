@@ -34,7 +34,7 @@ def test_what_is_missing_is_named(monkeypatch):
 
 @pytest.mark.parametrize(
     ("capability", "precision", "missing"),
-    [((6, 1), "fp16", "the card is too old"), ((7, 5), "fp16", "no C compiler"), ((8, 0), "bf16", "no C compiler")],
+    [((6, 1), "fp16", "the GPU is too old"), ((7, 5), "fp16", "no C compiler"), ((8, 0), "bf16", "no C compiler")],
 )
 def test_a_card_and_its_compiler(monkeypatch, capability, precision, missing):
     """Triton needs Volta and a C compiler, flash attention needs Ampere and 16 bits, its third version no dropout."""
@@ -49,7 +49,7 @@ def test_a_card_and_its_compiler(monkeypatch, capability, precision, missing):
         backend = f"flash_attention_{version}"
         assert "16 bits" in missing_for_attention(backend, "fp32", 0.1)
         if capability < (8, 0):
-            assert "the card is too old" in missing_for_attention(backend, precision, 0.1)
+            assert "the GPU is too old" in missing_for_attention(backend, precision, 0.1)
         else:
             assert missing_for_attention(backend, precision, 0.0) is None
             assert (missing_for_attention(backend, precision, 0.1) is None) == (version == 2)

@@ -1,6 +1,9 @@
 """The number format is what was asked for, or what the device has; never something else in silence."""
 
+from pathlib import Path
+
 import pytest
+import torch
 
 from gpt2_hf.errors import UserError
 from gpt2_hf.runtime import precision
@@ -42,6 +45,40 @@ def test_explicit_formats_are_obeyed_or_refused(cpu):
     assert resolve_precision("bf16", "cpu").name == "bf16"
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "found"),
+    [
+        ({"avx2": True, "amx_bf16": True, "avx512_bf16": True}, ["avx512_bf16", "amx_bf16"]),
+        ({"bf16": True, "sve_bf16": True, "sve": True}, ["sve_bf16", "bf16"]),
+        ({"avx512_f": True, "avx512_bf16": False, "amx_fp16": True}, []),
+    ],
+)
+def test_bf16_instructions_are_those_torch_reports(monkeypatch, capabilities, found):
+    """Of all that torch knows of the CPU, the bf16 instructions that it has."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert precision.cpu_bf16_instructions() == found
+
+
+@pytest.mark.parametrize(
+    ("avx512", "amx", "found"),
+    [
+        (True, True, ["avx512_bf16", "amx_bf16"]),
+        (True, False, ["avx512_bf16"]),
+        (False, False, []),
+    ],
+)
+def test_detection_asks_an_older_torch_by_instruction(monkeypatch, avx512, amx, found):
+    """One that has no table of all capabilities."""
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    assert precision.cpu_bf16_instructions() == found
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="the kernel does not say what the CPU has")
 def test_detection_reads_the_machine():
-    """The detected instructions are among the known ones."""
-    assert set(precision.cpu_bf16_instructions()) <= {"avx512_bf16", "amx_bf16", "sve_bf16", "bf16"}
+    """Nothing is found that the kernel does not report, and what it reports is found."""
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    names = {"avx512_bf16": "avx512_bf16", "amx_bf16": "amx_bf16", "sve_bf16": "svebf16", "bf16": "bf16"}
+    found = {names[name] for name in precision.cpu_bf16_instructions()}
+    assert found <= flags and ("avx512_bf16" in found) == ("avx512_bf16" in flags)

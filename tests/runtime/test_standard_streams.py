@@ -41,7 +41,7 @@ def _python(code, *flags, shell_end="", **options):
 @pytest.mark.parametrize(
     ("out", "shell_end"),
     [
-        (2, "> >(exec <&-; sleep 2)"),  # a pipe that nobody reads
+        (2, "> >(exec <&-; sleep 0.5)"),  # a pipe that nobody reads
         (2, ">&-"),
         (1, "2>&-"),
         pytest.param(2, "> /dev/full", marks=pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux")),

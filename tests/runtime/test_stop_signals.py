@@ -131,9 +131,6 @@ def test_children_of_the_host_program_are_left_to_it(tmp_path, method):
     program = tmp_path / "program.py"
     program.write_text(f"""
 import multiprocessing, os, signal, time
-import torch
-from torch.utils.data import DataLoader
-from gpt2_hf.runtime.stop_signals import shield_workers
 
 
 def child(started):
@@ -147,11 +144,15 @@ def child(started):
 
 
 if __name__ == "__main__":
+    import torch
+    from torch.utils.data import DataLoader
+    from gpt2_hf.runtime.stop_signals import shield_workers
+
     context = multiprocessing.get_context("{method}")
     started = context.Event()
     context.Process(target=child, args=(started,), daemon=True).start()
     started.wait()
-    loader = DataLoader(torch.arange(1000), num_workers=2, multiprocessing_context="{method}")
+    loader = DataLoader(torch.arange(1000), num_workers=1, multiprocessing_context="{method}")
     batches = iter(shield_workers(loader))
     print(next(batches).item(), flush=True)
     keep = [batches]

@@ -5,7 +5,7 @@ import mmap
 import pytest
 import torch
 
-from gpt2_hf.runtime.utilization import flops_per_token, peak_flops, used_memory
+from gpt2_hf.runtime.utilization import flops_per_token, free_unused, held_memory, peak_flops, used_memory
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,20 @@ def test_peaks_are_known_or_left_out(name, precision, peak):
 def test_arithmetic_of_gpt2_small():
     """6N + 12LHQT: 6 · 123,653,376 for the products, and 113 million for attention at 1,024 positions."""
     assert flops_per_token(123_653_376, 12, 768, 1024) == pytest.approx(741.9e6 + 113.2e6, rel=1e-3)
+
+
+def test_what_is_held_and_the_most_that_was(monkeypatch):
+    """On CUDA these are two numbers: what was tried and freed counts in the second alone."""
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 3)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7)
+    card = torch.device("cuda")
+    assert (held_memory(card), used_memory(card)) == (3, 7)
+    calls = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("cache"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: calls.append("peak"))
+    free_unused(card)
+    free_unused(torch.device("cpu"))
+    assert calls == ["cache", "peak"]
 
 
 def test_memory_of_a_process_counts_its_tensors():

@@ -57,6 +57,16 @@ def make_trainer(folder: Any, kind: type = GPT2HFTrainer, model: Any = None, pla
     return kind(model, args_kind(str(folder), **settings(**(own | given))), **(data | of_trainer))
 
 
+class KeepsBatchLosses(GPT2HFTrainer):
+    """A subclass that looks at the loss of each batch of an evaluation, as people do for losses by sample."""
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        """The step, with its loss kept."""
+        loss, logits, labels = super().prediction_step(*args, **kwargs)
+        self.batch_losses = [*getattr(self, "batch_losses", []), loss.item()]
+        return loss, logits, labels
+
+
 def true_loss(model: Any, rows: list[dict[str, Any]]) -> float:
     """The sum of token losses over the number of scored tokens, row by row in float64."""
     total, tokens = 0.0, 0

@@ -2,6 +2,9 @@
 
 import copy
 import dataclasses
+import gc
+import math
+import weakref
 from collections import Counter as Counted
 
 import pytest
@@ -20,13 +23,17 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import HPSearchBackend
 
 from gpt2_hf import GPT2HFTrainer, GPT2HFTrainingArguments, load_tokenizer
+from gpt2_hf.checkpoints import folders
+from gpt2_hf.checkpoints.state_files import load_state, save_state
 from gpt2_hf.commands.model_loading import load_trained
+from gpt2_hf.data import FlatteningCollator
 from gpt2_hf.errors import UserError
 from gpt2_hf.options.training_arguments import with_own_fields
 from gpt2_hf.trainer.callbacks import ContinuousTensorBoardCallback
 from gpt2_hf.trainer.callbacks import ProgressCallback as TerminalCallback
 from gpt2_hf.trainer.gpt2_trainer import _objective
 
+from .. import pretended_training
 from .helpers import BLOCKS, COLLATORS, assert_exact, logged, make_model, make_trainer, settings, true_loss
 
 
@@ -47,6 +54,73 @@ def test_plain_arguments(tmp_path):
     resumed = make_trainer(tmp_path / "resumed", plain=True)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     assert torch.equal(weights_of(resumed.model), weights_of(trainer.model))
+
+
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+def test_plain_arguments_act_where_transformers_does(tmp_path, strategy):
+    """No evaluation or checkpoint at the end of an epoch that was not asked for, and no more kept than the limit."""
+    options = {"eval_strategy": strategy, "save_strategy": strategy, "eval_steps": 4, "save_steps": 4}
+    options |= {"max_steps": -1, "num_train_epochs": 3, "save_total_limit": 1, "train_dataset": BLOCKS}
+    trainer = make_trainer(tmp_path, plain=True, **options)
+    trainer.train()
+    evaluated = {"steps": [4, 8, 12, 16, 18], "epoch": [6, 12, 18]}  # six steps an epoch
+    assert [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry] == evaluated[strategy]
+    kept = {path.name for path in tmp_path.glob("checkpoint-*")}
+    assert "checkpoint-18" in kept and kept <= {"checkpoint-18", f"checkpoint-{trainer.state.best_global_step}"}
+
+
+def test_a_run_that_was_moved_ends_with_its_best_model(tmp_path):
+    """The state has the path of the best checkpoint from before."""
+    options = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
+    whole = make_trainer(tmp_path / "before", **options)
+    whole.train()
+    assert whole.state.best_global_step == 2
+    (tmp_path / "before").rename(tmp_path / "after")
+    moved = make_trainer(tmp_path / "after", **options)
+    moved.train(resume_from_checkpoint=True)
+    assert torch.equal(weights_of(moved.model), weights_of(whole.model))
+
+
+def test_a_stream_goes_on_with_as_many_processes(tmp_path):
+    """It was divided among them, so another number is refused, where it would begin with the first text again."""
+    options = {"data_collator": FlatteningCollator(), "eval_strategy": "no", "logging_steps": 2}
+    stream = pretended_training.make_data("streamed", tmp_path)
+    make_trainer(tmp_path / "run", train_dataset=stream, **options).train()
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    state = load_state(checkpoint / "process_state.safetensors")
+    state["stream"]["world_size"] = 2
+    for rank in range(2):
+        save_state(state, checkpoint / f"process_state_{rank}.safetensors")
+    (checkpoint / "process_state.safetensors").unlink()
+    (checkpoint / "manifest.json").unlink()
+    folders.write_manifest(checkpoint)
+    with pytest.raises(UserError, match="a streamed run resumes with as many processes as before, 2, not 1"):
+        make_trainer(tmp_path / "run", train_dataset=stream, **options).train(resume_from_checkpoint=str(checkpoint))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"ema_decay": 0.9}, {"max_training_hours": 1.0, "schedule_by_time": True}], ids=str
+)
+def test_a_trainer_is_gone_with_its_last_reference(tmp_path, options):
+    """And its model with it: `del trainer` makes room on a GPU, without a look for cycles."""
+    trainer = make_trainer(tmp_path, lr_scheduler_type="cosine", **options)
+    trainer.train()
+    references = [weakref.ref(each) for each in (trainer, trainer.model, trainer.optimizer.optimizer)]
+    gc.disable()
+    try:
+        del trainer
+        assert [reference() for reference in references] == [None, None, None]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(("loss", "is_best"), [(2.9, True), (3.0, False), (3.1, False), (math.nan, False)])
+def test_only_a_lower_loss_is_a_new_best(tmp_path, loss, is_best):
+    """And is saved; NaN never is."""
+    trainer = make_trainer(tmp_path)
+    trainer.state.best_metric = 3.0
+    assert trainer._determine_best_metric({"eval_loss": loss}, None) == is_best
+    assert trainer.control.should_save == is_best
 
 
 def test_no_arguments(tmp_path, monkeypatch):
@@ -363,7 +437,7 @@ def test_resuming_finds_the_newest_whole_checkpoint(tmp_path, capsys):
     whole.train()
     weights = tmp_path / "checkpoint-4" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(UserError, match="checkpoint-4 is not a whole checkpoint"):
+    with pytest.raises(UserError, match="checkpoint-4 is not an intact checkpoint"):
         make_trainer(tmp_path).train(resume_from_checkpoint="checkpoint-4")
     resumed = make_trainer(tmp_path)
     resumed.train(resume_from_checkpoint=True)

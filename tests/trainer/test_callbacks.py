@@ -22,7 +22,6 @@ from gpt2_hf.trainer.callbacks import (
     StopCallback,
     TimeBudgetCallback,
 )
-from gpt2_hf.trainer.callbacks.cadence import is_new_best
 from gpt2_hf.trainer.callbacks.tensorboard import tag_of
 from gpt2_hf.trainer.remaining import RemainingWork
 from gpt2_hf.trainer.schedule import CosineByTime
@@ -64,16 +63,6 @@ def test_cadence_respects_other_strategies(args):
     args.eval_strategy, args.save_strategy = "no", "no"
     control = CadenceCallback().on_step_end(args, state_at(20, 1.0), TrainerControl())
     assert not control.should_evaluate and not control.should_save
-
-
-def test_a_new_best_is_saved(args):
-    """Better than all before is saved; equal, worse and NaN are not."""
-    state = state_at(10, 0.5)
-    assert is_new_best(args, state, {"eval_loss": 3.0})
-    state.best_metric = 3.0
-    assert is_new_best(args, state, {"eval_loss": 2.9})
-    for loss in (3.0, 3.1, math.nan):
-        assert not is_new_best(args, state, {"eval_loss": loss})
 
 
 class FixedWatch(Stopwatch):

@@ -1,26 +1,29 @@
 """Evaluation with metrics, losses and splits of the user's own: as with transformers' Trainer, and exact."""
 
+import contextlib
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 
+import datasets
 import numpy as np
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments, default_data_collator
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, default_data_collator
 
 from gpt2_hf import GPT2HFForCausalLM, GPT2HFTrainer
 from gpt2_hf.errors import UserError
 from gpt2_hf.trainer.callbacks import EvaluationInterruptedError
 
 from ..conftest import REPOSITORY
+from ..faults.harness import free_port
 from .helpers import (
     BLOCKS,
     COLLATORS,
     DOCUMENTS,
+    KeepsBatchLosses,
     Stream,
     assert_exact,
     logged,
@@ -114,6 +117,31 @@ def test_metrics_may_ask_for_inputs_and_losses(tmp_path):
     assert not (tmp_path / "refused").exists()
 
 
+def test_an_evaluation_outside_of_training_suits_changing_shapes(tmp_path, monkeypatch):
+    """The final test score is one: a GPU would plan its attention for each length."""
+    entered = []
+
+    @contextlib.contextmanager
+    def enter(device_type, shapes_change):
+        entered.append((device_type, shapes_change))
+        yield
+
+    monkeypatch.setattr("gpt2_hf.trainer.gpt2_trainer.suit_changing_shapes", enter)
+    make_trainer(tmp_path).evaluate()
+    assert entered == [("cpu", True)]
+
+
+def test_a_subclass_sees_the_loss_of_each_batch(tmp_path):
+    """An overridden `prediction_step` gets the mean from the one here, with metrics and without."""
+    rows = BLOCKS[:11]
+    options = {"kind": KeepsBatchLosses, "per_device_eval_batch_size": 4, "eval_dataset": rows}
+    for metrics in ({}, {"compute_metrics": lambda prediction: {}}):
+        trainer = make_trainer(tmp_path, **options, **metrics)
+        assert_exact(trainer.evaluate(), true_loss(make_model(), rows))
+        expected = [true_loss(make_model(), rows[first : first + 4]) for first in (0, 4, 8)]
+        assert trainer.batch_losses == pytest.approx(expected, abs=1e-6)
+
+
 def test_a_metric_takes_the_place_of_one_of_that_name(tmp_path):
     """As in transformers, f may give its own loss."""
     assert make_trainer(tmp_path, compute_metrics=lambda p: {"loss": 7.0}).evaluate()["eval_loss"] == 7.0
@@ -188,7 +216,7 @@ if trainer.is_world_process_zero():
 def test_metrics_on_two_processes(tmp_path):
     """Eleven rows in batches of five: none counts twice, in the loss or in the metrics."""
     (tmp_path / "ranks.py").write_text(RANKS)
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    environment = {**os.environ, "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     environment |= {"PYTHONPATH": str(REPOSITORY)}
     ranks = [
         subprocess.Popen(
@@ -205,12 +233,6 @@ def test_metrics_on_two_processes(tmp_path):
     assert results["eval"]["eval_scored"] == results["eval"]["eval_tokens"] == 11 * 31
     assert results["eval"]["eval_hits"] == hits_of(make_model(), BLOCKS[:11])
     assert results["rows"] == 11
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 # ---- a loss of the user's own ----
@@ -309,6 +331,30 @@ def test_the_loss_over_all_splits_decides_unless_one_is_chosen(tmp_path):
     assert (tmp_path / "best_model" / "model.safetensors").is_file()
     with pytest.raises(UserError, match="--early_stopping_patience is told of one split"):
         make_trainer(tmp_path, eval_dataset=SPLITS, early_stopping_patience=2)
+
+
+def test_a_callback_that_waits_for_a_loss_over_all_splits_is_refused(tmp_path):
+    """transformers' own callback for it would be told of one split after the other, and never stop."""
+    for callback in (EarlyStoppingCallback, EarlyStoppingCallback(2)):
+        with pytest.raises(UserError, match=r"EarlyStoppingCallback is told of one split.*eval_news_loss"):
+            make_trainer(tmp_path, eval_dataset=SPLITS, callbacks=[callback], load_best_model_at_end=True)
+
+
+def test_columns_that_the_model_takes_are_kept(tmp_path):
+    """Targets that are shifted already, in rows and in a dataset, alone and beside labels; other columns go."""
+    rows = [{"input_ids": row["input_ids"][:-1], "shift_labels": row["labels"][1:]} for row in BLOCKS[:11]]
+    expected = true_loss(make_model(), BLOCKS[:11])
+    misleading = [{**row, "labels": torch.zeros_like(row["input_ids"]), "further": 1} for row in rows]
+    for split in (rows, misleading, datasets.Dataset.from_list([_lists(row) for row in misleading])):
+        trainer = make_trainer(tmp_path, train_dataset=split, eval_dataset=split, save_strategy="no")
+        assert_exact(trainer.evaluate(), expected)
+        trainer.train()
+        assert logged(trainer, "loss")[0] == pytest.approx(expected, abs=0.5)
+
+
+def _lists(row):
+    """A row without tensors."""
+    return {name: value.tolist() if torch.is_tensor(value) else value for name, value in row.items()}
 
 
 def test_splits_of_unknown_size(tmp_path):

@@ -13,7 +13,7 @@ from gpt2_hf.data import FlatteningCollator
 
 from .. import ranks
 from ..faults import harness
-from .helpers import BLOCKS, DOCUMENTS, Stream, make_trainer
+from .helpers import BLOCKS, DOCUMENTS, KeepsBatchLosses, Stream, make_trainer
 
 pytestmark = [
     pytest.mark.distributed,
@@ -42,6 +42,7 @@ CASES = {
     "labels": {"eval_dataset": ROWS},
     "few rows": {"eval_dataset": FEW_ROWS},
     "metrics": {"eval_dataset": ROWS, "compute_metrics": accuracy},
+    "losses of batches": {"eval_dataset": FEW_ROWS, "kind": KeepsBatchLosses},
     "shifted labels": {"eval_dataset": shifted(FEW_ROWS)},
     "stream": {"eval_dataset": Stream(ROWS)},
     "short stream": {"eval_dataset": Stream(FEW_ROWS)},

@@ -234,6 +234,19 @@ def test_the_time_of_samples_counts_in_the_budget(tmp_path, load, tokenizer):
     assert all(tokens / speed < 0.6 for speed in speeds)
 
 
+def test_the_speed_is_that_of_all_processes(tmp_path, load, tokenizer, monkeypatch):
+    """Whether the tokens of a step are counted on all of them, or each counts its own."""
+    for option, counted in ((True, 100.0), (False, 25.0)):
+        trainer = make_trainer(tmp_path, load("padded"), tokenizer, average_tokens_across_devices=option)
+        with monkeypatch.context() as four_processes:
+            four_processes.setattr(GPT2HFTrainingArguments, "world_size", 4)
+            for now in (1.0, 2.0):
+                four_processes.setattr("time.monotonic", lambda now=now: now)
+                trainer.speed.add(torch.tensor(counted))
+                trainer.log(logs := {"loss": 1.0})
+        assert logs["tokens_per_second"] == 100.0
+
+
 def test_other_reporters_are_kept_and_see_every_log(tmp_path, load, tokenizer, monkeypatch):
     """--report_to with a name that transformers knows: its callback gets loss, perplexity and speed, as always."""
     seen = []
@@ -256,7 +269,7 @@ def test_other_reporters_are_kept_and_see_every_log(tmp_path, load, tokenizer, m
 def test_share_of_the_peak_where_the_device_is_known(tmp_path, load, tokenizer):
     """On a device of a known peak, each log has the speed's share of it."""
     trainer = make_trainer(tmp_path, load("padding_free"), tokenizer)
-    trainer._peak_tokens_per_second = 1e6
+    trainer.speed.peak = 1e6
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "tokens_per_second" in entry]
     assert logs and all(entry["mfu"] == pytest.approx(entry["tokens_per_second"] / 1e6) for entry in logs)
@@ -276,15 +289,15 @@ def test_the_peak_of_foreign_models_and_data(tmp_path, load, tokenizer, monkeypa
     sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2}
     trainer = make_trainer(tmp_path, load("padded"), tokenizer)
     trainer.args = card
-    exact = trainer._find_peak_tokens_per_second()
+    exact = trainer.peak_tokens_per_second
     trainer.train_dataset = Rows()
-    without_attention = trainer._find_peak_tokens_per_second()
+    without_attention = trainer.peak_tokens_per_second
     assert without_attention > exact > 0
     trainer.distillation = Distillation([trainer.model], alpha=0.5, temperature=1.0)  # a forward pass more
-    assert trainer._find_peak_tokens_per_second() == pytest.approx(without_attention * 3 / 4)
+    assert trainer.peak_tokens_per_second == pytest.approx(without_attention * 3 / 4)
     for model in (LlamaForCausalLM(LlamaConfig(**sizes)), torch.nn.Linear(1, 1)):
         trainer.model = model
-        assert trainer._find_peak_tokens_per_second() is None
+        assert trainer.peak_tokens_per_second is None
 
 
 def test_label_smoothing_trains_on_shifted_labels(tmp_path, load, tokenizer):

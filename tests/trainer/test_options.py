@@ -53,6 +53,41 @@ def test_optimizers_that_take_arguments(tmp_path):
         make_trainer(tmp_path, optim="galore_adamw", optim_target_modules=["c_fc"], optim_args="rank=2").train()
 
 
+class WithProjector(torch.optim.SGD):
+    """Keeps an object in its state, as GaLore does."""
+
+    def step(self, closure=None):
+        """Also leave the object."""
+        super().step(closure)
+        self.state[self.param_groups[0]["params"][0]]["projector"] = object()
+
+
+def test_an_optimizer_that_cannot_be_saved_is_refused_after_a_step(tmp_path):
+    """Not at the first checkpoint, when the training until then would be lost; without checkpoints it may go on."""
+    options = {"optimizer_cls_and_kwargs": (WithProjector, {"lr": 0.1})}
+    trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=3, **options)
+    with pytest.raises(UserError, match=r"cannot store a object in a checkpoint.*--optim adamw_torch"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    trainer = make_trainer(tmp_path, save_strategy="no", **options)
+    trainer.train()
+    assert trainer.state.global_step == 4
+
+
+def test_a_schedule_that_cannot_be_saved_is_refused_after_a_step(tmp_path):
+    """One of the user's own may keep anything."""
+
+    class WithObject(torch.optim.lr_scheduler.LambdaLR):
+        def state_dict(self):
+            return {**super().state_dict(), "object": object()}
+
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = make_trainer(tmp_path, model=model, optimizers=(optimizer, WithObject(optimizer, lambda step: 1.0)))
+    with pytest.raises(UserError, match="what this learning-rate schedule keeps cannot be saved"):
+        trainer.train()
+
+
 def test_schedules_by_metric(tmp_path):
     """`reduce_lr_on_plateau` follows the evaluations."""
     options = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patience": 0, "factor": 0.5}}
@@ -120,6 +155,16 @@ def test_epochs_of_data_without_a_length(tmp_path):
     for key in ("loss", "eval_loss"):
         assert [entry["step"] for entry in trainer.state.log_history if key in entry] == [6, 12, 15]
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (6, 12, 15)}
+
+
+def test_workers_that_stay_load_the_split_that_is_asked_for(tmp_path):
+    """With persistent workers each split is scored, not once more the one before."""
+    options = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True, "max_steps": 2}
+    trainer = make_trainer(tmp_path, **options)
+    for rows in (None, BLOCKS[11:], BLOCKS[:5], None):
+        assert_exact(trainer.evaluate(rows), true_loss(make_model(), BLOCKS[:11] if rows is None else rows))
+    loader = trainer.get_eval_dataloader()
+    assert trainer.get_eval_dataloader() is loader  # its workers are kept for the next evaluation
 
 
 def test_workers_that_load_data(tmp_path):

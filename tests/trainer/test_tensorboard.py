@@ -1,5 +1,6 @@
 """What TensorBoard draws of a run with its default smoothing: of few points and of thousands, also after a resume."""
 
+import errno
 import math
 import random
 
@@ -9,7 +10,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.summary.writer import event_file_writer
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from gpt2_hf.trainer.callbacks import ContinuousTensorBoardCallback
+from gpt2_hf.trainer.callbacks import ContinuousTensorBoardCallback, tensorboard
 
 SMOOTHING = 0.6  # TensorBoard's default
 
@@ -53,6 +54,35 @@ def write(output_dir, logs, state=None, **options):
     for state.global_step, numbers in logs:
         callback.on_log(args, state, control, logs=numbers)
     callback.on_train_end(args, state, control)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+def test_a_full_disk_costs_the_curves_alone(tmp_path, monkeypatch, capsys, seconds):
+    """The training goes on, with one line about it; after a while the curve does too."""
+    refused = []
+
+    def refuse(*arguments):
+        refused.append(arguments)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fill_the_disk():
+        yield 1, {"loss": 3.0}
+        with monkeypatch.context() as full:
+            full.setattr(event_file_writer.EventFileWriter, "flush", refuse)
+            full.setattr(event_file_writer.EventFileWriter, "close", refuse)
+            yield 2, {"loss": 2.0}
+            yield 3, {"loss": 1.5}
+        yield 4, {"loss": 1.0}
+
+    monkeypatch.setattr(tensorboard, "_RETRY_SECONDS", seconds)
+    write(tmp_path, fill_the_disk())
+    curve = values_of(tmp_path / "runs" / tmp_path.name, "train/loss")
+    assert curve[1] == 3.0
+    if seconds:
+        assert 4 not in curve and len(refused) == 1
+    else:
+        assert curve[4] == 1.0
+    assert capsys.readouterr().err.count("curves cannot be written") == 1
 
 
 @pytest.mark.parametrize("num_points", [5, 5000])

@@ -6,6 +6,7 @@ from .loss_spikes import LossSpikes
 from .non_finite import NonFiniteGuard
 from .progress import ProgressCallback
 from .stopping import EvaluationInterruptedError, StopCallback
+from .storable_state import StorableStateCallback
 from .tensorboard import ContinuousTensorBoardCallback
 from .time_budget import TimeBudgetCallback
 
@@ -17,6 +18,7 @@ __all__ = [
     "NonFiniteGuard",
     "ProgressCallback",
     "StopCallback",
+    "StorableStateCallback",
     "TimeBudgetCallback",
     "is_out_of_patience",
 ]

@@ -1,8 +1,8 @@
 """When a run logs, evaluates and saves, beyond the Trainer's every-so-many-steps.
 
-The Trainer knows either steps or epochs. This adds, to the step strategy, the end of each epoch, and to both each new
-best model and the very end, without doing anything twice. All of it is decided at the end of a step, so that an
-evaluation always comes before the checkpoint that is to remember it.
+The Trainer knows either steps or epochs. This adds, to the step strategy, the end of each epoch, and to both the very
+end, without doing anything twice. All of it is decided at the end of a step, so that an evaluation always comes before
+the checkpoint that is to remember it. Each new best is saved by `ExactEvaluationTrainer._determine_best_metric`.
 """
 
 from typing import Any
@@ -12,13 +12,17 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 
 class CadenceCallback(TrainerCallback):
-    """Evaluate and save at the end of each epoch and of the run, and save at each new best.
+    """Evaluate and save at the end of each epoch and of the run.
 
     Attributes:
         has_epochs: whether the training data have an end.
+        marks_epochs: whether step strategies act at the end of an epoch too.
     """
 
     has_epochs = True
+
+    def __init__(self, marks_epochs: bool = True):
+        self.marks_epochs = marks_epochs
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -28,11 +32,14 @@ class CadenceCallback(TrainerCallback):
             # Streamed text has no epochs; the Trainer would count from 0 again after each resume.
             state.epoch = state.global_step / state.max_steps
         at_epoch = ends_epoch(state)
+        in_between = at_epoch and self.marks_epochs
         if args.eval_strategy == IntervalStrategy.STEPS:
-            control.should_evaluate |= (is_last or at_epoch) and state.global_step >= args.eval_delay
+            control.should_evaluate |= (is_last or in_between) and state.global_step >= args.eval_delay
         elif args.eval_strategy == IntervalStrategy.EPOCH:
             control.should_evaluate |= (is_last or at_epoch) and state.epoch >= args.eval_delay
-        if args.save_strategy in (SaveStrategy.STEPS, SaveStrategy.EPOCH):
+        if args.save_strategy == SaveStrategy.STEPS:
+            control.should_save |= is_last or in_between
+        elif args.save_strategy == SaveStrategy.EPOCH:
             control.should_save |= is_last or at_epoch
         control.should_log |= is_last or (at_epoch and args.logging_strategy == IntervalStrategy.EPOCH)
         return control
@@ -47,31 +54,7 @@ class CadenceCallback(TrainerCallback):
             control.should_log = control.should_evaluate = control.should_save = False
         return control
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float],
-        **kwargs: Any,
-    ) -> TrainerControl:
-        # Called before the Trainer updates its best metric and before it saves.
-        if args.save_strategy in (SaveStrategy.STEPS, SaveStrategy.EPOCH) and args.metric_for_best_model is not None:
-            control.should_save |= is_new_best(args, state, metrics)
-        return control
-
 
 def ends_epoch(state: TrainerState) -> bool:
     """Whether the step that has just ended is the last one of an epoch."""
     return state.epoch is not None and state.epoch > 0 and float(state.epoch).is_integer()
-
-
-def is_new_best(args: TrainingArguments, state: TrainerState, metrics: dict[str, float]) -> bool:
-    """Whether these metrics are better than all before, by `metric_for_best_model`; NaN never is."""
-    name = args.metric_for_best_model
-    value = metrics.get(name if name.startswith("eval_") else f"eval_{name}")
-    if value is None or value != value:
-        return False
-    if state.best_metric is None:
-        return True
-    return value > state.best_metric if args.greater_is_better else value < state.best_metric

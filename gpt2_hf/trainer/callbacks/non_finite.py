@@ -34,9 +34,9 @@ class NonFiniteGuard(TrainerCallback):
 
     def __init__(self, deferred: bool | None = None):
         self.deferred = deferred
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Begin anew, as for another call of `train()`."""
         self._bad_step: torch.Tensor | None = None  # the first bad step, −1 if there is none
         self._steps_since_check = 0

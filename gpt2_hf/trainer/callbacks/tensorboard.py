@@ -13,8 +13,11 @@ five falling points it draws too high: with 0.6, the default, by what the curve 
 write a point several times is no remedy: TensorBoard's loader keeps one point a step.
 """
 
+import contextlib
 import os
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +69,15 @@ _TRAINING_CURVES = {"loss": "curves/loss", "perplexity": "curves/perplexity"}
 _VALIDATION_CURVES = {"eval_loss": "curves/loss", "eval_perplexity": "curves/perplexity"}
 
 
+# What the disk has refused is tried again after so long.
+_RETRY_SECONDS = 60.0
+
+
 class ContinuousTensorBoardCallback(TensorBoardCallback):
     """Writes to `output_dir/runs/NAME`, not to a new folder per start; NAME is `run_name`, or that of the folder.
 
-    Steps that an interrupted run logged after its last checkpoint are purged when they are run again.
+    Steps that an interrupted run logged after its last checkpoint are purged when they are run again. What the disk
+    refuses is missing in the curves, and ends no training.
 
     Args:
         texts: JSON files (`name: path`) to be shown as texts, such as the resolved config.
@@ -85,6 +93,30 @@ class ContinuousTensorBoardCallback(TensorBoardCallback):
         self._validation_writer: SummaryWriter | None = None
         self._purge_step: int | None = None
         self._trial = ""
+        self._has_warned = False
+        self._refused_at: float | None = None
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Lose what cannot be written; after a while it is tried again, with new files."""
+        try:
+            yield
+        except OSError as error:
+            # A writer's thread has died of it, and would say so at each further call.
+            self.tb_writer = self._validation_writer = self._purge_step = None
+            self._refused_at = time.monotonic()
+            if not self._has_warned:
+                self._has_warned = True
+                print(
+                    f"warning: curves cannot be written to {self.logging_dir} ({error}); training continues, and "
+                    "the curves continue when there is room again",
+                    file=sys.stderr,
+                )
+
+    @property
+    def _waits(self) -> bool:
+        """Whether the disk has just refused something; each attempt prints a traceback of TensorBoard's thread."""
+        return self._refused_at is not None and time.monotonic() - self._refused_at < _RETRY_SECONDS
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -101,9 +133,10 @@ class ContinuousTensorBoardCallback(TensorBoardCallback):
         if self.tb_writer is None:
             self._purge_step = state.global_step + 1
             self._trial = state.trial_name or ""  # a search has a curve per trial
-        self._writer().add_custom_scalars(_LAYOUT)
-        for name, path in self.texts.items():
-            self._writer().add_text(Path(name).stem, _as_code(path.read_text(encoding="utf-8")), state.global_step)
+        with self._writing():
+            self._writer().add_custom_scalars(_LAYOUT)
+            for name, path in self.texts.items():
+                self._writer().add_text(Path(name).stem, _as_code(path.read_text(encoding="utf-8")), state.global_step)
 
     def on_log(
         self,
@@ -113,32 +146,39 @@ class ContinuousTensorBoardCallback(TensorBoardCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if not state.is_world_process_zero or not logs:
+        if not state.is_world_process_zero or not logs or self._waits:
             return
+        with self._writing():
+            self._write_logs(logs, state.global_step)
+
+    def _write_logs(self, logs: dict[str, Any], step: int) -> None:
         for name, value in logs.items():
             if not isinstance(value, int | float):
                 continue
             if (tag := tag_of(name)) is not None:
-                _write(self._writer(), tag, value, state.global_step)
+                _write(self._writer(), tag, value, step)
             if name in _TRAINING_CURVES:
-                _write(self._writer(), _TRAINING_CURVES[name], value, state.global_step)
+                _write(self._writer(), _TRAINING_CURVES[name], value, step)
             if name in _VALIDATION_CURVES:
-                _write(self._writer_of_validation(), _VALIDATION_CURVES[name], value, state.global_step)
+                _write(self._writer_of_validation(), _VALIDATION_CURVES[name], value, step)
         self._writer().flush()
         if _VALIDATION_CURVES.keys() & logs.keys():
             self._writer_of_validation().flush()
 
     def on_sample(self, state: TrainerState, text: str) -> None:
         """Show a text that the model has just written."""
-        writer = self._writer()
-        writer.add_text("sample", _as_code(text), state.global_step)
-        writer.flush()
+        if self._waits:
+            return
+        with self._writing():
+            self._writer().add_text("sample", _as_code(text), state.global_step)
+            self._writer().flush()
 
     def close(self) -> None:
         """Finish writing; what is logged later gets a file of its own."""
-        for writer in (self.tb_writer, self._validation_writer):
-            if writer is not None:
-                writer.close()
+        with self._writing():
+            for writer in (self.tb_writer, self._validation_writer):
+                if writer is not None:
+                    writer.close()
         self.tb_writer = self._validation_writer = self._purge_step = None
         self._trial = ""
 

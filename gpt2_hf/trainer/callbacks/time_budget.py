@@ -36,9 +36,9 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
         self.max_hours = max_hours
         self.watch = watch if watch is not None else Stopwatch()
         self.remaining = remaining
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Begin anew, as for another call of `train()`."""
         self.expired = False
         self.skipped_evaluation = False
