@@ -1,4 +1,4 @@
-"""Train a GPT-2 in the Hugging Face world: exact, fast, and never lost.
+"""Train GPT-2 with Hugging Face tools: exact evaluation, crash-safe checkpoints, a time budget.
 
 Public names are imported on first use, so that `gpt2-hf --help` need not wait for torch. Importing the package makes
 transformers' Auto classes know its config and models (see `auto_classes`), and changes nothing else of the process.

@@ -24,7 +24,7 @@ _SECONDS_FOR_THE_FIRST = 3.0
 
 _USAGE = """usage: gpt2-hf COMMAND [--config FILE.json] [--option value ...]
 
-Train a GPT-2 in the Hugging Face world: exact, fast, and never lost.
+Train GPT-2 with Hugging Face tools: exact evaluation, crash-safe checkpoints, a time budget.
 
 commands:
   train     train a model, evaluate it, and write a report
@@ -35,7 +35,7 @@ commands:
   export    write a model for other programs: transformers, llama.cpp (GGUF), onnxruntime
   import    take over a model that nanoGPT or llm.c has trained
   report    draw a run again, or compare several in one picture
-  tokenizer learn a tokenizer from your own text
+  tokenizer train a tokenizer on your own text
 
 gpt2-hf COMMAND --help lists the options of a command with their defaults.
 Options stand in a flat JSON file, on the command line, or both; the command line wins.
@@ -101,7 +101,7 @@ def _run(arguments: list[str]) -> int:
         message = (
             "another process of the run is gone or cannot be reached; its own output says why. The checkpoints are "
         )
-        _say_error(f"{message}whole: go on with --resume_from latest ({reason[:200]})", everywhere=True)
+        _say_error(f"{message}intact: go on with --resume_from latest ({reason[:200]})", everywhere=True)
         return EXIT_FAILURE
     except Exception as error:
         return _fail(error)
@@ -277,7 +277,7 @@ def _take_option(argv: list[str], name: str) -> tuple[list[str], str | None]:
             rest.append(token)
             continue
         if value is not None:
-            raise UserError(f"{name} stands twice; keep one, and give what differs as options")
+            raise UserError(f"{name} is given twice; keep one, and give what differs as options")
         value = next(tokens, None) if token == name else token.split("=", 1)[1]
         if value is None:
             raise UserError(f"{name} needs a value")

@@ -24,7 +24,7 @@ from .text_units import TextCounts, TextUnits
 class _AveragedProbabilities:
     """The mean, over several models, of the probability of each of this process's tokens.
 
-    Kept is the logarithm of their sum, 8 bytes a token.
+    Kept is the logarithm of their sum, 8 bytes per token.
     """
 
     def __init__(self) -> None:

@@ -112,7 +112,7 @@ def serve(model_paths: Sequence[str], host: str | None = None, port: int | None 
 
 @contextlib.contextmanager
 def _ready(models: Sequence[DemoModel]) -> Iterator[None]:
-    """Move the models to the device, in its number format, as `generate` does."""
+    """Move the models to the device, in its precision, as `generate` does."""
     from .packed_weights import packed_weights
 
     device = current_device_type(use_cpu=False)
@@ -254,7 +254,7 @@ def read_all(models: Sequence[DemoModel], text: str) -> list[Any]:
     for one in models:
         tokens = one.read(text)
         nats = [token.nats for token in tokens if token.nats is not None]
-        mean = f"{sum(nats) / len(nats):.3f} nats a token on average" if nats else "no token to predict"
+        mean = f"{sum(nats) / len(nats):.3f} nats per token on average" if nats else "no token to predict"
         summary = f"`{one.name}`: {len(tokens):,} tokens, {mean}"
         outputs += [summary, colored(tokens), _NO_TOKEN, tokens]
     return outputs

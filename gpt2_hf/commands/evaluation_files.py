@@ -1,4 +1,4 @@
-"""The results that `evaluate --output_file` has left in folders of runs: is a difference between two more than chance?
+"""The results that `evaluate --output_file` has left in folders of runs: is a difference between two significant?
 
 In: folders. Out: lines. Used by: `report`.
 """

@@ -41,8 +41,8 @@ _DEFINITIONS_OF_SEVERAL = {
 }
 _DEFINITIONS_OF_COMPARISON = {
     "difference": "loss - loss of the model that it is compared with; below 0 the first one is better",
-    "interval": "of the difference: paired bootstrap over pieces of the text, percentiles",
-    "beyond_chance": "whether the interval leaves out 0",
+    "interval": "of the difference: paired block bootstrap over segments of the text, percentiles",
+    "beyond_chance": "whether the interval excludes 0: a statistically significant difference",
 }
 
 
@@ -93,7 +93,7 @@ def add_comparison(
     rivals: Sequence[SavedModel],
     rival_scores: Mapping[str, ScoredText],
 ) -> None:
-    """Add to a report how other models score the same tokens, and whether the difference is more than chance."""
+    """Add to a report how other models score the same tokens, and whether the difference is significant."""
     ours, theirs = ScoredText.joined(scores.values()), ScoredText.joined(rival_scores.values())
     difference = paired_difference(ours.losses.nll, theirs.losses.nll, ours.losses.tokens)
     names = [_name(models), _name(rivals)]

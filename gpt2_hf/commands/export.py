@@ -4,9 +4,7 @@ In: a model path. Out: a folder with config, safetensors, generation config and 
 it again and comparing logits.
 """
 
-import copy
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,9 +17,8 @@ from ..model.configuration_gpt2_hf import GPT2HFConfig
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import ExportArguments
 from .model_loading import load_trained
+from .same_model import probe_ids, reference_logits, require_same_logits, save_tokenizer, with_weights
 
-# Of the largest logit. Both compute the same function in fp32, but with another GELU kernel.
-_TOLERANCE = 1e-5
 _NOT_STOCK_FIELDS = (
     "model_type",
     "architectures",
@@ -56,11 +53,18 @@ def export_to_gpt2(
 ) -> float:
     """Write a model as stock GPT-2, complete or not at all.
 
+    Args:
+        model: the model, on any device.
+        output_dir: a new or an empty folder; it is there once all is written and checked.
+        tokenizer: saved beside the model, with the model's number of positions as its longest text; left out when
+            `None`.
+
     Returns:
         The largest difference between the logits of the model and of the folder loaded back.
 
     Raises:
-        UserError: if somebody else's folder has the name under which this one is filled.
+        UserError: if `output_dir` is not empty or cannot be written, or if somebody else's folder has the name under
+            which it is filled.
         RuntimeError: if the folder does not compute what the model computes.
     """
     with staged_folder(Path(output_dir)) as staging:
@@ -73,16 +77,9 @@ def export_to_gpt2(
 
 def stock_model(model: GPT2HFForCausalLM) -> GPT2LMHeadModel:
     """The model as transformers' GPT-2, which holds these very weights but for the padding of the vocabulary."""
-    stock = with_weights(GPT2LMHeadModel, stock_config(model.config), stock_weights(model))
+    stock: GPT2LMHeadModel = with_weights(GPT2LMHeadModel, stock_config(model.config), stock_weights(model))
     stock.generation_config = model.generation_config
     return stock
-
-
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, num_positions: int) -> None:
-    """Save a copy of the tokenizer that knows the model's longest text."""
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.model_max_length = num_positions
-    tokenizer.save_pretrained(folder)
 
 
 def to_linear_layers(model: PreTrainedModel) -> PreTrainedModel:
@@ -127,42 +124,6 @@ def stock_weights(model: GPT2HFForCausalLM) -> dict[str, torch.Tensor]:
     """The model's weights, without the rows that pad the vocabulary. No copies."""
     weights = model.state_dict()
     return {name: w[: model.config.num_tokens] if name in _VOCABULARY_WEIGHTS else w for name, w in weights.items()}
-
-
-def with_weights(model_class: type, config: GPT2Config | GPT2HFConfig, weights: dict[str, torch.Tensor]) -> Any:
-    """A model in evaluation mode that holds these very tensors."""
-    with torch.device("meta"):
-        model = model_class(config)
-    model.load_state_dict(weights, assign=True)
-    model.tie_weights()
-    return model.eval()
-
-
-def probe_ids(config: GPT2HFConfig) -> torch.Tensor:
-    """Token ids `[1, T]` on which an exported model is compared."""
-    return torch.arange(min(64, config.n_positions)).remainder(config.num_tokens).unsqueeze(0)
-
-
-@torch.no_grad()
-def reference_logits(model: GPT2HFForCausalLM, ids: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
-    """Logits `[B, T, V]` in fp32 on the CPU, without the padding of the vocabulary; the model stays where it is."""
-    weights = {name: weight.to("cpu", torch.float32) for name, weight in model.state_dict().items()}
-    ours = with_weights(GPT2HFForCausalLM, copy.deepcopy(model.config), weights)
-    ours.set_attn_implementation("eager")
-    logits: torch.Tensor = ours(ids, **inputs).logits[..., : model.config.num_tokens]
-    return logits
-
-
-def require_same_logits(expected: torch.Tensor, logits: torch.Tensor) -> float:
-    """The largest difference between logits.
-
-    Raises:
-        RuntimeError: if it is more than rounding.
-    """
-    difference = float((expected - logits).abs().max())
-    if not difference <= _TOLERANCE * max(1.0, float(expected.abs().max())):
-        raise RuntimeError(f"the exported model's logits differ by {difference:.1e}; nothing was exported")
-    return difference
 
 
 @torch.no_grad()

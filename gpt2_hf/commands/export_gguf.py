@@ -3,7 +3,7 @@
 In: a model path. Out: a folder with `model-<outtype>.gguf`: weights, sizes and tokenizer, checked by reading the file
 back and comparing weights and logits.
 
-Names, sizes and number formats are those that llama.cpp's `convert_hf_to_gguf.py` gives a `GPT2LMHeadModel`; the
+Names, sizes and dtypes are those that llama.cpp's `convert_hf_to_gguf.py` gives a `GPT2LMHeadModel`; the
 `gguf` package of the same project writes and reads them.
 """
 
@@ -22,8 +22,9 @@ from ..errors import UserError
 from ..model.configuration_gpt2_hf import GPT2HFConfig
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import ExportArguments
-from .export import probe_ids, reference_logits, require_same_logits, stock_weights, with_weights
+from .export import stock_weights
 from .model_loading import load_trained
+from .same_model import probe_ids, reference_logits, require_same_logits, with_weights
 
 try:
     import gguf
@@ -241,7 +242,7 @@ def _check(path: Path, model: GPT2HFForCausalLM, vocabulary: dict[str, Any], out
     """Read the file, compare its weights and tokens, and return the largest difference of the logits.
 
     Raises:
-        RuntimeError: if a weight differs by more than the number format's rounding, or anything else differs.
+        RuntimeError: if a weight differs by more than the rounding of its dtype, or anything else differs.
     """
     reader = gguf.GGUFReader(path)
     for key, expected in (("tokens", "tokens"), ("token_type", "types"), ("merges", "merges")):
@@ -260,7 +261,7 @@ def _check(path: Path, model: GPT2HFForCausalLM, vocabulary: dict[str, Any], out
 
 
 def _bound(name: str, weight: np.ndarray, outtype: str) -> np.ndarray:
-    """How far a weight may be from what it was: half a step of its number format, element by element."""
+    """How far a weight may be from what it was: half a step of its dtype, element by element."""
     formats = gguf.GGMLQuantizationType
     number_format = _number_format(name, weight, outtype)
     if number_format == formats.F32:

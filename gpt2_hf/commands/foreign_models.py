@@ -245,7 +245,7 @@ def _check_weights(path: Path, weights: dict[str, Tensor], sizes: dict[str, int]
 def _read_llm_c(path: Path) -> ForeignModel:
     header = np.fromfile(path, dtype="<i4", count=_LLM_C_HEADER)
     if len(header) < _LLM_C_HEADER:
-        raise UserError(f"--model_path: {path} is cut short: not even its header is whole; copy it again")
+        raise UserError(f"--model_path: {path} is cut short: not even its header is complete; copy it again")
     version = int(header[1])
     if version not in _LLM_C_NUMBERS:
         raise UserError(

@@ -18,9 +18,8 @@ from ..model.configuration_gpt2_hf import GPT2HFConfig
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import ImportArguments
 from .foreign_models import ForeignModel, linear_shapes, norm_names, read_foreign_model
+from .same_model import require_same_logits, save_tokenizer, with_weights
 
-# Of the largest logit. Both compute the same function in fp32, but in another order.
-_TOLERANCE = 1e-5
 _GPT2_TOKENS = 50257
 _GPT2_ROWS = (50257, 50304)  # nanoGPT rounds GPT-2's vocabulary up to a multiple of 64 and does not write so down
 
@@ -59,15 +58,11 @@ def import_model(
         RuntimeError: if the folder does not compute what the file computes.
     """
     config = config_of(foreign, tokenizer)
-    with torch.device("meta"):
-        model = GPT2HFForCausalLM(config)
-    model.load_state_dict(converted_weights(foreign), assign=True)
-    model.tie_weights()
+    model = with_weights(GPT2HFForCausalLM, config, converted_weights(foreign))
     with staged_folder(Path(output_dir)) as staging:
         model.save_pretrained(staging)
         if tokenizer is not None:
-            tokenizer.model_max_length = config.n_positions
-            tokenizer.save_pretrained(staging)
+            save_tokenizer(tokenizer, staging, config.n_positions)
         return _largest_logit_difference(foreign, staging)
 
 
@@ -135,7 +130,4 @@ def _largest_logit_difference(foreign: ForeignModel, folder: Path) -> float:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(num_tokens, (2, min(64, foreign.block_size)), generator=generator)
     expected = foreign.logits(ids)[..., :num_tokens]
-    difference = float((expected - model(ids).logits[..., :num_tokens]).abs().max())
-    if not difference <= _TOLERANCE * max(1.0, float(expected.abs().max())):
-        raise RuntimeError(f"the imported model's logits differ by {difference:.1e}; nothing was imported")
-    return difference
+    return require_same_logits(expected, model(ids).logits[..., :num_tokens], "imported")

@@ -126,7 +126,7 @@ class SavedModel:
 
 
 def find_trained(model_path: str, option: str = "--model_path") -> SavedModel:
-    """Find a model and load its tokenizer. Of the weights only the headers are read: whether the files are whole.
+    """Find a model and load its tokenizer. Of the weights only the headers are read: whether the files are complete.
 
     Args:
         model_path: as for `load_trained`.

@@ -1,10 +1,10 @@
-"""Is a difference between two models more than chance? A text in pieces, and a paired bootstrap over them.
+"""Is a difference between two models statistically significant? A paired block bootstrap over segments of a text.
 
-In: where the scored tokens and the documents of a text lie; then the losses of two models, summed in each piece. Out:
-the difference in nats per token with its interval. Used by: `scoring`, `evaluate`, `report`.
+In: where the scored tokens and the documents of a text lie; then the losses of two models, summed in each segment.
+Out: the difference in nats per token with its interval. Used by: `scoring`, `evaluate`, `report`.
 
 Neighbouring tokens and lines are not independent: a model that knows a subject knows it for a whole article. So what
-is drawn again are long pieces of the text, as long as there are still enough of them: at most 40, of whole documents
+is resampled are long segments of the text, as long as there are still enough of them: at most 40, of whole documents
 that follow each other, with about equally many scored tokens.
 """
 
@@ -54,15 +54,15 @@ class Places:
 
 
 def piece_borders(places: Places, document_starts: np.ndarray) -> np.ndarray:
-    """Where the pieces of a text begin, but for the first one.
+    """Where the segments of a text begin, but for the first one.
 
     Args:
         places: of the scored tokens.
         document_starts: int64 `[documents]`, ascending, where each document begins.
 
     Returns:
-        int64, ascending: beginnings of documents or, if these give too few pieces, of parts of documents. Empty if the
-        text is too short for pieces.
+        int64, ascending: beginnings of documents or, if these give too few segments, of parts of documents.
+        Empty if the text is too short for segments.
     """
     total = int(places.count.sum())
     num_pieces = min(_MOST_PIECES, total // _FEWEST_TOKENS)
@@ -82,7 +82,7 @@ class Difference(NamedTuple):
     Attributes:
         nats: per token; positive if the second model is the better one.
         interval: of confidence, in nats per token; `None` if the text is too short for one.
-        pieces: of the text, with scored tokens in them.
+        pieces: segments of the text, with scored tokens in them.
     """
 
     nats: float
@@ -91,34 +91,38 @@ class Difference(NamedTuple):
 
     @property
     def is_beyond_chance(self) -> bool | None:
-        """Whether the interval leaves out 0; `None` without one."""
+        """Whether the interval excludes 0; `None` without one."""
         return None if self.interval is None else not self.interval[0] <= 0 <= self.interval[1]
 
     def in_words(self, first: str, second: str) -> str:
-        """A sentence that tells which of the models is better, and whether that is more than chance."""
+        """A sentence that tells which of the models is better, and whether that is statistically significant."""
         if self.nats == 0:
             return f"{first} and {second} have the same loss"
         better, worse, sign = (first, second, -1) if self.nats < 0 else (second, first, 1)
         sentence = f"{better} is better than {worse} by {abs(self.nats):.4f} nats per token"
         if self.interval is None:
             return (
-                f"{sentence}; the text is too short to tell whether this is more than chance: it takes "
-                f"{_FEWEST_PIECES} pieces of {_FEWEST_TOKENS} scored tokens"
+                f"{sentence}; the text is too short for a significance test, which takes at least "
+                f"{_FEWEST_PIECES} segments of {_FEWEST_TOKENS} scored tokens"
             )
         low, high = sorted(sign * limit for limit in self.interval)
-        verdict = "this is more than chance" if self.is_beyond_chance else "this may be chance"
+        verdict = (
+            f"statistically significant ({CONFIDENCE:.0%} interval excludes 0)"
+            if self.is_beyond_chance
+            else f"not statistically significant ({CONFIDENCE:.0%} interval includes 0)"
+        )
         return (
-            f"{sentence} ({CONFIDENCE:.0%} interval {low:.4f} to {high:.4f}, from {self.pieces} pieces of the text): "
-            f"{verdict}"
+            f"{sentence} ({CONFIDENCE:.0%} interval {low:.4f} to {high:.4f}, paired block bootstrap over "
+            f"{self.pieces} segments of the text): {verdict}"
         )
 
 
 def paired_difference(
     first: np.ndarray, second: np.ndarray, tokens: np.ndarray, *, draws: int = 10_000, seed: int = 0
 ) -> Difference:
-    """The difference in loss per token between two models, with a paired bootstrap over the pieces of the text.
+    """The difference in loss per token between two models, by a paired block bootstrap over segments of the text.
 
-    In each draw as many pieces as there are are drawn with replacement, and the difference of the models' losses in
+    Each resample draws as many segments as there are, with replacement; the difference of the models' losses in
     them is divided by the number of their tokens. The interval is that of the percentiles (Efron and Tibshirani, *An
     Introduction to the Bootstrap*, chapter 13; for language models Koehn 2004, "Statistical significance tests").
 
@@ -126,8 +130,8 @@ def paired_difference(
         first: float64 `[pieces]`, summed losses of the first model, in nats.
         second: those of the second.
         tokens: int64 `[pieces]`, scored tokens.
-        draws: of the bootstrap.
-        seed: of the draws.
+        draws: resamples of the bootstrap.
+        seed: of the resamples.
     """
     differences = (first - second)[tokens > 0]
     tokens = tokens[tokens > 0]

@@ -109,7 +109,7 @@ def delete_results(output_dir: str | Path) -> None:
 
 
 def write_report(output_dir: str | Path, sample: str | None = None) -> list[Path]:
-    """Write the card and the picture of the run in `output_dir` from the files that it left there.
+    """Write the model card and the curves of the run in `output_dir` from the files that it left there.
 
     Returns:
         Those of them that are not written, because somebody else's file has the name.

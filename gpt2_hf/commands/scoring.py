@@ -7,7 +7,7 @@ Only what was scored counts. The first token of a document (of a window, where w
 having nothing before it; nor is what `--truncate` or `--max_eval_samples` leave out. Neither is in the number of
 tokens, nor of words, nor of bytes, by which the summed loss is divided.
 
-Legend: n scored tokens of a batch, P pieces of the text.
+Legend: n scored tokens of a batch, P segments of the text.
 """
 
 import math
@@ -25,7 +25,7 @@ from ..errors import UserError
 from ..metrics import perplexity
 from ..model.chunked_loss import IGNORE_INDEX
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
-from ..runtime.distributed import is_distributed
+from ..runtime.distributed import is_distributed, num_processes, process_index, sum_over_processes
 from .pieces import Places, piece_borders
 from .text_units import TextCounts, TextUnits
 
@@ -45,7 +45,7 @@ def evaluate_model(
         model: the model to score, on its device.
         samples: a map-style dataset of samples that `collator` understands.
         collator: makes a batch of a list of samples.
-        batch_size: samples in a batch; it does not change the result, nor does the number of processes.
+        batch_size: samples in a batch; beyond rounding neither it nor the number of processes changes the result.
         dtype: compute the products in this type by autocast.
         tokenizer: with it, the figures per word and per byte as well.
 
@@ -70,7 +70,7 @@ class Text:
     Attributes:
         samples: a map-style dataset.
         collator: makes a batch of a list of samples.
-        piece_begins: int64 `[P - 1]`, ascending: the number of this process's first scored token in each piece but
+        piece_begins: int64 `[P - 1]`, ascending: the number of this process's first scored token in each segment but
             the first.
     """
 
@@ -80,8 +80,8 @@ class Text:
 
     @classmethod
     def in_pieces(cls, samples: Any, collator: Any, places: Places, document_starts: np.ndarray) -> "Text":
-        """A text whose losses are also summed for each of its pieces (see `pieces`)."""
-        own = places.of_process(_process_index(), _num_processes())
+        """A text whose losses are also summed for each of its segments (see `pieces`)."""
+        own = places.of_process(process_index(), num_processes())
         return cls(samples, collator, own.tokens_before(piece_borders(places, document_starts)))
 
 
@@ -139,7 +139,7 @@ def _score(
     device = model.device
     loader = DataLoader(_share_of_process(samples), batch_size=batch_size, collate_fn=collator)
     try:
-        for batch in tqdm(loader, desc="evaluating", leave=False, disable=None if _process_index() == 0 else True):
+        for batch in tqdm(loader, desc="evaluating", leave=False, disable=None if process_index() == 0 else True):
             input_ids, targets = batch["input_ids"], batch["shift_labels"]
             scored = targets != IGNORE_INDEX
             batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
@@ -152,33 +152,24 @@ def _score(
         model.train(was_training)
 
 
-def _process_index() -> int:
-    return torch.distributed.get_rank() if is_distributed() else 0
-
-
-def _num_processes() -> int:
-    return torch.distributed.get_world_size() if is_distributed() else 1
-
-
 def _share_of_process(samples: Any) -> Dataset:
     """The samples of this process: every sample belongs to exactly one."""
     if not is_distributed():
         return samples
-    return Subset(samples, range(_process_index(), len(samples), _num_processes()))
+    return Subset(samples, range(process_index(), len(samples), num_processes()))
 
 
 def _sum_over_processes(values: Any, dtype: torch.dtype, device: torch.device) -> Any:
     """The sums of a list of numbers or an array, in what it came in."""
     if not is_distributed():
         return values
-    total = torch.as_tensor(values, dtype=dtype, device=device).clone()
-    torch.distributed.all_reduce(total)
+    total = sum_over_processes(torch.as_tensor(values, dtype=dtype, device=device).clone())
     return total.cpu().numpy() if isinstance(values, np.ndarray) else total.tolist()
 
 
 @dataclass(frozen=True)
 class PieceLosses:
-    """The summed losses of a text, by its pieces; of a text in one piece there is one of each.
+    """The summed losses of a text, by its segments; of a text in one segment there is one of each.
 
     Attributes:
         nll: float64 `[P]`, nats.
@@ -199,7 +190,7 @@ class PieceSums:
     """Sums the losses of this process's tokens, which come in their order.
 
     Args:
-        begins: int64 `[P - 1]`, ascending: the number of this process's first token in each piece but the first.
+        begins: int64 `[P - 1]`, ascending: the number of this process's first token in each segment but the first.
     """
 
     def __init__(self, begins: np.ndarray):

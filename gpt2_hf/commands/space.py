@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from ..checkpoints.new_folder import staged_folder
 from ..errors import UserError
 from .demo import DemoModel
-from .export import save_tokenizer
+from .same_model import save_tokenizer
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _APP = '''"""Write with a model, and see what surprises it."""

@@ -1,4 +1,4 @@
-"""Whether the weight files of a folder are whole, and have the shapes that its config says.
+"""Whether the weight files of a folder are complete, and have the shapes that its config says.
 
 In: a folder and its config. Out: nothing, or a `UserError` that names the file. Used by: `model_loading`, since
 transformers tells neither which file is cut nor which number of the config does not fit.

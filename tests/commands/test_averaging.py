@@ -22,13 +22,7 @@ from gpt2_hf.data import load_data
 
 from ..conftest import REPOSITORY, needs_bf16, read_json
 from ..tiny_models import make_stock
-
-
-def evaluate(capsys, *options):
-    """Run the command and return the JSON that it prints last."""
-    assert main(["evaluate", *options]) == 0
-    result: dict = json.loads(capsys.readouterr().out.splitlines()[-1])
-    return result
+from .conftest import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -191,11 +185,11 @@ def test_several_processes_make_the_same_pieces(folders, text_file, capsys, monk
     options = ["--model_path", *folders[:2], "--test_file", text_file, "--sequence_mode", "blocks"]
     whole = evaluate(capsys, *options, "--output_file", text_file + ".json")
     parts = []
-    monkeypatch.setattr(scoring, "_num_processes", lambda: 3)
+    monkeypatch.setattr(scoring, "num_processes", lambda: 3)
     monkeypatch.setattr(scoring, "is_distributed", lambda: True)
     monkeypatch.setattr(scoring, "_sum_over_processes", lambda values, dtype, device: values)
     for rank in range(3):
-        monkeypatch.setattr(scoring, "_process_index", lambda rank=rank: rank)
+        monkeypatch.setattr(scoring, "process_index", lambda rank=rank: rank)
         parts.append(evaluate(capsys, *options, "--output_file", text_file + ".json")["pieces"])
     assert np.sum([part["tokens"] for part in parts], axis=0).tolist() == whole["pieces"]["tokens"]
     assert np.sum([part["nll"] for part in parts], axis=0) == pytest.approx(whole["pieces"]["nll"], abs=1e-4)

@@ -80,7 +80,7 @@ def test_two_models_write_beside_each_other(model):
 def test_a_text_is_read_by_each_model(model):
     """A line with the mean, and for each token its class; nothing predicts the first."""
     summary, tokens, _, kept = read_all([model], PROMPT)
-    assert f"{len(kept)} tokens" in summary and "nats a token on average" in summary
+    assert f"{len(kept)} tokens" in summary and "nats per token on average" in summary
     assert "".join(text for text, _ in tokens) == PROMPT and tokens[0][1] is None
     assert {name for _, name in tokens[1:]} <= {name for name, _ in CLASSES}
     assert "no token to predict" in read_all([model], "")[0]
@@ -168,7 +168,7 @@ def test_the_page_in_a_browser(page, tmp_path):
         next(tab for tab in driver.find_elements(By.CSS_SELECTOR, "button[role=tab]") if tab.text == "Read").click()
         element("#text textarea").send_keys(READ)
         element("#read").click()
-        wait.until(lambda d: "nats a token" in element("#summary-0").text)
+        wait.until(lambda d: "nats per token" in element("#summary-0").text)
         tokens = driver.find_elements(By.CSS_SELECTOR, "#colors-0 .textfield .token")
         assert (
             "".join(token.find_element(By.CLASS_NAME, "text").get_property("textContent") for token in tokens) == READ

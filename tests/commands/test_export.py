@@ -6,20 +6,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GenerationConfig, GPT2LMHeadModel
 
-from gpt2_hf import GPT2HFForCausalLM, export_to_gpt2, load_tokenizer, to_linear_layers
+from gpt2_hf import GPT2HFForCausalLM, export_to_gpt2, to_linear_layers
 from gpt2_hf.__main__ import main
 
-from ..tiny_models import SIZES, VOCAB_SIZE, make_model, make_stock, random_ids
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer()
-
-
-def bitwise_equal(ours, theirs):
-    """Whether two state dicts hold the same names and bits."""
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+from ..tiny_models import SIZES, VOCAB_SIZE, bitwise_equal, make_model, make_stock, random_ids
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

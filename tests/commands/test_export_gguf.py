@@ -22,11 +22,6 @@ from gpt2_hf.commands import export_gguf  # noqa: E402
 from gpt2_hf.commands.export_gguf import export_to_gguf  # noqa: E402
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tokenizer_folder):
-    return AutoTokenizer.from_pretrained(tokenizer_folder)
-
-
 def make_spoken(tokenizer, **overrides):
     """A tiny model with a vocabulary of that tokenizer."""
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -44,11 +39,11 @@ def token_ids(length, vocab_size=384):
 
 @pytest.mark.parametrize("tied", [True, False])
 @torch.no_grad()
-def test_transformers_reads_the_same_model(tmp_path, tokenizer, tied):
+def test_transformers_reads_the_same_model(tmp_path, tiny_tokenizer, tied):
     """A reader that shares nothing with the writer, transformers' own, gives the model's logits and token ids."""
     # the reader takes neither the number of positions nor the width of the MLP from the file
-    model = make_spoken(tokenizer, tie_word_embeddings=tied, n_positions=1024)
-    path, difference = export_to_gguf(model, tmp_path / "exported", tokenizer, "f32")
+    model = make_spoken(tiny_tokenizer, tie_word_embeddings=tied, n_positions=1024)
+    path, difference = export_to_gguf(model, tmp_path / "exported", tiny_tokenizer, "f32")
     assert difference <= 1e-5
     tensors = {tensor.name for tensor in gguf.GGUFReader(path).tensors}
     assert ("output.weight" in tensors) is not tied
@@ -56,13 +51,13 @@ def test_transformers_reads_the_same_model(tmp_path, tokenizer, tied):
     ids = token_ids(20)
     assert (back(ids).logits - model(ids).logits).abs().max() <= 1e-5
     text = "The assert statement isn't  a naïve test."
-    assert AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)(text) == tokenizer(text)
+    assert AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)(text) == tiny_tokenizer(text)
 
 
-def test_the_metadata_is_that_of_llama_cpps_converter(tmp_path, tokenizer):
+def test_the_metadata_is_that_of_llama_cpps_converter(tmp_path, tiny_tokenizer):
     """Sizes, number format and tokenizer stand under the keys that llama.cpp reads."""
-    model = make_spoken(tokenizer, n_inner=64)
-    path, _ = export_to_gguf(model, tmp_path / "exported", tokenizer, "f16", name="tiny")
+    model = make_spoken(tiny_tokenizer, n_inner=64)
+    path, _ = export_to_gguf(model, tmp_path / "exported", tiny_tokenizer, "f16", name="tiny")
     found = contents(path)
     expected = {
         "general.architecture": "gpt2",
@@ -89,9 +84,9 @@ def test_the_metadata_is_that_of_llama_cpps_converter(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize(("outtype", "matrices", "bound"), [("f16", "F16", 5e-3), ("q8_0", "Q8_0", 0.3)])
-def test_smaller_number_formats(tmp_path, tokenizer, outtype, matrices, bound):
+def test_smaller_number_formats(tmp_path, tiny_tokenizer, outtype, matrices, bound):
     """Matrices take the number format, vectors and positions stay fp32, and the logits stay near."""
-    path, difference = export_to_gguf(make_spoken(tokenizer), tmp_path / "exported", tokenizer, outtype)
+    path, difference = export_to_gguf(make_spoken(tiny_tokenizer), tmp_path / "exported", tiny_tokenizer, outtype)
     formats = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
     assert formats["token_embd.weight"] == formats["blk.1.attn_qkv.weight"] == matrices
     assert {formats[name] for name in formats if name.endswith((".bias", "norm.weight", "position_embd.weight"))} == {
@@ -100,11 +95,11 @@ def test_smaller_number_formats(tmp_path, tokenizer, outtype, matrices, bound):
     assert 0 < difference <= bound
 
 
-def test_rows_without_a_token_have_a_name(tmp_path, tokenizer):
+def test_rows_without_a_token_have_a_name(tmp_path, tiny_tokenizer):
     """The padding of the vocabulary is left out; ids that the tokenizer lacks are marked as unused."""
-    model = make_spoken(tokenizer, vocab_size=390)
+    model = make_spoken(tiny_tokenizer, vocab_size=390)
     model.resize_token_embeddings(pad_to_multiple_of=64)
-    path, _ = export_to_gguf(model, tmp_path / "exported", tokenizer, "f32")
+    path, _ = export_to_gguf(model, tmp_path / "exported", tiny_tokenizer, "f32")
     found = contents(path)
     assert len(found["tokenizer.ggml.tokens"]) == 390 and found["tokenizer.ggml.tokens"][-1] == "[PAD389]"
     assert found["tokenizer.ggml.token_type"][384:] == [gguf.TokenType.UNUSED] * 6
@@ -123,10 +118,10 @@ def test_a_chat_template_travels_along(tmp_path, tokenizer_folder):
     assert found["tokenizer.ggml.token_type"][384:] == types
 
 
-def test_the_command(tmp_path, tokenizer, capsys):
+def test_the_command(tmp_path, tiny_tokenizer, capsys):
     """`export --format gguf` writes one file, says how far its logits are away, and refuses what has no effect."""
-    make_spoken(tokenizer).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+    make_spoken(tiny_tokenizer).save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
     command = ["export", "--model_path", str(tmp_path / "model"), "--output_dir", str(tmp_path / "exported")]
     assert main([*command, "--outtype", "f16"]) == 2
     assert "--outtype has no effect with --format hf" in capsys.readouterr().err
@@ -137,10 +132,10 @@ def test_the_command(tmp_path, tokenizer, capsys):
     assert "--output_dir" in capsys.readouterr().err
 
 
-def test_a_model_with_the_exact_gelu_is_measured_with_llama_cpps(tmp_path, tokenizer, capsys):
+def test_a_model_with_the_exact_gelu_is_measured_with_llama_cpps(tmp_path, tiny_tokenizer, capsys):
     """llama.cpp has the tanh approximation alone: the difference is measured and said."""
-    make_spoken(tokenizer, activation_function="gelu").save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+    make_spoken(tiny_tokenizer, activation_function="gelu").save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
     command = ["export", "--format", "gguf", "--outtype", "f32", "--model_path", str(tmp_path / "model")]
     assert main([*command, "--output_dir", str(tmp_path / "exported")]) == 0
     printed = capsys.readouterr().out
@@ -157,10 +152,10 @@ def test_a_model_with_the_exact_gelu_is_measured_with_llama_cpps(tmp_path, token
         ({"n_inner": 40}, "q8_0", "use --outtype f16"),
     ],
 )
-def test_what_llama_cpp_cannot_compute_is_refused(tmp_path, tokenizer, overrides, outtype, message):
+def test_what_llama_cpp_cannot_compute_is_refused(tmp_path, tiny_tokenizer, overrides, outtype, message):
     """Rather than another model in silence: one line, and nothing written."""
     with pytest.raises(ValueError, match=message):
-        export_to_gguf(make_spoken(tokenizer, **overrides), tmp_path / "exported", tokenizer, outtype)
+        export_to_gguf(make_spoken(tiny_tokenizer, **overrides), tmp_path / "exported", tiny_tokenizer, outtype)
     assert not list(tmp_path.iterdir())
 
 
@@ -182,19 +177,21 @@ def spoil(tokenizer_folder, change):
         lambda parts: parts["model"].update(byte_fallback=True),
     ],
 )
-def test_another_tokenizer_is_refused(tmp_path, tokenizer, tokenizer_folder, change):
+def test_another_tokenizer_is_refused(tmp_path, tiny_tokenizer, tokenizer_folder, change):
     """What splits a text in another way than GPT-2's would get other ids in llama.cpp."""
     with pytest.raises(ValueError, match="no byte-level BPE like GPT-2's"):
-        export_to_gguf(make_spoken(tokenizer), tmp_path / "exported", spoil(tokenizer_folder, change))
+        export_to_gguf(make_spoken(tiny_tokenizer), tmp_path / "exported", spoil(tokenizer_folder, change))
     words = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(ValueError, match="its model is WordLevel"):
-        export_to_gguf(make_spoken(tokenizer), tmp_path / "exported", PreTrainedTokenizerFast(tokenizer_object=words))
+        export_to_gguf(
+            make_spoken(tiny_tokenizer), tmp_path / "exported", PreTrainedTokenizerFast(tokenizer_object=words)
+        )
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("outtype", ["f32", "f16", "q8_0"])
-def test_a_wrong_file_leaves_nothing_behind(tmp_path, tokenizer, monkeypatch, outtype):
+def test_a_wrong_file_leaves_nothing_behind(tmp_path, tiny_tokenizer, monkeypatch, outtype):
     """If a weight of the file is not the model's, the export fails."""
 
     def quantize(data, number_format):
@@ -202,7 +199,7 @@ def test_a_wrong_file_leaves_nothing_behind(tmp_path, tokenizer, monkeypatch, ou
 
     monkeypatch.setattr(export_gguf.gguf, "quantize", quantize)
     with pytest.raises(RuntimeError, match="nothing was exported"):
-        export_to_gguf(make_spoken(tokenizer), tmp_path / "exported", tokenizer, outtype)
+        export_to_gguf(make_spoken(tiny_tokenizer), tmp_path / "exported", tiny_tokenizer, outtype)
     assert not list(tmp_path.iterdir())
 
 

@@ -29,11 +29,6 @@ def random_ids(*shape):
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tokenizer_folder):
-    return AutoTokenizer.from_pretrained(tokenizer_folder)
-
-
-@pytest.fixture(scope="module")
 def model():
     """A model whose vocabulary is padded."""
     model = make_model(vocab_size=384, n_layer=NUM_LAYERS, bos_token_id=0, eos_token_id=0)
@@ -42,11 +37,11 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory, model, tokenizer):
+def exported(tmp_path_factory, model, tiny_tokenizer):
     """The folder that the command writes."""
     folder = tmp_path_factory.mktemp("onnx")
     model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    tiny_tokenizer.save_pretrained(folder / "model")
     command = ["export", "--format", "onnx", "--model_path", str(folder / "model")]
     assert main([*command, "--output_dir", str(folder / "exported")]) == 0
     return folder / "exported"
@@ -67,14 +62,14 @@ def run(session, ids, mask, positions, cache=None):
     return torch.from_numpy(logits), cache
 
 
-def test_the_folder_is_laid_out_for_transformers_js(exported, tokenizer):
+def test_the_folder_is_laid_out_for_transformers_js(exported, tiny_tokenizer):
     """onnx/model.onnx, config and tokenizer, all of stock GPT-2, without the padding of the vocabulary."""
     names = {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()}
     assert {"onnx/model.onnx", "config.json", "generation_config.json", "tokenizer.json"} <= names
     assert not any(name.endswith((".safetensors", ".py")) for name in names)
     config = AutoConfig.from_pretrained(exported)
     assert (config.model_type, config.vocab_size, config.n_head) == ("gpt2", 384, NUM_HEADS)
-    assert AutoTokenizer.from_pretrained(exported)("A list") == tokenizer("A list")
+    assert AutoTokenizer.from_pretrained(exported)("A list") == tiny_tokenizer("A list")
 
 
 def test_inputs_and_outputs_have_the_usual_names(session):
@@ -158,7 +153,7 @@ console.log(JSON.stringify(await generate('A list is', { max_new_tokens: 12, do_
 
 
 @pytest.mark.slow
-def test_transformers_js_writes_the_models_text(tmp_path, exported, model, tokenizer):
+def test_transformers_js_writes_the_models_text(tmp_path, exported, model, tiny_tokenizer):
     """GPT2_HF_NODE names a folder where `npm install @huggingface/transformers` was run: the text is the model's."""
     node_folder = os.environ.get("GPT2_HF_NODE")
     if not node_folder or not shutil.which("node"):
@@ -168,7 +163,7 @@ def test_transformers_js_writes_the_models_text(tmp_path, exported, model, token
     command = ["node", str(tmp_path / "run.mjs"), f"{exported.parent}/"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    ids = tokenizer("A list is", return_tensors="pt").input_ids
+    ids = tiny_tokenizer("A list is", return_tensors="pt").input_ids
     generated = GPT2HFForCausalLM.generate(model, ids, max_new_tokens=12, do_sample=False)
-    expected = tokenizer.decode(generated[0], skip_special_tokens=True)
+    expected = tiny_tokenizer.decode(generated[0], skip_special_tokens=True)
     assert json.loads(result.stdout)[0]["generated_text"] == expected

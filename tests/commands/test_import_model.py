@@ -187,7 +187,7 @@ def test_another_checkpoint_is_refused_in_one_line(tmp_path, run_import, capsys,
     ("spoil", "message"),
     [
         (lambda data: data[: len(data) // 2], "its header asks for"),
-        (lambda data: data[:500], "not even its header is whole"),
+        (lambda data: data[:500], "not even its header is complete"),
         (lambda data: data + b"\0", "its header asks for"),
         (lambda data: (20240327).to_bytes(4, "little") + data[4:], "neither a nanoGPT checkpoint"),
         (lambda data: data[:4] + (1).to_bytes(4, "little") + data[8:], "of version 1"),

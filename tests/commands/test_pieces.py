@@ -1,4 +1,4 @@
-"""A text in pieces, and whether a difference between two models is more than chance."""
+"""A text in pieces, and whether a difference between two models is statistically significant."""
 
 import numpy as np
 import pytest
@@ -89,17 +89,17 @@ def test_the_difference_is_paired():
 
 
 def test_what_is_said_of_a_difference():
-    """Which one is better, by how much, and whether that is more than chance."""
+    """Which one is better, by how much, and whether that is statistically significant."""
     tokens = np.full(100, 1000)
     noise = np.random.default_rng(3).normal(0, 10, 100)
     clear = paired_difference(noise - 50, np.zeros(100), tokens).in_words("a", "b")
     assert clear.startswith("a is better than b by 0.05")
-    assert clear.endswith("from 100 pieces of the text): this is more than chance")
+    assert clear.endswith("over 100 segments of the text): statistically significant (95% interval excludes 0)")
     unclear = paired_difference(noise - noise.mean() + 0.5, np.zeros(100), tokens).in_words("a", "b")
     assert unclear.startswith("b is better than a by 0.0005 nats per token (95% interval -0.00")
-    assert unclear.endswith("this may be chance")
+    assert unclear.endswith(": not statistically significant (95% interval includes 0)")
     short = paired_difference(np.array([1.0]), np.array([2.0]), np.array([10])).in_words("a", "b")
     assert short.endswith(
-        "too short to tell whether this is more than chance: it takes 20 pieces of 100 scored tokens"
+        "the text is too short for a significance test, which takes at least 20 segments of 100 scored tokens"
     )
     assert paired_difference(noise, noise, tokens).in_words("a", "b") == "a and b have the same loss"

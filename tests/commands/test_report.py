@@ -162,7 +162,7 @@ def write_evaluation(path, nll, **changes):
 
 
 def test_runs_that_are_scored_on_one_text_are_compared(finished_run, tmp_path, capsys):
-    """Files of one name that evaluate has left in the folders: a line says whether the difference is chance."""
+    """Files of one name that evaluate has left in the folders: a line says whether the difference is significant."""
     folders = [tmp_path / name for name in ("first", "second", "third")]
     hard_or_easy = [5000.0 + 300 * (i % 7) for i in range(40)]
     for number, folder in enumerate(folders):
@@ -181,7 +181,7 @@ def test_runs_that_are_scored_on_one_text_are_compared(finished_run, tmp_path, c
         "validation.json: second is better than first by 0.0103 nats per token (95% interval "
     )
     assert validation_3.startswith("validation.json: third is better than first by 0.0205 nats")
-    assert validation_2.endswith("from 40 pieces of the text): this is more than chance")
+    assert validation_2.endswith("over 40 segments of the text): statistically significant (95% interval excludes 0)")
     assert test_2.startswith("test.json: first and second cannot be compared") and "third cannot" in test_3
     assert len(out) == 1 + 3 + 4 + 1
 

@@ -5,7 +5,6 @@ import time
 
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from gpt2_hf.commands.generate import generate_text
 from gpt2_hf.commands.text_streaming import stream_texts
@@ -17,43 +16,40 @@ SETTINGS = {"max_new_tokens": 12, "seed": 7, "top_p": 0.9}
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tokenizer_folder):
-    return AutoTokenizer.from_pretrained(tokenizer_folder)
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    ids = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+def model(tiny_tokenizer):
+    ids = {"eos_token_id": tiny_tokenizer.eos_token_id, "bos_token_id": tiny_tokenizer.bos_token_id}
     return make_model(vocab_size=384, n_layer=1, n_positions=64, **ids).eval()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 @pytest.mark.parametrize("prompt", ["The assert statement", ""])
-def test_the_last_texts_are_those_of_generate(model, tokenizer, prompt, temperature):
+def test_the_last_texts_are_those_of_generate(model, tiny_tokenizer, prompt, temperature):
     """Several samples at once, a step for each token, and the caller's random numbers are left alone."""
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    steps = list(stream_texts(model, tokenizer, prompt, num_samples=3, temperature=temperature, **SETTINGS))
+    steps = list(stream_texts(model, tiny_tokenizer, prompt, num_samples=3, temperature=temperature, **SETTINGS))
     assert torch.equal(torch.get_rng_state(), before)
-    whole = generate_text(model, tokenizer, prompt, num_samples=3, batch_size=3, temperature=temperature, **SETTINGS)
+    whole = generate_text(
+        model, tiny_tokenizer, prompt, num_samples=3, batch_size=3, temperature=temperature, **SETTINGS
+    )
     assert [prompt + text for text in steps[-1]] == whole
     assert len(steps) > 5 and all(len(texts) == 3 for texts in steps)
     assert steps[-1][0].startswith(steps[3][0])
 
 
-def test_a_text_that_is_given_up_ends(model, tokenizer):
+def test_a_text_that_is_given_up_ends(model, tiny_tokenizer):
     """Stop: the thread makes at most a token more, and the next text does not wait for it."""
-    texts = stream_texts(model, tokenizer, "The", max_new_tokens=60)
+    texts = stream_texts(model, tiny_tokenizer, "The", max_new_tokens=60)
     next(texts)
     texts.close()
     deadline = time.monotonic() + 30
     while any(thread.name.startswith("gpt2_hf-text") for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert list(stream_texts(model, tokenizer, "The", max_new_tokens=2))
+    assert list(stream_texts(model, tiny_tokenizer, "The", max_new_tokens=2))
 
 
-def test_what_does_not_fit_is_said(model, tokenizer):
+def test_what_does_not_fit_is_said(model, tiny_tokenizer):
     """The error of `generate_texts`, where the texts are read."""
     with pytest.raises(UserError, match="64 positions"):
-        next(stream_texts(model, tokenizer, "The", max_new_tokens=64))
+        next(stream_texts(model, tiny_tokenizer, "The", max_new_tokens=64))
