@@ -167,7 +167,7 @@ def on_two_devices() -> None:
     for norm in (here.new_empty(()), there.new_empty(())):
         for parameter in (here, there):
             parameter.grad = torch.empty_like(parameter)
-        guard.forget()
+        guard.reset()
         guard.observe(norm, optimizer, step=1, uses_scaler=False)
         optimizer.step()
     divided = torch.nn.ParameterList([here, there])

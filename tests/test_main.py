@@ -134,7 +134,7 @@ def test_without_a_command_the_overview_is_shown(capsys):
     [
         (["trian"], "unknown command 'trian'; choose one of train, plan"),
         (["train", "--config"], "--config needs a value"),
-        (["train", "--config", "a.json", "--config=b.json"], "--config stands twice; keep one"),
+        (["train", "--config", "a.json", "--config=b.json"], "--config is given twice; keep one"),
         (["generate", "--temperature", "-1"], "--temperature must be at least 0"),
         (["generate", "--top_p", "0"], "--top_p must be in (0, 1]"),
         (["export", "--model_path", "./nowhere"], "--model_path: there is no checkpoint './nowhere'"),

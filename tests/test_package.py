@@ -83,9 +83,19 @@ def run(code, *, cwd=REPOSITORY, environment=None):
 
 
 def test_importing_is_immediate():
-    """Neither torch nor transformers is imported before something of theirs is used."""
-    code = "import gpt2_hf, sys; print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
-    assert run(code) == "[]"
+    """Neither torch nor transformers is imported before something of theirs is used.
+
+    What this package watches for instead does not change how a missing module is reported.
+    """
+    code = """
+import gpt2_hf, sys
+print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])
+try:
+    import transformers.models.nothing_of_this_name
+except ModuleNotFoundError as error:
+    print(error.name)
+"""
+    assert run(code).splitlines() == ["[]", "transformers.models.nothing_of_this_name"]
 
 
 # What a host program may have imported before or after this package, in the middle of which ours must not be imported.
@@ -151,18 +161,6 @@ if __name__ == "__main__":
     assert result.stdout.strip() == "gpt2_hf.model.modeling_gpt2_hf GPT2HFModel", result.stderr
 
 
-def test_a_failed_import_is_that_of_the_failed_module():
-    """What this package watches for does not change how a missing module is reported."""
-    code = """
-import gpt2_hf
-try:
-    import transformers.models.nothing_of_this_name
-except ModuleNotFoundError as error:
-    print(error.name)
-"""
-    assert run(code) == "transformers.models.nothing_of_this_name"
-
-
 SETTINGS = """
 import csv, importlib, logging, os, pkgutil, signal, sys
 import accelerate, datasets, evaluate, matplotlib, numpy, torch, transformers  # what these change is their own matter
@@ -198,13 +196,6 @@ print(len(modules))
 def test_importing_changes_no_setting_of_the_process():
     """Of a host program that uses one function of this package, everything else stays as it was."""
     assert int(run(SETTINGS)) >= len(FILES) - 1  # all but the package itself
-
-
-def test_importing_registers_the_auto_classes():
-    """`import gpt2_hf` alone makes AutoConfig know the model type."""
-    code = "import gpt2_hf; from transformers import AutoConfig; print(AutoConfig.for_model('gpt2_hf').n_embd)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert result.stdout.strip() == "768", result.stderr
 
 
 def test_importing_registers_under_a_module_of_the_users_own(tmp_path):

@@ -1,5 +1,7 @@
 """Tiny stock GPT-2 models and their twins in this package, and a tokenizer without training."""
 
+import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -47,6 +49,17 @@ def twin_of(stock: GPT2LMHeadModel, attn_implementation: str = "sdpa") -> GPT2HF
 def make_model(attn_implementation: str = "sdpa", **overrides: Any) -> GPT2HFForCausalLM:
     """This package's model, with the weights that `make_stock` gives."""
     return twin_of(make_stock(**overrides), attn_implementation)
+
+
+def attention_backend(name: str) -> contextlib.AbstractContextManager[Any]:
+    """flex_attention runs here as its unfused formula: compiling its kernel takes half a minute on a CPU."""
+    flex = name == "flex_attention"
+    return torch.compiler.set_stance("force_eager") if flex else contextlib.nullcontext()
+
+
+def bitwise_equal(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> bool:
+    """Whether two state dicts hold the same names and bits."""
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def random_ids(*shape: int, seed: int = 1) -> torch.Tensor:

@@ -9,7 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -113,6 +115,29 @@ def test_the_parts_of_a_step_are_told_apart():
     shares = profile_step.shares(profiler.events(), "cpu")
     assert sum(shares.values()) == pytest.approx(1.0)
     assert {"head: products", "products of the blocks", "attention", "optimizer", "the rest"} <= set(shares)
+
+
+def test_a_contestant_that_fails_is_left_out(throughput):
+    """In whatever turn it runs out of memory, the others go on."""
+    process = SimpleNamespace(entry=SimpleNamespace(who="stock"), process=SimpleNamespace(kill=lambda: None))
+    processes, failures = [process, "other"], {}
+    with throughput.leaving_out(process, processes, failures):
+        raise RuntimeError("traceback\nout of memory")
+    assert processes == ["other"] and failures == {"stock": "out of memory"}
+
+
+def test_cases_that_are_done_are_not_run_again(throughput, tmp_path, monkeypatch):
+    """A call that was cut off goes on in the next one, if it asks for the same."""
+    ran = []
+    monkeypatch.setattr(throughput, "run_case", lambda case, options: ran.append(case) or {"case": asdict(case)})
+    monkeypatch.setattr(throughput, "print_case", lambda result: None)
+    command = ["throughput.py", "--device", "cpu", "--quick", "--output_file", str(tmp_path / "out.json")]
+    counts = []
+    for further in ([], [], ["--rounds", "5"]):
+        monkeypatch.setattr(sys, "argv", [*command, *further])
+        throughput.main()
+        counts.append(len(ran))
+    assert counts == [counts[0], counts[0], 2 * counts[0]] and counts[0] > 0
 
 
 def test_padding_is_never_counted(throughput):

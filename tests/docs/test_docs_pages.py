@@ -171,8 +171,8 @@ def place(tmp_path, monkeypatch, finished_run, documents):
     monkeypatch.chdir(tmp_path)
     for name in ("runs/quickstart", "runs/book", "checkpoints"):
         shutil.copytree(finished_run, tmp_path / name)
-    for name in ("book.txt", "other.txt"):
-        (tmp_path / name).write_text("\n\n".join(documents[:40]), encoding="utf-8")
+    for name, between in (("book.txt", "\n\n"), ("other.txt", "\n\n"), ("lines.txt", "\n")):
+        (tmp_path / name).write_text(between.join(documents[:40]), encoding="utf-8")
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "The assert statement"}\n{"prompt": "A name"}\n')
     return tmp_path
 
@@ -197,13 +197,23 @@ def test_the_tutorial_after_training(place, capsys):
 
 def test_a_run_goes_on_from_its_record(place, capsys):
     """`--config resolved_config.json --resume_from latest`, as README and tutorial say: nothing is left to train."""
+    for page, run in (("README.md", "runs/first_book"), ("docs/tutorial.md", "runs/book")):
+        line = f"gpt2-hf train --config {run}/resolved_config.json --resume_from latest"
+        assert line in (REPOSITORY / page).read_text(encoding="utf-8").splitlines()
     words = ["--config", "runs/book/resolved_config.json", "--resume_from", "latest"]
-    line = f"gpt2-hf train {' '.join(words)}"
-    for name in ("README.md", "docs/tutorial.md"):
-        assert line in (REPOSITORY / name).read_text(encoding="utf-8")
     # this run was made in another folder, which its record names
     assert main(["train", *words, "--checkpoint_dir", "runs/book"]) == 0
     assert "nothing is left to train" in capsys.readouterr().out
+
+
+def test_the_python_of_the_readme(place):
+    """It trains, and leaves the model that the README then loads."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    (code,) = code_blocks(text, "python")
+    assert "max_steps=1000" in code
+    exec(code.replace("max_steps=1000", "max_steps=2"), {})
+    (folder,) = re.findall(r'from_pretrained\("(.+)"\)', text)
+    assert (place / folder / "model.safetensors").is_file()
 
 
 def test_scoring_and_writing(place):
@@ -222,12 +232,19 @@ def test_scoring_and_writing(place):
     assert (place / "texts.jsonl").is_file()
 
 
-def test_the_trainer_on_a_dataset(place):
-    """The script of the page trains, evaluates, and leaves a best model."""
-    (code,) = code_blocks((REPOSITORY / "docs" / "how-to" / "trainer.md").read_text(encoding="utf-8"), "python")
-    (place / "script.py").write_text(code.replace("max_steps=20", "max_steps=4").replace("_steps=10", "_steps=2"))
-    runpy.run_path(str(place / "script.py"))
+def test_the_trainer_on_a_dataset_then_with_a_teacher(place):
+    """The script of one page trains, evaluates, and leaves a best model; that of the other page continues it."""
+    pages = (REPOSITORY / "docs" / "how-to" / f"{name}.md" for name in ("trainer", "distillation"))
+    (first,), (second,) = (code_blocks(page.read_text(encoding="utf-8"), "python") for page in pages)
+    (place / "script.py").write_text(first.replace("max_steps=20", "max_steps=4").replace("_steps=10", "_steps=2"))
+    names = runpy.run_path(str(place / "script.py"))
     assert (place / "runs" / "mine" / "best_model" / "model.safetensors").is_file()
+    teacher = gpt2_hf.GPT2HFForCausalLM(gpt2_hf.GPT2HFConfig(n_layer=1, n_embd=32, n_head=1, n_positions=128))
+    teacher.save_pretrained(place / "runs" / "teacher_1" / "best_model")
+    assert "max_steps=200" in second
+    exec(second.replace("max_steps=200", "max_steps=2"), names)
+    assert names["trainer"].state.global_step == 2
+    assert (place / "runs" / "distilled" / "best_model" / "model.safetensors").is_file()
 
 
 def test_layers_for_quantisation():

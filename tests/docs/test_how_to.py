@@ -35,7 +35,9 @@ def test_the_commands_of_the_pages_are_understood(name, monkeypatch, tmp_path):
     commands = [shlex.split(line) for line in re.findall(r"gpt2-hf (.+)", text)]
     assert commands
     for command, *options in commands:
-        parse(ARGUMENTS[command], options)
+        config = options.pop(options.index("--config") + 1) if "--config" in options else None
+        options = [option for option in options if option != "--config"]
+        parse(ARGUMENTS[command], options, config and str(REPOSITORY / config))
 
 
 def test_the_tokenizer_for_characters_is_nanogpts(tmp_path, monkeypatch):

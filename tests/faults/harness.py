@@ -14,11 +14,14 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext  # which Windows has not
 
 _PRELOADED = ["gpt2_hf.job.main_job", "gpt2_hf.__main__", "tests.faults.harness"]
 
@@ -42,7 +45,7 @@ def _run(argv: list[str], log: str, environment: dict[str, str], prepare: Callab
 
 
 @functools.cache
-def warm_up() -> ForkServerContext:
+def warm_up() -> "ForkServerContext":
     """A fork server that has finished its imports."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)

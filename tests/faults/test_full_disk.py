@@ -20,11 +20,11 @@ def options(tiny_options, disk, *further):
 
 
 def test_full_disk_stops_with_one_line_and_keeps_what_was_saved(small_disk, tiny_options, tmp_path):
-    """Exit code 2, the reason and the newest whole checkpoint named; nothing half-written is left."""
+    """Exit code 2, the reason and the newest intact checkpoint named; nothing half-written is left."""
     log = tmp_path / "log"
     assert harness.run(options(tiny_options, small_disk, "--save_every", "1"), log) == 2, log.read_text()
     last = log.read_text().strip().splitlines()[-1]
-    assert "could not be saved" in last and "is whole" in last and "--resume_from latest" in last
+    assert "could not be saved" in last and "is intact" in last and "--resume_from latest" in last
     run = small_disk / "run"
     newest, passed_over = folders.newest_valid(run)
     assert newest is not None and not passed_over
@@ -44,7 +44,7 @@ def test_training_goes_on_if_that_is_asked_for(small_disk, tiny_options, tmp_pat
 
 
 def test_a_disk_that_becomes_read_only_is_said(small_disk, tiny_options, tmp_path):
-    """As a kernel does after an error of the disk: one line, exit code 2, what was saved is whole."""
+    """As a kernel does after an error of the disk: one line, exit code 2, what was saved is intact."""
     log = tmp_path / "log"
     further = ("--save_every", "2", "--save_total_limit", "1", "--max_epochs", "100000")
     process = harness.start(options(tiny_options, small_disk, *further), log)
@@ -55,7 +55,7 @@ def test_a_disk_that_becomes_read_only_is_said(small_disk, tiny_options, tmp_pat
         time.sleep(0.01)
     assert harness.join([process]) == [2], log.read_text()
     last = log.read_text().strip().splitlines()[-1]
-    assert "Read-only file system" in last and "is whole" in last
+    assert "Read-only file system" in last and "is intact" in last
     assert not folders.newest_valid(small_disk / "run")[1]
 
 
@@ -72,7 +72,7 @@ def test_whatever_the_file_system_refuses_is_said(train_tiny, tmp_path, capsys, 
     monkeypatch.setattr(folders, "commit", refuse_the_second)
     assert train_tiny(tmp_path / "run") == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert os.strerror(code) in last and "checkpoint-10 is whole" in last
+    assert os.strerror(code) in last and "checkpoint-10 is intact" in last
     assert not list((tmp_path / "run").glob("tmp-*"))
 
 

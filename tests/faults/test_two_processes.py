@@ -18,7 +18,7 @@ from . import harness
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def command(tiny_options):
     """A run of two processes that evaluates and saves often."""
 
@@ -29,17 +29,24 @@ def command(tiny_options):
     return make
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, command):
+    """The folder of such a run that was left alone; tests only read it."""
+    folder = tmp_path_factory.mktemp("whole")
+    logs = [folder / "log0", folder / "log1"]
+    assert harness.join(harness.start_ranks(command(folder / "run"), logs)) == [0, 0], logs[0].read_text()
+    return folder / "run"
+
+
 @pytest.fixture
 def logs(tmp_path):
     return [tmp_path / "log0", tmp_path / "log1"]
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-def test_a_signal_to_one_process_stops_both_and_nothing_is_lost(command, tmp_path, logs, name):
+def test_a_signal_to_one_process_stops_both_and_nothing_is_lost(command, whole, tmp_path, logs, name):
     """Only the second process gets it: both leave with 75 after the same checkpoint, and end as if left alone."""
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert harness.join(harness.start_ranks(command(whole), logs)) == [0, 0], logs[0].read_text()
-    logs = [tmp_path / "log2", tmp_path / "log3"]
+    parts = tmp_path / "parts"
     processes = harness.start_ranks(command(parts, "--resume_from", "latest"), logs)
     harness.wait_for(logs[0], "step 5/25")
     os.kill(processes[1].pid, getattr(signal, name))
@@ -62,11 +69,9 @@ def slow_evaluations():
     StopCallback.on_prediction_step = slowly
 
 
-def test_a_signal_to_one_process_breaks_off_an_evaluation_of_both(command, tmp_path, logs):
+def test_a_signal_to_one_process_breaks_off_an_evaluation_of_both(command, whole, tmp_path, logs):
     """At the same batch: a checkpoint that owes the evaluation, and an end as if left alone."""
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert harness.join(harness.start_ranks(command(whole), logs)) == [0, 0], logs[0].read_text()
-    logs = [tmp_path / "log2", tmp_path / "log3"]
+    parts = tmp_path / "parts"
     processes = harness.start_ranks(command(parts, "--eval_batch_size", "1"), logs, slow_evaluations)
     harness.wait_for(logs[0], "step 5/25")
     os.kill(processes[1].pid, signal.SIGTERM)
@@ -94,11 +99,11 @@ def test_both_stop_at_the_same_step_within_the_budget(command, tmp_path, logs):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a tmpfs")
 def test_a_full_disk_stops_both(command, small_disk, logs):
-    """The process that writes says what has happened; neither waits for the other, and what was saved is whole."""
+    """The process that writes says what has happened; neither waits for the other, and what was saved is intact."""
     options = ("--save_every", "1", "--save_total_limit", "none")
     processes = harness.start_ranks(command(small_disk / "run", *options), logs)
     assert harness.join(processes) == [2, 2], logs[0].read_text()
-    assert "could not be saved" in logs[0].read_text() and "is whole" in logs[0].read_text()
+    assert "could not be saved" in logs[0].read_text() and "is intact" in logs[0].read_text()
     newest, passed_over = folders.newest_valid(small_disk / "run")
     assert newest is not None and not passed_over
 
