@@ -26,7 +26,7 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 napoleon_use_rtype = False
 
-# Types of other packages and rooms: the build needs no network, and documents the public names alone.
+# Types of other packages and subpackages: the build needs no network, and documents the public names alone.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|transformers|datasets|accelerate|evaluate|numpy|collections|pathlib|typing)\b.*"),
     (r"py:.*", r"gpt2_hf\.(data|options|runtime|trainer)\..*"),

@@ -1,4 +1,4 @@
-"""Train with two learning rates, and draw both runs into one picture.
+"""Train with two learning rates, and draw both runs in one picture.
 
     python examples/compare_runs.py --output_dir runs/learning_rates
 

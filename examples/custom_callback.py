@@ -1,4 +1,4 @@
-"""Hang a callback of your own into the training: this one stops as soon as the validation loss is low enough.
+"""Add your own callback to the Trainer: this one stops as soon as the validation loss is low enough.
 
     python examples/custom_callback.py --stop_below 10
 

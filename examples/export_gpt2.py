@@ -1,9 +1,9 @@
-"""Take a trained model out: a GPT2LMHeadModel folder that every tool which reads GPT-2 understands.
+"""Export a trained model: a GPT2LMHeadModel folder that every tool which reads GPT-2 understands.
 
-    python examples/export_gpt2.py --model_path runs/quickstart/best_model --output_dir exported
+    python examples/export_gpt2.py --model_path runs/quickstart/best_model --output_dir exported_example
 
 Without --model_path it exports a small random model. The same as a command, for a trained model:
-python -m gpt2_hf export --model_path runs/quickstart/best_model --output_dir exported
+python -m gpt2_hf export --model_path runs/quickstart/best_model --output_dir exported_example
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Fine-tune GPT-2's weights on a text file, and measure what it brought.
+"""Fine-tune GPT-2's weights on a text file, and measure the gain.
 
     python examples/finetune_gpt2.py README.md --model_name_or_path openai-community/gpt2
 
-The weights may also lie in a local folder. The same as a command, for a real run:
-python run_clm.py --config training_args/finetune_gpt2.json --train_file book.txt
+The weights may also be in a local folder. The same as a command, for a real run:
+python run_clm.py --config training_args/finetune_gpt2.json --train_file book.txt --document_unit paragraph
 """
 
 import argparse

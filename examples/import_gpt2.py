@@ -1,9 +1,9 @@
-"""Bring GPT-2 weights in: stock folder or hub id -> gpt2_hf, the logits compared on the way.
+"""Import stock GPT-2 weights and compare the logits: from a stock folder or hub id to gpt2_hf.
 
-    python examples/import_gpt2.py --model_path openai-community/gpt2 --output_dir imported
+    python examples/import_gpt2.py --model_path openai-community/gpt2 --output_dir imported_gpt2
 
 Without --model_path it makes a small random GPT-2 first, and so needs no network. Training can start from
-the weights directly: python run_clm.py --model_name_or_path openai-community/gpt2
+the weights directly: python run_clm.py --config training_args/finetune_gpt2.json
 """
 
 import argparse

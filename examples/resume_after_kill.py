@@ -1,9 +1,9 @@
-"""Kill a training as a crash would, with SIGKILL and without warning, and go on from its last checkpoint.
+"""Kill a training as a crash would, with SIGKILL and without warning, and resume it from its last checkpoint.
 
     python examples/resume_after_kill.py --output_dir runs/killed
 
-Whatever was being written, a checkpoint on the disk is whole; the resumed run ends in the same bits as one that
-was left alone (on a CPU; tests/job/test_main_job.py compares them).
+Whatever was being written, a checkpoint on the disk is whole; the resumed run is bit-identical to an uninterrupted
+one (on a CPU; tests/job/test_main_job.py compares them).
 """
 
 import argparse
