@@ -30,6 +30,7 @@ resident set on a CPU, libraries included, and torch's own count on a GPU.
 
 import argparse
 import contextlib
+import hashlib
 import itertools
 import json
 import math
@@ -610,6 +611,14 @@ def make_cases(options: argparse.Namespace) -> list[Case]:
     ]
 
 
+def source_of_the_package() -> str:
+    """A name for the code that is measured: figures of another are not gone on with."""
+    digest = hashlib.sha256()
+    for path in sorted((Path(__file__).resolve().parents[1] / "gpt2_hf").rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def main() -> None:
     """Run the cases, print a table for each, and one JSON document as the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -643,13 +652,19 @@ def main() -> None:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "dataset": options.dataset_name,
+        "config": options.dataset_config_name,
         "rounds": options.rounds,
+        "seconds": options.seconds,
+        "quick": options.quick,
+        "source": source_of_the_package(),
     }
     if options.output_file and Path(options.output_file).is_file():  # of a call that was cut off
         before = json.loads(Path(options.output_file).read_text(encoding="utf-8"))
         same = all(before.get(name) == value for name, value in document.items() if name != "results")
-        results += before["results"] if same else []
+        results += [result for result in before["results"] if same and not result.get("failures")]
     done = [result["case"]["name"] for result in results]
+    if done:
+        print(f"{len(done)} cases are in {options.output_file} already")
     for case in cases:
         if case.name in done:
             continue

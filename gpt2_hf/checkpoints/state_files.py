@@ -64,7 +64,7 @@ def _encode(value: Any, keep: Callable[[torch.Tensor], str]) -> Any:
     if type(value) in (torch.Tensor, torch.nn.Parameter, DTensor):
         return {"tensor": keep(value)}
     if isinstance(value, np.ndarray):
-        return {"array": keep(torch.from_numpy(value))}
+        return {"array": keep(torch.from_numpy(value.copy()))}
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, torch.dtype):

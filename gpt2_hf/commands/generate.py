@@ -289,7 +289,8 @@ def _read_prompts(args: GenerationArguments) -> list[dict[str, Any]]:
     if ending in _OTHER_FORMATS:
         raise UserError(f"--prompt_file: {path}: {ending} is not read here; write one prompt per line, or .jsonl")
     try:
-        text = _decoded(path.read_bytes(), f"--prompt_file: {path} cannot be read (it")
+        raw = path.read_bytes()
+        text = _decoded(raw, f"--prompt_file: {path} cannot be read (it", to_utf8(raw))
     except OSError as error:
         raise UserError(f"--prompt_file: {path} cannot be read ({error.strerror}); give a file of prompts") from error
     numbered = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
@@ -329,12 +330,12 @@ def _piped_prompt() -> str:
     return text.removesuffix("\n")
 
 
-def _decoded(raw: bytes, problem: str, normal_line_ends: bool = True) -> str:
+def _decoded(raw: bytes, problem: str, remedy: str = "give it in UTF-8", normal_line_ends: bool = True) -> str:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         byte = f"byte 0x{error.object[error.start]:02x} at byte {error.start}"
-        raise UserError(f"{problem} is not UTF-8); {byte}: {to_utf8(raw)}") from error
+        raise UserError(f"{problem} is not UTF-8); {byte}: {remedy}") from error
     return with_line_feeds(text) if normal_line_ends else text
 
 

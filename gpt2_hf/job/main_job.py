@@ -296,7 +296,7 @@ def stopped_by_signal(run: Run, trainer: GPT2HFTrainer) -> bool:
     """
     if not distributed.any_process(run.signals.received is not None):
         return False
-    if run.is_first_process:  # to see that a checkpoint is whole, all of it is read
+    if run.is_first_process:  # to see that a checkpoint is intact, all of it is read
         newest, _ = folders.newest_valid(run.output_dir)
         saved = f"go on from {newest} with --resume_from latest" if newest is not None else "nothing was saved"
         run.say(f"stopped at step {trainer.state.global_step:,}; {saved}")

@@ -82,7 +82,7 @@ def surroundings(run: Run) -> Iterator[None]:
             distributed.leave()
         except SaveError:
             raise
-        except OSError as error:  # what no stage has expected: a disk that fails under TensorBoard or the report
+        except OSError as error:  # what no stage has expected: a disk that fails under the report
             newest, _ = folders.newest_valid(run.output_dir)
             kept = f"{newest} is intact, go on with --resume_from latest" if newest else "nothing was saved, restart"
             raise SaveError(f"the system refused a file ({error}); {kept} once that is fixed") from error

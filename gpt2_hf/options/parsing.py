@@ -166,10 +166,11 @@ class Parser(argparse.ArgumentParser):
 
     def _unknown(self, token: str, tokens: Sequence[str]) -> NoReturn:
         if not token.startswith("-"):
-            options = [before for before in tokens[: tokens.index(token)] if before.startswith("-")]
-            if options and options[-1].lstrip("-").replace("-", "_") in DATA_FILES:
-                pattern = f"{options[-1]} 'data/*.txt'"
-                self.error(f"{options[-1]} takes one value, but {token!r} follows; quote a pattern: {pattern}")
+            last = len(tokens) - 1 - list(reversed(tokens)).index(token)
+            option = next((before.split("=")[0] for before in reversed(tokens[:last]) if before.startswith("-")), "")
+            if option.lstrip("-").replace("-", "_") in DATA_FILES:
+                pattern = f"{option} 'data/*.txt'"
+                self.error(f"{option} takes one value, but {token!r} follows; quote a pattern: {pattern}")
             self.error(f"unexpected argument {token!r}; options begin with --")
         self.error(f"unknown option {token.split('=')[0]}{self.suggestion(token)}")
 

@@ -300,8 +300,8 @@ class GPT2HFTrainingArguments(TrainingArguments):
             )
         if (folder := _unexpanded(str(self.output_dir))) is not None:
             raise UserError(
-                f"--output_dir: there is no folder {folder}; write the path itself: variables are not expanded in "
-                "config files, only by the shell on the command line"
+                f"--output_dir: there is no folder {folder}, and variables are not expanded here; write the path "
+                "itself, or make the folder first"
             )
 
     def _check_engine(self) -> None:
@@ -440,7 +440,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
 
 
 def _refuse(args: TrainingArguments, without_effect: dict[str, str]) -> None:
-    defaults = {entry.name: entry.default for entry in fields(args) if entry.default is not MISSING}
+    defaults = {entry.name: entry.default for entry in fields(GPT2HFTrainingArguments) if entry.default is not MISSING}
     for name, remedy in without_effect.items():
         value, default = getattr(args, name, None), defaults.get(name)
         # What is off by default may have been settled to another kind of off since.

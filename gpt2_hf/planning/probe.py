@@ -362,7 +362,7 @@ def measure(
     step_seconds = args.gradient_accumulation_steps * batch_seconds + statistics.median(times.optimizer)
     mean_tokens = float(train_samples.epoch_lengths.sum(dtype=np.int64)) / len(batches.rows)
     tokens_per_second = args.gradient_accumulation_steps * mean_tokens / step_seconds
-    peak_speed = trainer.peak_tokens_per_second
+    peak_speed = trainer.speed.peak  # of the whole text; the trainer's is a part of it now
     test = data.samples.get("test")
     return Measurement(
         step_seconds=step_seconds,

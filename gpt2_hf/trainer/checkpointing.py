@@ -80,6 +80,10 @@ class CheckpointingTrainer(Trainer):
     def load_process_state(self, state: dict[str, Any]) -> None:
         """Take over what `process_state` gave; that of the first process if their number has changed."""
 
+    def unwrapped_model(self) -> Any:
+        """The model without copies for several devices, and not in its compiled form."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
     # ---- saving ----
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -206,7 +210,7 @@ class CheckpointingTrainer(Trainer):
         output_dir = output_dir if output_dir is not None else str(self.args.output_dir)
         if not self.args.should_save:
             return
-        unwrapped = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        unwrapped = self.unwrapped_model()
         if self.is_fsdp_enabled:
             unwrapped = plain_twin(unwrapped)
         if hasattr(unwrapped, "save_pretrained"):
@@ -234,7 +238,7 @@ class CheckpointingTrainer(Trainer):
         """Those in training, whole; `None` if they are the model's. Every process must ask."""
         if self.average is None or not self.average.num_updates:
             return None
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model = self.unwrapped_model()
         reshard(model)
         trained = {name: each.detach() for name, each in model.named_parameters() if each.requires_grad}
         weights: dict[str, Any] = whole(trained, keep=self.args.should_save)
@@ -399,7 +403,7 @@ class CheckpointingTrainer(Trainer):
         state = load_state(path)
         if self.average is not None:
             self.average.begin(state["num_updates"])
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model = self.unwrapped_model()
         parameters = dict(model.named_parameters())
         with torch.no_grad():
             for name, weight in state["weights"].items():

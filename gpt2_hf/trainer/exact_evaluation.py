@@ -110,8 +110,8 @@ class ExactEvaluationTrainer(LossTrainer):
     @property
     def _keeps_losses(self) -> bool:
         """Whether somebody looks at the loss of each batch: the user's metrics, or a subclass's `prediction_step`."""
-        is_overridden = type(self).prediction_step is not ExactEvaluationTrainer.prediction_step
-        return is_overridden or "loss" in self.args.include_for_metrics
+        is_own = type(self).prediction_step is ExactEvaluationTrainer.prediction_step
+        return "prediction_step" in vars(self) or not is_own or "loss" in self.args.include_for_metrics
 
     # ---- the split ----
 
@@ -122,7 +122,9 @@ class ExactEvaluationTrainer(LossTrainer):
         if not isinstance(eval_dataset, str) and dataset is not self._loaded_split:
             # With persistent workers the base class would give the loader of the split before.
             if hasattr(self, "_eval_dataloaders"):
-                self._eval_dataloaders.pop("eval", None)
+                loader = self._eval_dataloaders.pop("eval", None)
+                # accelerate holds what it has prepared, and so its workers
+                self.accelerator._dataloaders = [each for each in self.accelerator._dataloaders if each is not loader]
             self._loaded_split = dataset
         with self._each_once(dataset, gathers=self.compute_metrics is not None or self._keeps_losses):
             return shield_workers(super().get_eval_dataloader(eval_dataset))

@@ -120,16 +120,13 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             args, data_collator, train_dataset, eval_dataset, given, optimizers, self, has_job=job is not None
         )
         self.non_finite_guard = NonFiniteGuard()
-        remaining_work = _asking(self, lambda trainer: trainer.remaining_work())
+        remaining_work = _Asking(self, "remaining_work")
         self.time_budget = TimeBudgetCallback(args.max_training_hours, self.watch, remaining_work)
         self.cadence = CadenceCallback(args.marks_epochs)
         stop = StopCallback(self.time_budget, self.job.signals, self.job.folder_is_lost)
         own_callbacks = [self.cadence, self.time_budget, stop, self.non_finite_guard, StorableStateCallback(), *given]
         if args.ema_decay is not None:
-            model_of = _asking(
-                self, lambda trainer: trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-            )
-            self.average = WeightAverage(args.ema_decay, model_of)
+            self.average = WeightAverage(args.ema_decay, _Asking(self, "unwrapped_model"))
             # first, so that all others find the average in the model when the training is over
             own_callbacks.insert(0, self.average)
         if args.early_stopping_patience is not None:
@@ -490,7 +487,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             return
         # each token changes the shapes
         with suit_changing_shapes(self.args.device.type), self.averaged_weights():
-            text = write_sample(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
+            text = write_sample(self.unwrapped_model())
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TerminalCallback | ContinuousTensorBoardCallback):
                 callback.on_sample(self.state, text)
@@ -546,14 +543,24 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         super().load_process_state(state)
 
 
-def _asking(trainer: GPT2HFTrainer, question: Callable[[Any], Any]) -> Callable[[], Any]:
-    """A function that asks a Trainer for something, and does not hold it.
+class _Asking:
+    """Calls a method of a Trainer, without arguments, and does not hold the Trainer.
 
     Its callbacks would hold it otherwise: after `del trainer` its model would stay on the device, until Python looks
     for cycles, as transformers' Trainer does not.
     """
-    reference = weakref.ref(trainer)
-    return lambda: question(reference())
+
+    def __init__(self, trainer: GPT2HFTrainer, method: str):
+        self._trainer, self._method = weakref.ref(trainer), method
+
+    def __call__(self) -> Any:
+        return getattr(self._trainer(), self._method)()
+
+    def __getstate__(self) -> tuple[Any, str]:
+        return self._trainer(), self._method  # a copy of the Trainer asks the copy
+
+    def __setstate__(self, state: tuple[Any, str]) -> None:
+        self._trainer, self._method = weakref.ref(state[0]), state[1]
 
 
 def _objective(metrics: dict[str, float]) -> float:

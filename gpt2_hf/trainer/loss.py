@@ -66,7 +66,7 @@ class LossTrainer(CheckpointingTrainer):
     @property
     def plain_model(self) -> nn.Module:
         """The model without what was put around it: compilation, copies for several devices, an adapter."""
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model = self.unwrapped_model()
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     @property
@@ -77,7 +77,7 @@ class LossTrainer(CheckpointingTrainer):
     @property
     def scores_first_token(self) -> bool:
         """Whether the first token of a row is scored too, since an adapter puts embeddings before it."""
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model = self.unwrapped_model()
         adapter = getattr(model, "active_peft_config", None)
         return getattr(adapter, "peft_type", None) in _WITH_EMBEDDINGS_BEFORE
 

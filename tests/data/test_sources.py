@@ -547,7 +547,7 @@ def test_broken_json_line(tmp_path):
         ('["a", "b"]', 'element 0 is str, not an object; write objects, such as {"text": "..."}'),
         ('"a"\n"b"\n', 'line 1 holds str, not an object; each line must be one JSON object, such as {"text": "..."}'),
         *(
-            (columns, f"{place}choose another column, or write a text a row, in pandas with {TO_JSON}")
+            (columns, f"{place}choose another column, or write one text per row, in pandas with {TO_JSON}")
             for columns, place in (
                 ('{"text": ["a", "b"]}\n', "column 'text' holds list, not text, in line 1; "),
                 ('{"text": {"0": "a", "1": "b"}}', "column 'text' holds dict, not text, in line 1; "),

@@ -16,7 +16,7 @@ from transformers import IntervalStrategy
 from gpt2_hf import GPT2HFTrainer
 from gpt2_hf.__main__ import main
 from gpt2_hf.checkpoints.folders import list_checkpoints, read_names, step_of
-from gpt2_hf.data import DocumentSamples, FlatteningCollator
+from gpt2_hf.data import DocumentSamples, FlatteningCollator, Samples
 from gpt2_hf.data.sampling import FILLER
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 from gpt2_hf.planning.plan import Plan, list_events, make_schedule, schedule_warning
@@ -306,6 +306,17 @@ def test_every_mode_is_planned_and_nothing_is_written(plan_of, capsys, mode):
     for word in words:
         assert word in out, word
     assert made.measured.step_seconds > 0 and made.measured.evaluation_seconds > 0 and made.activation_bytes > 0
+
+
+def test_the_share_of_the_peak_is_that_of_the_whole_text(plan_of, monkeypatch):
+    """The probe trains on a part of it, whose lengths the Trainer does not know."""
+
+    def peak(args, model, samples, teachers):
+        return 1e6 if isinstance(samples, Samples) else 2e6
+
+    monkeypatch.setattr("gpt2_hf.trainer.gpt2_trainer.peak_tokens_per_second", peak)
+    measured = plan_of().measured
+    assert measured.share_of_peak == pytest.approx(measured.tokens_per_second / 1e6)
 
 
 def test_a_machine_that_is_too_small_is_not_probed(plan_of, capsys, monkeypatch):

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import gc
 import math
+import pickle
 import weakref
 from collections import Counter as Counted
 
@@ -31,7 +32,7 @@ from gpt2_hf.errors import UserError
 from gpt2_hf.options.training_arguments import with_own_fields
 from gpt2_hf.trainer.callbacks import ContinuousTensorBoardCallback
 from gpt2_hf.trainer.callbacks import ProgressCallback as TerminalCallback
-from gpt2_hf.trainer.gpt2_trainer import _objective
+from gpt2_hf.trainer.gpt2_trainer import _Asking, _objective
 
 from .. import pretended_training
 from .helpers import BLOCKS, COLLATORS, assert_exact, logged, make_model, make_trainer, settings, true_loss
@@ -121,6 +122,24 @@ def test_only_a_lower_loss_is_a_new_best(tmp_path, loss, is_best):
     trainer.state.best_metric = 3.0
     assert trainer._determine_best_metric({"eval_loss": loss}, None) == is_best
     assert trainer.control.should_save == is_best
+
+
+class Answers:
+    """What a callback asks, in place of a Trainer."""
+
+    def __init__(self):
+        self.asking, self.number = _Asking(self, "answer"), 1
+
+    def answer(self):
+        return self.number
+
+
+def test_a_copy_of_a_trainer_asks_the_copy():
+    """Also one that was sent to another process, as Ray's search does."""
+    first = Answers()
+    for other in (copy.deepcopy(first), pickle.loads(pickle.dumps(first))):
+        other.number = 2
+        assert (first.asking(), other.asking()) == (1, 2)
 
 
 def test_no_arguments(tmp_path, monkeypatch):

@@ -85,6 +85,25 @@ def test_a_full_disk_costs_the_curves_alone(tmp_path, monkeypatch, capsys, secon
     assert capsys.readouterr().err.count("curves cannot be written") == 1
 
 
+def test_what_a_resumed_run_makes_again_is_purged_after_a_full_disk_too(tmp_path, monkeypatch):
+    """The first file that can be written says from which step on earlier points do not count."""
+    write(tmp_path, [(step, {"loss": 9.0}) for step in range(1, 7)])
+    flush = event_file_writer.EventFileWriter.flush
+    calls = []
+
+    def refuse_once(writer):
+        calls.append(writer)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(writer)
+
+    monkeypatch.setattr(event_file_writer.EventFileWriter, "flush", refuse_once)
+    monkeypatch.setattr(tensorboard, "_RETRY_SECONDS", 0.0)
+    write(tmp_path, [(4, {"loss": 2.0}), (5, {"loss": 1.0})], TrainerState(global_step=3))
+    curve = values_of(tmp_path / "runs" / tmp_path.name, "train/loss")
+    assert curve[3] == 9.0 and curve[5] == 1.0 and 6 not in curve and curve.get(4) != 9.0
+
+
 @pytest.mark.parametrize("num_points", [5, 5000])
 def test_training_and_validation_are_true_in_one_chart(tmp_path, num_points):
     """One tag, a run for each; in a chart that is not smoothed, so that both end at what was measured."""

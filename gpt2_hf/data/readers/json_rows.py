@@ -43,7 +43,7 @@ def json_texts(file: TextFile, start: Place) -> Iterator[Row]:
         value = record.fields[file.column]
         if isinstance(value, dict | list):  # a file of columns, or a row with several texts
             problem = f": column {file.column!r} holds {type(value).__name__}, not text, in {record.where}"
-            remedy = f"choose another column, or write a text a row, in pandas with {_ROWS_FROM_PANDAS}"
+            remedy = f"choose another column, or write one text per row, in pandas with {_ROWS_FROM_PANDAS}"
             raise file.fail(problem, remedy)
         yield checked(file, value, record)
 

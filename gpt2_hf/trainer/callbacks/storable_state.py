@@ -21,6 +21,11 @@ class StorableStateCallback(TrainerCallback):
     def __init__(self) -> None:
         self._seen: set[str] = set()
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._seen.clear()
+
     def on_optimizer_step(
         self,
         args: TrainingArguments,
@@ -40,7 +45,6 @@ class StorableStateCallback(TrainerCallback):
     def _look(self, name: str, keeper: Any) -> None:
         if name in self._seen:
             return
-        self._seen.add(name)
         try:
             check_storable(keeper.state_dict())
         except TypeError as error:
@@ -48,3 +52,4 @@ class StorableStateCallback(TrainerCallback):
                 f"what this {name} keeps cannot be saved ({error}); take another one, such as --optim adamw_torch "
                 "with --lr_scheduler_type cosine"
             ) from error
+        self._seen.add(name)

@@ -91,7 +91,7 @@ class ContinuousTensorBoardCallback(TensorBoardCallback):
         self.texts = texts or {}
         self._folder_of_all = self.logging_dir  # of the environment: TENSORBOARD_LOGGING_DIR
         self._validation_writer: SummaryWriter | None = None
-        self._purge_step: int | None = None
+        self._purge_steps: dict[str, int] = {}  # of each folder, until something is written there
         self._trial = ""
         self._has_warned = False
         self._refused_at: float | None = None
@@ -103,7 +103,11 @@ class ContinuousTensorBoardCallback(TensorBoardCallback):
             yield
         except OSError as error:
             # A writer's thread has died of it, and would say so at each further call.
-            self.tb_writer = self._validation_writer = self._purge_step = None
+            for writer in (self.tb_writer, self._validation_writer):
+                with contextlib.suppress(OSError):
+                    if writer is not None:
+                        writer.close()
+            self.tb_writer = self._validation_writer = None
             self._refused_at = time.monotonic()
             if not self._has_warned:
                 self._has_warned = True
@@ -131,12 +135,13 @@ class ContinuousTensorBoardCallback(TensorBoardCallback):
         if not state.is_world_process_zero:
             return
         if self.tb_writer is None:
-            self._purge_step = state.global_step + 1
+            self._purge_steps = dict.fromkeys(("", VALIDATION_FOLDER), state.global_step + 1)
             self._trial = state.trial_name or ""  # a search has a curve per trial
+        texts = {Path(name).stem: path.read_text(encoding="utf-8") for name, path in self.texts.items()}
         with self._writing():
             self._writer().add_custom_scalars(_LAYOUT)
-            for name, path in self.texts.items():
-                self._writer().add_text(Path(name).stem, _as_code(path.read_text(encoding="utf-8")), state.global_step)
+            for name, text in texts.items():
+                self._writer().add_text(name, _as_code(text), state.global_step)
 
     def on_log(
         self,
@@ -162,8 +167,10 @@ class ContinuousTensorBoardCallback(TensorBoardCallback):
             if name in _VALIDATION_CURVES:
                 _write(self._writer_of_validation(), _VALIDATION_CURVES[name], value, step)
         self._writer().flush()
+        self._purge_steps.pop("", None)
         if _VALIDATION_CURVES.keys() & logs.keys():
             self._writer_of_validation().flush()
+            self._purge_steps.pop(VALIDATION_FOLDER, None)
 
     def on_sample(self, state: TrainerState, text: str) -> None:
         """Show a text that the model has just written."""
@@ -179,7 +186,8 @@ class ContinuousTensorBoardCallback(TensorBoardCallback):
             for writer in (self.tb_writer, self._validation_writer):
                 if writer is not None:
                     writer.close()
-        self.tb_writer = self._validation_writer = self._purge_step = None
+        self.tb_writer = self._validation_writer = None
+        self._purge_steps = {}
         self._trial = ""
 
     def on_train_end(
@@ -199,7 +207,7 @@ class ContinuousTensorBoardCallback(TensorBoardCallback):
 
     def _new_writer(self, folder: str = "") -> SummaryWriter:
         path = Path(str(self.logging_dir), self._trial, folder)
-        return SummaryWriter(str(path), purge_step=self._purge_step, filename_suffix=EVENT_FILE_SUFFIX)
+        return SummaryWriter(str(path), purge_step=self._purge_steps.get(folder), filename_suffix=EVENT_FILE_SUFFIX)
 
 
 def tag_of(name: str) -> str | None:
