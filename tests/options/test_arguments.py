@@ -66,7 +66,7 @@ def test_variables_in_the_output_folder(tmp_path, key, name):
     with pytest.raises(UserError) as caught:
         parse(TYPES, [], str(config))
     assert str(caught.value).startswith(
-        f"--{key}: there is no folder {name}; write the path itself: variables are not"
+        f"--{key}: there is no folder {name}, and variables are not expanded here; write the path"
     )
     (tmp_path / name).mkdir()
     assert parse(TYPES, [], str(config)).values[2].output_dir == f"{tmp_path}/{name}/run"
