@@ -17,7 +17,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
 )
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy
-from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
@@ -41,9 +40,7 @@ def check_engine(accelerator: Accelerator, wanted: bool) -> None:
         return
     if plugin.fsdp_version != 2:
         raise UserError("FSDP version 1 is not supported; set fsdp_version: 2 (examples/accelerate/fsdp2.yaml)")
-    if not hasattr(FSDPState, "_force_complete_incomplete_states"):
-        # accelerate puts the head, which the chunked loss never calls, into one group with the embeddings; an older
-        # torch then takes the group for gathered after an evaluation, and the next step fails.
+    if not _completes_groups():
         raise UserError(
             f"FSDP needs torch 2.13 or newer here, this is {torch.__version__}; update it, or leave it out"
         )
@@ -66,6 +63,17 @@ def check_engine(accelerator: Accelerator, wanted: bool) -> None:
         plugin.mixed_precision_policy = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=None
         )
+
+
+def _completes_groups() -> bool:
+    """Whether torch's FSDP2 knows a group to be done with of which a module was never called.
+
+    accelerate puts the head, which the chunked loss reads and does not call, into one group with the embeddings. An
+    older torch takes the group for gathered after an evaluation, and the next step fails.
+    """
+    from torch.distributed.fsdp._fully_shard import _fsdp_state  # private, and so looked at where it is needed
+
+    return hasattr(_fsdp_state.FSDPState, "_force_complete_incomplete_states")
 
 
 def whole_weights(model: nn.Module) -> dict[str, torch.Tensor]:

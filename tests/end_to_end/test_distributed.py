@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.distributed.fsdp import CPUOffloadPolicy
+from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
 from transformers import TrainingArguments
 
 from gpt2_hf.__main__ import main
-from gpt2_hf.checkpoints import folders, sharding
+from gpt2_hf.checkpoints import folders
 from gpt2_hf.checkpoints.sharding import check_engine
 from gpt2_hf.checkpoints.state_files import load_state
 from gpt2_hf.errors import UserError
@@ -218,7 +219,7 @@ def test_what_would_be_unsafe_or_inexact_is_refused(setting, value, message):
 
 def test_an_older_torch_is_refused_for_fsdp(monkeypatch):
     """It loses track of a group with a head that is never called, as soon as a step follows an evaluation."""
-    monkeypatch.delattr(sharding.FSDPState, "_force_complete_incomplete_states")
+    monkeypatch.delattr(FSDPState, "_force_complete_incomplete_states")
     plugin = SimpleNamespace(fsdp_version=2)
     with pytest.raises(UserError, match=r"FSDP needs torch 2\.13 or newer here"):
         check_engine(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin), mixed_precision="no"), wanted=True)
