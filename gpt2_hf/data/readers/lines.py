@@ -82,7 +82,8 @@ def nul_byte(file: TextFile, raw: bytes, place: Place) -> UserError:
     at = raw.index(b"\0")
     line = place.line + raw.count(b"\n", 0, at) + 1
     problem = f" holds a NUL byte at byte {place.offset + at}, line {line}: it is no text, or UTF-16"
-    is_wide = raw.count(b"\0") > len(raw) // 4  # UTF-16 of Latin letters has one in two
+    has_mark = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    is_wide = has_mark or raw.count(b"\0") > len(raw) // 4  # UTF-16 of Latin letters has one in two
     return file.fail(problem, to_utf8(codecs.BOM_UTF16) if is_wide else "remove the byte")
 
 

@@ -106,7 +106,7 @@ class ContinuousTensorBoardCallback(TensorBoardCallback):
             for writer in (self.tb_writer, self._validation_writer):
                 with contextlib.suppress(OSError):
                     if writer is not None:
-                        writer.close()
+                        writer.file_writer.close()  # which ends its thread, whatever the disk says
             self.tb_writer = self._validation_writer = None
             self._refused_at = time.monotonic()
             if not self._has_warned:
