@@ -215,6 +215,10 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
                 auto = row[AUTO]
                 axis.plot(auto["parameters"] / 1e6, auto["loss"], "*", color=line.get_color(), markersize=14)
         axis.set(xscale="log", xlabel="parameters in use, millions", title=text)
+        least, most = axis.get_xlim()
+        axis.set_xticks([tick for tick in (0.5, 1, 2, 5, 10) if least <= tick <= most])
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("")
         axis.legend(title="fixed sizes; star: auto", fontsize=8, title_fontsize=8)
     axes[0][0].set_ylabel("validation loss, nats per token")
     figure.savefig(path, dpi=110)
