@@ -105,8 +105,8 @@ def test_perplexity_has_a_logarithmic_axis(tmp_path, monkeypatch):
 
 def test_a_resumed_run_is_marked(finished_run, train_tiny, tmp_path, monkeypatch):
     """A real run that went on from step 25 is marked there, and its hours go on."""
-    # this process is older than the one that the run was begun in; a new one would not be
-    monkeypatch.setattr(Stopwatch, "elapsed", property(lambda watch: time.monotonic() - watch._started))
+    # This process is older than the one that the run was begun in; a new one would not be, and would log soon.
+    monkeypatch.setattr(Stopwatch, "elapsed", property(lambda watch: (time.monotonic() - watch._started) / 100))
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     assert train_tiny(run, "--resume_from", "latest", "--max_epochs", "2") == 0
