@@ -27,6 +27,11 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def has_utf16_mark(raw: bytes) -> bool:
+    """Whether a file that begins so says that it is UTF-16."""
+    return raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+
+
 def to_utf8(raw: bytes) -> str:
     """How to convert a file that is not UTF-8, for the end of an error.
 
@@ -36,7 +41,7 @@ def to_utf8(raw: bytes) -> str:
     >>> to_utf8("a".encode("utf-16"))
     'convert it with iconv -f UTF-16 -t UTF-8 FILE > NEW'
     """
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if has_utf16_mark(raw):
         return "convert it with iconv -f UTF-16 -t UTF-8 FILE > NEW"
     return "convert it with iconv -f LATIN1 -t UTF-8 FILE > NEW (LATIN1 or what it is in)"
 

@@ -400,7 +400,6 @@ class _Meter:
             if probe.generous_peak_bytes(args, model, batches) > device_memory(args.device):
                 return None
         parameters = model.num_parameters() - tied * size.d_model
-        free_unused(args.device)  # the size before
         try:
             most = min(_MEASURE_SHARE * budget, _MEASURE_SECONDS)
             seconds = probe.quick_step_seconds(args, model, self.data, _MEASURE_STEPS, most)

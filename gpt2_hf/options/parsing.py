@@ -381,27 +381,28 @@ def _check_pointless(merged: dict[str, Any], command_line: dict[str, Any]) -> No
 def _check_acting(value: Any, command_line: dict[str, Any]) -> None:
     """Refuse an option of the command line that does nothing under the value that another option has."""
     for name, (other, acting) in _ACTS_WITH.items():
-        if name in command_line and hasattr(value, other) and getattr(value, other) not in acting:
-            setting = getattr(value, other)
-            raise UserError(
-                f"--{name} has no effect with --{other} {getattr(setting, 'value', setting)}; leave it out"
-            )
+        if name in command_line and hasattr(value, other) and _setting(value, other) not in acting:
+            raise UserError(f"--{name} has no effect with --{other} {_setting(value, other)}; leave it out")
     for name, other in _ACTS_BESIDE.items():
         if name in command_line and hasattr(value, other) and not getattr(value, other):
             raise UserError(f"--{name} has no effect without --{other}; leave it out")
     for name, remedy in _POINTLESS.items():
         if name in command_line and hasattr(value, name):
             raise UserError(f"--{name} has no effect: {remedy}")
-    optim = str(getattr(getattr(value, "optim", None), "value", getattr(value, "optim", None)))
+    optim = _setting(value, "optim")
     for name in ("adam_beta1", "adam_beta2", "adam_epsilon"):
         if name in command_line and optim in _WITHOUT_MOMENTS:
             raise UserError(f"--{name} has no effect with --optim {optim}; leave it out")
-    schedule = str(
-        getattr(getattr(value, "lr_scheduler_type", None), "value", getattr(value, "lr_scheduler_type", ""))
-    )
+    schedule = _setting(value, "lr_scheduler_type")
     if "warmup_steps" in command_line and schedule in ("constant", "greedy"):
         remedy = "constant_with_warmup has one" if schedule == "constant" else "leave it out"
         raise UserError(f"--warmup_steps has no effect with --lr_scheduler_type {schedule}; {remedy}")
+
+
+def _setting(value: Any, name: str) -> Any:
+    """An option's value, of an enumeration the text that stands for it; `None` without such an option."""
+    setting = getattr(value, name, None)
+    return getattr(setting, "value", setting)
 
 
 def _build(dataclass_type: type, merged: dict[str, Any]) -> Any:

@@ -122,7 +122,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         self.non_finite_guard = NonFiniteGuard()
         remaining_work = _Asking(self, "remaining_work")
         self.time_budget = TimeBudgetCallback(args.max_training_hours, self.watch, remaining_work)
-        self.cadence = CadenceCallback(args.marks_epochs)
+        self.cadence = CadenceCallback()
         stop = StopCallback(self.time_budget, self.job.signals, self.job.folder_is_lost)
         own_callbacks = [self.cadence, self.time_budget, stop, self.non_finite_guard, StorableStateCallback(), *given]
         if args.ema_decay is not None:

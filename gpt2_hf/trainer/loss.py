@@ -10,6 +10,7 @@ What differs from the base class:
   - a loss of the user's own (`compute_loss` of a subclass, `compute_loss_func`) gets the logits it may ask for.
 """
 
+import inspect
 import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,12 +22,6 @@ from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..model.packing import without_first_tokens
 from .checkpointing import CheckpointingTrainer
 from .distillation import Distillation
-
-# What this package's model takes beside the parameters that its `forward` names.
-_FURTHER_COLUMNS = (
-    *("shift_labels", "document_lengths"),
-    *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"),
-)
 
 # Adapters of peft that put embeddings of their own before a row, from which its first token is predicted.
 _WITH_EMBEDDINGS_BEFORE = ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING")
@@ -92,10 +87,11 @@ class LossTrainer(CheckpointingTrainer):
         return self.compute_loss_func is not None or self.overrides_loss
 
     def _set_signature_columns_if_needed(self) -> None:
-        # The base class would drop columns of the user's that the model takes by keyword alone.
+        # The base class would drop columns of the user's that the model takes by keyword, for itself or its blocks.
         super()._set_signature_columns_if_needed()
-        if self.is_own_model:
-            self._signature_columns = list({*self._signature_columns, *_FURTHER_COLUMNS})
+        if isinstance(model := self.plain_model, GPT2HFForCausalLM):
+            of_blocks = inspect.signature(model.transformer.forward).parameters
+            self._signature_columns = list({*self._signature_columns, *of_blocks, "shift_labels"})
 
     def compute_loss(
         self,

@@ -11,6 +11,7 @@ import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from gpt2_hf.errors import TrainingDivergedError
+from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 from gpt2_hf.runtime import stopwatch
 from gpt2_hf.runtime.stop_signals import SignalWatch
 from gpt2_hf.runtime.stopwatch import Stopwatch
@@ -29,7 +30,7 @@ from gpt2_hf.trainer.schedule import CosineByTime
 
 @pytest.fixture
 def args(tmp_path):
-    return TrainingArguments(
+    return GPT2HFTrainingArguments(
         str(tmp_path), eval_strategy="steps", save_strategy="steps", metric_for_best_model="loss", use_cpu=True
     )
 

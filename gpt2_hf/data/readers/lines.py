@@ -8,7 +8,7 @@ import io
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from ...errors import UserError, to_utf8
+from ...errors import UserError, has_utf16_mark, to_utf8
 from .text_files import MAX_ROW_CHARACTERS, Place, TextFile
 
 # A line of a file with columns may hold more than its text: an image, say.
@@ -82,8 +82,7 @@ def nul_byte(file: TextFile, raw: bytes, place: Place) -> UserError:
     at = raw.index(b"\0")
     line = place.line + raw.count(b"\n", 0, at) + 1
     problem = f" holds a NUL byte at byte {place.offset + at}, line {line}: it is no text, or UTF-16"
-    has_mark = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    is_wide = has_mark or raw.count(b"\0") > len(raw) // 4  # UTF-16 of Latin letters has one in two
+    is_wide = has_utf16_mark(raw) or raw.count(b"\0") > len(raw) // 4  # UTF-16 of Latin letters has one in two
     return file.fail(problem, to_utf8(codecs.BOM_UTF16) if is_wide else "remove the byte")
 
 

@@ -16,13 +16,9 @@ class CadenceCallback(TrainerCallback):
 
     Attributes:
         has_epochs: whether the training data have an end.
-        marks_epochs: whether step strategies act at the end of an epoch too.
     """
 
     has_epochs = True
-
-    def __init__(self, marks_epochs: bool = True):
-        self.marks_epochs = marks_epochs
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -32,7 +28,7 @@ class CadenceCallback(TrainerCallback):
             # Streamed text has no epochs; the Trainer would count from 0 again after each resume.
             state.epoch = state.global_step / state.max_steps
         at_epoch = ends_epoch(state)
-        in_between = at_epoch and self.marks_epochs
+        in_between = at_epoch and args.marks_epochs
         if args.eval_strategy == IntervalStrategy.STEPS:
             control.should_evaluate |= (is_last or in_between) and state.global_step >= args.eval_delay
         elif args.eval_strategy == IntervalStrategy.EPOCH:

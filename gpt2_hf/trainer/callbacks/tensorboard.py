@@ -93,7 +93,6 @@ class ContinuousTensorBoardCallback(TensorBoardCallback):
         self._validation_writer: SummaryWriter | None = None
         self._purge_steps: dict[str, int] = {}  # of each folder, until something is written there
         self._trial = ""
-        self._has_warned = False
         self._refused_at: float | None = None
 
     @contextlib.contextmanager
@@ -108,9 +107,8 @@ class ContinuousTensorBoardCallback(TensorBoardCallback):
                     if writer is not None:
                         writer.file_writer.close()  # which ends its thread, whatever the disk says
             self.tb_writer = self._validation_writer = None
-            self._refused_at = time.monotonic()
-            if not self._has_warned:
-                self._has_warned = True
+            is_first, self._refused_at = self._refused_at is None, time.monotonic()
+            if is_first:
                 print(
                     f"warning: curves cannot be written to {self.logging_dir} ({error}); training continues, and "
                     "the curves continue when there is room again",
