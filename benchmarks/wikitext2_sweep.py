@@ -78,6 +78,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+def variants_of(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Those that a config can have: what is multiplied has to be stated."""
+    multiplied = {n: [k for k, value in v.items() if isinstance(value, Times)] for n, v in VARIANTS.items()}
+    return {name: variant for name, variant in VARIANTS.items() if all(k in config for k in multiplied[name])}
+
+
 def options_of(config: dict[str, Any], variant: dict[str, Any]) -> dict[str, Any]:
     """The options that a variant gives to `run_clm.py`."""
     return {
@@ -96,12 +102,22 @@ class Sweep:
 
     def __init__(self, arguments: argparse.Namespace):
         self.arguments = arguments
+        self.settings = {
+            "config": arguments.config,
+            "recipe": arguments.recipe,
+            "dataset": [arguments.dataset_name, arguments.dataset_config_name],
+            "options": arguments.options,
+            "stride": arguments.stride,
+        }
         self.deadline = time.monotonic() + 60 * arguments.minutes
         self.longest = 0.0  # run of this call, seconds
         self.output = Path(arguments.output_file)
         self.results: dict[str, dict[str, Any]] = {}
         if self.output.is_file():
-            self.results = json.loads(self.output.read_text(encoding="utf-8"))["runs"]
+            before = json.loads(self.output.read_text(encoding="utf-8"))
+            self.results = before.pop("runs")
+            if before != self.settings:
+                sys.exit(f"{self.output} holds the runs of another recipe or text; give another --output_file")
         self.environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TOKENIZERS_PARALLELISM": "false"}
 
     def seconds_left(self) -> float:
@@ -197,7 +213,7 @@ class Sweep:
 
     def document(self) -> dict[str, Any]:
         """Everything that is known."""
-        return {"config": self.arguments.config, "stride": self.arguments.stride, "runs": self.results}
+        return {**self.settings, "runs": self.results}
 
 
 def line_of(name: str, result: dict[str, Any]) -> str:
@@ -250,27 +266,27 @@ def parse_arguments() -> argparse.Namespace:
     cut = words.index("--") if "--" in words else len(words)
     arguments = parser.parse_args(words[:cut])
     arguments.options = words[cut + 1 :]
-    unknown = [name for name in arguments.variants or [] if name not in VARIANTS]
+    arguments.recipe = json.loads((REPOSITORY / arguments.config).read_text(encoding="utf-8"))
+    unknown = [name for name in arguments.variants or [] if name not in variants_of(arguments.recipe)]
     if unknown:
-        parser.error(f"no variant {unknown[0]!r}; --list shows them")
+        parser.error(f"no variant {unknown[0]!r} of this config; --list shows them")
     return arguments
 
 
 def main() -> None:
     """Run what there is time for, print a line each, and one JSON document."""
     arguments = parse_arguments()
-    config = json.loads((REPOSITORY / arguments.config).read_text(encoding="utf-8"))
+    variants = {name: options_of(arguments.recipe, each) for name, each in variants_of(arguments.recipe).items()}
     if arguments.list:
-        for name, variant in VARIANTS.items():
-            print(f"{name:28} {' '.join(command_line(options_of(config, variant)))}")
+        for name, options in variants.items():
+            print(f"{name:28} {' '.join(command_line(options))}")
         return
     sweep = Sweep(arguments)  # its clock runs
     install_wheels()
     if arguments.final:
         wanted = {f"final, seed {seed}": ({}, seed) for seed in arguments.seeds}
     else:
-        chosen = arguments.variants or list(VARIANTS)
-        wanted = {name: (options_of(config, VARIANTS[name]), arguments.seeds[0]) for name in chosen}
+        wanted = {name: (variants[name], arguments.seeds[0]) for name in arguments.variants or variants}
     missing = {name: run for name, run in wanted.items() if "problem" in sweep.results.get(name, {"problem": ""})}
     with ThreadPoolExecutor(arguments.parallel) as pool:
         futures = {pool.submit(sweep.run, options, seed): name for name, (options, seed) in missing.items()}

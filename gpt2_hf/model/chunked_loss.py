@@ -273,8 +273,9 @@ def _loss_and_gradients(
 
 
 # A name for each copy of this file: one that travels with a saved model may be loaded beside the package's own, and
-# torch takes the first operation away when a second one gets its name.
-_OPERATOR = f"gpt2_hf::chunked_cross_entropy_{__name__.replace('.', '_').replace('-', '_')}"
+# torch takes the first operation away when a second one gets its name. In hexadecimal, since the module of a copy is
+# named after its folder, and torch takes only ASCII letters, digits and _.
+_OPERATOR = f"gpt2_hf::chunked_cross_entropy_{__name__.encode().hex()}"
 
 
 @torch.library.custom_op(_OPERATOR, mutates_args=())

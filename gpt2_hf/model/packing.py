@@ -257,7 +257,7 @@ def lengths_of_documents(
 
 def without_first_tokens(labels: Tensor, cu_seq_lens: Tensor) -> Tensor:
     """Labels `[1, T]` that do not score the first token of a document, which does not continue the one before it."""
-    return labels.index_fill(1, cu_seq_lens[1:-1].long(), IGNORE_INDEX)
+    return labels.index_fill(1, cu_seq_lens[1:-1].to(labels.device, torch.long), IGNORE_INDEX)
 
 
 def _restarts(position_ids: Tensor, attention_mask: Tensor | None) -> bool:

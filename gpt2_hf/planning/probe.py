@@ -27,6 +27,7 @@ from torch.utils.data import Subset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..data import LoadedData, PaddingCollator, Samples, train_sampler
+from ..data.sampling import FILLER
 from ..errors import UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.training_arguments import GPT2HFTrainingArguments
@@ -111,7 +112,8 @@ def first_epoch(
     args: GPT2HFTrainingArguments, samples: Samples, padding: PaddingCollator | None, model: GPT2HFForCausalLM
 ) -> Batches:
     """The batches as the trainer will draw them, none of them read."""
-    return _batches(train_sampler(args, samples).order(), args.train_batch_size, samples, padding, model, args)
+    order, size = train_sampler(args, samples).order(), args.train_batch_size
+    return _batches(order, size, samples, padding, model, args, completed=len(order) > size)
 
 
 def _batches(
@@ -121,8 +123,10 @@ def _batches(
     padding: PaddingCollator | None,
     model: GPT2HFForCausalLM,
     args: GPT2HFTrainingArguments,
+    *,
+    completed: bool = False,
 ) -> Batches:
-    """Samples in an order, so many at a time."""
+    """Samples in an order, so many at a time; the last batch may be completed by `FILLER`."""
     starts = np.arange(0, len(order), batch_size)
     lengths, sizes = samples.lengths_of(order).astype(np.int64), np.diff(np.append(starts, len(order)))
     longest = np.maximum.reduceat(lengths, starts)
@@ -130,6 +134,8 @@ def _batches(
     if padding is not None:
         if padding.pad_to_length:
             longest = np.full_like(longest, padding.pad_to_length)
+        if completed:  # fillers are padded too
+            sizes = np.full_like(sizes, batch_size)
         positions = longest * sizes
     if padding is not None or _pads_to_the_longest(args, model):
         pairs = longest**2 * sizes
@@ -299,12 +305,14 @@ def make_probe_trainer(
     output_dir: str,
     teachers: Sequence[GPT2HFForCausalLM] = (),
 ) -> GPT2HFTrainer:
-    """The run's trainer, but it writes nothing where the run will, logs nothing, and never evaluates or saves."""
+    """The run's trainer, but it writes nothing where the run will, logs and uploads nothing, and never evaluates or saves."""
     probe_args = copy.copy(args)
     probe_args.output_dir = output_dir
     probe_args.distill_from = None  # they are given
     probe_args.report_to = []
     probe_args.eval_strategy = probe_args.save_strategy = probe_args.logging_strategy = "no"
+    probe_args.early_stopping_patience = None
+    probe_args.eval_on_start = probe_args.push_to_hub = False
     probe_args.max_training_hours = None
     probe_args.schedule_by_time = False
     probe_args.train_sampling_strategy = "sequential"
@@ -339,10 +347,12 @@ def measure(
     first = _FIRST_STEPS * accumulation
     largest = [batch for batch in batches.extremes for _ in range(accumulation)]
     chosen = [*chosen[:first], *largest, *chosen[first:]]
+    size = trainer.args.train_batch_size
+    rows = [number for batch in chosen for number in completed_by_fillers(batches.rows[batch], size)]
     untimed = _FIRST_STEPS + len(batches.extremes)
     trainer.args.max_steps = untimed + _MAX_STEPS
     train_samples = data.samples["train"]
-    trainer.train_dataset = Subset(train_samples, [int(row) for batch in chosen for row in batches.rows[batch]])
+    trainer.train_dataset = Subset(train_samples, rows)
     times = _StepTimes(untimed)
     trainer.add_callback(times)
     with _peak_memory(args.device) as peak:
@@ -412,6 +422,11 @@ def quick_step_seconds(
             if sum(times[2:]) > seconds:
                 break
     return statistics.median(times[2:])
+
+
+def completed_by_fillers(rows: np.ndarray, batch_size: int) -> list[int]:
+    """A batch as the run draws it: the last one of an epoch may have fewer samples."""
+    return [*rows.tolist(), *[FILLER] * (batch_size - len(rows))]
 
 
 def _representative(batches: Batches, count: int) -> list[int]:

@@ -1,6 +1,7 @@
 """Is the model and data hub there? Asked once, before any library starts its retries."""
 
 import functools
+import http.client
 import os
 import shlex
 import ssl
@@ -12,7 +13,7 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, constants, create_commit, upload_folder
 
-from ..errors import SaveError, first_line
+from ..errors import SaveError, UserError, first_line
 
 _PROBE_SECONDS = 10
 
@@ -96,6 +97,9 @@ def ensure_hub_or_offline() -> bool:
 
     Returns:
         Whether the hub answered.
+
+    Raises:
+        UserError: if HF_ENDPOINT is no address.
     """
     if constants.HF_HUB_OFFLINE:
         return False
@@ -103,7 +107,7 @@ def ensure_hub_or_offline() -> bool:
         urllib.request.urlopen(constants.ENDPOINT, timeout=_PROBE_SECONDS).close()
     except urllib.error.HTTPError:
         return True  # it answered, if only with an error
-    except OSError as error:
+    except (OSError, http.client.BadStatusLine) as error:
         # OpenSSL's certificates need not be those of the hub's own client, which decides (a proxy, macOS)
         if isinstance(getattr(error, "reason", error), ssl.SSLCertVerificationError):
             return True
@@ -112,4 +116,7 @@ def ensure_hub_or_offline() -> bool:
         constants.HF_HUB_OFFLINE = True
         datasets.config.HF_HUB_OFFLINE = True
         return False
+    except (ValueError, http.client.InvalidURL) as error:
+        problem = f"HF_ENDPOINT: {constants.ENDPOINT} is no address ({first_line(error)})"
+        raise UserError(f"{problem}; begin it with https://") from error
     return True

@@ -367,13 +367,14 @@ REMOTE_CODE = """
 """
 
 
-def test_loads_where_the_package_is_not_importable(tmp_path):
+@pytest.mark.parametrize("name", ["model", "my módel (2)"])
+def test_loads_where_the_package_is_not_importable(tmp_path, name):
     """With trust_remote_code every Auto class loads a saved model in a process that cannot import gpt2_hf."""
     model = make_model()
-    model.save_pretrained(tmp_path / "model")
+    model.save_pretrained(tmp_path / name)
     expected = model.generate(torch.arange(9)[None], max_new_tokens=5, do_sample=False)[0].tolist()
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(REMOTE_CODE), tmp_path / "model", tmp_path / "again"],
+        [sys.executable, "-c", textwrap.dedent(REMOTE_CODE), tmp_path / name, tmp_path / "again"],
         cwd=tmp_path,
         env={**os.environ, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -153,6 +153,7 @@ def test_every_variant_is_a_run_that_may_be(sweep):
     """Each one's options, with the shipped recipe, are accepted, and differ from it."""
     path = REPOSITORY / "training_args" / "wikitext2_best.json"
     config = read_json(path)
+    assert sweep.variants_of(config) == sweep.VARIANTS
     for name, variant in sweep.VARIANTS.items():
         options = sweep.options_of(config, variant)
         classes = (ModelArguments, DataArguments, GPT2HFTrainingArguments)
@@ -168,6 +169,29 @@ def test_a_multiple_is_of_what_the_config_says(sweep):
     options = sweep.options_of({"learning_rate": 2e-3, "batch": 16}, {"learning_rate": sweep.Times(0.5), "batch": 8})
     assert options == {"learning_rate": 1e-3, "batch": 8}
     assert sweep.options_of({"batch": 16}, {"batch": sweep.Times(0.5)}) == {"batch": 8}
+
+
+def test_every_config_has_its_variants(sweep, monkeypatch, capsys):
+    """A multiple of an option that the config does not state is no variant of it."""
+    monkeypatch.setattr(sys, "argv", ["sweep", "--config", "training_args/base.json", "--list"])
+    sweep.main()
+    listed = capsys.readouterr().out
+    assert "dropout 0.3" in listed and "batch * 2" not in listed
+
+
+def test_a_sweep_of_another_recipe_needs_a_file_of_its_own(sweep, monkeypatch, tmp_path):
+    """Its scores would be taken for those of this one."""
+    output = tmp_path / "out.json"
+    words = ["sweep", "--output_file", str(output), "--variants", "as it is"]
+    monkeypatch.setattr(sys, "argv", words)
+    first = sweep.Sweep(sweep.parse_arguments())
+    first.keep("as it is", {"seed": 1})
+    assert sweep.Sweep(sweep.parse_arguments()).results == {"as it is": {"seed": 1}}
+    for further in (["--config", "training_args/base.json"], ["--stride", "32"], ["--", "--dropout", "0"]):
+        monkeypatch.setattr(sys, "argv", [*words, *further])
+        with pytest.raises(SystemExit, match="give another --output_file"):
+            sweep.Sweep(sweep.parse_arguments())
+    assert json.loads(output.read_text())["runs"] == {"as it is": {"seed": 1}}
 
 
 @pytest.mark.slow

@@ -17,10 +17,9 @@ from gpt2_hf import GPT2HFTrainer
 from gpt2_hf.__main__ import main
 from gpt2_hf.checkpoints.folders import list_checkpoints, read_names, step_of
 from gpt2_hf.data import DocumentSamples, FlatteningCollator, Samples
-from gpt2_hf.data.sampling import FILLER
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 from gpt2_hf.planning.plan import Plan, list_events, make_schedule, schedule_warning
-from gpt2_hf.planning.probe import Measurement, checkpoint_bytes, first_epoch
+from gpt2_hf.planning.probe import Measurement, checkpoint_bytes, completed_by_fillers, first_epoch
 
 from ..conftest import REPOSITORY, read_json
 from ..data_fixtures import documents_of
@@ -275,8 +274,8 @@ def test_the_batches_of_the_plan_are_those_of_the_run(tmp_path, strategy):
     args = GPT2HFTrainingArguments(str(tmp_path), use_cpu=True, per_device_train_batch_size=4, **options)
     model = make_model()
     trainer = GPT2HFTrainer(model, args, FlatteningCollator(), samples)
-    drawn = [[row for row in batch if row != FILLER] for batch in trainer.get_train_dataloader().batch_sampler]
-    assert drawn == [rows.tolist() for rows in first_epoch(args, samples, None, model).rows]
+    drawn = list(trainer.get_train_dataloader().batch_sampler)
+    assert drawn == [completed_by_fillers(rows, 4) for rows in first_epoch(args, samples, None, model).rows]
 
 
 @pytest.fixture
@@ -306,6 +305,14 @@ def test_every_mode_is_planned_and_nothing_is_written(plan_of, capsys, mode):
     for word in words:
         assert word in out, word
     assert made.measured.step_seconds > 0 and made.measured.evaluation_seconds > 0 and made.activation_bytes > 0
+
+
+def test_options_of_the_run_that_a_probe_does_without(plan_of, monkeypatch):
+    """Early stopping, an evaluation at the start and an upload are no matter of a plan, and nothing is uploaded."""
+    monkeypatch.setattr("transformers.trainer.Trainer.init_hf_repo", lambda self, *args: pytest.fail("uploads"))
+    upload = ("--push_to_hub", "--hub_model_id", "someone/model")
+    made = plan_of("--early_stopping_patience", "2", "--eval_on_start", *upload)
+    assert made.measured.step_seconds > 0
 
 
 def test_the_share_of_the_peak_is_that_of_the_whole_text(plan_of, monkeypatch):

@@ -53,3 +53,18 @@ def test_activations_are_those_of_the_largest_batch(tmp_path, collator, dropout,
     real = [probe._saved_bytes(trainer, [samples[int(row)] for row in rows]) for rows in batches.rows]
     assert planned == pytest.approx(max(real), rel=0.15)
     assert real[batches.largest] == pytest.approx(max(real), rel=0.01)
+
+
+def test_the_last_batch_is_completed_as_in_the_run(tmp_path):
+    """It may have fewer samples and be the largest; fillers complete it, and padding makes them as long."""
+    samples = RandomSamples([*SHORT, *EVEN, 1000])
+    args = GPT2HFTrainingArguments(
+        str(tmp_path), use_cpu=True, per_device_train_batch_size=BATCH, train_sampling_strategy="sequential"
+    )
+    model = GPT2HFForCausalLM(GPT2HFConfig(vocab_size=200, n_embd=64, n_layer=2, n_head=4))
+    batches = probe.first_epoch(args, samples, PaddingCollator(0), model)
+    drawn = probe.completed_by_fillers(batches.rows[batches.largest], BATCH)
+    padded = PaddingCollator(0)([samples[number] for number in drawn])["input_ids"]
+    assert len(drawn) == BATCH and padded.numel() == batches.positions[batches.largest] == BATCH * 1000
+    alone = RandomSamples([1000])
+    assert probe.first_epoch(args, alone, PaddingCollator(0), model).positions.tolist() == [1000]

@@ -1,5 +1,6 @@
 """gpt2_hf.runtime.hub: an unreachable hub costs seconds, not minutes, and says what to do."""
 
+import http.client
 import os
 import shlex
 import socket
@@ -20,7 +21,7 @@ from huggingface_hub.cli import upload as cli_upload
 from huggingface_hub.cli.hf import app
 from huggingface_hub.utils import filter_repo_objects
 
-from gpt2_hf.errors import SaveError
+from gpt2_hf.errors import SaveError, UserError
 from gpt2_hf.runtime import hub
 from gpt2_hf.runtime.hub import ensure_hub_or_offline, is_hub_id, is_local_path, upload_model
 
@@ -67,6 +68,15 @@ def test_refused_connection(tmp_path):
     assert seconds < 30
 
 
+@pytest.mark.parametrize("endpoint", ["hub.invalid", "http://hub.invalid:port"])
+def test_an_endpoint_that_is_no_address(monkeypatch, endpoint):
+    """HF_ENDPOINT without a scheme or with a bad port is one line, not a traceback."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    with pytest.raises(UserError, match="HF_ENDPOINT: .* is no address .*; begin it with https://"):
+        ensure_hub_or_offline.__wrapped__()
+
+
 @pytest.mark.slow
 def test_answers_nothing(tmp_path):
     """A hub that accepts connections and never answers is given up within 30 s, after few connections."""
@@ -100,13 +110,14 @@ def test_answers_nothing(tmp_path):
         (ssl.SSLCertVerificationError(1, "self-signed certificate in certificate chain"), True),
         (ssl.SSLEOFError(8, "EOF occurred in violation of protocol"), False),
         (TimeoutError("timed out"), False),
+        (http.client.BadStatusLine("SSH-2.0"), False),
     ],
 )
 def test_a_certificate_that_cannot_be_verified_is_an_answer(monkeypatch, reason, answered):
     """Behind a proxy with certificates of its own the hub is there; its own client may know them."""
 
     def refuse(*args, **options):
-        raise urllib.error.URLError(reason)
+        raise reason if isinstance(reason, http.client.HTTPException) else urllib.error.URLError(reason)
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
