@@ -73,7 +73,7 @@ def test_an_endpoint_that_is_no_address(monkeypatch, endpoint):
     """HF_ENDPOINT without a scheme or with a bad port is one line, not a traceback."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    with pytest.raises(UserError, match="HF_ENDPOINT: .* is no address .*; begin it with https://"):
+    with pytest.raises(UserError, match=r"HF_ENDPOINT: .* is no address .*; begin it with https://"):
         ensure_hub_or_offline.__wrapped__()
 
 
