@@ -17,11 +17,13 @@ import pytest
 import torch
 
 from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM
+from gpt2_hf.data import DocumentSamples, PaddingCollator
 from gpt2_hf.options.arguments import DataArguments, ModelArguments
 from gpt2_hf.options.parsing import parse
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 
 from ..conftest import REPOSITORY, read_json
+from ..data_fixtures import documents_of
 
 
 def load_script(name):
@@ -124,6 +126,19 @@ def test_a_contestant_that_fails_is_left_out(throughput):
     with throughput.leaving_out(process, processes, failures):
         raise RuntimeError("traceback\nout of memory")
     assert processes == ["other"] and failures == {"stock": "out of memory"}
+
+
+def test_evaluations_go_on_when_the_text_ends(throughput, monkeypatch):
+    """A short text is scored again and again until the last turn is over."""
+    samples = DocumentSamples(documents_of([[1] * 9] * 3), 16)
+    monkeypatch.setitem(throughput.SIZES, "tiny", (16, 1, 2))
+    monkeypatch.setattr(throughput, "load_samples", lambda entry, who: (samples, PaddingCollator(0)))
+    orders, answers = iter([2] * 5 + [None]), []
+    pipe = SimpleNamespace(recv=lambda: next(orders), send=answers.append)
+    case = throughput.Case("any", (), "tiny", 2, length=16)
+    with pytest.raises(throughput.StopBenchmarkError):
+        throughput.train(throughput.Entry(case, "evaluated", "cpu", "any", None), throughput.Turns(pipe, "cpu"))
+    assert len(answers) == 5 and all(answer["tokens"] for answer in answers)
 
 
 def test_cases_that_are_done_are_not_run_again(throughput, tmp_path, monkeypatch):
