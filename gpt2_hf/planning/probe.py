@@ -305,7 +305,7 @@ def make_probe_trainer(
     output_dir: str,
     teachers: Sequence[GPT2HFForCausalLM] = (),
 ) -> GPT2HFTrainer:
-    """The run's trainer, but it writes nothing where the run will, uploads nothing, and never logs, evaluates or saves."""
+    """The run's trainer, but it writes nothing where the run will, uploads nothing, and only trains."""
     probe_args = copy.copy(args)
     probe_args.output_dir = output_dir
     probe_args.distill_from = None  # they are given
