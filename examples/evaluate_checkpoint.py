@@ -2,7 +2,8 @@
 
     python examples/evaluate_checkpoint.py runs/quickstart/best_model
 
-The text is scored line by line. By the protocol of the model's training, or with sliding windows, a command does it:
+The text is scored document by document (a line of a txt file). By the protocol of the model's training, or with
+sliding windows, a command does it:
 python -m gpt2_hf evaluate --model_path runs/quickstart/best_model --split validation
 """
 

@@ -2,8 +2,8 @@
 
     python examples/train_on_text.py README.md
 
-A document is what stands between blank lines. The same as a command, with every option at hand:
-python run_clm.py --config training_args/small.json --train_file book.txt --document_unit paragraph
+A document is what stands between blank lines. For a real run, half an hour with a size that suits the text:
+gpt2-hf train --size auto --max_training_hours 0.5 --train_file book.txt --document_unit paragraph
 """
 
 import argparse

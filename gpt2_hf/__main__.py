@@ -37,7 +37,8 @@ commands:
   report    draw a run again, or compare several in one picture
   tokenizer train a tokenizer on your own text
 
-gpt2-hf COMMAND --help lists the options of a command with their defaults.
+gpt2-hf COMMAND --help lists the options of a command with their defaults; of train and plan the common ones, and
+--help-all all of them.
 Options stand in a flat JSON file, on the command line, or both; the command line wins.
 gpt2-hf --version prints the version.
 

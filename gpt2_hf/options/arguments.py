@@ -73,7 +73,7 @@ class ModelArguments:
     size: Literal["auto"] | None = option(
         None,
         "auto: choose the size, and how it is trained, to suit the text, this machine and max_training_hours; "
-        "options that you set are kept.",
+        "options stated beside it, typed or in the same config file, are kept.",
     )
     d_model: int = option(768, "Width of the residual stream, in channels.")
     num_layers: int = option(12, "Number of transformer blocks.")
@@ -166,7 +166,9 @@ class DataArguments:
     max_train_samples: int | None = option(None, "Largest number of training samples to use.")
     max_eval_samples: int | None = option(None, "Largest number of samples to use of each evaluation split.")
     validation_split_percentage: float = option(
-        5.0, "Share of the training documents set aside if there is no validation split, in percent."
+        5.0,
+        "Share of the training documents set aside if there is no validation split, in percent; with streaming, of "
+        "the first 100,000.",
     )
     preprocessing_num_workers: int | None = option(None, "Threads that tokenise; one for each core when left out.")
     streaming: bool = option(

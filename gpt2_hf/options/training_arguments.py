@@ -166,15 +166,18 @@ class GPT2HFTrainingArguments(TrainingArguments):
     )
     logging_steps: float = option(100, "Steps between two logs; below 1, a share of all steps.")
     eval_strategy: IntervalStrategy | str = option("steps", "steps: every eval_steps and after each epoch; epoch; no.")
-    eval_steps: float | None = option(500, "Steps between two evaluations.", "eval_every")
+    eval_steps: float | None = option(
+        500, "Steps between two evaluations; below 1, a share of all steps.", "eval_every"
+    )
     do_predict: bool = option(True, "Score the test split when the run is over, if there is one.")
     save_strategy: SaveStrategy | str = option(
         "steps", "steps: every save_steps, after each epoch, at each best; epoch: after each, at each best; best; no."
     )
-    save_steps: float = option(1000, "Steps between two checkpoints.", "save_every")
+    save_steps: float = option(1000, "Steps between two checkpoints; below 1, a share of all steps.", "save_every")
     save_total_limit: int | None = option(
         3,
-        "Number of recent checkpoints to keep, besides those of epochs, the best and the time limit; none: keep all.",
+        "How many of the last checkpoints, of any kind, are kept; those of epoch ends, the best and the time limit "
+        "are kept in any case. none: keep all.",
     )
     dataloader_num_workers: int = option(0, "Processes that prepare batches.", "num_workers")
     sample_tokens: int = option(
@@ -188,7 +191,10 @@ class GPT2HFTrainingArguments(TrainingArguments):
     run_name: str | None = option(
         None, "What the run is called in TensorBoard and elsewhere; as its folder when left out."
     )
-    verbose: bool = option(False, "Also say, before the first step, where every row and token of the text went.")
+    verbose: bool = option(
+        False,
+        "Before the first step, print where every row and token of the text went, in place of three short lines.",
+    )
     seed: int = option(42, "Seed of initialisation, dropout and data order.")
     data_seed: int | None = option(None, "Seed of the data order; seed when left out.")
     gradient_checkpointing: bool = option(False, "Older name of activation_checkpointing.")

@@ -138,6 +138,16 @@ def test_rotation_keeps_recent_and_named(tmp_path):
         assert len(folders.list_checkpoints(tmp_path)) == 3
 
 
+def test_rotation_counts_the_checkpoints_of_epochs(tmp_path):
+    """Saved every ten steps and after epochs of twelve: the last three are of either kind; those of epochs stay."""
+    for step in (10, 12, 20, 24, 30, 36):
+        folder = make_checkpoint(tmp_path, step)
+        if step % 12 == 0:
+            folders.add_names(tmp_path, folder.name, [folders.epoch_name(step // 12)])
+        folders.rotate(tmp_path, keep_last=3)
+    assert [folders.step_of(path) for path in folders.list_checkpoints(tmp_path)] == [12, 24, 30, 36]
+
+
 def test_best_model_holds_the_model_only(tmp_path):
     """best_model has weights and config, its own manifest, and none of the Trainer's state."""
     folder = make_checkpoint(tmp_path, 10)

@@ -71,6 +71,23 @@ def test_the_grid_in_the_documentation_is_that_of_the_runs(dial):
         assert row in page
 
 
+def test_the_figures_of_the_rule_in_the_documentation_are_those_of_the_runs(dial):
+    """How many runs it is fitted to, how well, where they lie, and what it costs on a text that it has not seen."""
+    document = json.loads(dial.RESULTS.read_text(encoding="utf-8"))
+    runs = dial.without_choices(document)
+    parameters, tokens = ([each[name] / 1e6 for each in runs] for name in ("parameters", "tokens"))
+    epochs = max(each["tokens"] / each["text_tokens"] for each in runs)
+    sentences = [
+        f"The fixed sizes below, {len(runs)} runs,",
+        f"The error is {dial.fit(runs)[1]:.3f} nats.",
+        f"The runs have {min(parameters):.2g} to {max(parameters):.2g} million parameters in use and "
+        f"{min(tokens):.2g} to {max(tokens):.2g} million tokens, for up to {epochs:.0f} epochs;",
+    ]
+    page = " ".join((REPOSITORY / "docs" / "how-to" / "size-auto.md").read_text(encoding="utf-8").split())
+    missing = [sentence for sentence in sentences if sentence not in page]
+    assert not missing, f"docs/how-to/size-auto.md should say: {missing}"
+
+
 def test_a_plot_has_a_panel_for_each_text(dial, tmp_path):
     """It is written where it is asked for."""
     dial.plot(runs_of(TRUTH), tmp_path / "plot.png")

@@ -16,6 +16,7 @@ from gpt2_hf.__main__ import main
 from gpt2_hf.options import arguments
 from gpt2_hf.options.fields import group_of
 from gpt2_hf.options.parsing import parse
+from gpt2_hf.trainer.callbacks import progress
 
 from ..conftest import REPOSITORY
 from .documents import ARGUMENTS, code_blocks, pages, parsed_words, shown_commands
@@ -193,6 +194,18 @@ def test_the_tutorial_after_training(place, capsys):
     names = {}
     exec(code, names)
     assert type(names["model"]).__name__ == "GPT2HFForCausalLM"
+
+
+def test_the_lines_of_the_tutorial_are_such_as_are_printed():
+    """Number for number, in the words of the terminal's callback."""
+    text = (REPOSITORY / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    forms = [re.sub(r"\\\{.*?\\\}", r"[\\d.,e-]+", re.escape(form)) for form in progress._FORMATS.values()]
+    forms.append(r"[\d:]+ elapsed|[\d:]+ to go|budget [\d:]+ left")
+    lines = code_blocks(text.split("### What the numbers mean")[1], "text")[0].splitlines()
+    assert [line[:5] for line in lines] == ["step ", "step "]
+    for line in lines:
+        for part in line.split(": ", 1)[1].split(", "):
+            assert re.fullmatch("|".join(forms), part), part
 
 
 def test_a_run_goes_on_from_its_record(place, capsys):

@@ -10,7 +10,7 @@ from gpt2_hf.options import arguments
 from gpt2_hf.options.parsing import parse
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 
-from ..conftest import REPOSITORY
+from ..conftest import REPOSITORY, read_json
 
 ARGUMENTS = {
     "import": [arguments.ImportArguments],
@@ -38,6 +38,13 @@ def test_the_commands_of_the_pages_are_understood(name, monkeypatch, tmp_path):
         config = options.pop(options.index("--config") + 1) if "--config" in options else None
         options = [option for option in options if option != "--config"]
         parse(ARGUMENTS[command], options, config and str(REPOSITORY / config))
+
+
+def test_the_context_for_llama_cpp_is_the_quickstarts():
+    """Beyond a GPT-2's positions it has no embeddings."""
+    page = (REPOSITORY / "docs" / "how-to" / "gguf.md").read_text(encoding="utf-8")
+    contexts = {int(size) for size in re.findall(r"n(?:um)?_ctx[= ](\d+)", page)}
+    assert contexts == {read_json(REPOSITORY / "training_args" / "quickstart.json")["max_length"]}
 
 
 def test_the_tokenizer_for_characters_is_nanogpts(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ To make its outputs again, with its own two minutes (`pip install` is left out, 
     python -m tests.docs.test_notebook
 """
 
+import ast
 import copy
 import re
 import tempfile
@@ -68,6 +69,20 @@ def test_it_runs_to_its_end_on_a_text_that_is_pasted(notebook, tmp_path, monkeyp
     assert any(data.get("text/html", "").count(' bits"') > 10 for data in shown)
     assert (tmp_path / "runs" / "first_model" / "best_model" / "model.safetensors").is_file()
     assert "Paragraph 7 " in (tmp_path / "my_text.txt").read_text()
+
+
+def test_what_ends_the_run_is_a_parameter(notebook):
+    """Whoever wants to train longer need not look into the cell that trains."""
+    code = {tag: cell.source for cell in notebook.cells if cell.cell_type == "code" for tag in tags(cell)}
+    parameters = {name.id for node in ast.parse(code["parameters"]).body for name in node.targets}
+    (training,) = (cell.source for cell in notebook.cells if "GPT2HFTrainingArguments(" in cell.source)
+    limits = {
+        keyword.arg: {node.id for node in ast.walk(keyword.value) if isinstance(node, ast.Name)}
+        for keyword in ast.walk(ast.parse(training))
+        if isinstance(keyword, ast.keyword) and keyword.arg in ("max_training_hours", "num_train_epochs", "max_steps")
+    }
+    assert limits == {"max_training_hours": {"MINUTES"}, "num_train_epochs": {"EPOCHS"}}
+    assert {"MINUTES", "EPOCHS"} <= parameters
 
 
 def test_the_outputs_are_those_of_a_real_run(notebook):
