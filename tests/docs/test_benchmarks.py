@@ -22,15 +22,7 @@ from gpt2_hf.options.parsing import parse
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 
 from ..conftest import REPOSITORY, read_json
-
-
-def load_script(name):
-    """A script as a module."""
-    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+from .scripts import load_script
 
 
 @pytest.fixture(scope="module")
