@@ -5,25 +5,39 @@ leave anything on the machine.
 """
 
 import atexit
+import contextlib
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="gpt2_hf-tests-datasets-")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices are slower on several threads; processes inherit it
 
+import psutil
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from transformers import PreTrainedTokenizerFast
 
 from gpt2_hf.__main__ import main
 from gpt2_hf.runtime.precision import resolve_precision
 
+from .faults import harness
+
 atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+
+# A busy machine must not fail a property for time. Fixtures are made once for all examples, which leave them alone.
+settings.register_profile(
+    "tests", max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("tests")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -51,7 +65,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Tiny matrices are slower on several threads, and tests may run side by side."""
+    """Also where something has imported torch before this file."""
     torch.set_num_threads(1)
 
 
@@ -63,6 +77,32 @@ def _restore_verbosity() -> Iterator[None]:
     verbosity = logging.get_verbosity()
     yield
     logging.set_verbosity(verbosity)
+
+
+@pytest.fixture(autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    """Of those that a test has started with the harness, also when it fails."""
+    yield
+    harness.kill_started()
+
+
+@pytest.fixture
+def popen() -> Iterator[Callable[..., subprocess.Popen]]:
+    """`subprocess.Popen` of programs that end with the test, their children too."""
+    started = []
+
+    def start(command: list[str], **options: Any) -> subprocess.Popen:
+        started.append(subprocess.Popen(command, **options))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            parent = psutil.Process(process.pid)
+            for one in (parent, *parent.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
+            process.wait()
 
 
 @pytest.fixture(scope="session")
@@ -106,12 +146,12 @@ def corpus_folder(tmp_path_factory: pytest.TempPathFactory, documents: list[str]
 
 
 @pytest.fixture(scope="session")
-def tiny_options(corpus_folder: Path, tokenizer_folder: Path) -> list[str]:
+def tiny_options(corpus_folder: Path, tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Options of a run that takes a second: 25 steps an epoch on a model of 35,000 parameters.
 
     What may become pointless beside a test's own options stands in a config file, where that is no error.
     """
-    config = corpus_folder / "tiny.json"
+    config = tmp_path_factory.mktemp("config") / "tiny.json"
     cadence = {"warmup_steps": 5, "logging_steps": 5, "eval_every": 10, "save_every": 10}
     config.write_text(json.dumps(cadence), encoding="utf-8")
     return [

@@ -210,7 +210,7 @@ def main() -> None:
             move(model)
             for layout, batch in batches.items():
                 for name, optimizer in make_optimizers(model):
-                    take_steps(model, optimizer, batch, steps=20 if kind == "plain" else 1)
+                    take_steps(model, optimizer, batch, steps=5 if kind == "plain" else 1)
                     print(f"{kind}, {layout}, {name}")
                 loss = evaluate(model, batch)
                 expect(DataDependentOutputException, loss.item)

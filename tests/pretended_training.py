@@ -60,16 +60,15 @@ class Variant(NamedTuple):
     processes: int = 1
     accumulated: int = 1
     waits: tuple[str, ...] = ()
-    steps: int = (
-        5  # that are looked at; before them is the first, which makes the optimizer's state, and after them one
-    )
+    # That are looked at; before them is the first, which makes the optimizer's state, and after them one.
+    steps: int = 5
 
 
 VARIANTS = {
-    "stored lines, AdamW, fp32": Variant("stored", "adamw_torch_fused", "fp32", steps=20),
+    "stored lines, AdamW, fp32": Variant("stored", "adamw_torch_fused", "fp32"),
     "stored lines, AdamW, fp16": Variant("stored", "adamw_torch_fused", "fp16"),
     "streaming, unequal lines, Muon, bf16": Variant("streamed, unequal", "muon", "bf16"),
-    "stored lines, AdamW, bf16, accumulation, DDP": Variant("stored", "adamw_torch_fused", "bf16", 2, 2, steps=20),
+    "stored lines, AdamW, bf16, accumulation, DDP": Variant("stored", "adamw_torch_fused", "bf16", 2, 2),
     "streaming, Muon, fp16, DDP": Variant("streamed", "muon", "fp16", 2),
     # An optimizer that cannot skip a step on the device: somebody must decide on the host whether it steps. With fp16
     # torch's loss scaler reads its `found_inf`, which accelerate calls; else the guard against bad gradients the norm.

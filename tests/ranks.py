@@ -31,8 +31,7 @@ def end(
     first = prepare or (allow_fsdp_on_cpu if fsdp else None)
     ranks = harness.start_ranks(list(argv), [log] * processes, first)
     codes = harness.join(ranks, timeout=240)
-    for process in ranks:
-        process.kill()
+    harness.kill_started()
     return codes, log.read_text(encoding="utf-8")
 
 

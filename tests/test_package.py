@@ -11,16 +11,16 @@ import gpt2_hf
 
 from .conftest import REPOSITORY
 
-# The rooms of the design, from the bottom up: a room imports only from those before it.
-ROOMS = ["model", "runtime", "options", "checkpoints", "data", "trainer", "commands", "planning", "job"]
-# What stands beside the rooms: these may be imported from every room but the model, which travels alone.
+# The subpackages, from the bottom up: each imports only from those before it.
+SUBPACKAGES = ["model", "runtime", "options", "checkpoints", "data", "trainer", "commands", "planning", "job"]
+# What stands beside them: these may be imported from every subpackage but the model, which travels alone.
 BESIDE = ["__init__", "auto_classes", "errors", "metrics"]
 PACKAGE = REPOSITORY / "gpt2_hf"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def imported_rooms(path):
-    """The rooms, or modules beside them, that a file imports from."""
+def imported_subpackages(path):
+    """The subpackages, or modules beside them, that a file imports from."""
     here = path.relative_to(PACKAGE).parts[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.ImportFrom):
@@ -29,27 +29,27 @@ def imported_rooms(path):
             base = here[: len(here) - node.level + 1]
             names = node.module.split(".") if node.module else [node.names[0].name]
             first = [*base, *names][0]
-            yield first if first in ROOMS or first in BESIDE else "__init__"
+            yield first if first in SUBPACKAGES or first in BESIDE else "__init__"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_rooms_import_only_from_below(path):
-    """Job, planning, commands, trainer, data, checkpoints, options, runtime, model: no room reaches up."""
-    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if room in ("__init__", "__main__"):
-        return  # the doors: all rooms lie behind them
-    assert room in ROOMS or room in BESIDE, f"{room} is no room of the design"
-    allowed = [] if room in BESIDE else [room, *ROOMS[: ROOMS.index(room)]]
-    allowed += [] if room == "model" else BESIDE
-    for imported in imported_rooms(path):
-        assert imported in allowed, f"{room} imports from {imported}"
+def test_subpackages_import_only_from_below(path):
+    """Job, planning, commands, trainer, data, checkpoints, options, runtime, model: none reaches up."""
+    name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if name in ("__init__", "__main__"):
+        return  # the entry points, which import from all of them
+    assert name in SUBPACKAGES or name in BESIDE, f"{name} is no subpackage of the design"
+    allowed = [] if name in BESIDE else [name, *SUBPACKAGES[: SUBPACKAGES.index(name)]]
+    allowed += [] if name == "model" else BESIDE
+    for imported in imported_subpackages(path):
+        assert imported in allowed, f"{name} imports from {imported}"
 
 
-def test_every_folder_of_the_package_is_a_room_that_says_what_it_is_for():
+def test_every_folder_of_the_package_is_a_subpackage_that_says_what_it_is_for():
     """In three lines: what it knows, what comes in, what goes out."""
-    rooms = [path for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"]
-    assert {path.name for path in rooms} == set(ROOMS)
-    for path in rooms:
+    subpackages = [path for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"]
+    assert {path.name for path in subpackages} == set(SUBPACKAGES)
+    for path in subpackages:
         docstring = ast.get_docstring(ast.parse((path / "__init__.py").read_text(encoding="utf-8")))
         assert docstring and len(docstring.splitlines()) >= 3, path.name
 
@@ -74,10 +74,10 @@ def test_public_names_exist():
         _ = gpt2_hf.Trianer
 
 
-def run(code, *, cwd=REPOSITORY, environment=None):
+def run(code, *arguments):
     """What a program of its own prints."""
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=180, cwd=cwd, env=environment)
+    command = [sys.executable, "-c", code, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=180, cwd=REPOSITORY)
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
 
@@ -106,13 +106,25 @@ ORDERS = [
     "import gpt2_hf, transformers.modeling_layers",
     "import gpt2_hf.model.modeling_gpt2_hf",
 ]
+# Each program in a fork of a process that has imported torch, which takes most of the time, and nothing else.
+FORKS = """
+import os, sys, torch
+for program in sys.argv[1:]:
+    if (child := os.fork()) == 0:
+        exec(program, {"__name__": "__main__"})
+        sys.stdout.flush()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, program
+"""
 
 
-@pytest.mark.parametrize("imports", ORDERS)
-def test_the_auto_classes_know_the_models_in_every_order_of_imports(imports):
-    """All three of them, and the models know that their source is saved beside the weights."""
-    code = f"""
-{imports}
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+def test_the_auto_classes_know_the_models_in_every_order_of_imports(tmp_path):
+    """All three of them, and the models know that their source is saved beside the weights.
+
+    A config by itself is saved with its source, too, where no Auto class has been asked for.
+    """
+    use = """
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 config = AutoConfig.for_model("gpt2_hf", n_embd=8, n_layer=1, n_head=1, n_positions=8, vocab_size=16)
 models = [auto.from_config(config) for auto in (AutoModel, AutoModelForCausalLM)]
@@ -120,14 +132,10 @@ print(*[type(model).__name__ for model in models], *[one._auto_class for one in 
 import sys
 print(any("auto_classes" in type(finder).__module__ for finder in sys.meta_path))
 """
-    names, watching = run(code).splitlines()
-    assert names == "GPT2HFModel GPT2HFForCausalLM AutoConfig AutoModel AutoModelForCausalLM"
-    assert watching == "False"  # what is done need not be watched for
-
-
-def test_a_config_alone_is_saved_with_its_source(tmp_path):
-    """No Auto class has been asked for."""
-    run(f"import gpt2_hf; gpt2_hf.GPT2HFConfig().save_pretrained({str(tmp_path)!r})")
+    alone = f"import gpt2_hf; gpt2_hf.GPT2HFConfig().save_pretrained({str(tmp_path)!r})"
+    lines = run(FORKS, *[f"{imports}\n{use}" for imports in ORDERS], alone).splitlines()
+    names = "GPT2HFModel GPT2HFForCausalLM AutoConfig AutoModel AutoModelForCausalLM"
+    assert lines == [names, "False"] * len(ORDERS)  # what is done need not be watched for
     assert (tmp_path / "configuration_gpt2_hf.py").is_file()
 
 

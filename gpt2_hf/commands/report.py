@@ -4,6 +4,7 @@ In: the Trainer's log history and result files in `output_dir`. Out: `README.md`
 `best_model/`, so that this folder can be published as it is; or one picture and a table of several runs.
 """
 
+import io
 import itertools
 import json
 import re
@@ -116,15 +117,15 @@ def write_report(output_dir: str | Path, sample: str | None = None) -> list[Path
     """
     run = read_run(output_dir)
     card = model_card(run.config, run.results, sample, _model_in(run.folder))
+    contents = {
+        CARD_NAME: card.encode("utf-8", errors="backslashreplace"),  # names of files may hold bytes, no characters
+        CURVES_NAME: draw_curves(run.history),
+    }
     left = []
     for name in report_names(run.folder):
         try:
             with written.replacing(run.folder, name) as temporary:
-                if name.endswith(CARD_NAME):
-                    # names of files may hold bytes that are no characters
-                    temporary.write_text(card, encoding="utf-8", errors="backslashreplace")
-                else:
-                    draw_curves(run.history, temporary)
+                temporary.write_bytes(contents[Path(name).name])
         except FileExistsError:
             left.append(run.folder / name)
     return left
@@ -162,8 +163,8 @@ def resumed_steps(history: list[dict[str, Any]]) -> list[int]:
     return [before["step"] for before, after in pairs if after["session_hours"] < before["session_hours"]]
 
 
-def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
-    """Draw loss, perplexity and learning rate over the steps, and the loss over time; resumes are dotted lines."""
+def draw_curves(history: list[dict[str, Any]]) -> bytes:
+    """A PNG of loss, perplexity and learning rate over the steps, and the loss over time; resumes are dotted lines."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 7), layout="constrained")
@@ -188,7 +189,9 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
         if len(axes.lines) > 1:
             axes.legend()
     perplexity.set_yscale("log")
-    figure.savefig(path, dpi=110, metadata={"Software": _PICTURE_MARK})
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110, metadata={"Software": _PICTURE_MARK})
+    return picture.getvalue()
 
 
 def compare_runs(dirs: Sequence[str | Path], output: str | Path) -> list[str]:

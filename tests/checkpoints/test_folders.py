@@ -8,15 +8,7 @@ import pytest
 from gpt2_hf.checkpoints import folders
 from gpt2_hf.errors import UserError
 
-
-def make_checkpoint(run, step, content="weights"):
-    """A small committed checkpoint."""
-    staging = folders.open_staging(run, folders.checkpoint_folder(step))
-    (staging / "model.safetensors").write_text(content)
-    (staging / "config.json").write_text("{}")
-    (staging / "trainer_state.json").write_text("{}")
-    folders.commit(staging, run / folders.checkpoint_folder(step))
-    return run / folders.checkpoint_folder(step)
+from ..runs import make_checkpoint
 
 
 def test_committed_checkpoint_is_undamaged(tmp_path):

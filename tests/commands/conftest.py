@@ -13,7 +13,7 @@ from gpt2_hf.__main__ import main
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
-    """GPT-2's; some tests of a module change its length."""
+    """GPT-2's; tests leave it as it is."""
     return load_tokenizer()
 
 

@@ -180,17 +180,18 @@ def test_a_comparison(folders, text_file, tmp_path, capsys, mode):
     assert paired_difference(*losses, np.array(tokens)).interval == pytest.approx(against["interval"])
 
 
-def test_several_processes_make_the_same_pieces(folders, text_file, capsys, monkeypatch):
+def test_several_processes_make_the_same_pieces(folders, text_file, tmp_path, capsys, monkeypatch):
     """The samples of three processes, scored one after the other in this one, add up to the pieces of one process."""
     options = ["--model_path", *folders[:2], "--test_file", text_file, "--sequence_mode", "blocks"]
-    whole = evaluate(capsys, *options, "--output_file", text_file + ".json")
+    options += ["--output_file", str(tmp_path / "pieces.json")]
+    whole = evaluate(capsys, *options)
     parts = []
     monkeypatch.setattr(scoring, "num_processes", lambda: 3)
     monkeypatch.setattr(scoring, "is_distributed", lambda: True)
     monkeypatch.setattr(scoring, "_sum_over_processes", lambda values, dtype, device: values)
     for rank in range(3):
         monkeypatch.setattr(scoring, "process_index", lambda rank=rank: rank)
-        parts.append(evaluate(capsys, *options, "--output_file", text_file + ".json")["pieces"])
+        parts.append(evaluate(capsys, *options)["pieces"])
     assert np.sum([part["tokens"] for part in parts], axis=0).tolist() == whole["pieces"]["tokens"]
     assert np.sum([part["nll"] for part in parts], axis=0) == pytest.approx(whole["pieces"]["nll"], abs=1e-4)
 

@@ -126,7 +126,7 @@ def page(finished_run):
         port = free.getsockname()[1]
     models = [str(finished_run / name) for name in ("best_model", "checkpoint-10")]
     command = [sys.executable, "-m", "gpt2_hf", "demo", "--model_path", *models, "--port", str(port)]
-    server = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}/"
     try:
         deadline = time.monotonic() + 120

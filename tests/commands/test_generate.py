@@ -282,8 +282,12 @@ def test_sampled_texts_come_again_from_seed_prompts_and_batch_size(model, tokeni
 
 def test_left_out_the_length_is_what_fits(model, tokenizer):
     """128 tokens, or the room after the prompt; a prompt that fills the model is refused."""
-    (text,) = generate_text(model, tokenizer, "The " * 20, temperature=0)
-    assert len(tokenizer(text).input_ids) <= 64
+    prompt = "The " * 20
+    room = 64 - len(tokenizer(prompt).input_ids)
+    shorter, whole = (
+        generate_text(model, tokenizer, prompt, temperature=0, max_new_tokens=tokens) for tokens in (room - 1, room)
+    )
+    assert shorter != whole == generate_text(model, tokenizer, prompt, temperature=0)
     for tokens in (64, 65):
         message = f"prompt 2 has {tokens} tokens, which leave no room in the model's 64 positions; shorten it"
         with pytest.raises(UserError, match=message):

@@ -118,8 +118,10 @@ def test_an_llm_c_model_computes_the_same(tmp_path, run_import, version):
     assert (config.vocab_size, config.num_tokens, config.activation_function) == (128, VOCAB_SIZE, "gelu_new")
 
 
-def test_the_import_goes_through_the_whole_house(tmp_path, run_import, tokenizer_folder, tiny_options, corpus_folder):
-    """With a tokenizer of its own an imported model is evaluated, generates, is exported, and is trained further."""
+def test_an_imported_model_is_evaluated_exported_and_trained_further(
+    tmp_path, run_import, tokenizer_folder, tiny_options, corpus_folder
+):
+    """With a tokenizer of its own it also generates."""
     stock = make_stock(activation_function="gelu", n_embd=16, vocab_size=400)
     assert run_import(nanogpt_checkpoint(stock), "--tokenizer_name", str(tokenizer_folder)) == 0
     folder = str(tmp_path / "imported")

@@ -376,7 +376,7 @@ def test_loads_where_the_package_is_not_importable(tmp_path, name):
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(REMOTE_CODE), tmp_path / name, tmp_path / "again"],
         cwd=tmp_path,
-        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "HF_HOME": str(tmp_path / "home")},
         capture_output=True,
         text=True,
     )

@@ -22,7 +22,7 @@ def places_of(runs):
     return Places(np.array(first), np.array(counts)), np.array(scored, dtype=int)
 
 
-@settings(deadline=None)
+@settings(max_examples=100)
 @given(runs=runs, num_processes=st.integers(1, 4))
 def test_places_of_tokens(runs, num_processes):
     """The place of each token, and the tokens before each place, on any number of processes."""

@@ -76,7 +76,18 @@ def test_curves_are_a_picture(finished_run):
     assert content.startswith(b"\x89PNG") and len(content) > 5_000
 
 
-def test_curves_have_a_time_axis_and_mark_resumes(tmp_path, monkeypatch):
+def test_curves_are_drawn_once(finished_run, tmp_path, monkeypatch):
+    """The best model has the same picture."""
+    shutil.copytree(finished_run, tmp_path / "run")
+    histories = []
+    monkeypatch.setattr("gpt2_hf.commands.report.draw_curves", lambda history: histories.append(history) or b"drawn")
+    write_report(tmp_path / "run")
+    assert len(histories) == 1
+    for folder in (tmp_path / "run", tmp_path / "run" / "best_model"):
+        assert (folder / "curves.png").read_bytes() == b"drawn"
+
+
+def test_curves_have_a_time_axis_and_mark_resumes(monkeypatch):
     """A clock that begins again is a resume; each gets a line in the curves over the steps."""
     marked = []
     monkeypatch.setattr(matplotlib.axes.Axes, "axvline", lambda self, x, **kwargs: marked.append(x))
@@ -86,17 +97,17 @@ def test_curves_have_a_time_axis_and_mark_resumes(tmp_path, monkeypatch):
     ]
     assert resumed_steps(history) == [2, 4]
     assert points(history, "loss", "hours")[0] == (0.1, 4.9)
-    draw_curves(history, tmp_path / "curves.png")
+    draw_curves(history)
     assert marked == [2, 4] * 3
 
 
-def test_perplexity_has_a_logarithmic_axis(tmp_path, monkeypatch):
+def test_perplexity_has_a_logarithmic_axis(monkeypatch):
     """It falls by orders of magnitude; the losses, which are logarithms already, stay linear."""
     figures = []
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (figures.append(self), save(self, *args, **kw)))
     history = [{"step": step, "hours": step, "loss": 9.0 / step, "perplexity": 8103.0 / step} for step in (1, 2, 3)]
-    draw_curves(history, tmp_path / "curves.png")
+    draw_curves(history)
     scales = {axes.get_title(): axes.get_yscale() for axes in figures[0].axes}
     assert [title for title, scale in scales.items() if scale == "log"] == ["perplexity per token"] and len(
         scales
@@ -250,11 +261,10 @@ def test_a_report_that_cannot_be_written_is_one_line(finished_run, capsys, monke
     assert "the report cannot be written (Permission denied)" in capsys.readouterr().err
 
 
-def test_a_run_without_evaluation_still_has_a_report(tmp_path):
+def test_a_run_without_evaluation_still_has_a_report():
     """No validation entries: the picture and the card leave them out."""
     history = [{"step": step, "loss": 3.0, "perplexity": 20.0, "learning_rate": 1e-3} for step in (1, 2)]
-    draw_curves(history, tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").stat().st_size > 5_000
+    assert len(draw_curves(history)) > 5_000
     assert "validation" not in model_card({"dataset_name": "a/b"}, {"train_loss": 3.0}, None)
 
 

@@ -24,7 +24,7 @@ PIECES = ["a", "The ", "\n", "\n\n", " ", "\t", "日本", "\u3000", "\xa0", "é"
 
 
 @given(st.lists(st.sampled_from(PIECES)).map("".join))
-@settings(deadline=None)
+@settings(max_examples=100)
 def test_counts_are_those_of_the_text(text):
     """The whole text after a special token: white space of ASCII separates words, nothing else does."""
     ids = np.array(GPT2(text).input_ids, dtype=np.int64)
@@ -33,7 +33,7 @@ def test_counts_are_those_of_the_text(text):
 
 
 @given(st.text(max_size=30), st.data())
-@settings(deadline=None)
+@settings(max_examples=100)
 def test_counts_add_up_wherever_the_text_is_cut(text, data):
     """Two halves of the tokens give what the whole gives."""
     ids = np.array([GPT2.eos_token_id, *GPT2(text).input_ids], dtype=np.int64)

@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 from gpt2_hf.data import FlatteningCollator, PaddingCollator
 from gpt2_hf.model.chunked_loss import IGNORE_INDEX
 
-from ..data_fixtures import modest
-
 batches = st.lists(st.lists(st.integers(0, 999), min_size=2, max_size=40), min_size=1, max_size=8)
 
 
@@ -25,7 +23,6 @@ def pairs_of_padded(batch):
     return torch.stack([positions[kept], batch["input_ids"][kept], batch["shift_labels"][kept]])
 
 
-@modest
 @given(batch=batches, pad=st.integers(0, 999))
 def test_same_positions_and_targets(batch, pad):
     """Padded and flattened batches score the same targets after the same inputs at the same positions."""
@@ -36,7 +33,6 @@ def test_same_positions_and_targets(batch, pad):
     assert padded["shift_labels"].dtype == flat["shift_labels"].dtype == torch.int64
 
 
-@modest
 @given(batch=batches)
 def test_flattened_boundaries(batch):
     """Positions restart exactly where the cumulative lengths say that a document begins."""

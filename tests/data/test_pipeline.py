@@ -25,15 +25,7 @@ from gpt2_hf.errors import UserError
 from gpt2_hf.options.arguments import DataArguments
 
 from ..conftest import REPOSITORY
-from ..data_fixtures import (  # noqa: F401
-    WIKITEXT,
-    cache_folder,
-    file_arguments,
-    gpt2,
-    modest,
-    shared_wikitext_cache,
-    wikitext_cache,
-)
+from ..data_fixtures import WIKITEXT, file_arguments
 
 MODES = ("padded", "padding_free", "blocks")
 # Rows, documents and text tokens of WikiText-2 v1 as the hub serves it.
@@ -61,7 +53,7 @@ class TestWikitext:
     pytestmark = wikitext
 
     @pytest.mark.parametrize("mode", MODES)
-    def test_accounting(self, gpt2, mode):  # noqa: F811
+    def test_accounting(self, gpt2, mode):
         """All three modes account for WikiText-2 exactly: rows, blank rows, text tokens; nothing is dropped."""
         data = load_data(wikitext_arguments(sequence_mode=mode), gpt2, 1024)
         for split, (rows, documents, tokens) in WIKITEXT_COUNTS.items():
@@ -70,13 +62,14 @@ class TestWikitext:
             assert (accounting.text_tokens, accounting.kept_tokens, accounting.dropped_tokens) == (tokens, tokens, 0)
             assert accounting.separator_tokens == (documents if mode == "blocks" else 0)
             assert accounting.scored_tokens == (tokens + documents - 1 if mode == "blocks" else tokens - documents)
-            scored = sum(len(data.samples[split][i]["input_ids"]) - 1 for i in range(len(data.samples[split])))
-            assert scored == accounting.scored_tokens
+            if mode != "padded":  # whose samples are those of padding_free
+                scored = sum(len(data.samples[split][i]["input_ids"]) - 1 for i in range(len(data.samples[split])))
+                assert scored == accounting.scored_tokens
         assert data.lines[0].startswith("train: 36,718 rows, 12,951 blank, 0 too short to train on, 0 longer")
         assert "2,422,480 text tokens, 2,422,480 kept, 0 dropped" in data.lines[0]
 
     @pytest.mark.parametrize(("truncate", "word"), [(False, "continued"), (True, "cut")])
-    def test_accounting_of_long_rows(self, gpt2, truncate, word):  # noqa: F811
+    def test_accounting_of_long_rows(self, gpt2, truncate, word):
         """Rows beyond max_length are counted as continued or cut, and kept and dropped tokens make up all."""
         data = load_data(wikitext_arguments(sequence_mode="padded", truncate=truncate), gpt2, 128)
         accounting = data.accounting["train"]
@@ -86,7 +79,7 @@ class TestWikitext:
         assert (accounting.dropped_tokens > 0) == truncate
         assert accounting.continued_rows > 5000 and word in data.lines[0]
 
-    def test_second_start_in_two_seconds(self, gpt2, wikitext_cache):  # noqa: F811
+    def test_second_start_in_two_seconds(self, gpt2, wikitext_cache):
         """In a new process, the data of the first step takes at most 2 s of a core once the tokens are cached."""
         load_data(wikitext_arguments(), gpt2, 1024)
         code = (
@@ -104,10 +97,11 @@ class TestWikitext:
         result = subprocess.run(
             [sys.executable, "-c", code, str(WIKITEXT)], env=environment, capture_output=True, text=True, timeout=120
         )
+        assert result.returncode == 0, result.stderr
         cores, clock = map(float, result.stdout.split())
-        assert cores < 2 and clock < 8, result.stderr  # nothing is waited for, such as the hub
+        assert cores < 2 and clock < 8  # nothing is waited for, such as the hub
 
-    def test_share_of_a_padded_batch(self, gpt2):  # noqa: F811
+    def test_share_of_a_padded_batch(self, gpt2):
         """The share of text that the line gives is that of the batches of an epoch, to half a percent."""
         data = load_data(wikitext_arguments(sequence_mode="padded"), gpt2, 1024, splits=("train",), batch_size=8)
         lengths = data.samples["train"].lengths
@@ -117,7 +111,7 @@ class TestWikitext:
         assert data.accounting["train"].batch_share == pytest.approx(measured, abs=0.005)
         assert f"{data.accounting['train'].batch_share:.1%} of a batch is text" in data.lines[0]
 
-    def test_padding_free_is_padded(self, gpt2):  # noqa: F811
+    def test_padding_free_is_padded(self, gpt2):
         """Over 20 optimizer steps on real batches both layouts give one trajectory: losses, gradients, weights."""
         runs = [_trajectory(gpt2, mode) for mode in ("padded", "padding_free")]
         for (loss, gradient), (other_loss, other_gradient) in zip(runs[0][0], runs[1][0], strict=True):
@@ -128,7 +122,7 @@ class TestWikitext:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("processes", [1, 2])
-    def test_padding_free_is_padded_in_the_main_job(self, tmp_path, processes, wikitext_cache):  # noqa: F811
+    def test_padding_free_is_padded_in_the_main_job(self, tmp_path, processes, wikitext_cache):
         """The same through the main job, on one process and on two: the logged loss and gradient norm of 20 steps."""
         histories = []
         for mode in ("padded", "padding_free"):
@@ -188,7 +182,7 @@ def _run_main_job(folder: Path, mode: str, processes: int, cache: Path) -> list[
     flags = [token for name, value in options.items() for token in (f"--{name}", str(value))]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [sys.executable, *(launcher if processes > 1 else []), str(REPOSITORY / "run_clm.py"), *flags]
-    environment = {**os.environ, "HF_DATASETS_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(cache)}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert result.returncode == 0, result.stderr[-3000:]
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
@@ -198,7 +192,7 @@ def _run_main_job(folder: Path, mode: str, processes: int, cache: Path) -> list[
 # ---- the cut ----
 
 
-def test_validation_is_cut_off(tmp_path, gpt2):  # noqa: F811
+def test_validation_is_cut_off(tmp_path, gpt2):
     """Without a validation split one is cut off by document, the same at every start, and a line says so."""
     path = write(tmp_path / "a.txt", [f"Number {i} of the lines.\n" for i in range(100)])
     data = load_data(file_arguments(path), gpt2, 64)
@@ -214,7 +208,7 @@ def test_validation_is_cut_off(tmp_path, gpt2):  # noqa: F811
         assert part.fingerprints == {split: data.fingerprints[split] for split in splits}
 
 
-def test_known_validation_text_is_told(tmp_path, gpt2):  # noqa: F811
+def test_known_validation_text_is_told(tmp_path, gpt2):
     """A text whose documents stand in it twice gives a loss that is too low, and the line says so."""
     once = [" ".join(f"{word} {i}" for word in range(20)) + "\n" for i in range(100)]
     single = load_data(file_arguments(write(tmp_path / "once.txt", once)), gpt2, 64)
@@ -223,7 +217,7 @@ def test_known_validation_text_is_told(tmp_path, gpt2):  # noqa: F811
     assert "100% OF IT IN DOCUMENTS THAT THE TRAINING TEXT HAS TOO" in twice.summary()
 
 
-def test_given_validation_is_not_cut(tmp_path, gpt2):  # noqa: F811
+def test_given_validation_is_not_cut(tmp_path, gpt2):
     """With a validation file the training text stays whole."""
     path = write(tmp_path / "a.txt", [f"Number {i} of the lines." for i in range(100)])
     data = load_data(file_arguments(path, validation_file=str(path)), gpt2, 64)
@@ -231,7 +225,7 @@ def test_given_validation_is_not_cut(tmp_path, gpt2):  # noqa: F811
     assert not any("set aside" in line for line in data.lines)
 
 
-def test_one_document_cannot_be_cut(tmp_path, gpt2):  # noqa: F811
+def test_one_document_cannot_be_cut(tmp_path, gpt2):
     """A single document is not divided; the error names both ways out."""
     path = write(tmp_path / "a.md", ["Only one document."])
     with pytest.raises(
@@ -243,9 +237,9 @@ def test_one_document_cannot_be_cut(tmp_path, gpt2):  # noqa: F811
 # ---- the accounting of small corpora ----
 
 
-@settings(modest, max_examples=8)
+@settings(max_examples=8)
 @given(texts=st.lists(st.sampled_from(["", " ", "a", "two words", "a line of six words here"]), min_size=1))
-def test_rows_and_tokens_add_up(tmp_path_factory, gpt2, texts):  # noqa: F811
+def test_rows_and_tokens_add_up(tmp_path_factory, gpt2, texts):
     """In every mode rows are blank, short or used, and tokens kept or dropped, of any text."""
     path = tmp_path_factory.mktemp("texts") / "a.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*texts, "always two words"]))
@@ -261,7 +255,6 @@ def test_rows_and_tokens_add_up(tmp_path_factory, gpt2, texts):  # noqa: F811
         assert accounting.short_rows == accounting.dropped_tokens == (0 if mode == "blocks" else len(short))
 
 
-@modest
 @given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=30), batch=st.integers(1, 6))
 def test_share_of_text_is_the_mean_over_all_batches(lengths, batch):
     """The formula gives what drawing a great many batches gives."""
@@ -284,7 +277,7 @@ ROWS = ["one two three four five six seven"] * 9 + ["a", ""]
         ({"max_train_samples": 5}, "train 63 of 64 tokens (1 DROPPED: 1 row too short), only 5 of 18 samples used "),
     ],
 )
-def test_the_summary_says_at_once_what_was_dropped(tmp_path, gpt2, options, train):  # noqa: F811
+def test_the_summary_says_at_once_what_was_dropped(tmp_path, gpt2, options, train):
     """The tokens of each split; text that is not used is counted with the reason. Some blank rows are not unusual."""
     paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
     for path, rows in zip(paths, (ROWS, ["one two three"] * 2), strict=True):
@@ -297,7 +290,7 @@ def test_the_summary_says_at_once_what_was_dropped(tmp_path, gpt2, options, trai
     assert "; validation 3 tokens, 2 of 3 rows are blank; " in summary
 
 
-def test_the_summary_names_columns_that_differ(tmp_path, gpt2):  # noqa: F811
+def test_the_summary_names_columns_that_differ(tmp_path, gpt2):
     """What is taken for the text is said once, or for each split."""
     table = tmp_path / "a.csv"
     table.write_text("id;content\n" + "".join(f"{i};one two three\n" for i in range(40)))
@@ -310,7 +303,7 @@ def test_the_summary_names_columns_that_differ(tmp_path, gpt2):  # noqa: F811
 
 
 @pytest.mark.parametrize("option", ["max_train_samples", "max_eval_samples"])
-def test_limits_are_said(tmp_path, gpt2, option):  # noqa: F811
+def test_limits_are_said(tmp_path, gpt2, option):
     """A limit on samples is in a line of its own with the tokens that are left."""
     path = write(tmp_path / "a.txt", [f"Number {i} of the lines." for i in range(100)])
     data = load_data(file_arguments(path, validation_file=str(path), **{option: 7}), gpt2, 64)
@@ -321,14 +314,14 @@ def test_limits_are_said(tmp_path, gpt2, option):  # noqa: F811
 
 
 @pytest.mark.parametrize("content", ["\n\n", " \n\t\n"])
-def test_blank_text(tmp_path, gpt2, content):  # noqa: F811
+def test_blank_text(tmp_path, gpt2, content):
     """Text of white space only is refused with the rows that were read."""
     (tmp_path / "a.txt").write_text(content)
     with pytest.raises(UserError, match=r"the train split has no text to use .2 rows, 2 blank"):
         load_data(file_arguments(tmp_path / "a.txt"), gpt2, 64)
 
 
-def test_split_without_documents(tmp_path, gpt2):  # noqa: F811
+def test_split_without_documents(tmp_path, gpt2):
     """A split without documents is refused by its name."""
     path = write(tmp_path / "a.txt", ["some text"] * 9)
     (tmp_path / "b.jsonl").write_text('{"text": ""}\n')
@@ -341,7 +334,7 @@ def _bad_inputs(folder: Path) -> dict[str, list[str]]:
     contents = {
         "latin1.txt": "Größe\n".encode("latin-1"),
         "nul.txt": b"one\0two\n",
-        "long.txt": b"x" * 50_000_000,
+        "long.txt": b"x" * 9_000_000,
         "empty.txt": b"",
         "blank.txt": b"\n \n",
         "broken.jsonl": b'{"text": "a"}\n{"text": \n',
@@ -363,9 +356,8 @@ def _bad_inputs(folder: Path) -> dict[str, list[str]]:
     }
 
 
-def test_bad_input_through_the_command(tmp_path, capsys, monkeypatch, cache_folder):  # noqa: F811
+def test_bad_input_through_the_command(tmp_path, capsys, cache_folder):
     """Whatever is wrong with the text, the main job exits with 2 and one line, and leaves neither run nor cache."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for name, options in _bad_inputs(tmp_path).items():
         code = main(["train", *options, "--checkpoint_dir", str(tmp_path / "run"), "--report_to", "none"])
         captured = capsys.readouterr()
@@ -403,7 +395,7 @@ def test_options_without_effect(options, message):
         DataArguments(**options)
 
 
-def test_samples_in_workers(tmp_path, gpt2):  # noqa: F811
+def test_samples_in_workers(tmp_path, gpt2):
     """Worker processes, started anew, give the same batches as the main one."""
     path = write(tmp_path / "a.txt", [f"Number {i} of the lines." for i in range(60)])
     data = load_data(file_arguments(path), gpt2, 64)
@@ -423,7 +415,7 @@ def test_samples_in_workers(tmp_path, gpt2):  # noqa: F811
     assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(*batches, strict=True))
 
 
-def test_the_cache_is_where_datasets_says(tmp_path, gpt2, cache_folder):  # noqa: F811
+def test_the_cache_is_where_datasets_says(tmp_path, gpt2, cache_folder):
     """Everything that is stored is below the cache folder of the datasets library."""
     path = write(tmp_path / "a.txt", [f"Number {i} of the lines." for i in range(60)])
     before = time.time()

@@ -25,10 +25,10 @@ from hypothesis import strategies as st
 from gpt2_hf.data.sources import load_sources
 from gpt2_hf.errors import UserError
 
-from ..data_fixtures import cache_folder, file_arguments  # noqa: F401
+from ..data_fixtures import file_arguments
 
 MINUTES = float(os.environ.get("GPT2_HF_FUZZ_MINUTES", "10"))
-fuzz = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+fuzz = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 
 KINDS = [".txt", ".md", ".json", ".jsonl", ".csv", ".tsv", ".parquet"]
 PACKED = ["", ".gz", ".bz2", ".xz", ".zst"]

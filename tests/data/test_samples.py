@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gpt2_hf.data import BlockSamples, DocumentSamples
 from gpt2_hf.data.sampling import shifted
 
-from ..data_fixtures import documents_of, modest
+from ..data_fixtures import documents_of
 
 SEPARATOR = 999
 corpora = st.lists(st.lists(st.integers(0, 900), max_size=25), max_size=12)
@@ -21,7 +21,6 @@ def samples_of(dataset):
     return [dataset[i]["input_ids"].tolist() for i in range(len(dataset))]
 
 
-@modest
 @given(corpus=corpora, max_length=lengths)
 def test_documents_are_continued(corpus, max_length):
     """Documents longer than max_length go on in further samples that overlap by their one token of context."""
@@ -31,7 +30,6 @@ def test_documents_are_continued(corpus, max_length):
     assert samples_of(DocumentSamples(documents_of(corpus), max_length)) == expected
 
 
-@modest
 @given(corpus=corpora, max_length=lengths)
 def test_every_token_but_the_first_is_scored_once(corpus, max_length):
     """The targets of all samples, joined, are the documents without their first tokens."""
@@ -40,7 +38,6 @@ def test_every_token_but_the_first_is_scored_once(corpus, max_length):
     assert all(2 <= len(ids) <= max_length + 1 for ids in samples)
 
 
-@modest
 @given(corpus=corpora, max_length=lengths)
 def test_documents_are_cut(corpus, max_length):
     """With truncate each document of two tokens or more gives one sample, its beginning."""
@@ -48,7 +45,6 @@ def test_documents_are_cut(corpus, max_length):
     assert samples == [ids[: max_length + 1] for ids in corpus if len(ids) > 1]
 
 
-@modest
 @given(corpus=corpora, max_length=lengths)
 def test_blocks_hold_the_whole_stream(corpus, max_length):
     """Blocks are the stream with a separator before each document, cut every max_length targets."""
@@ -59,7 +55,6 @@ def test_blocks_hold_the_whole_stream(corpus, max_length):
     assert all(len(ids) == max_length + 1 for ids in samples[:-1])
 
 
-@modest
 @given(corpus=corpora, max_length=lengths)
 def test_joined_blocks_have_no_separators_between_documents(corpus, max_length):
     """One separator, as the first token's context; then the text, every token a target once."""
@@ -71,7 +66,6 @@ def test_joined_blocks_have_no_separators_between_documents(corpus, max_length):
     assert blocks.accounting.separator_tokens == bool(text)
 
 
-@modest
 @given(corpus=corpora, max_length=lengths, joined=st.booleans(), data=st.data())
 def test_shifted_blocks_hold_the_whole_circle(corpus, max_length, joined, data):
     """Wherever the first block begins, the blocks are of the same lengths and every token is a target once."""
@@ -95,7 +89,6 @@ def test_shifted_blocks_hold_the_whole_circle(corpus, max_length, joined, data):
     assert blocks.lengths_of(order).tolist() == blocks.lengths.tolist()
 
 
-@modest
 @given(corpus=corpora, joined=st.booleans(), data=st.data())
 def test_any_span_of_the_block_stream(corpus, joined, data):
     """Any span of the stream with separators reads as the same span of a list."""
@@ -108,7 +101,6 @@ def test_any_span_of_the_block_stream(corpus, joined, data):
     assert blocks.read(start, stop).tolist() == stream[start:stop]
 
 
-@modest
 @given(corpus=corpora, max_length=lengths, truncate=st.booleans())
 def test_accounting_of_documents(corpus, max_length, truncate):
     """Rows and tokens of the accounting are those of a count by hand, and nothing is missing."""
@@ -126,7 +118,6 @@ def test_accounting_of_documents(corpus, max_length, truncate):
     assert accounting.separator_tokens == 0
 
 
-@modest
 @given(corpus=corpora, max_length=lengths)
 def test_accounting_of_blocks(corpus, max_length):
     """Blocks drop nothing: every text token and every separator but the first is scored."""
@@ -139,7 +130,6 @@ def test_accounting_of_blocks(corpus, max_length):
     assert accounting.scored_tokens == max(accounting.text_tokens + accounting.separator_tokens - 1, 0)
 
 
-@modest
 @given(corpus=corpora, max_length=lengths)
 def test_samples_go_to_workers(corpus, max_length):
     """A pickled copy, as a worker process gets it, gives the same samples."""
@@ -189,7 +179,6 @@ def test_samples_are_indexed_like_a_list():
         assert samples[-1]["input_ids"].tolist() == everything[1]
 
 
-@modest
 @given(corpus=corpora, max_length=lengths, mode=st.sampled_from(["documents", "cut", "blocks", "joined"]))
 def test_places_of_targets_and_documents_in_the_stream(corpus, max_length, mode):
     """A sample's first target lies at its place in the stream, a document's first token at its own."""

@@ -14,7 +14,7 @@ from gpt2_hf.data import DocumentSamples, FlatteningCollator, PaddingCollator
 from gpt2_hf.data.sampling import FILLER, EpochSampler, offset_of, train_sampler
 from gpt2_hf.model.chunked_loss import IGNORE_INDEX
 
-from ..data_fixtures import documents_of, modest
+from ..data_fixtures import documents_of
 
 sizes = st.integers(1, 60)
 
@@ -23,7 +23,6 @@ def lengths_of(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(1, 1000, count)
 
 
-@modest
 @given(count=sizes, batch=st.integers(1, 16), seed=st.integers(0, 9), epoch=st.integers(0, 9), bucketed=st.booleans())
 def test_every_sample_once(count, batch, seed, epoch, bucketed):
     """An epoch has every sample exactly once, and filler only to complete the last batch."""

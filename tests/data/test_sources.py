@@ -32,7 +32,7 @@ from gpt2_hf.data.tokenization import tokenize
 from gpt2_hf.errors import UserError
 from gpt2_hf.options.arguments import DataArguments
 
-from ..data_fixtures import WIKITEXT, cache_folder, file_arguments, gpt2, modest  # noqa: F401
+from ..data_fixtures import WIKITEXT, file_arguments
 
 TEXTS = ["First document.\n", "", "Zweites Dokument, größer.\n", "三つ目の文書。\n", "Last one"]
 
@@ -127,7 +127,6 @@ def test_document_units(tmp_path, ending, unit, expected):
     assert read(file_arguments(path, document_unit=unit)) == expected
 
 
-@modest
 @given(text=st.text(alphabet="ab \n\r\x0b\x85\u2028", max_size=30))
 def test_lines_lose_nothing(text):
     """The lines of a row, joined, are the row, whatever else Unicode takes for the end of a line."""
@@ -160,7 +159,7 @@ def test_line_ends_in_the_rows_of_a_dataset(streaming):
     assert [text for text, _ in source.documents()] == ["one\ntwo\nthree", None, ""]
 
 
-def test_ids_of_other_line_ends_are_not_taken_from_the_cache(tmp_path, gpt2, monkeypatch):  # noqa: F811
+def test_ids_of_other_line_ends_are_not_taken_from_the_cache(tmp_path, gpt2, monkeypatch):
     """The cache of a version that kept the line ends in fields is of another text."""
     source = load_sources(file_arguments(write(tmp_path, ".csv", ["one\r\ntwo"])))["train"]
     with monkeypatch.context() as earlier:
@@ -178,7 +177,6 @@ def test_byte_order_mark(tmp_path):
     assert read(file_arguments(tmp_path / "a.jsonl")) == ["one"]
 
 
-@modest
 @given(
     text=st.lists(st.sampled_from(["a", "é", "字", "🙂", "\n", "\r", "\r\n", "\ufeff"])).map("".join),
     size=st.integers(1, 9),
@@ -378,7 +376,7 @@ def test_text_beside_a_format_of_the_library(tmp_path, streaming):
     assert [text for text, _ in source.parts(2)[1].documents()] == ["one"]
 
 
-def test_what_is_not_read_is_said_with_the_text(tmp_path, gpt2):  # noqa: F811
+def test_what_is_not_read_is_said_with_the_text(tmp_path, gpt2):
     """In the line of the run, and where the layouts of the splits differ."""
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -509,9 +507,9 @@ def test_nul_byte(tmp_path, ending):
 
 
 @pytest.mark.parametrize("ending", [".txt", ".jsonl", ".csv", ".txt.gz"])
-def test_line_of_50_megabytes(tmp_path, ending):
-    """A line of 50 MB is refused with file and line, without being read whole."""
-    path = write(tmp_path, ending, ["short\n", "word " * 10_000_000])
+def test_line_of_9_megabytes(tmp_path, ending):
+    """It is refused with file and line."""
+    path = write(tmp_path, ending, ["short\n", "word " * 1_800_000])
     message = error_of(file_arguments(path))
     assert f"{path}: line" in message and "longer than 8,388,608 characters" in message
     assert ("--document_unit file" in message) == ending.startswith(".txt")
@@ -817,7 +815,6 @@ def test_missing_folder(tmp_path):
     assert "--dataset_name: there is no folder" in message
 
 
-@modest
 @given(texts=st.lists(st.text(st.characters(exclude_characters="\r\0", exclude_categories=["Cs"])), min_size=1))
 def test_any_text_comes_back(tmp_path_factory, texts):
     """Whatever Unicode text is written as jsonl, csv or parquet is read as it was."""
@@ -841,7 +838,6 @@ def test_only_line_feeds_end_a_line(tmp_path, ending, unit):
     assert read(file_arguments(path, document_unit=unit)) == expected
 
 
-@modest
 @given(text=st.text(alphabet="ab \n\r\x0b\x0c\x1c\x85\u2028", max_size=30))
 def test_paragraphs_lose_blank_lines_only(text):
     """The paragraphs of a row, joined, are its lines that are not blank."""
@@ -912,7 +908,7 @@ OTHER_FIELDS = {
     "half a pair": b'"\\ud83d"',
     "not UTF-8": b'"caf\xe9"',
     "NUL": b'"a\0b"',
-    "many megabytes": b'"' + b"A" * (20 << 20) + b'"',
+    "many megabytes": b'"' + b"A" * (9 << 20) + b'"',
 }
 
 
@@ -926,7 +922,7 @@ def test_other_fields_of_json(tmp_path, field, form):
     assert read(file_arguments(tmp_path / "a.json")) == ["one", "two"]
 
 
-@pytest.mark.parametrize("field", [b"caf\xe9", b"a\0b", b'"' + b"A" * (20 << 20) + b'"', b"\xed\xa0\x80", b"7" * 5000])
+@pytest.mark.parametrize("field", [b"caf\xe9", b"a\0b", b'"' + b"A" * (9 << 20) + b'"', b"\xed\xa0\x80", b"7" * 5000])
 def test_other_fields_of_csv(tmp_path, field):
     """The same of a CSV file."""
     (tmp_path / "a.csv").write_bytes(b"n,text,m\n%b,one,%b\n%b,two,%b\n" % (field, field, field, field))
@@ -1067,7 +1063,7 @@ def test_what_save_to_disk_wrote_later(tmp_path):
     assert keys[0] == keys[1] != keys[2] == keys[3]
 
 
-def test_a_connection_that_breaks(gpt2, monkeypatch):  # noqa: F811
+def test_a_connection_that_breaks(gpt2, monkeypatch):
     """What breaks while a data set is read is no fault of the cache."""
     rows = RowSource("train", Dataset.from_dict({"text": ["one", "two"]}), "text", readers.DocumentUnit.ROW, "", "x/y")
 
@@ -1143,7 +1139,7 @@ def test_a_name_that_is_also_a_pattern(tmp_path):
 
 
 @pytest.mark.parametrize("option", ["train_file", "validation_file", "dataset_name"])
-def test_blank_text_is_named(tmp_path, option, gpt2):  # noqa: F811
+def test_blank_text_is_named(tmp_path, option, gpt2):
     """A text of blank lines only is refused with its option and file."""
     (tmp_path / "train.txt").write_text("\n \n\x0c\n" if option != "validation_file" else "text of it\n")
     (tmp_path / "validation.txt").write_text("\n \n")
@@ -1157,7 +1153,7 @@ def test_blank_text_is_named(tmp_path, option, gpt2):  # noqa: F811
     assert "no text to use (" in str(error.value) and "blank" in str(error.value)
 
 
-def test_settings_of_the_process_are_left_alone(tmp_path, gpt2, monkeypatch):  # noqa: F811
+def test_settings_of_the_process_are_left_alone(tmp_path, gpt2, monkeypatch):
     """Importing changes none, and half-read files and texts leave none behind."""
     script = (
         "import csv, os; before = csv.field_size_limit(), os.environ.get('TOKENIZERS_PARALLELISM')\n"

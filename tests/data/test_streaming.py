@@ -21,7 +21,7 @@ from gpt2_hf.data.streaming import StreamingLoader, StreamingSamples, set_aside_
 from gpt2_hf.errors import UserError
 from gpt2_hf.options.arguments import DataArguments
 
-from ..data_fixtures import cache_folder, file_arguments, gpt2, modest  # noqa: F401
+from ..data_fixtures import file_arguments
 
 EOS = 50256
 
@@ -39,11 +39,11 @@ def documents_in(corpus) -> list[str]:
     return sorted(text for text, _ in corpus.documents() if text.strip())
 
 
-def stream_of(corpus, gpt2, **options) -> StreamingSamples:  # noqa: F811
+def stream_of(corpus, gpt2, **options) -> StreamingSamples:
     return StreamingSamples(corpus, gpt2, **{"max_length": 64, "buffer_size": 16, "epochs": 1, **options})
 
 
-def texts_of(samples, gpt2) -> list[str]:  # noqa: F811
+def texts_of(samples, gpt2) -> list[str]:
     return [gpt2.decode(sample["input_ids"]) for sample in samples]
 
 
@@ -52,7 +52,7 @@ def ids_of(batches) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("buffer_size", [1, 7, 16, 1000])
-def test_every_document_once_an_epoch(corpus, gpt2, buffer_size):  # noqa: F811
+def test_every_document_once_an_epoch(corpus, gpt2, buffer_size):
     """An epoch holds every document exactly once, in another order than that of the files."""
     texts = texts_of(stream_of(corpus, gpt2, buffer_size=buffer_size), gpt2)
     single = [text for text in documents_in(corpus) if len(gpt2(text).input_ids) < 2]
@@ -62,7 +62,7 @@ def test_every_document_once_an_epoch(corpus, gpt2, buffer_size):  # noqa: F811
     assert (texts == in_order) == (buffer_size == 1)
 
 
-def test_epochs_differ_and_seeds_differ(corpus, gpt2):  # noqa: F811
+def test_epochs_differ_and_seeds_differ(corpus, gpt2):
     """Each epoch has an order of its own, each seed too, and the same seed the same."""
     size = len(documents_in(corpus))
     both = texts_of(stream_of(corpus, gpt2, epochs=2), gpt2)
@@ -72,14 +72,14 @@ def test_epochs_differ_and_seeds_differ(corpus, gpt2):  # noqa: F811
     assert both[:size] != texts_of(stream_of(corpus, gpt2, seed=1), gpt2)
 
 
-def test_it_never_ends_by_itself(corpus, gpt2):  # noqa: F811
+def test_it_never_ends_by_itself(corpus, gpt2):
     """Without a number of epochs the stream goes on for ever."""
     samples = itertools.islice(stream_of(corpus, gpt2, epochs=None), 1000)
     assert len(list(samples)) == 1000
 
 
 @pytest.mark.parametrize(("world_size", "num_workers"), [(3, 0), (2, 2)])
-def test_shards_neither_overlap_nor_lose(corpus, gpt2, world_size, num_workers):  # noqa: F811
+def test_shards_neither_overlap_nor_lose(corpus, gpt2, world_size, num_workers):
     """Over all processes and their workers, every document comes exactly once."""
     texts = []
     for rank in range(world_size):
@@ -91,9 +91,8 @@ def test_shards_neither_overlap_nor_lose(corpus, gpt2, world_size, num_workers):
     assert sorted(texts) == documents_in(corpus)
 
 
-@modest
 @given(max_length=st.integers(1, 20), truncate=st.booleans(), buffer_size=st.integers(1, 40))
-def test_documents_are_continued_or_cut(tmp_path_factory, gpt2, max_length, truncate, buffer_size):  # noqa: F811
+def test_documents_are_continued_or_cut(tmp_path_factory, gpt2, max_length, truncate, buffer_size):
     """Long documents go on in further samples, or are cut: the targets are those of the documents."""
     path = tmp_path_factory.mktemp("stream") / "a.txt"
     path.write_text("".join(f"{'word ' * i}end\n" for i in range(20)))
@@ -106,7 +105,7 @@ def test_documents_are_continued_or_cut(tmp_path_factory, gpt2, max_length, trun
 
 
 @pytest.mark.parametrize("max_length", [1, 5, 64, 1000])
-def test_blocks_drop_nothing(corpus, gpt2, max_length):  # noqa: F811
+def test_blocks_drop_nothing(corpus, gpt2, max_length):
     """In blocks every document stands in the stream behind a separator, and every token is a target once."""
     stream = stream_of(corpus, gpt2, mode=SequenceMode.BLOCKS, max_length=max_length, buffer_size=1000)
     samples = [sample["input_ids"].tolist() for sample in stream]
@@ -119,7 +118,7 @@ def test_blocks_drop_nothing(corpus, gpt2, max_length):  # noqa: F811
     ("num_workers", "mode"),
     [(0, "padding_free"), (0, "blocks"), (2, "blocks"), pytest.param(2, "padding_free", marks=pytest.mark.slow)],
 )
-def test_resumed_is_uninterrupted(corpus, gpt2, num_workers, mode):  # noqa: F811
+def test_resumed_is_uninterrupted(corpus, gpt2, num_workers, mode):
     """After any batch the state, written as JSON and read again, goes on with exactly the next batch."""
 
     def loader() -> StreamingLoader:
@@ -136,7 +135,7 @@ def test_resumed_is_uninterrupted(corpus, gpt2, num_workers, mode):  # noqa: F81
         assert begun + ids_of(second) == whole, stop
 
 
-def test_going_on_reads_nothing_before_the_window(corpus, gpt2, monkeypatch):  # noqa: F811
+def test_going_on_reads_nothing_before_the_window(corpus, gpt2, monkeypatch):
     """A resumed stream begins to read where the window of its position begins."""
     loader = StreamingLoader(stream_of(corpus, gpt2), 4, FlatteningCollator())
     list(itertools.islice(loader, 12))
@@ -163,7 +162,7 @@ def spaced(tmp_path):
     return load_sources(file_arguments(path))["train"]
 
 
-def test_blank_documents_have_no_number(spaced, gpt2):  # noqa: F811
+def test_blank_documents_have_no_number(spaced, gpt2):
     """Shards share the documents with text evenly, and those that are set aside have text."""
     shards = [texts_of(stream_of(spaced, gpt2, rank=rank, world_size=2), gpt2) for rank in range(2)]
     assert [len(texts) for texts in shards] == [50, 50]
@@ -175,7 +174,7 @@ def test_blank_documents_have_no_number(spaced, gpt2):  # noqa: F811
     assert sorted(rest + expected) == documents_in(spaced)
 
 
-def test_a_state_from_before_numbers_blank_documents(corpus, gpt2):  # noqa: F811
+def test_a_state_from_before_numbers_blank_documents(corpus, gpt2):
     """A state that does not say how documents are numbered goes on, bit for bit, with blank ones numbered too."""
 
     def loader(**options) -> StreamingLoader:
@@ -195,7 +194,7 @@ def test_a_state_from_before_numbers_blank_documents(corpus, gpt2):  # noqa: F81
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
-def test_threads_that_tokenise(corpus, gpt2, num_threads, monkeypatch):  # noqa: F811
+def test_threads_that_tokenise(corpus, gpt2, num_threads, monkeypatch):
     """--preprocessing_num_workers is for the stream too."""
     seen = []
     original = Encoder.__init__
@@ -208,7 +207,7 @@ def test_threads_that_tokenise(corpus, gpt2, num_threads, monkeypatch):  # noqa:
     ("options", "message"),
     [({"seed": 1}, "not those of the checkpoint"), ({"world_size": 2}, "processes"), ({"max_length": 9}, "options")],
 )
-def test_another_stream_is_refused(corpus, gpt2, options, message):  # noqa: F811
+def test_another_stream_is_refused(corpus, gpt2, options, message):
     """A state goes with its text, its options and its number of processes and workers only."""
     state = StreamingLoader(stream_of(corpus, gpt2), 4, FlatteningCollator()).state_dict()
     with pytest.raises(UserError, match=message):
@@ -217,7 +216,7 @@ def test_another_stream_is_refused(corpus, gpt2, options, message):  # noqa: F81
         StreamingLoader(stream_of(corpus, gpt2), 4, FlatteningCollator(), num_workers=3).load_state_dict(state)
 
 
-def test_files_are_hashed_once(corpus, gpt2, monkeypatch):  # noqa: F811
+def test_files_are_hashed_once(corpus, gpt2, monkeypatch):
     """Checkpoints and copies of the stream do not read the corpus again; a new process sees that it was changed."""
     hashed = []
     original = fingerprints._hash
@@ -235,14 +234,14 @@ def test_files_are_hashed_once(corpus, gpt2, monkeypatch):  # noqa: F811
         resumed.load_state_dict(state)
 
 
-def test_another_source_has_another_key(corpus, gpt2, tmp_path):  # noqa: F811
+def test_another_source_has_another_key(corpus, gpt2, tmp_path):
     """What is known of one text is not taken for another's."""
     stream = stream_of(corpus, gpt2)
     other = load_sources(file_arguments(tmp_path / "a.txt"))["train"]
     assert stream.key() != dataclasses.replace(stream, source=other).key() == stream_of(other, gpt2).key()
 
 
-def test_set_aside_documents_are_not_trained_on(corpus, gpt2):  # noqa: F811
+def test_set_aside_documents_are_not_trained_on(corpus, gpt2):
     """What is set aside for validation is missing from the stream, and nothing else."""
     validation, line = set_aside_of_stream(corpus, 10)
     held_out = [text for text, _ in validation.documents() if text.strip()]
@@ -252,7 +251,7 @@ def test_set_aside_documents_are_not_trained_on(corpus, gpt2):  # noqa: F811
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_bad_text_is_one_line(tmp_path, gpt2, num_workers):  # noqa: F811
+def test_bad_text_is_one_line(tmp_path, gpt2, num_workers):
     """An error in the middle of the stream is one line that names the place, also from a worker."""
     (tmp_path / "a.txt").write_bytes(b"good line\n" * 50 + b"b\xffd\n")
     source = load_sources(file_arguments(tmp_path / "a.txt"))["train"]
@@ -263,7 +262,7 @@ def test_bad_text_is_one_line(tmp_path, gpt2, num_workers):  # noqa: F811
     assert "\n" not in str(error.value)
 
 
-def test_blank_stream(tmp_path, gpt2):  # noqa: F811
+def test_blank_stream(tmp_path, gpt2):
     """A stream without any text ends with an error instead of running for ever."""
     (tmp_path / "a.txt").write_text("\n \n")
     source = load_sources(file_arguments(tmp_path / "a.txt"))["train"]
@@ -271,7 +270,7 @@ def test_blank_stream(tmp_path, gpt2):  # noqa: F811
         next(iter(stream_of(source, gpt2, epochs=None)))
 
 
-def test_streaming_stores_no_training_text(tmp_path, gpt2, cache_folder):  # noqa: F811
+def test_streaming_stores_no_training_text(tmp_path, gpt2, cache_folder):
     """With --streaming only the validation documents are in the cache."""
     (tmp_path / "a.txt").write_text("".join(f"Number {i} of the lines.\n" for i in range(400)))
     data = load_data(file_arguments(tmp_path / "a.txt", streaming=True), gpt2, 64)
@@ -318,7 +317,7 @@ def count_opened(monkeypatch, folder: Path) -> Callable[[], dict[str, list[str]]
 
 
 @pytest.mark.parametrize("num_workers", [2, 7])
-def test_each_file_is_opened_by_one_worker(many_files, gpt2, monkeypatch, tmp_path, num_workers):  # noqa: F811
+def test_each_file_is_opened_by_one_worker(many_files, gpt2, monkeypatch, tmp_path, num_workers):
     """With at least as many files as workers, each file is opened once a pass, by a single worker."""
     opened = count_opened(monkeypatch, tmp_path)
     list(StreamingLoader(stream_of(many_files, gpt2), 4, FlatteningCollator(), num_workers))
@@ -327,7 +326,7 @@ def test_each_file_is_opened_by_one_worker(many_files, gpt2, monkeypatch, tmp_pa
 
 
 @pytest.mark.parametrize(("world_size", "num_workers"), [(2, 0), (7, 0), (3, 2)])
-def test_processes_divide_the_files(many_files, gpt2, monkeypatch, tmp_path, world_size, num_workers):  # noqa: F811
+def test_processes_divide_the_files(many_files, gpt2, monkeypatch, tmp_path, world_size, num_workers):
     """Over all processes and workers each file is opened once, and every document comes once."""
     opened = count_opened(monkeypatch, tmp_path)
     tokens = []
@@ -351,7 +350,7 @@ def test_parts_are_of_about_the_same_size(many_files):
     assert many_files.parts(8) is None
 
 
-def test_over_the_passes_no_part_is_read_more_often(many_files, gpt2):  # noqa: F811
+def test_over_the_passes_no_part_is_read_more_often(many_files, gpt2):
     """After as many passes as there are shards, each shard has read every document exactly once."""
     for rank in range(3):
         texts = texts_of(stream_of(many_files, gpt2, rank=rank, world_size=3, epochs=3), gpt2)
@@ -359,7 +358,7 @@ def test_over_the_passes_no_part_is_read_more_often(many_files, gpt2):  # noqa: 
 
 
 @pytest.mark.parametrize(("num_workers", "percentage"), [(2, None), (2, 10), (0, 10)])
-def test_resumed_with_files_of_its_own(many_files, gpt2, num_workers, percentage):  # noqa: F811
+def test_resumed_with_files_of_its_own(many_files, gpt2, num_workers, percentage):
     """After any batch the state goes on with exactly the next one, over the ends of passes."""
 
     def loader(**options) -> StreamingLoader:
@@ -376,7 +375,7 @@ def test_resumed_with_files_of_its_own(many_files, gpt2, num_workers, percentage
         assert begun + ids_of(second) == whole, stop
 
 
-def test_a_state_from_before_goes_on_as_it_began(many_files, gpt2):  # noqa: F811
+def test_a_state_from_before_goes_on_as_it_began(many_files, gpt2):
     """A state that does not know of files of one's own goes on, bit for bit, with documents divided one by one."""
 
     def loader(**options) -> StreamingLoader:
@@ -396,7 +395,7 @@ def test_a_state_from_before_goes_on_as_it_began(many_files, gpt2):  # noqa: F81
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_set_aside_documents_are_not_trained_on_by_any_shard(many_files, gpt2, world_size):  # noqa: F811
+def test_set_aside_documents_are_not_trained_on_by_any_shard(many_files, gpt2, world_size):
     """What is set aside is the same however the files are divided, and no shard trains on it."""
     held_out = [text for text, _ in set_aside_of_stream(many_files, 10)[0].documents()]
     trained = []
@@ -408,7 +407,7 @@ def test_set_aside_documents_are_not_trained_on_by_any_shard(many_files, gpt2, w
 
 @pytest.mark.parametrize("files", [1, 3])
 @pytest.mark.parametrize("percentage", [None, 10])
-def test_rows_of_the_library_with_workers(tmp_path, gpt2, files, percentage):  # noqa: F811
+def test_rows_of_the_library_with_workers(tmp_path, gpt2, files, percentage):
     """Of what the datasets library streams every row comes once too, though it divides rows among workers itself."""
     (tmp_path / "rows").mkdir()
     for number in range(files):
@@ -426,7 +425,7 @@ def test_rows_of_the_library_with_workers(tmp_path, gpt2, files, percentage):  #
     assert sorted(tokens) == sorted(token for text in expected for token in gpt2(text).input_ids[1:])
 
 
-def test_parts_of_stored_rows(gpt2):  # noqa: F811
+def test_parts_of_stored_rows(gpt2):
     """A dataset that is stored is divided into consecutive rows."""
     source = load_sources(DataArguments("python-docs", None))["train"]
     whole = [text for text, _ in source.documents()]
@@ -436,7 +435,7 @@ def test_parts_of_stored_rows(gpt2):  # noqa: F811
     assert list(part.documents(documents[9][1])) == documents[9:]
 
 
-def test_batches_go_to_the_device_without_a_wait(gpt2, corpus):  # noqa: F811
+def test_batches_go_to_the_device_without_a_wait(gpt2, corpus):
     """Every tensor of a batch is copied while the host goes on; lengths and position stay with the host."""
     copies = []
 

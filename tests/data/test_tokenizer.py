@@ -25,8 +25,6 @@ from gpt2_hf.data.tokenizer import (
 )
 from gpt2_hf.errors import UserError
 
-from ..data_fixtures import gpt2, modest  # noqa: F401
-
 # Ids that OpenAI's own encoder gives.
 KNOWN_IDS = {
     "Hello world": [15496, 995],
@@ -49,15 +47,14 @@ def wordlevel(tmp_path):
 
 
 @pytest.mark.parametrize("text", KNOWN_IDS)
-def test_known_ids(gpt2, text):  # noqa: F811
+def test_known_ids(gpt2, text):
     """GPT-2's tokenizer gives the ids that OpenAI's encoder gives."""
     assert gpt2(text).input_ids == KNOWN_IDS[text]
     assert len(gpt2) == 50257
 
 
-@modest
 @given(text=st.text())
-def test_round_trip(gpt2, text):  # noqa: F811
+def test_round_trip(gpt2, text):
     """Any text comes back from its ids, byte for byte."""
     assert gpt2.decode(gpt2(text).input_ids, clean_up_tokenization_spaces=False) == text
 
@@ -77,7 +74,7 @@ def test_gpt2_needs_no_network():
     assert result.stdout.strip() == str([[15496, 995]] * 2), result.stderr
 
 
-def test_tokenizer_from_a_folder(gpt2, tmp_path):  # noqa: F811
+def test_tokenizer_from_a_folder(gpt2, tmp_path):
     """A saved tokenizer loads from its folder and gives the same ids."""
     gpt2.save_pretrained(tmp_path / "saved")
     loaded = load_tokenizer(str(tmp_path / "saved"))
@@ -108,7 +105,7 @@ def test_padding_and_length_do_not_change_the_key_of_the_data(tmp_path, tokenize
     assert tokenizer_key(completed) == tokenizer_key(load_tokenizer(str(tmp_path))) == tokenizer_key(saved)
 
 
-def test_tokenizers_that_give_the_same_ids(gpt2, tokenizer_folder, tmp_path):  # noqa: F811
+def test_tokenizers_that_give_the_same_ids(gpt2, tokenizer_folder, tmp_path):
     """Saved and loaded again, with padding or another length: the same tokens. Other merges or a token more: not."""
     load_tokenizer().save_pretrained(tmp_path / "again")
     again = load_tokenizer(str(tmp_path / "again"))
@@ -152,7 +149,7 @@ def test_folder_without_tokenizer(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_too_large_a_vocabulary_is_refused(gpt2):  # noqa: F811
+def test_too_large_a_vocabulary_is_refused(gpt2):
     """Ids that the embedding lacks are refused, exactly fitting ones are not."""
     check_vocabulary(gpt2, 50257)
     with pytest.raises(UserError, match=r"50,257 ids .* 50,256"):
@@ -168,7 +165,7 @@ def test_ids_with_holes(tmp_path):
         check_vocabulary(tokenizer, 99)
 
 
-def test_separator(gpt2, wordlevel):  # noqa: F811
+def test_separator(gpt2, wordlevel):
     """Documents are separated by end of text; a tokenizer without such a token is refused with the remedy."""
     assert separator_id(gpt2) == 50256
     with pytest.raises(UserError, match="--sequence_mode padding_free"):

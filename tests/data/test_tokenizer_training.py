@@ -15,8 +15,6 @@ from gpt2_hf.data.tokenizer_training import TokenizerTrainingArguments, run_toke
 from gpt2_hf.errors import UserError
 from gpt2_hf.options.arguments import ModelArguments
 
-from ..data_fixtures import cache_folder, modest  # noqa: F401
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
@@ -27,7 +25,6 @@ def trained(tmp_path_factory):
     return load_tokenizer(str(folder)), folder
 
 
-@modest
 @given(text=st.text())
 def test_any_text_comes_back(trained, text):
     """Byte-level BPE writes any text, seen before or not."""

@@ -24,15 +24,7 @@ from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 
 from ..conftest import REPOSITORY, read_json
 from ..data_fixtures import documents_of
-
-
-def load_script(name):
-    """A script as a module."""
-    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+from .scripts import load_script
 
 
 @pytest.fixture(scope="module")

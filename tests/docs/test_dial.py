@@ -8,7 +8,7 @@ import pytest
 from gpt2_hf.planning.size import RULE, LossRule, Size
 
 from ..conftest import REPOSITORY
-from .test_benchmarks import load_script
+from .scripts import load_script
 
 TRUTH = LossRule(floor=2.0, capacity=30.0, alpha=0.25, data=400.0, beta=0.4, repeats=6.0)
 

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 
 import psutil
@@ -16,6 +15,7 @@ import pytest
 import yaml
 
 from ..conftest import REPOSITORY
+from ..faults import harness
 
 DOCKERFILE = (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")
 
@@ -60,7 +60,7 @@ def test_home_is_a_folder_that_every_user_may_write_to():
 
 
 def test_the_wheel_holds_every_file_of_the_package(tmp_path):
-    """An editable install would not notice a room that is left out."""
+    """An editable install would not notice a subpackage that is left out."""
     pytest.importorskip("setuptools", minversion="77")
     copy = tmp_path / "source"
     shutil.copytree(REPOSITORY / "gpt2_hf", copy / "gpt2_hf", ignore=shutil.ignore_patterns("__pycache__"))
@@ -110,24 +110,20 @@ def test_age_of_the_first_process():
 
 @pytest.mark.distributed
 @needs_namespaces
-def test_sigterm_reaches_the_trainer_as_first_process(tiny_options, tmp_path):
+def test_sigterm_reaches_the_trainer_as_first_process(tiny_options, tmp_path, popen):
     """PID 1 of a container ignores what it has no handler for; the entry point saves and exits with 75."""
     (entry_point,) = instructions("ENTRYPOINT")
     assert json.loads(entry_point)[0] == "python"
     options = ["--max_steps", "100000", "--max_epochs", "100000", "--eval_every", "100000", "--save_every", "100000"]
     command = ["unshare", "--pid", "--fork", sys.executable, *json.loads(entry_point)[1:], *tiny_options, *options]
     with open(tmp_path / "log", "w") as log:
-        container = subprocess.Popen(
+        container = popen(
             [*command, "--checkpoint_dir", str(tmp_path / "run")],
             cwd=REPOSITORY,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-    deadline = time.monotonic() + 240
-    while "step 10/" not in (tmp_path / "log").read_text():
-        assert container.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
-        time.sleep(0.1)
+    harness.wait_for(tmp_path / "log", "step 10/", 240, container)
     (trainer,) = psutil.Process(container.pid).children()
     trainer.send_signal(signal.SIGTERM)
     assert container.wait(timeout=200) == 75, (tmp_path / "log").read_text()

@@ -58,9 +58,8 @@ def notebook():
     return nbformat.read(PATH, as_version=4)
 
 
-def test_it_runs_to_its_end_on_a_text_that_is_pasted(notebook, tmp_path, monkeypatch):
+def test_it_runs_to_its_end_on_a_text_that_is_pasted(notebook, tmp_path):
     """With a tiny model: it trains, draws, colours and writes; a second start finds the finished run."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     executed = copy.deepcopy(notebook)
     execute(executed, str(tmp_path), TINY)
     outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]

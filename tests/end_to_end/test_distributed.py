@@ -1,16 +1,17 @@
 """Several processes train the same thing as one (gloo, on CPU)."""
 
 import functools
-import os
 import shutil
 import subprocess
 import sys
 import time
 from types import SimpleNamespace
 
-import psutil
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
 from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
@@ -26,7 +27,8 @@ from gpt2_hf.trainer.callbacks import NonFiniteGuard
 
 from .. import ranks
 from ..conftest import REPOSITORY, needs_bf16, read_json
-from ..job.test_main_job import history
+from ..faults import harness
+from ..runs import history
 
 pytestmark = [
     pytest.mark.distributed,
@@ -226,11 +228,11 @@ def test_an_older_torch_is_refused_for_fsdp(monkeypatch):
 
 
 def test_fsdp_without_accelerators_is_refused(tiny_options, tmp_path):
-    """accelerate would turn FSDP off on CPUs without a word."""
+    """accelerate would turn FSDP off on CPUs without a word: two processes, one line."""
     options = ["train", *tiny_options, "--fsdp", "--checkpoint_dir", str(tmp_path / "run")]
     codes, text = ranks.end(2, options, tmp_path / "log")
     assert codes == [2, 2]
-    assert "error: FSDP needs accelerators" in text
+    assert text.count("error: FSDP needs accelerators") == 1 and "Traceback" not in text
 
 
 def test_deepspeed_is_refused(train_tiny, tmp_path, capsys):
@@ -256,26 +258,12 @@ def test_a_stream_goes_on_exactly_on_two_processes(tiny_options, tmp_path):
 # ---- launchers and ranks ----
 
 
-def launch(launcher, *options):
-    """Start the main job with a launcher, as a user does."""
-    return subprocess.Popen(
-        [sys.executable, "-m", *launcher, str(REPOSITORY / "run_clm.py"), *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-_TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-
-
-def test_accelerate_launch_trains_the_same_thing(tiny_options, one_process, tmp_path):
+def test_accelerate_launch_trains_the_same_thing(tiny_options, one_process, tmp_path, popen):
     """`accelerate launch` with a config of examples/accelerate."""
-    launcher = ["accelerate.commands.launch", "--config_file", str(REPOSITORY / "examples/accelerate/ddp.yaml")]
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(REPOSITORY / "examples/accelerate/ddp.yaml")]
     options = [*tiny_options, *_SAME_RUN, "--sequence_mode", "blocks", "--checkpoint_dir", str(tmp_path / "run")]
-    output, _ = launch(launcher, *options).communicate(timeout=240)
-    assert "2 processes" in output
+    process = popen([sys.executable, *launcher, str(REPOSITORY / "run_clm.py"), *options], stdout=subprocess.PIPE)
+    assert b"2 processes" in process.communicate(timeout=240)[0]
     assert_same_run(one_process("blocks"), tmp_path / "run")
 
 
@@ -293,33 +281,29 @@ def test_one_process_uses_one_gpu(monkeypatch, tmp_path):
     assert args._n_gpu == 1 and args.train_batch_size == 4
 
 
-def test_wrong_input_is_reported_once(tiny_options, tmp_path):
-    """accelerate understands fsdp2.yaml; both processes refuse FSDP on CPUs: one line, no traceback but torchrun's."""
-    launcher = ["accelerate.commands.launch", "--config_file", str(REPOSITORY / "examples/accelerate/fsdp2.yaml")]
-    process = launch(launcher, *tiny_options, "--checkpoint_dir", str(tmp_path / "run"))
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 1  # a launcher's own code for whatever went wrong
-    assert output.count("error: FSDP needs accelerators") == 1
-    assert output.count("Traceback") == 1 and "exitcode  : 2" in output
+def test_accelerate_understands_the_settings_for_fsdp(monkeypatch):
+    """fsdp2.yaml: each is an option of `accelerate launch`, and what it makes of them is allowed here."""
+    config = load_config_from_file(str(REPOSITORY / "examples/accelerate/fsdp2.yaml"))
+    assert config.distributed_type == DistributedType.FSDP
+    assert config.fsdp_config.keys() <= vars(launch_command_parser().parse_args(["run_clm.py"])).keys()
+    for name, value in config.fsdp_config.items():
+        monkeypatch.setenv(name.upper(), str(value))  # as the launcher hands them on
+    plugin = FullyShardedDataParallelPlugin()
+    check_engine(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin), mixed_precision="no"), wanted=True)
 
 
 def test_a_process_that_dies_takes_the_run_with_it(tiny_options, tmp_path):
-    """kill -9 on one of two: the other says so and the launcher ends within seconds, naming the signal."""
+    """kill -9 on one of two: the other says so and ends within seconds, and what was saved is whole."""
+    logs = [tmp_path / "log0", tmp_path / "log1"]
     options = ["--max_steps", "100000", "--max_epochs", "100000", "--eval_every", "100000"]
-    process = launch(_TORCHRUN, *tiny_options, *options, "--checkpoint_dir", str(tmp_path / "run"))
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step 20/"):
-            break
-    workers = [child for child in psutil.Process(process.pid).children() if "run_clm.py" in " ".join(child.cmdline())]
-    assert len(workers) == 2
-    workers[1].kill()
+    argv = ["train", *tiny_options, *options, "--checkpoint_dir", str(tmp_path / "run")]
+    first, second = harness.start_ranks(argv, logs)
+    harness.wait_for(logs[0], "step 20/")
+    second.kill()
     killed = time.monotonic()
-    output, _ = process.communicate(timeout=120)
+    assert harness.join([first]) == [1], logs[0].read_text()
     assert time.monotonic() - killed < 25  # a second, if the machine has nothing else to do
-    assert process.returncode == 1 and "(SIGKILL)" in output
-    assert "error: another process of the run is gone" in output or "SIGTERM" in output
-    assert not any(worker.is_running() for worker in workers)
+    assert "error: another process of the run is gone" in logs[0].read_text()
     newest, passed_over = folders.newest_valid(tmp_path / "run")
     assert newest is not None and not passed_over
 

@@ -11,21 +11,19 @@ import os
 import random
 import signal
 import socket
-import sys
+import subprocess
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import pytest
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext  # which Windows has not
 
-_PRELOADED = ["gpt2_hf.job.main_job", "gpt2_hf.__main__", "tests.faults.harness"]
+_started: list[BaseProcess] = []
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
+_PRELOADED = ["gpt2_hf.job.main_job", "gpt2_hf.__main__", "tests.faults.harness"]
 
 
 def _run(argv: list[str], log: str, environment: dict[str, str], prepare: Callable[[], None] | None) -> None:
@@ -62,10 +60,23 @@ def start(
     prepare: Callable[[], None] | None = None,
 ) -> BaseProcess:
     """Start the command `argv` in a process of its own, which calls `prepare` before."""
-    context = warm_up()
-    process = context.Process(target=_run, args=(argv, str(log), environment or {}, prepare))
+    return start_function(_run, argv, str(log), environment or {}, prepare)
+
+
+def start_function(function: Callable[..., None], *arguments: Any) -> BaseProcess:
+    """Start a function in a process of its own."""
+    process = warm_up().Process(target=function, args=arguments)
     process.start()
+    _started.append(process)
     return process
+
+
+def kill_started() -> None:
+    """Kill what was started here and is still there, as after an assertion that failed."""
+    while _started:
+        process = _started.pop()
+        process.kill()
+        process.join(30)
 
 
 def free_port() -> int:
@@ -113,11 +124,12 @@ def kill_after(argv: list[str], log: Path, seconds: float) -> bool:
     return alive
 
 
-def wait_for(log: Path, text: str, timeout: float = 60) -> None:
-    """Wait until a line of the output has some text."""
+def wait_for(log: Path, text: str, timeout: float = 60, process: subprocess.Popen | None = None) -> None:
+    """Wait until a line of the output has some text; in vain if the process that writes it has ended."""
     deadline = time.monotonic() + timeout
     while not (log.is_file() and text in log.read_text()):
-        assert time.monotonic() < deadline, f"{text!r} did not come:\n{log.read_text() if log.is_file() else ''}"
+        waiting = time.monotonic() < deadline and (process is None or process.poll() is None)
+        assert waiting, f"{text!r} did not come:\n{log.read_text() if log.is_file() else ''}"
         time.sleep(0.02)
 
 

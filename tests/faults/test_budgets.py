@@ -1,5 +1,6 @@
 """A run that is given H hours has ended within H hours, by the real clock."""
 
+import itertools
 import sys
 import time
 
@@ -8,6 +9,7 @@ import pytest
 from gpt2_hf.checkpoints import folders
 from gpt2_hf.trainer.callbacks import StopCallback
 
+from ..runs import history
 from . import harness
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
@@ -31,32 +33,46 @@ def slow_steps():
 
 
 def test_random_budgets_are_kept(tiny_options, tmp_path):
-    """Three of 10 to 20 seconds, side by side: kept, and ended with a named checkpoint and an evaluation."""
+    """Three of 10 to 20 seconds, side by side: kept, and ended with a named checkpoint and an evaluation.
+
+    The longest has a schedule that follows the clock: its learning rate has come down to nearly 0 by then, and with
+    more hours nothing is trained.
+    """
     random = harness.seeded("budgets")
     harness.warm_up()
     runs = []
-    for name in ("a", "b", "c"):
-        folder, budget = tmp_path / name, random.uniform(10, 20)
+    by_time = tmp_path / "by_time"
+    for folder in (tmp_path / "a", tmp_path / "b", by_time):
         folder.mkdir()
+        budget, options = (20, ["--schedule_by_time"]) if folder == by_time else (random.uniform(10, 20), [])
         begin = time.monotonic()
-        process = harness.start(command(tiny_options, folder, budget), folder / "log", prepare=slow_steps)
+        process = harness.start(command(tiny_options, folder, budget, *options), folder / "log", prepare=slow_steps)
         runs.append((folder, budget, begin, process))
     seconds = {}
-    try:
-        while len(seconds) < len(runs):
-            time.sleep(0.02)
-            for folder, _, begin, process in runs:
-                if folder not in seconds and not process.is_alive():
-                    seconds[folder] = time.monotonic() - begin
-                assert time.monotonic() - begin < 120, f"still running:\n{(folder / 'log').read_text()}"
-    finally:
-        for *_, process in runs:
-            process.kill()
+    while len(seconds) < len(runs):
+        time.sleep(0.02)
+        for folder, _, begin, process in runs:
+            if folder not in seconds and not process.is_alive():
+                seconds[folder] = time.monotonic() - begin
+            assert time.monotonic() - begin < 120, f"still running:\n{(folder / 'log').read_text()}"
     for folder, budget, _, process in runs:
         assert process.exitcode == 0, (folder / "log").read_text()
         assert seconds[folder] < budget
         assert "checkpoint_time_limit" in folders.read_names(folder / "run")
         assert (folder / "run" / "eval_results.json").is_file()
+
+    run, printed = by_time / "run", (by_time / "log").read_text()
+    assert (run / "test_results.json").is_file()
+    assert "Elapsed: 0.0" in printed and "| Remaining: 0.0" in printed
+    before = history(run)
+    rates = [entry["learning_rate"] for entry in before if "learning_rate" in entry]
+    assert max(rates) > 2e-3 and rates[-1] < 0.1 * max(rates)
+    assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(rates[2:]))
+    more = command(tiny_options, by_time, 24 * 3600, "--schedule_by_time", "--resume_from", "latest")
+    assert harness.run(more, by_time / "again") == 0
+    printed = (by_time / "again").read_text()
+    assert "has reached the end of its wall-clock-based schedule" in printed
+    assert "--model_name_or_path" in printed and history(run) == before
 
 
 @pytest.mark.slow

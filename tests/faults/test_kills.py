@@ -12,31 +12,29 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from gpt2_hf.checkpoints import folders
 
 from ..conftest import read_json
-from ..job.test_main_job import assert_same_state, final_state, history
+from ..runs import assert_same_state, final_state, history
 from . import harness
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def command(tiny_options):
     """A run of 50 steps that evaluates and saves often, so that kills hit both."""
 
     def make(output_dir, *options):
-        cadence = ["--save_every", "2", "--eval_every", "4", "--max_epochs", "2"]
+        cadence = ["--save_every", "2", "--eval_every", "4", "--max_epochs", "2", "--sample_tokens", "0"]
         return ["train", *tiny_options, *cadence, "--checkpoint_dir", str(output_dir), *options]
 
     return make
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, tiny_options):
+def uninterrupted(tmp_path_factory, command):
     """The same run, left alone."""
     harness.warm_up()
     folder = tmp_path_factory.mktemp("uninterrupted")
-    cadence = ["--save_every", "2", "--eval_every", "4", "--max_epochs", "2"]
-    options = ["train", *tiny_options, *cadence, "--checkpoint_dir", str(folder / "run")]
-    assert harness.run(options, folder / "log") == 0
+    assert harness.run(command(folder / "run"), folder / "log") == 0
     return folder / "run"
 
 
@@ -66,14 +64,14 @@ def kill_and_resume(command, tmp_path, uninterrupted, kills):
     return killed
 
 
-def test_ten_kills_change_nothing(command, tmp_path, uninterrupted):
-    """Up to ten SIGKILLs at random instants: the same bits, history and best model in the end."""
-    assert kill_and_resume(command, tmp_path, uninterrupted, kills=10) >= 1
+def test_four_kills_change_nothing(command, tmp_path, uninterrupted):
+    """Up to four SIGKILLs at random instants: the same bits, history and best model in the end."""
+    assert kill_and_resume(command, tmp_path, uninterrupted, kills=4) >= 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("repetition", range(8))
-def test_fifty_kills_change_nothing(command, tmp_path, uninterrupted, repetition):
+def test_eighty_kills_change_nothing(command, tmp_path, uninterrupted, repetition):
     """The same, many times over."""
     kill_and_resume(command, tmp_path, uninterrupted, kills=10)
 
@@ -106,20 +104,6 @@ def test_tensorboard_has_one_curve_over_a_kill(command, tmp_path):
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 51))
     events = EventAccumulator(str(run / "runs" / run.name / "validation")).Reload()
     assert [event.step for event in events.Scalars("curves/loss")] == sorted({*range(4, 51, 4), 25, 50})
-
-
-def test_signal_during_an_evaluation_is_heeded_at_once(command, tmp_path, uninterrupted):
-    """The evaluation is broken off, a checkpoint saved, and made up for when the run goes on: nothing is lost."""
-    run, log = tmp_path / "run", tmp_path / "log"
-    argv = command(run, "--resume_from", "latest")
-    process = harness.start([*argv], log)
-    harness.wait_for(log, "step 5/50")
-    os.kill(process.pid, signal.SIGTERM)
-    process.join(60)
-    assert process.exitcode == 75, log.read_text()
-    assert harness.run(argv, log) == 0
-    assert_same_state(final_state(run, 50), final_state(uninterrupted, 50))
-    assert history(run) == history(uninterrupted)
 
 
 def test_a_second_process_is_refused_while_the_first_lives(command, tmp_path):

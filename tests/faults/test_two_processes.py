@@ -12,7 +12,7 @@ from gpt2_hf.checkpoints import folders
 from gpt2_hf.trainer.callbacks import StopCallback
 
 from ..conftest import REPOSITORY, read_json
-from ..job.test_main_job import assert_same_state, final_state, history
+from ..runs import assert_same_state, final_state, history
 from . import harness
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
@@ -108,16 +108,14 @@ def test_a_full_disk_stops_both(command, small_disk, logs):
     assert newest is not None and not passed_over
 
 
-def test_torchrun_hands_a_signal_on(command, tmp_path):
+def test_torchrun_hands_a_signal_on(command, tmp_path, popen):
     """SIGTERM to torchrun itself: the processes save before they leave, and the same command goes on."""
     run, log = tmp_path / "run", tmp_path / "log"
     _, *options = command(run, "--resume_from", "latest", "--max_epochs", "100000")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     with log.open("w") as file:
-        process = subprocess.Popen(
-            [*launch, str(REPOSITORY / "run_clm.py"), *options], stdout=file, stderr=subprocess.STDOUT
-        )
-        harness.wait_for(log, "step 10/")
+        process = popen([*launch, str(REPOSITORY / "run_clm.py"), *options], stdout=file, stderr=subprocess.STDOUT)
+        harness.wait_for(log, "step 10/", 240, process)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) != 0
     assert "stopped at step" in log.read_text()

@@ -43,7 +43,7 @@ def packing_error(model, documents, style):
 
 @pytest.mark.parametrize("style", ["cu_seq_lens", "positions"])
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(lengths=LENGTHS)
 @torch.no_grad()
 def test_packed_logits_equal_separate_documents(backend, style, lengths):
@@ -114,7 +114,7 @@ def test_packed_gradients_equal_separate_documents(backend, target, checkpointin
 
 
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(lengths=LENGTHS.filter(lambda lengths: len(lengths) > 1), data=st.data())
 @torch.no_grad()
 def test_a_document_does_not_see_another(backend, lengths, data):

@@ -16,8 +16,8 @@ from gpt2_hf.trainer.distillation import fingerprint
 
 from .. import ranks
 from ..conftest import read_json
+from ..runs import assert_same_state, final_state, history
 from ..tiny_models import make_model, make_stock
-from .test_main_job import assert_same_state, final_state, history
 
 
 @pytest.fixture(scope="module")

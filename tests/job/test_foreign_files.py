@@ -7,7 +7,7 @@ import pytest
 from gpt2_hf.__main__ import main
 from gpt2_hf.checkpoints import folders
 
-from ..checkpoints.test_ownership import FILES, FOLDERS, contents, plant
+from ..foreign_names import FILES, FOLDERS, contents, plant
 
 # Without it the first start would find nothing in the way of a run.
 PROJECT = {"main.py": "print()", "survey_results.json": "{}", "runs/other/events.out.tfevents.1.host": "mine"}

@@ -9,7 +9,7 @@ from gpt2_hf.checkpoints import folders
 from gpt2_hf.trainer import gpt2_trainer as trainer_module
 
 from ..conftest import read_json
-from .test_main_job import assert_same_state, final_state, history, train_until_signal
+from ..runs import assert_same_state, final_state, history, train_until_signal
 
 LAST = 25
 

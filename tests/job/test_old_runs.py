@@ -69,7 +69,7 @@ def test_an_old_model_loads_where_the_package_is_not_installed(old_run):
         model = AutoModelForCausalLM.from_pretrained("run/best_model", trust_remote_code=True)
         print(model.num_parameters())
     """
-    environment = {**os.environ, "HF_HOME": str(old_run / "hf_home"), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "HF_HOME": str(old_run / "hf_home")}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=old_run.parent, env=environment, capture_output=True, text=True
     )

@@ -8,8 +8,8 @@ import pytest
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
-from ..checkpoints.test_ownership import contents
 from ..conftest import read_json
+from ..foreign_names import contents
 
 
 def test_trackio_gets_the_run(train_tiny, tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ def loss_and_gradients(loss_function, hidden, weight, labels, scale=1.0, **optio
     return loss.detach(), *torch.autograd.grad(loss, [hidden, weight])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     rows=st.integers(0, 40),
     rows_per_chunk=st.integers(1, 45),
@@ -59,7 +59,7 @@ def test_equals_plain_cross_entropy(rows, rows_per_chunk, ignored, label_smoothi
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     rows=st.integers(0, 40),
     rows_per_chunk=st.integers(1, 45),

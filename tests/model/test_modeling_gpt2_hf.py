@@ -536,7 +536,7 @@ def test_resize_token_embeddings(tied):
     assert model.lm_head.weight.shape == model.get_input_embeddings().weight.shape == (50, SIZES["n_embd"])
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(multiple=st.sampled_from([8, 16, 64]), tied=st.booleans(), label_smoothing=st.sampled_from([0.0, 0.1]))
 def test_padding_of_the_vocabulary_never_receives_probability(multiple, tied, label_smoothing):
     """A vocabulary padded to a multiple computes the same loss, gradients and probabilities; its padding gets none."""

@@ -14,7 +14,7 @@ from gpt2_hf.options.arguments import ModelArguments
 from gpt2_hf.options.parsing import parse
 
 from ..conftest import read_json
-from ..job.test_main_job import assert_same_state, final_state, history
+from ..runs import assert_same_state, final_state, history
 from ..tiny_models import VOCAB_SIZE, make_model
 
 USED = torch.cat([torch.arange(3, 40), torch.tensor([VOCAB_SIZE - 1])])

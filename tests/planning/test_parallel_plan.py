@@ -87,10 +87,8 @@ def _step(path, rank, port, fsdp):
 @pytest.mark.parametrize("fsdp", [False, True], ids=["ddp", "fsdp2"])
 def test_two_processes_send_and_hold_what_the_formulas_say(tmp_path, fsdp):
     """To the byte what is sent; within a thousandth what is held between steps, for shards are rounded up."""
-    context, port = harness.warm_up(), harness.free_port()
-    pair = [context.Process(target=_step, args=(tmp_path / "sums", rank, port, fsdp)) for rank in (0, 1)]
-    for process in pair:
-        process.start()
+    port = harness.free_port()
+    pair = [harness.start_function(_step, tmp_path / "sums", rank, port, fsdp) for rank in (0, 1)]
     assert harness.join(pair, timeout=240) == [0, 0]
     sums = json.loads((tmp_path / "sums").read_text())
     size = model_size(GPT2HFForCausalLM(GPT2HFConfig(**_SIZES)))

@@ -60,11 +60,9 @@ def write_data(folder, batches):
 
 def run(argv, log):
     """Run a command in a process of its own; what it printed, and the most bytes that it held."""
-    process = harness.warm_up().Process(target=command, args=(argv, str(log)))
-    process.start()
-    process.join(300)
+    codes = harness.join([harness.start_function(command, argv, str(log))], timeout=300)
     lines = Path(log).read_text()
-    assert process.exitcode == 0, lines
+    assert codes == [0], lines
     figures = json.loads(lines.splitlines()[-1])
     assert figures["code"] == 0, lines
     return lines, figures["peak"]

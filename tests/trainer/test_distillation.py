@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt2_hf.data.collators import FlatteningCollator, PaddingCollator
@@ -316,7 +315,8 @@ def test_a_compiled_run_learns_the_same(tmp_path, precision):
 
 def test_stock_batches_and_an_adapter_work(tmp_path):
     """Labels that the model shifts, a mask, and a student of which only an adapter is trained."""
-    adapter = get_peft_model(make_model(), LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
+    peft = pytest.importorskip("peft")
+    adapter = peft.get_peft_model(make_model(), peft.LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
     data = {"train_dataset": helpers.BLOCKS, "data_collator": helpers.COLLATORS["stock"]}
     losses, entropies, _ = trajectory(make_trainer(tmp_path, model=adapter, max_steps=2, **data))
     assert all(map(math.isfinite, losses + entropies))

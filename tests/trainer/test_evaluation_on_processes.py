@@ -85,16 +85,11 @@ def score_as_rank(folder: str, environment: dict[str, str], fsdp: bool) -> None:
 def test_two_processes_score_every_row_once(tmp_path, fsdp):
     """Rows, streams and flattened documents, with and without metrics: the figures are those of one process."""
     shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(harness.free_port()), "WORLD_SIZE": "2"}
-    context = harness.warm_up()
     processes = []
     for rank in range(2):
         environment = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
-        processes.append(context.Process(target=score_as_rank, args=(str(tmp_path), environment, fsdp)))
-        processes[-1].start()
-    codes = harness.join(processes, timeout=120)
-    for process in processes:
-        process.kill()
-    assert codes == [0, 0]
+        processes.append(harness.start_function(score_as_rank, str(tmp_path), environment, fsdp))
+    assert harness.join(processes) == [0, 0]
     results = json.loads((tmp_path / "results.json").read_text())
     for name, expected in score(str(tmp_path / "one")).items():
         assert results[name] == pytest.approx(expected, abs=1e-5), name

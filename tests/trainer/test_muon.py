@@ -15,7 +15,7 @@ from gpt2_hf.runtime.precision import resolve_precision
 from gpt2_hf.trainer.muon import MuonWithAdamW, hidden_matrices, orthogonalized, state_bytes
 
 from ..conftest import read_json
-from ..job.test_main_job import assert_same_state, final_state, history
+from ..runs import assert_same_state, final_state, history
 from ..tiny_models import make_model, random_ids
 
 SETTINGS = {"learning_rate": 3e-3, "matrix_learning_rate": 1e-2, "momentum": 0.9, "weight_decay": 0.1}

@@ -18,7 +18,7 @@ from gpt2_hf.options.parsing import parse
 from gpt2_hf.trainer.weight_average import WeightAverage
 
 from .. import ranks
-from ..job.test_main_job import assert_same_state, final_state, history, train_until_signal
+from ..runs import assert_same_state, final_state, history, train_until_signal
 from .helpers import BLOCKS, make_model, make_trainer, true_loss
 
 DECAY = ("--ema_decay", "0.8")
