@@ -7,9 +7,9 @@ import difflib
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from accelerate.utils import get_int_from_env
 from transformers import IntervalStrategy, SchedulerType, TrainingArguments
@@ -220,7 +220,12 @@ class GPT2HFTrainingArguments(TrainingArguments):
 
     notices: list[str] = field(default_factory=list, init=False)  # what was asked for and is left out, to be printed
 
+    stated: list[str] = field(default_factory=list, init=False, repr=False)
+    """The options that were set to something else than their default, before any of them was settled."""
+
     def __post_init__(self) -> None:
+        options = [entry for entry in fields(self) if entry.init]
+        self.stated = [entry.name for entry in options if getattr(self, entry.name) != _default(entry)]
         self._check_ranges()
         self._check_optimizer_options()
         own = ("output_dir", "resume_from_checkpoint", "distill_from")  # others may be empty for transformers
@@ -439,6 +444,10 @@ class GPT2HFTrainingArguments(TrainingArguments):
             require_at_least("save_total_limit", self.save_total_limit, 1)
 
 
+def _default(entry: "Field[Any]") -> Any:
+    return entry.default if entry.default_factory is MISSING else entry.default_factory()
+
+
 def _refuse(args: TrainingArguments, without_effect: dict[str, str]) -> None:
     defaults = {entry.name: entry.default for entry in fields(GPT2HFTrainingArguments) if entry.default is not MISSING}
     for name, remedy in without_effect.items():
@@ -473,8 +482,7 @@ def with_own_fields(args: TrainingArguments | None) -> GPT2HFTrainingArguments:
     vars(args).setdefault("sample_tokens", 0)
     for entry in fields(GPT2HFTrainingArguments):
         if entry.name not in inherited and entry.name != "resolved_precision":
-            default = entry.default if entry.default_factory is MISSING else entry.default_factory()
-            vars(args).setdefault(entry.name, default)
+            vars(args).setdefault(entry.name, _default(entry))
     result.marks_epochs = False  # where transformers evaluates and saves, and keeps no more than save_total_limit
     result._check_output_dir()
     result._check_engine()
