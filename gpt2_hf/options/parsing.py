@@ -9,7 +9,7 @@ import difflib
 import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -288,8 +288,9 @@ def _filled(
     _check_pointless(merged, command_line)
     given = {name: "command line" if name in command_line else "config" for name in merged}
     values = tuple(None if isinstance(source, OptionGroup) else _build(source, merged) for source in dataclass_types)
+    unsettled = [name for name in CHOSEN_BY_SIZE if name not in merged] if merged.get("size") else []
     for value in values:
-        _check_acting(value, command_line)
+        check_acting(value, command_line, unsettled)
         if value is not None and hasattr(value, "dataset_config_is_inherited"):
             rank = {None: 0, "config": 1, "command line": 2}
             value.dataset_config_is_inherited = (
@@ -378,9 +379,17 @@ def _check_pointless(merged: dict[str, Any], command_line: dict[str, Any]) -> No
                 raise UserError(f"--{other} has no effect beside the config's {choice}; leave one of them out")
 
 
-def _check_acting(value: Any, command_line: dict[str, Any]) -> None:
-    """Refuse an option of the command line that does nothing under the value that another option has."""
+def check_acting(value: Any, command_line: Collection[str], unsettled: Collection[str] = ()) -> None:
+    """Refuse an option of the command line that does nothing under the value that another option has.
+
+    Args:
+        value: filled arguments.
+        command_line: the names of the options on it.
+        unsettled: options whose value is chosen later.
+    """
     for name, (other, acting) in _ACTS_WITH.items():
+        if other in unsettled:
+            continue
         if name in command_line and hasattr(value, other) and _setting(value, other) not in acting:
             raise UserError(f"--{name} has no effect with --{other} {_setting(value, other)}; leave it out")
     for name, other in _ACTS_BESIDE.items():

@@ -350,6 +350,11 @@ class GPT2HFTrainingArguments(TrainingArguments):
         if self.metric_for_best_model is not None and self.metric_for_best_model.removeprefix("eval_") not in names:
             raise UserError(f"--metric_for_best_model must be one of {', '.join(names)}, or none")
 
+    def check_schedule(self) -> None:
+        """Refuse a schedule by time without a time, or of another form."""
+        if self.schedule_by_time and (self.max_training_hours is None or self.lr_scheduler_type != "cosine"):
+            raise UserError("--schedule_by_time needs --max_training_hours and --lr_scheduler_type cosine")
+
     def _settle_direction(self) -> None:
         """The base class takes every metric but a loss for one that should be high."""
         name = self.metric_for_best_model
@@ -436,8 +441,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
         self._check_optimizer()
         self._check_early_stopping()
         self._check_distillation()
-        if self.schedule_by_time and (self.max_training_hours is None or self.lr_scheduler_type != "cosine"):
-            raise UserError("--schedule_by_time needs --max_training_hours and --lr_scheduler_type cosine")
+        self.check_schedule()
         if self.max_steps != -1:
             require_at_least("max_steps", self.max_steps, 1)
         if self.save_total_limit is not None:
