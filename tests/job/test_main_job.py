@@ -685,6 +685,12 @@ def test_dry_run_writes_nothing(tiny_options, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_plan_is_not_of_what_is_left(train_tiny, finished_run, capsys):
+    """--resume_from would be accepted and ignored."""
+    assert train_tiny(finished_run, "--dry_run", "--resume_from", "latest") == 2
+    assert "--resume_from has no effect: a plan is that of a whole run" in capsys.readouterr().err
+
+
 @pytest.mark.wikitext
 def test_base_json_trains_on_wikitext(wikitext, tmp_path):
     """base.json on the real WikiText-2 with a small model: the loss falls and TensorBoard has it."""
