@@ -103,7 +103,7 @@ class Parser(argparse.ArgumentParser):
                 self._seldom.append(action)
 
     def _add_option(self, group: argparse._ArgumentGroup, option: Option) -> argparse.Action | None:
-        reader = Reader(option.hint)
+        reader = option.reader
         if not reader.is_readable:
             return None  # an object that only Python code can give
         kwargs: dict[str, Any] = {}

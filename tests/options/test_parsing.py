@@ -18,7 +18,7 @@ from gpt2_hf.options.arguments import (
     ModelArguments,
     ReportArguments,
 )
-from gpt2_hf.options.fields import Reader, group_of
+from gpt2_hf.options.fields import group_of
 from gpt2_hf.options.parsing import Parser, parse
 from gpt2_hf.options.source import TOKENIZER_TRAINING, TRAINING, ClassInSource, group_in_source
 from gpt2_hf.options.synonyms import SYNONYMS
@@ -85,6 +85,8 @@ def test_both_spellings_work_in_both_places(config, alias, name, value):
         (["--max_steps", "0"], "--max_steps must be at least 1"),
         (["--sequence_mode", "packed"], "--sequence_mode: invalid choice: 'packed'"),
         (["--lr_scheduler_type", "cosin"], "--lr_scheduler_type: invalid choice: 'cosin'"),
+        (["--train_sampling_strategy", "sequental"], "--train_sampling_strategy: invalid choice: 'sequental'"),
+        (["--log_level", "foo"], "--log_level: invalid choice: 'foo'"),
         (["--validation_split_percentage", "100"], "must be between 0 and 100"),
         (["--truncate", "--sequence_mode", "blocks"], "--truncate has no effect with --sequence_mode blocks"),
         (["--pad_to_max_length"], "--pad_to_max_length has no effect with --sequence_mode padding_free"),
@@ -346,7 +348,7 @@ FINITE = [
     (dataclass_type, option.name)
     for dataclass_type in (*TYPES, ClusterArguments, EvaluationArguments, GenerationArguments)
     for option in group_of(dataclass_type).options
-    if Reader(option.hint).__name__ == "float"
+    if option.reader.__name__ == "float"
 ]
 
 
@@ -381,8 +383,8 @@ def test_the_source_says_what_the_class_says(places, dataclass_type):
     read, imported = group_in_source(*places), group_of(dataclass_type)
     assert (read.title, read.base) == (imported.title, imported.base)
     for option, true in zip(read.options, imported.options, strict=True):
-        assert dataclasses.replace(option, hint=true.hint) == true
-        reader, true_reader = Reader(option.hint), Reader(true.hint)
+        assert dataclasses.replace(option, hint=true.hint, choices=true.choices) == true
+        reader, true_reader = option.reader, true.reader
         for kind in ("optional", "takes_bool", "takes_list", "takes_one", "takes_object", "reads_bool", "is_readable"):
             assert getattr(reader, kind) == getattr(true_reader, kind), (option.name, kind)
         assert reader.__name__ == true_reader.__name__
