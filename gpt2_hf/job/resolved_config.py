@@ -28,7 +28,6 @@ from .run import Run
 def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dict[str, Any]:
     """Every option with the value it has, secrets left out, and the circumstances; a config file for `--config`."""
     options = {**asdict(run.model_args), **asdict(run.data_args)}
-    options.pop("dataset_config_is_inherited")
     stated = dict.fromkeys([*run.given, *run.args.stated])  # the first are not known of a run from Python
     names = own_names(GPT2HFTrainingArguments) + [name for name in stated if hasattr(run.args, name)]
     for name in dict.fromkeys(names):

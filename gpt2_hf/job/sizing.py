@@ -178,11 +178,8 @@ class Chooser:
 
     def settle(self) -> None:
         """Check model and data as if all options had been typed."""
-        run = self.run
-        run.model_args = dataclasses.replace(run.model_args)
-        inherited = run.data_args.dataset_config_is_inherited
-        run.data_args = dataclasses.replace(run.data_args)
-        run.data_args.dataset_config_is_inherited = inherited
+        self.run.model_args = dataclasses.replace(self.run.model_args)
+        self.run.data_args = dataclasses.replace(self.run.data_args)
 
     def finish(self) -> None:
         """Forget the size, which is done with, and check all options as if they had been typed."""

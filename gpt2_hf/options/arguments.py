@@ -46,6 +46,10 @@ CHOSEN_BY_SIZE = (
 )
 
 
+class Preferred(str):
+    """A name that is taken where the dataset has it, and passed over where it has not."""
+
+
 def option(default: Any, help: str, *aliases: str) -> Any:
     """A dataclass field with the help text and further names that the command line shows."""
     metadata: dict[str, Any] = {"help": help}
@@ -130,7 +134,7 @@ class DataArguments:
         "Salesforce/wikitext",
         "A hub id, a local folder in the hub's layout, or python-docs (the text that comes with Python).",
     )
-    dataset_config_name: str | None = option("wikitext-2-v1", "Config of the dataset; its default when left out.")
+    dataset_config_name: str | None = option(Preferred("wikitext-2-v1"), "Config of the dataset; its default when left out.")
     train_file: str | None = option(
         None,
         "Training text: a txt, md, json(l), csv, tsv or parquet file, or a quoted glob; "
@@ -173,9 +177,6 @@ class DataArguments:
         False, "Do not store token ids: read, shuffle and tokenise the training text while training."
     )
     shuffle_buffer_size: int = option(10_000, "streaming: number of documents that are shuffled together.")
-
-    # Whether dataset_config_name comes from a lower layer (default, JSON) than dataset_name, see `parsing`.
-    dataset_config_is_inherited: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         require_finite(vars(self))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ..errors import UserError
-from .arguments import CHOSEN_BY_SIZE, COMMON, names_of, require_finite
+from .arguments import CHOSEN_BY_SIZE, COMMON, Preferred, names_of, require_finite
 from .fields import Option, OptionGroup, Reader, group_of
 from .json_text import read_json_file
 from .mixture import DATA_FILES
@@ -284,6 +284,9 @@ def _filled(
     stated = _without_overruled(read_config(parser, file) if file else {}, command_line)
     for layer in (stated, command_line):
         _check_contradictions(layer)
+    config_name = stated.get("dataset_config_name")
+    if config_name is not None and "dataset_name" in command_line:  # it may be that of another dataset
+        stated["dataset_config_name"] = Preferred(config_name)
     merged = {**stated, **command_line}
     _check_pointless(merged, command_line)
     given = {name: "command line" if name in command_line else "config" for name in merged}
@@ -291,11 +294,6 @@ def _filled(
     unsettled = [name for name in CHOSEN_BY_SIZE if name not in merged] if merged.get("size") else []
     for value in values:
         check_acting(value, command_line, unsettled)
-        if value is not None and hasattr(value, "dataset_config_is_inherited"):
-            rank = {None: 0, "config": 1, "command line": 2}
-            value.dataset_config_is_inherited = (
-                rank[given.get("dataset_config_name")] < rank[given.get("dataset_name")]
-            )
     return Parsed(values, given)
 
 

@@ -16,6 +16,7 @@ from gpt2_hf.options.arguments import (
     ExportArguments,
     GenerationArguments,
     ModelArguments,
+    Preferred,
     ReportArguments,
 )
 from gpt2_hf.options.fields import group_of
@@ -272,12 +273,18 @@ def test_a_size_on_the_command_line_overrules_the_sizes_of_the_file(config):
     }
 
 
-def test_another_data_set_does_not_keep_the_default_config_name():
-    """The config name of the default data set is only a hint for one named on the command line."""
-    assert parse(TYPES, ["--dataset_name", "x/y"]).values[1].dataset_config_is_inherited
-    assert not parse(TYPES, []).values[1].dataset_config_is_inherited
-    argv = ["--dataset_name", "x/y", "--dataset_config_name", "z"]
-    assert not parse(TYPES, argv).values[1].dataset_config_is_inherited
+def test_another_data_set_does_not_keep_the_config_name(config):
+    """That of the default or of the file is only a hint for a data set that is named on the command line."""
+    both = config({"dataset_name": "x/y", "dataset_config_name": "z"})
+    typed = ["--dataset_name", "a/b"]
+    for argv, path, name, preferred in (
+        (typed, None, "wikitext-2-v1", True),
+        (typed, both, "z", True),
+        ([], both, "z", False),
+        ([*typed, "--dataset_config_name", "z"], both, "z", False),
+    ):
+        found = parse(TYPES, argv, path).values[1].dataset_config_name
+        assert (found, isinstance(found, Preferred)) == (name, preferred)
 
 
 def test_dictionary_options_survive_the_file(config):
