@@ -42,6 +42,9 @@ def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dic
     for name in ("use_cpu", "data_seed"):
         if name not in stated:
             options.pop(name)
+    for name in ("bf16", "fp16"):  # likewise where `false` was stated: it leaves the choice to --precision
+        if name not in run.args.stated:
+            options.pop(name, None)
     args = run.args
     provenance = {
         "gpt2_hf": __version__,

@@ -134,7 +134,9 @@ class DataArguments:
         "Salesforce/wikitext",
         "A hub id, a local folder in the hub's layout, or python-docs (the text that comes with Python).",
     )
-    dataset_config_name: str | None = option(Preferred("wikitext-2-v1"), "Config of the dataset; its default when left out.")
+    dataset_config_name: str | None = option(
+        Preferred("wikitext-2-v1"), "Config of the dataset; its default when left out."
+    )
     train_file: str | None = option(
         None,
         "Training text: a txt, md, json(l), csv, tsv or parquet file, or a quoted glob; "
@@ -357,6 +359,8 @@ class EvaluationArguments:
 
     def __post_init__(self) -> None:
         require_filled(vars(self))
+        if not self.model_path:
+            raise UserError("--model_path is an empty list; give a model")
         require_at_least("batch_size", self.batch_size, 1)
         require_at_most("batch_size", self.batch_size, LARGEST_BATCH)
         for name in ("stride", "max_length"):
@@ -422,6 +426,8 @@ class ReportArguments:
 
     def __post_init__(self) -> None:
         require_filled(vars(self))
+        if not self.runs:
+            raise UserError("--runs is an empty list; give the folder of a run")
 
 
 def names_of(dataclass_type: type) -> set[str]:

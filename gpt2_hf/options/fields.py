@@ -119,6 +119,13 @@ class Reader:
         return _whole_number(text) if int in self._kinds else float(text)
 
 
+    def joined(self, values: list[Any]) -> list[Any] | None:
+        """The value of an option that takes several, from each of them."""
+        if None in values and len(values) > 1:
+            raise ArgumentTypeError("none is not expected beside other values")
+        return None if values == [None] else values
+
+
 def _whole_number(text: str) -> int:
     """An integer, which may be written as a float: `8.0`, `1e5`.
 

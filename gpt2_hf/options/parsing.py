@@ -151,9 +151,9 @@ class Parser(argparse.ArgumentParser):
     def _without_list(self, name: str, value: Any) -> Any:
         """`none`, or the one value of an option that may have several but need not."""
         reader = next(action.type for action in self._actions if action.dest == name)
-        if isinstance(value, list) and len(value) == 1 and isinstance(reader, Reader):
-            return value[0] if value[0] is None or reader.takes_one else value
-        return value
+        if not isinstance(value, list) or not isinstance(reader, Reader):
+            return value
+        return value[0] if len(value) == 1 and reader.takes_one else _joined(name, value, reader)
 
     def _show_help(self, everything: bool) -> NoReturn:
         if not everything and self._seldom:
@@ -294,6 +294,7 @@ def _filled(
     unsettled = [name for name in CHOSEN_BY_SIZE if name not in merged] if merged.get("size") else []
     for value in values:
         check_acting(value, command_line, unsettled)
+        _check_precision(value, command_line)
     return Parsed(values, given)
 
 
@@ -328,7 +329,7 @@ def _from_json(key: str, value: Any, reader: Reader) -> Any:
         wrong = [item for item in value if item is None or isinstance(item, bool | list | dict)]
         if wrong:
             raise UserError(f"--{key}: {json.dumps(wrong[0])} is not expected in a list")
-        return [_from_text(key, str(item), reader) for item in value]
+        return _joined(key, [_from_text(key, str(item), reader) for item in value], reader)
     if isinstance(value, dict):
         if not reader.takes_object:
             raise UserError(f"--{key}: an object is not expected")
@@ -338,7 +339,14 @@ def _from_json(key: str, value: Any, reader: Reader) -> Any:
             raise UserError(f"--{key}: true and false are not expected")
         return value
     item = _from_text(key, str(value), reader)
-    return [item] if reader.takes_list and not reader.takes_one and item is not None else item
+    return _joined(key, [item], reader) if reader.takes_list and not reader.takes_one else item
+
+
+def _joined(key: str, values: list[Any], reader: Reader) -> list[Any] | None:
+    try:
+        return reader.joined(values)
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"--{key}: {error}") from error
 
 
 def _from_text(key: str, text: str, reader: Reader) -> Any:
@@ -404,6 +412,14 @@ def check_acting(value: Any, command_line: Collection[str], unsettled: Collectio
     if "warmup_steps" in command_line and schedule in ("constant", "greedy"):
         remedy = "constant_with_warmup has one" if schedule == "constant" else "leave it out"
         raise UserError(f"--warmup_steps has no effect with --lr_scheduler_type {schedule}; {remedy}")
+
+
+def _check_precision(value: Any, command_line: dict[str, Any]) -> None:
+    """Refuse that the command line denies what is taken all the same; a file that states every default denies both."""
+    for name in ("bf16", "fp16"):
+        if command_line.get(name) is False and getattr(value, name, False):
+            why = f"--precision {value.precision}, which takes {name} here"
+            raise UserError(f"--{name} false contradicts {why}; use --precision fp32")
 
 
 def _setting(value: Any, name: str) -> Any:

@@ -287,6 +287,31 @@ def test_another_data_set_does_not_keep_the_config_name(config):
         assert (found, isinstance(found, Preferred)) == (name, preferred)
 
 
+def test_a_precision_that_is_denied(config, monkeypatch):
+    """On the command line it is a contradiction where it would be taken; a file of all defaults leaves the choice."""
+    monkeypatch.setattr("gpt2_hf.runtime.precision.cpu_bf16_instructions", lambda: ["amx_bf16"])
+    with pytest.raises(UserError, match="--bf16 false contradicts --precision auto, which takes bf16 here; use --prec"):
+        parse(TYPES, ["--bf16", "false", "--use_cpu"])
+    assert not parse(TYPES, ["--bf16", "false", "--precision", "fp32", "--use_cpu"]).values[2].bf16
+    args = parse(TYPES, ["--use_cpu"], config({"bf16": False})).values[2]
+    assert args.bf16 and "bf16" not in args.stated
+
+
+def test_lists_of_models(config):
+    """`none` stands alone: in a list it would be a model that is not there. Where one is needed there is one."""
+    message = "--distill_from: none is not expected beside other values"
+    with pytest.raises(UserError, match=message):
+        parse(TYPES, ["--distill_from", "a", "none"])
+    with pytest.raises(UserError, match=message):
+        parse(TYPES, [], config({"distill_from": ["a", "none"]}))
+    assert parse(TYPES, [], config({"distill_from": ["none"]})).values[2].distill_from is None
+    with pytest.raises(UserError, match="--against: none is not expected beside other values"):
+        parse([EvaluationArguments], ["--against", "a", "none"])
+    for kind, name in ((EvaluationArguments, "model_path"), (ReportArguments, "runs")):
+        with pytest.raises(UserError, match=f"--{name} is an empty list; give "):
+            parse([kind], [], config({name: []}))
+
+
 def test_dictionary_options_survive_the_file(config):
     """Options that are objects in transformers are objects in the file."""
     content = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-5}}

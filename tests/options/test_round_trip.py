@@ -127,8 +127,10 @@ def test_a_value_of_another_kind_is_refused(tmp_path, content, message):
 def test_the_record_of_a_run_is_a_config_file(train_tiny, tmp_path):
     """With the options that could not be read again among them."""
     options = ["--disable_tqdm", "true", "--ddp_broadcast_buffers", "false", "--max_steps", "1"]
-    options += ["--accelerator_config", '{"non_blocking": true}', "--debug", "underflow_overflow"]
+    options += ["--fp16", "false", "--accelerator_config", '{"non_blocking": true}', "--debug", "underflow_overflow"]
     assert train_tiny(tmp_path / "run", *options) == 0
-    _, _, args = parse(TYPES, [], str(tmp_path / "run" / "resolved_config.json")).values
+    record = tmp_path / "run" / "resolved_config.json"
+    assert "fp16" not in json.loads(record.read_text())  # it would be true where --precision auto takes it
+    _, _, args = parse(TYPES, [], str(record)).values
     assert (args.disable_tqdm, args.ddp_broadcast_buffers) == (True, False)
     assert args.accelerator_config.non_blocking and args.debug == ["underflow_overflow"] and args.max_steps == 1
