@@ -14,14 +14,14 @@ from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from gpt2_hf.options.fields import Option, Reader, group_of
+from gpt2_hf.options.fields import Option, group_of
 
 _MOST_CHOICES = 12
 
 
 def kind_of(option: Option) -> str:
     """What may be typed after an option, as its help shows it."""
-    reader = Reader(option.hint)
+    reader = option.reader
     if reader.choices and len(reader.choices) <= _MOST_CHOICES:
         return " | ".join(reader.choices)
     if reader.takes_bool:
@@ -58,7 +58,7 @@ class OptionsDirective(SphinxDirective):
         group = group_of(getattr(importlib.import_module(module), name))
         wants_own = "inherited" not in self.options
         options = [option for option in group.options if option.is_own == wants_own]
-        readable = [option for option in options if Reader(option.hint).is_readable]
+        readable = [option for option in options if option.reader.is_readable]
         return [nodes.definition_list("", *(self._item(group.title, option) for option in readable))]
 
     def _item(self, title: str, option: Option) -> nodes.definition_list_item:

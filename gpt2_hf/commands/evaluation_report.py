@@ -152,7 +152,7 @@ def text_of(split: str, data_args: DataArguments) -> str | None:
 
 def _data_options(args: EvaluationArguments, data_args: DataArguments) -> dict[str, Any]:
     """The options that give the same text and protocol again."""
-    left_out = {"tokenizer_name", "dataset_config_is_inherited"}
+    left_out = {"tokenizer_name"}
     if args.stride is not None:
         left_out |= set(POINTLESS_WITH_STRIDE)
     return {name: value for name, value in asdict(data_args).items() if value is not None and name not in left_out}

@@ -40,10 +40,7 @@ def with_training_protocol(data_args: DataArguments, given: dict[str, str], sour
     values |= {name: value for name, value in trained.items() if name not in left_out}
     values |= {name: fields[name].default for name, acts in _ACTS.items() if name in trained and not acts(values)}
     values["shift_blocks"] = False  # a text is scored as it is cut once
-    was_inherited = values.pop("dataset_config_is_inherited")
-    result = DataArguments(**values)
-    result.dataset_config_is_inherited = (bool(named_source) and "dataset_config_name" not in given) or was_inherited
-    return result
+    return DataArguments(**values)
 
 
 def _is_unit_of(unit: str | None, named: list[Any]) -> bool:

@@ -37,6 +37,8 @@ def plan(
     with surroundings(run):
         if data_args.streaming:
             raise UserError("a plan counts samples, which --streaming does not; leave it out for the plan")
+        if args.resume_from_checkpoint is not None:
+            raise UserError("--resume_from has no effect: a plan is that of a whole run; leave it out for the plan")
         tokenizer, data, model = build(run)
         if run.sizing is not None:
             for line in run.sizing.table():

@@ -15,6 +15,7 @@ from ..data.samples import SequenceMode
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
+from ..options.mixture import DATA_FILES
 from ..planning.plan import Schedule, make_schedule, schedule_warning
 from ..runtime.fallbacks import missing_for_attention, missing_for_packing, padding_to_the_longest
 from ..trainer.callbacks.progress import duration
@@ -41,6 +42,7 @@ def build(run: Run, checkpoint: Path | None = None) -> tuple[PreTrainedTokenizer
         sizing.restore(chooser, checkpoint)
     elif chooser is not None:
         sizing.settle_text(chooser)
+    _check_options(run)
     tokenizer = _load_tokenizer(run)
     teachers = find_teachers(run.args.distill_from or [], tokenizer, run.model_args.max_length)
     data = _load_data(run, tokenizer)
@@ -50,6 +52,22 @@ def build(run: Run, checkpoint: Path | None = None) -> tuple[PreTrainedTokenizer
     model = _build_model(run, tokenizer, data)
     run.teachers = load_teachers(teachers, model, run.model_args.attn_implementation)
     return tokenizer, data, model
+
+
+def _check_options(run: Run) -> None:
+    """Refuse what options of text and training make of each other, before any of the text is read."""
+    files = [name for name in DATA_FILES if getattr(run.data_args, name) is not None]
+    if files and run.data_args.train_file is None:
+        raise UserError(f"there is no training text beside --{files[0]}: give --train_file too")
+    if run.data_args.test_file is not None and not run.args.do_predict:
+        raise UserError("--test_file has no effect with --do_predict false; leave one of them out")
+    if run.data_args.streaming:
+        _check_streaming(run)
+    if run.data_args.shift_blocks and run.args.train_sampling_strategy != "random":
+        raise UserError(
+            f"--shift_blocks has no effect with --train_sampling_strategy {run.args.train_sampling_strategy}; leave "
+            "one of them out"
+        )
 
 
 def _load_tokenizer(run: Run) -> PreTrainedTokenizerBase:
@@ -71,15 +89,6 @@ def _load_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> LoadedData:
         raise UserError("there is no training text: give --train_file, or a --dataset_name with a train split")
     if "validation" not in data.samples:
         raise UserError("there is no validation text: give --validation_file")
-    if run.data_args.test_file is not None and not run.args.do_predict:
-        raise UserError("--test_file has no effect with --do_predict false; leave one of them out")
-    if run.data_args.streaming:
-        _check_streaming(run)
-    if run.data_args.shift_blocks and run.args.train_sampling_strategy != "random":
-        raise UserError(
-            f"--shift_blocks has no effect with --train_sampling_strategy {run.args.train_sampling_strategy}; leave "
-            "one of them out"
-        )
     return data
 
 

@@ -28,8 +28,8 @@ from .run import Run
 def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dict[str, Any]:
     """Every option with the value it has, secrets left out, and the circumstances; a config file for `--config`."""
     options = {**asdict(run.model_args), **asdict(run.data_args)}
-    options.pop("dataset_config_is_inherited")
-    names = own_names(GPT2HFTrainingArguments) + [name for name in run.given if hasattr(run.args, name)]
+    stated = dict.fromkeys([*run.given, *run.args.stated])  # the first are not known of a run from Python
+    names = own_names(GPT2HFTrainingArguments) + [name for name in stated if hasattr(run.args, name)]
     for name in dict.fromkeys(names):
         options[name] = plain_value(getattr(run.args, name))
     for choice, others in OVERRULES.items():
@@ -40,8 +40,11 @@ def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dic
         options.pop(name, None)
     # Not a wish where it was not stated, but what follows from this machine and this seed.
     for name in ("use_cpu", "data_seed"):
-        if name not in run.given:
+        if name not in stated:
             options.pop(name)
+    for name in ("bf16", "fp16"):  # likewise where `false` was stated: it leaves the choice to --precision
+        if name not in run.args.stated:
+            options.pop(name, None)
     args = run.args
     provenance = {
         "gpt2_hf": __version__,

@@ -23,6 +23,7 @@ from ..commands.training_protocol import read_trained_config
 from ..data import LoadedData, PaddingCollator, Samples
 from ..errors import UserError
 from ..options.arguments import CHOSEN_BY_SIZE, DataArguments, ModelArguments
+from ..options.parsing import check_acting
 from ..options.training_arguments import MUON, GPT2HFTrainingArguments
 from ..planning import probe
 from ..planning.plan import device_memory
@@ -175,13 +176,17 @@ class Chooser:
                 self.choices[name] = value
                 setattr(self._owner(name), name, value)
 
-    def settle(self, **model: Any) -> None:
-        """Check the options as if all had been typed, those of the model with these in their place."""
-        run = self.run
-        run.model_args = dataclasses.replace(run.model_args, **model)
-        inherited = run.data_args.dataset_config_is_inherited
-        run.data_args = dataclasses.replace(run.data_args)
-        run.data_args.dataset_config_is_inherited = inherited
+    def settle(self) -> None:
+        """Check model and data as if all options had been typed."""
+        self.run.model_args = dataclasses.replace(self.run.model_args)
+        self.run.data_args = dataclasses.replace(self.run.data_args)
+
+    def finish(self) -> None:
+        """Forget the size, which is done with, and check all options as if they had been typed."""
+        self.run.model_args.size = None
+        self.settle()
+        self.run.args.check_schedule()
+        check_acting(self.run.args, [name for name, layer in self.run.given.items() if layer == "command line"])
 
     def _owner(self, name: str) -> ModelArguments | DataArguments | GPT2HFTrainingArguments:
         owners = (self.run.model_args, self.run.data_args, self.run.args)
@@ -367,9 +372,9 @@ def _settle_recipe(chooser: Chooser, chosen: Candidate, task: Task) -> None:
     if args.eval_strategy == IntervalStrategy.STEPS:
         chooser.set(eval_steps=max(steps // evaluations, 1))
     chooser.set(logging_steps=max(min(steps // _LOGS, 100), 1))
-    if args.eval_strategy != IntervalStrategy.NO:
+    if args.eval_strategy != IntervalStrategy.NO and not chooser.is_stated("save_steps"):
         chooser.set(save_strategy=SaveStrategy.BEST)  # not after each of many short epochs
-    chooser.settle(size=None)  # which is done with
+    chooser.finish()
 
 
 class _Meter:
@@ -429,4 +434,4 @@ def restore(chooser: Chooser, checkpoint: Path) -> None:
         if name in values:
             values[name] = kind(values[name])
     chooser.set(**values)
-    chooser.settle(size=None)  # which is done with
+    chooser.finish()

@@ -46,6 +46,10 @@ CHOSEN_BY_SIZE = (
 )
 
 
+class Preferred(str):
+    """A name that is taken where the dataset has it, and passed over where it has not."""
+
+
 def option(default: Any, help: str, *aliases: str) -> Any:
     """A dataclass field with the help text and further names that the command line shows."""
     metadata: dict[str, Any] = {"help": help}
@@ -130,7 +134,9 @@ class DataArguments:
         "Salesforce/wikitext",
         "A hub id, a local folder in the hub's layout, or python-docs (the text that comes with Python).",
     )
-    dataset_config_name: str | None = option("wikitext-2-v1", "Config of the dataset; its default when left out.")
+    dataset_config_name: str | None = option(
+        Preferred("wikitext-2-v1"), "Config of the dataset; its default when left out."
+    )
     train_file: str | None = option(
         None,
         "Training text: a txt, md, json(l), csv, tsv or parquet file, or a quoted glob; "
@@ -175,9 +181,6 @@ class DataArguments:
         False, "Do not store token ids: read, shuffle and tokenise the training text while training."
     )
     shuffle_buffer_size: int = option(10_000, "streaming: number of documents that are shuffled together.")
-
-    # Whether dataset_config_name comes from a lower layer (default, JSON) than dataset_name, see `parsing`.
-    dataset_config_is_inherited: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         require_finite(vars(self))
@@ -358,6 +361,8 @@ class EvaluationArguments:
 
     def __post_init__(self) -> None:
         require_filled(vars(self))
+        if not self.model_path:
+            raise UserError("--model_path is an empty list; give a model")
         require_at_least("batch_size", self.batch_size, 1)
         require_at_most("batch_size", self.batch_size, LARGEST_BATCH)
         for name in ("stride", "max_length"):
@@ -423,6 +428,8 @@ class ReportArguments:
 
     def __post_init__(self) -> None:
         require_filled(vars(self))
+        if not self.runs:
+            raise UserError("--runs is an empty list; give the folder of a run")
 
 
 def names_of(dataclass_type: type) -> set[str]:

@@ -10,7 +10,7 @@ import enum
 import types
 import typing
 from argparse import ArgumentTypeError
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -34,6 +34,7 @@ class Option:
         default: what `--help` shows.
         aliases: further spellings, with their dashes.
         is_own: the class states it itself and does not merely inherit it.
+        choices: the only values, where the field has a list of them beside its hint.
     """
 
     name: str
@@ -42,6 +43,12 @@ class Option:
     help: str | None
     aliases: tuple[str, ...] = ()
     is_own: bool = True
+    choices: tuple[str, ...] = ()
+
+    @property
+    def reader(self) -> "Reader":
+        """What reads a value of it."""
+        return Reader(self.hint, self.choices)
 
     @property
     def spellings(self) -> list[str]:
@@ -75,7 +82,7 @@ class Reader:
         choices: the only values, if they are limited.
     """
 
-    def __init__(self, hint: Any):
+    def __init__(self, hint: Any, choices: Sequence[str] = ()):
         members = list(_members(hint))
         self.optional = type(None) in members
         lists = [member for member in members if _origin(member) is list]
@@ -83,7 +90,7 @@ class Reader:
         self.takes_one = self.takes_list and str in members
         if lists:
             members = [member for one in lists for member in _members(*get_args(one) or (str,))]
-        self.choices = _choices(members)
+        self.choices = {choice: choice for choice in choices} or _choices(members)
         self._kinds = [_origin(member) for member in members]
         self._kinds += [bool for member in members if get_origin(member) is Literal and False in get_args(member)]
         self.takes_bool = bool in members
@@ -110,6 +117,13 @@ class Reader:
         if bool in self._kinds:
             raise ArgumentTypeError(f"invalid value: {text!r} (true or false is expected)")
         return _whole_number(text) if int in self._kinds else float(text)
+
+
+    def joined(self, values: list[Any]) -> list[Any] | None:
+        """The value of an option that takes several, from each of them."""
+        if None in values and len(values) > 1:
+            raise ArgumentTypeError("none is not expected beside other values")
+        return None if values == [None] else values
 
 
 def _whole_number(text: str) -> int:
@@ -169,7 +183,8 @@ def group_of(dataclass_type: type) -> OptionGroup:
             default = field.default if factory is dataclasses.MISSING else factory()
             aliases = tuple(field.metadata.get("aliases", ()))
             is_own, text = field.name in own, field.metadata.get("help")
-            options.append(Option(field.name, hints[field.name], default, text, aliases, is_own))
+            choices = tuple(field.metadata.get("choices", ()))
+            options.append(Option(field.name, hints[field.name], default, text, aliases, is_own, choices))
     base = None if all(option.is_own for option in options) else dataclass_type.__mro__[1].__name__
     # every class of options has a title, which `type` does not tell
     return OptionGroup(dataclass_type._argument_group_name, tuple(options), base)  # type: ignore[attr-defined]

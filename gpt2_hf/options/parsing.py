@@ -9,12 +9,12 @@ import difflib
 import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ..errors import UserError
-from .arguments import CHOSEN_BY_SIZE, COMMON, names_of, require_finite
+from .arguments import CHOSEN_BY_SIZE, COMMON, Preferred, names_of, require_finite
 from .fields import Option, OptionGroup, Reader, group_of
 from .json_text import read_json_file
 from .mixture import DATA_FILES
@@ -103,7 +103,7 @@ class Parser(argparse.ArgumentParser):
                 self._seldom.append(action)
 
     def _add_option(self, group: argparse._ArgumentGroup, option: Option) -> argparse.Action | None:
-        reader = Reader(option.hint)
+        reader = option.reader
         if not reader.is_readable:
             return None  # an object that only Python code can give
         kwargs: dict[str, Any] = {}
@@ -151,9 +151,9 @@ class Parser(argparse.ArgumentParser):
     def _without_list(self, name: str, value: Any) -> Any:
         """`none`, or the one value of an option that may have several but need not."""
         reader = next(action.type for action in self._actions if action.dest == name)
-        if isinstance(value, list) and len(value) == 1 and isinstance(reader, Reader):
-            return value[0] if value[0] is None or reader.takes_one else value
-        return value
+        if not isinstance(value, list) or not isinstance(reader, Reader):
+            return value
+        return value[0] if len(value) == 1 and reader.takes_one else _joined(name, value, reader)
 
     def _show_help(self, everything: bool) -> NoReturn:
         if not everything and self._seldom:
@@ -284,17 +284,17 @@ def _filled(
     stated = _without_overruled(read_config(parser, file) if file else {}, command_line)
     for layer in (stated, command_line):
         _check_contradictions(layer)
+    config_name = stated.get("dataset_config_name")
+    if config_name is not None and "dataset_name" in command_line:  # it may be that of another dataset
+        stated["dataset_config_name"] = Preferred(config_name)
     merged = {**stated, **command_line}
     _check_pointless(merged, command_line)
     given = {name: "command line" if name in command_line else "config" for name in merged}
     values = tuple(None if isinstance(source, OptionGroup) else _build(source, merged) for source in dataclass_types)
+    unsettled = [name for name in CHOSEN_BY_SIZE if name not in merged] if merged.get("size") else []
     for value in values:
-        _check_acting(value, command_line)
-        if value is not None and hasattr(value, "dataset_config_is_inherited"):
-            rank = {None: 0, "config": 1, "command line": 2}
-            value.dataset_config_is_inherited = (
-                rank[given.get("dataset_config_name")] < rank[given.get("dataset_name")]
-            )
+        check_acting(value, command_line, unsettled)
+        _check_precision(value, command_line)
     return Parsed(values, given)
 
 
@@ -329,7 +329,7 @@ def _from_json(key: str, value: Any, reader: Reader) -> Any:
         wrong = [item for item in value if item is None or isinstance(item, bool | list | dict)]
         if wrong:
             raise UserError(f"--{key}: {json.dumps(wrong[0])} is not expected in a list")
-        return [_from_text(key, str(item), reader) for item in value]
+        return _joined(key, [_from_text(key, str(item), reader) for item in value], reader)
     if isinstance(value, dict):
         if not reader.takes_object:
             raise UserError(f"--{key}: an object is not expected")
@@ -339,7 +339,14 @@ def _from_json(key: str, value: Any, reader: Reader) -> Any:
             raise UserError(f"--{key}: true and false are not expected")
         return value
     item = _from_text(key, str(value), reader)
-    return [item] if reader.takes_list and not reader.takes_one and item is not None else item
+    return _joined(key, [item], reader) if reader.takes_list and not reader.takes_one else item
+
+
+def _joined(key: str, values: list[Any], reader: Reader) -> list[Any] | None:
+    try:
+        return reader.joined(values)
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"--{key}: {error}") from error
 
 
 def _from_text(key: str, text: str, reader: Reader) -> Any:
@@ -378,9 +385,17 @@ def _check_pointless(merged: dict[str, Any], command_line: dict[str, Any]) -> No
                 raise UserError(f"--{other} has no effect beside the config's {choice}; leave one of them out")
 
 
-def _check_acting(value: Any, command_line: dict[str, Any]) -> None:
-    """Refuse an option of the command line that does nothing under the value that another option has."""
+def check_acting(value: Any, command_line: Collection[str], unsettled: Collection[str] = ()) -> None:
+    """Refuse an option of the command line that does nothing under the value that another option has.
+
+    Args:
+        value: filled arguments.
+        command_line: the names of the options on it.
+        unsettled: options whose value is chosen later.
+    """
     for name, (other, acting) in _ACTS_WITH.items():
+        if other in unsettled:
+            continue
         if name in command_line and hasattr(value, other) and _setting(value, other) not in acting:
             raise UserError(f"--{name} has no effect with --{other} {_setting(value, other)}; leave it out")
     for name, other in _ACTS_BESIDE.items():
@@ -397,6 +412,14 @@ def _check_acting(value: Any, command_line: dict[str, Any]) -> None:
     if "warmup_steps" in command_line and schedule in ("constant", "greedy"):
         remedy = "constant_with_warmup has one" if schedule == "constant" else "leave it out"
         raise UserError(f"--warmup_steps has no effect with --lr_scheduler_type {schedule}; {remedy}")
+
+
+def _check_precision(value: Any, command_line: dict[str, Any]) -> None:
+    """Refuse that the command line denies what is taken all the same; a file that states every default denies both."""
+    for name in ("bf16", "fp16"):
+        if command_line.get(name) is False and getattr(value, name, False):
+            why = f"--precision {value.precision}, which takes {name} here"
+            raise UserError(f"--{name} false contradicts {why}; use --precision fp32")
 
 
 def _setting(value: Any, name: str) -> Any:

@@ -90,7 +90,8 @@ def _option(node: ast.AnnAssign) -> Option | None:
     if node.value.args:
         default, text, *aliases = map(_constant, node.value.args)
         return Option(name, hint, default, text, tuple(s for alias in aliases for s in spellings(alias)))
-    return Option(name, hint, _default(words), _metadata(words).get("help"))
+    metadata = _metadata(words)
+    return Option(name, hint, _default(words), metadata.get("help"), choices=tuple(metadata.get("choices") or ()))
 
 
 def _metadata(words: dict[str | None, ast.expr]) -> dict[str, Any]:

@@ -7,9 +7,9 @@ import difflib
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from accelerate.utils import get_int_from_env
 from transformers import IntervalStrategy, SchedulerType, TrainingArguments
@@ -226,7 +226,12 @@ class GPT2HFTrainingArguments(TrainingArguments):
 
     notices: list[str] = field(default_factory=list, init=False)  # what was asked for and is left out, to be printed
 
+    stated: list[str] = field(default_factory=list, init=False, repr=False)
+    """The options that were set to something else than their default, before any of them was settled."""
+
     def __post_init__(self) -> None:
+        options = [entry for entry in fields(self) if entry.init]
+        self.stated = [entry.name for entry in options if getattr(self, entry.name) != _default(entry)]
         self._check_ranges()
         self._check_optimizer_options()
         own = ("output_dir", "resume_from_checkpoint", "distill_from")  # others may be empty for transformers
@@ -351,6 +356,11 @@ class GPT2HFTrainingArguments(TrainingArguments):
         if self.metric_for_best_model is not None and self.metric_for_best_model.removeprefix("eval_") not in names:
             raise UserError(f"--metric_for_best_model must be one of {', '.join(names)}, or none")
 
+    def check_schedule(self) -> None:
+        """Refuse a schedule by time without a time, or of another form."""
+        if self.schedule_by_time and (self.max_training_hours is None or self.lr_scheduler_type != "cosine"):
+            raise UserError("--schedule_by_time needs --max_training_hours and --lr_scheduler_type cosine")
+
     def _settle_direction(self) -> None:
         """The base class takes every metric but a loss for one that should be high."""
         name = self.metric_for_best_model
@@ -437,12 +447,15 @@ class GPT2HFTrainingArguments(TrainingArguments):
         self._check_optimizer()
         self._check_early_stopping()
         self._check_distillation()
-        if self.schedule_by_time and (self.max_training_hours is None or self.lr_scheduler_type != "cosine"):
-            raise UserError("--schedule_by_time needs --max_training_hours and --lr_scheduler_type cosine")
+        self.check_schedule()
         if self.max_steps != -1:
             require_at_least("max_steps", self.max_steps, 1)
         if self.save_total_limit is not None:
             require_at_least("save_total_limit", self.save_total_limit, 1)
+
+
+def _default(entry: "Field[Any]") -> Any:
+    return entry.default if entry.default_factory is MISSING else entry.default_factory()
 
 
 def _refuse(args: TrainingArguments, without_effect: dict[str, str]) -> None:
@@ -479,8 +492,7 @@ def with_own_fields(args: TrainingArguments | None) -> GPT2HFTrainingArguments:
     vars(args).setdefault("sample_tokens", 0)
     for entry in fields(GPT2HFTrainingArguments):
         if entry.name not in inherited and entry.name != "resolved_precision":
-            default = entry.default if entry.default_factory is MISSING else entry.default_factory()
-            vars(args).setdefault(entry.name, default)
+            vars(args).setdefault(entry.name, _default(entry))
     result.marks_epochs = False  # where transformers evaluates and saves, and keeps no more than save_total_limit
     result._check_output_dir()
     result._check_engine()

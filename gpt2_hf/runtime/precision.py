@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from accelerate.utils import parse_flag_from_env
 
 from ..errors import UserError
 
@@ -78,8 +79,8 @@ def cpu_bf16_instructions() -> list[str]:
 
 
 def current_device_type(use_cpu: bool) -> str:
-    """`cuda`, `mps`, … where torch finds an accelerator and it is wanted, else `cpu`."""
-    if use_cpu or not torch.accelerator.is_available():
+    """`cuda`, `mps`, … where torch finds an accelerator and it is wanted, also by `accelerate launch`, else `cpu`."""
+    if use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available():
         return "cpu"
     accelerator = torch.accelerator.current_accelerator()
     return accelerator.type if accelerator is not None else "cpu"

@@ -1,7 +1,9 @@
 """gpt2_hf.data.sources and readers: every kind of text in, and an error that names the place where it is none."""
 
 import bz2
+import copy
 import csv
+import dataclasses
 import errno
 import gzip
 import io
@@ -30,7 +32,7 @@ from gpt2_hf.data.folders import visible_files
 from gpt2_hf.data.sources import Cursor, FileSource, RowSource, load_sources, split_document
 from gpt2_hf.data.tokenization import tokenize
 from gpt2_hf.errors import UserError
-from gpt2_hf.options.arguments import DataArguments
+from gpt2_hf.options.arguments import DataArguments, Preferred
 
 from ..data_fixtures import WIKITEXT, file_arguments
 
@@ -445,25 +447,27 @@ def test_wikitext_in_the_layout_of_the_hub():
 @pytest.mark.wikitext
 def test_config_names():
     """A wrong config is refused with the right ones; one that was meant for another dataset is passed over."""
-    arguments = DataArguments(dataset_name=str(WIKITEXT), dataset_config_name="wikitext-103-v1")
-    assert "available: wikitext-2-v1" in error_of(arguments)
-    arguments.dataset_config_is_inherited = True
-    assert set(load_sources(arguments)) == {"train", "validation", "test"}
+    name = "wikitext-103-v1"
+    assert "available: wikitext-2-v1" in error_of(DataArguments(str(WIKITEXT), name))
+    assert set(load_sources(DataArguments(str(WIKITEXT), Preferred(name)))) == {"train", "validation", "test"}
 
 
 def test_a_config_meant_for_another_dataset_is_not_recorded(corpus_folder):
     """A local folder without the default's config: what a run records of it can be loaded again as it stands."""
+    assert "available: default" in error_of(DataArguments(str(corpus_folder), "wikitext-2-v1"))
     arguments = DataArguments(dataset_name=str(corpus_folder))  # the config name is still WikiText-2's
-    assert "available: default" in error_of(arguments)
-    arguments.dataset_config_is_inherited = True
-    assert "test" in load_sources(arguments)
+    arguments = dataclasses.replace(copy.deepcopy(arguments))
+    assert arguments.dataset_config_name == "wikitext-2-v1" and "test" in load_sources(arguments)
     recorded = DataArguments(dataset_name=arguments.dataset_name, dataset_config_name=arguments.dataset_config_name)
     assert "test" in load_sources(recorded)
 
 
 def test_python_docs():
     """The embedded corpus has a third of a megabyte of text, and next to no paragraph twice."""
-    texts = read(DataArguments(dataset_name="python-docs"))
+    arguments = DataArguments(dataset_name="python-docs")
+    texts = read(arguments)
+    assert arguments.dataset_config_name is None  # nothing to record
+    assert "python-docs has no configs; leave it out" in error_of(DataArguments("python-docs", "plain"))
     assert sum(map(len, texts)) > 330_000
     paragraphs = [part for text in texts for part in text.split("\n\n") if len(part) >= 60]
     assert sum(map(len, paragraphs)) < 1.03 * sum(map(len, {*paragraphs}))

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gpt2_hf.__main__ import main
 from gpt2_hf.checkpoints import folders
 from gpt2_hf.commands.report import read_run
-from gpt2_hf.job import main_job
+from gpt2_hf.job import main_job, preparation
 from gpt2_hf.job.results import report_seconds
 from gpt2_hf.options.arguments import DataArguments, ModelArguments
 from gpt2_hf.options.parsing import parse
@@ -494,6 +494,26 @@ def test_bad_input_is_exit_code_2_and_writes_nothing(tiny_options, tmp_path, cap
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--validation_file", "v.txt"), "no training text beside --validation_file: give --train_file too"),
+        (("--train_file", "a.txt", "--test_file", "t.txt", "--do_predict", "false"), "--test_file has no effect"),
+        (("--train_file", "a.txt", "--streaming"), "--streaming needs --max_steps"),
+        (
+            ("--sequence_mode", "blocks", "--shift_blocks", "--train_sampling_strategy", "sequential"),
+            "--shift_blocks has no effect with --train_sampling_strategy sequential",
+        ),
+    ],
+)
+def test_options_are_refused_before_the_text_is_read(tmp_path, capsys, monkeypatch, options, message):
+    """A file beside a config that names a dataset takes the dataset's place, so that it is no remedy to name one."""
+    monkeypatch.setattr(preparation, "load_data", None)
+    base = ["train", "--config", str(REPOSITORY / "training_args" / "base.json")]
+    assert main([*base, "--checkpoint_dir", str(tmp_path / "run"), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_an_empty_data_set_is_exit_code_2(train_tiny, tmp_path, capsys):
     """A file of blank lines has nothing to train on."""
     blank = tmp_path / "blank.txt"
@@ -594,6 +614,12 @@ def test_dry_run_writes_nothing(tiny_options, tmp_path, capsys):
     assert main(["train", *tiny_options, "--dry_run", "--verbose", "--checkpoint_dir", str(tmp_path / "run")]) == 0
     assert "25 in all" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_is_not_of_what_is_left(train_tiny, finished_run, capsys):
+    """--resume_from would be accepted and ignored."""
+    assert train_tiny(finished_run, "--dry_run", "--resume_from", "latest") == 2
+    assert "--resume_from has no effect: a plan is that of a whole run" in capsys.readouterr().err
 
 
 @pytest.mark.wikitext
@@ -754,10 +780,6 @@ def test_options_stated_only_once_are_noticed_on_resume(train_tiny, finished_run
         (("--greater_is_better",), "--greater_is_better has no effect"),
         (("--hub_strategy", "checkpoint"), "--hub_strategy has no effect"),
         (("--save_only_model",), "--save_only_model has no effect"),
-        (
-            ("--sequence_mode", "blocks", "--shift_blocks", "--train_sampling_strategy", "sequential"),
-            "--shift_blocks has no effect with --train_sampling_strategy sequential",
-        ),
     ],
 )
 def test_options_that_would_break_a_promise_are_refused(train_tiny, tmp_path, capsys, options, message):

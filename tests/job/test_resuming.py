@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from gpt2_hf import train
+from gpt2_hf.__main__ import main
 from gpt2_hf.checkpoints import folders
 from gpt2_hf.checkpoints.run_lock import RunLock
 from gpt2_hf.errors import UserError
@@ -74,6 +76,29 @@ def test_another_number_of_threads_is_said(finished_run, train_tiny, tmp_path, c
         torch.set_num_threads(1)
     assert "changed since the checkpoint: threads 1 → 2; sums run in another order" in capsys.readouterr().out
     assert read_json(run / "resolved_config.json")["provenance"]["threads"] == 2
+
+
+def test_a_run_from_python_goes_on_with_what_was_set(corpus_folder, tokenizer_folder, tmp_path, capsys):
+    """Also with options that are transformers' own: they are written down, and compared when it is resumed."""
+    files = {f"{split}_file": str(corpus_folder / f"{split}.txt") for split in ("train", "validation")}
+    model_args = ModelArguments(d_model=16, num_layers=1, num_heads=1, max_length=16)
+    data_args = DataArguments(**files, tokenizer_name=str(tokenizer_folder))
+    stated = {
+        **{"data_seed": 7, "label_smoothing_factor": 0.1, "train_sampling_strategy": "group_by_length"},
+        **{"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-5}},
+        **{"logging_strategy": "epoch", "max_steps": 4},
+    }
+    run = {"output_dir": str(tmp_path / "run"), "use_cpu": True, "precision": "fp32", "do_predict": False}
+    assert train(model_args, data_args, GPT2HFTrainingArguments(**stated, **run)) == 0
+    record = tmp_path / "run" / "resolved_config.json"
+    assert {name: read_json(record)[name] for name in stated} == stated
+    other = {**stated, "data_seed": 8, "resume_from_checkpoint": "latest"}
+    with pytest.raises(UserError, match="--data_seed was 7 and cannot become 8"):
+        train(model_args, data_args, GPT2HFTrainingArguments(**other, **run))
+    capsys.readouterr()
+    words = ["--config", str(record), "--resume_from", "latest", "--max_steps", "5"]
+    assert main(["train", *words]) == 0
+    assert "changed since the checkpoint: max_steps 4 → 5\n" in capsys.readouterr().out
 
 
 # ---- several processes ----

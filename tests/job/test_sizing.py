@@ -146,6 +146,21 @@ def test_what_is_stated_stays(options, tmp_path):
     assert {name: record[name] for name in wanted} == wanted
 
 
+def test_options_that_act_beside_what_is_chosen(options, tmp_path, capsys):
+    """Muon and its learning rate, checkpoints at stated steps; what a resumed run has chosen is checked too."""
+    run = ("--checkpoint_dir", str(tmp_path / "run"), "--save_total_limit", "none")
+    assert main([*options, *AUTO, *run, "--save_every", "3", "--muon_learning_rate", "0.02"]) == 0
+    record = read_json(tmp_path / "run" / "resolved_config.json")
+    assert (record["optim"], record["muon_learning_rate"]) == ("muon", 0.02)
+    assert (tmp_path / "run" / "checkpoint-3").is_dir()
+    capsys.readouterr()
+    resumed = ("--size", "auto", "--max_training_hours", "1", "--max_steps", "8", "--resume_from", "latest")
+    assert main([*options, *resumed, *run, "--lr_scheduler_type", "linear"]) == 2
+    assert "--schedule_by_time needs --max_training_hours and --lr_scheduler_type cosine" in capsys.readouterr().err
+    assert main([*options, *AUTO, *run, "--muon_learning_rate", "0.02", "--optim", "sgd"]) == 2
+    assert "--muon_learning_rate has no effect with --optim sgd" in capsys.readouterr().err
+
+
 def test_a_size_on_the_command_line_goes_over_a_config(options, tmp_path):
     """Of a file with every default only what has nothing to do with the size is left."""
     config = tmp_path / "all.json"

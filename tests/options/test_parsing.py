@@ -16,9 +16,10 @@ from gpt2_hf.options.arguments import (
     ExportArguments,
     GenerationArguments,
     ModelArguments,
+    Preferred,
     ReportArguments,
 )
-from gpt2_hf.options.fields import Reader, group_of
+from gpt2_hf.options.fields import group_of
 from gpt2_hf.options.parsing import Parser, parse
 from gpt2_hf.options.source import TOKENIZER_TRAINING, TRAINING, ClassInSource, group_in_source
 from gpt2_hf.options.synonyms import SYNONYMS
@@ -85,6 +86,8 @@ def test_both_spellings_work_in_both_places(config, alias, name, value):
         (["--max_steps", "0"], "--max_steps must be at least 1"),
         (["--sequence_mode", "packed"], "--sequence_mode: invalid choice: 'packed'"),
         (["--lr_scheduler_type", "cosin"], "--lr_scheduler_type: invalid choice: 'cosin'"),
+        (["--train_sampling_strategy", "sequental"], "--train_sampling_strategy: invalid choice: 'sequental'"),
+        (["--log_level", "foo"], "--log_level: invalid choice: 'foo'"),
         (["--validation_split_percentage", "100"], "must be between 0 and 100"),
         (["--truncate", "--sequence_mode", "blocks"], "--truncate has no effect with --sequence_mode blocks"),
         (["--pad_to_max_length"], "--pad_to_max_length has no effect with --sequence_mode padding_free"),
@@ -270,12 +273,43 @@ def test_a_size_on_the_command_line_overrules_the_sizes_of_the_file(config):
     }
 
 
-def test_another_data_set_does_not_keep_the_default_config_name():
-    """The config name of the default data set is only a hint for one named on the command line."""
-    assert parse(TYPES, ["--dataset_name", "x/y"]).values[1].dataset_config_is_inherited
-    assert not parse(TYPES, []).values[1].dataset_config_is_inherited
-    argv = ["--dataset_name", "x/y", "--dataset_config_name", "z"]
-    assert not parse(TYPES, argv).values[1].dataset_config_is_inherited
+def test_another_data_set_does_not_keep_the_config_name(config):
+    """That of the default or of the file is only a hint for a data set that is named on the command line."""
+    both = config({"dataset_name": "x/y", "dataset_config_name": "z"})
+    typed = ["--dataset_name", "a/b"]
+    for argv, path, name, preferred in (
+        (typed, None, "wikitext-2-v1", True),
+        (typed, both, "z", True),
+        ([], both, "z", False),
+        ([*typed, "--dataset_config_name", "z"], both, "z", False),
+    ):
+        found = parse(TYPES, argv, path).values[1].dataset_config_name
+        assert (found, isinstance(found, Preferred)) == (name, preferred)
+
+
+def test_a_precision_that_is_denied(config, monkeypatch):
+    """On the command line it is a contradiction where it would be taken; a file of all defaults leaves the choice."""
+    monkeypatch.setattr("gpt2_hf.runtime.precision.cpu_bf16_instructions", lambda: ["amx_bf16"])
+    with pytest.raises(UserError, match="--bf16 false contradicts --precision auto, which takes bf16 here; use --prec"):
+        parse(TYPES, ["--bf16", "false", "--use_cpu"])
+    assert not parse(TYPES, ["--bf16", "false", "--precision", "fp32", "--use_cpu"]).values[2].bf16
+    args = parse(TYPES, ["--use_cpu"], config({"bf16": False})).values[2]
+    assert args.bf16 and "bf16" not in args.stated
+
+
+def test_lists_of_models(config):
+    """`none` stands alone: in a list it would be a model that is not there. Where one is needed there is one."""
+    message = "--distill_from: none is not expected beside other values"
+    with pytest.raises(UserError, match=message):
+        parse(TYPES, ["--distill_from", "a", "none"])
+    with pytest.raises(UserError, match=message):
+        parse(TYPES, [], config({"distill_from": ["a", "none"]}))
+    assert parse(TYPES, [], config({"distill_from": ["none"]})).values[2].distill_from is None
+    with pytest.raises(UserError, match="--against: none is not expected beside other values"):
+        parse([EvaluationArguments], ["--against", "a", "none"])
+    for kind, name in ((EvaluationArguments, "model_path"), (ReportArguments, "runs")):
+        with pytest.raises(UserError, match=f"--{name} is an empty list; give "):
+            parse([kind], [], config({name: []}))
 
 
 def test_dictionary_options_survive_the_file(config):
@@ -346,7 +380,7 @@ FINITE = [
     (dataclass_type, option.name)
     for dataclass_type in (*TYPES, ClusterArguments, EvaluationArguments, GenerationArguments)
     for option in group_of(dataclass_type).options
-    if Reader(option.hint).__name__ == "float"
+    if option.reader.__name__ == "float"
 ]
 
 
@@ -381,8 +415,8 @@ def test_the_source_says_what_the_class_says(places, dataclass_type):
     read, imported = group_in_source(*places), group_of(dataclass_type)
     assert (read.title, read.base) == (imported.title, imported.base)
     for option, true in zip(read.options, imported.options, strict=True):
-        assert dataclasses.replace(option, hint=true.hint) == true
-        reader, true_reader = Reader(option.hint), Reader(true.hint)
+        assert dataclasses.replace(option, hint=true.hint, choices=true.choices) == true
+        reader, true_reader = option.reader, true.reader
         for kind in ("optional", "takes_bool", "takes_list", "takes_one", "takes_object", "reads_bool", "is_readable"):
             assert getattr(reader, kind) == getattr(true_reader, kind), (option.name, kind)
         assert reader.__name__ == true_reader.__name__

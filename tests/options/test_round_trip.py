@@ -7,7 +7,7 @@ import pytest
 from gpt2_hf.errors import UserError
 from gpt2_hf.job.resolved_config import _plain, plain_value
 from gpt2_hf.options.arguments import DataArguments, ModelArguments
-from gpt2_hf.options.fields import Reader, group_of
+from gpt2_hf.options.fields import group_of
 from gpt2_hf.options.parsing import parse
 from gpt2_hf.options.training_arguments import (
     _WITHOUT_EFFECT,
@@ -50,7 +50,7 @@ BESIDE = {
 
 def other_value(option):
     """A value that is not the default."""
-    reader = Reader(option.hint)
+    reader = option.reader
     if option.name in VALUES:
         return VALUES[option.name]
     if reader.choices:
@@ -94,8 +94,7 @@ def test_a_refused_option_is_read_and_refused_by_name(tmp_path, name):
 @pytest.mark.parametrize("value", [True, False, None])
 def test_three_valued_options_on_the_command_line(name, value):
     """`true`, `false` and `none`; the option alone means true."""
-    hint = OPTIONS[name].hint
-    assert Reader(hint)(str(value)) is value
+    assert OPTIONS[name].reader(str(value)) is value
     beside = ["--push_to_hub"] if name == "hub_private_repo" else []
     if value is not None and name != "tf32":  # which this machine may lack
         assert getattr(parse(TYPES, [f"--{name}", str(value).lower(), *beside]).values[2], name) is value
@@ -128,8 +127,10 @@ def test_a_value_of_another_kind_is_refused(tmp_path, content, message):
 def test_the_record_of_a_run_is_a_config_file(train_tiny, tmp_path):
     """With the options that could not be read again among them."""
     options = ["--disable_tqdm", "true", "--ddp_broadcast_buffers", "false", "--max_steps", "1"]
-    options += ["--accelerator_config", '{"non_blocking": true}', "--debug", "underflow_overflow"]
+    options += ["--fp16", "false", "--accelerator_config", '{"non_blocking": true}', "--debug", "underflow_overflow"]
     assert train_tiny(tmp_path / "run", *options) == 0
-    _, _, args = parse(TYPES, [], str(tmp_path / "run" / "resolved_config.json")).values
+    record = tmp_path / "run" / "resolved_config.json"
+    assert "fp16" not in json.loads(record.read_text())  # it would be true where --precision auto takes it
+    _, _, args = parse(TYPES, [], str(record)).values
     assert (args.disable_tqdm, args.ddp_broadcast_buffers) == (True, False)
     assert args.accelerator_config.non_blocking and args.debug == ["underflow_overflow"] and args.max_steps == 1

@@ -45,6 +45,15 @@ def test_explicit_formats_are_obeyed_or_refused(cpu):
     assert resolve_precision("bf16", "cpu").name == "bf16"
 
 
+@pytest.mark.parametrize(("launched", "device_type"), [("False", "cuda"), ("True", "cpu")])
+def test_accelerate_may_want_the_cpu(monkeypatch, launched, device_type):
+    """`accelerate launch --cpu` tells the process so; else an accelerator that is there is used."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", launched)
+    assert precision.current_device_type(use_cpu=False) == device_type
+
+
 @pytest.mark.parametrize(
     ("capabilities", "found"),
     [

@@ -10,7 +10,7 @@ import datasets
 from datasets import Dataset, IterableDataset
 
 from ...errors import UserError, first_line, printable
-from ...options.arguments import DataArguments
+from ...options.arguments import DataArguments, Preferred
 from ...runtime.hub import ensure_hub_or_offline, is_hub_id, is_local_path
 from .. import python_docs
 from ..fingerprints import file_key
@@ -32,6 +32,9 @@ def sources_of_name(args: DataArguments) -> dict[str, Source]:
     """What `dataset_name` and `dataset_config_name` stand for."""
     assert args.dataset_name is not None
     if args.dataset_name == python_docs.NAME:
+        if args.dataset_config_name == DataArguments.dataset_config_name:
+            args.dataset_config_name = None  # the records of earlier runs state it
+        _refuse_config(args, f"{python_docs.NAME} has no configs")
         return {"train": _row_source("train", python_docs.load_python_docs(), args)}
     name = os.path.expanduser(args.dataset_name)
     if is_local_path(name) and not os.path.isdir(name):
@@ -108,9 +111,7 @@ def _known_splits(found: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 
 def _sources_of_disk(name: str, args: DataArguments) -> dict[str, Source]:
     """What `save_to_disk` of the datasets library has written; a dataset without splits is the training split."""
-    if args.dataset_config_name is not None and not args.dataset_config_is_inherited:
-        raise UserError(f"--dataset_config_name: {name} was written by save_to_disk, without configs; leave it out")
-    args.dataset_config_name = None
+    _refuse_config(args, f"{name} was written by save_to_disk, without configs")
     loaded = datasets.load_from_disk(name)
     splits = {"train": loaded} if isinstance(loaded, Dataset) else loaded
     known, note = _known_splits(splits)
@@ -184,8 +185,15 @@ def _has_reading_options(config: Any) -> bool:
     return any(getattr(config, name) != getattr(usual, name) for name in names)
 
 
+def _refuse_config(args: DataArguments, why: str) -> None:
+    """Refuse the name of a config where there are none; the arguments forget one that came along."""
+    if args.dataset_config_name is not None and not isinstance(args.dataset_config_name, Preferred):
+        raise UserError(f"--dataset_config_name: {why}; leave it out")
+    args.dataset_config_name = None
+
+
 def _choose_config(name: str, args: DataArguments) -> str | None:
-    """The wanted config of a dataset, or its default if the wanted one came along from a config file for another.
+    """The wanted config of a dataset, or its default where it lacks one that was merely preferred.
 
     Then the arguments forget it, so that the record of the run does not ask this dataset for it.
     """
@@ -195,7 +203,7 @@ def _choose_config(name: str, args: DataArguments) -> str | None:
     available = datasets.get_dataset_config_names(name)
     if wanted in available:
         return wanted
-    if args.dataset_config_is_inherited:
+    if isinstance(wanted, Preferred):
         args.dataset_config_name = None
         return None
     raise UserError(
