@@ -97,7 +97,7 @@ class LossRule:
         return self.floor + self.capacity / weights**self.alpha + self.data / fresh**self.beta
 
 
-RULE = LossRule(floor=3.608, capacity=43.48, alpha=0.391, data=166.9, beta=0.3667, repeats=4.205)
+RULE = LossRule(floor=3.752, capacity=78.41, alpha=0.45, data=235.7, beta=0.4, repeats=4.0)
 
 
 @dataclass(frozen=True)
