@@ -11,6 +11,7 @@ import os
 import shlex
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import datasets
@@ -430,6 +431,33 @@ def test_how_a_card_says_that_files_are_read(tmp_path, option, name, content, st
         pq.write_table(content, tmp_path / name)
     wanted = list(datasets.load_dataset(str(tmp_path))["train"]["text"])
     assert read(DataArguments(str(tmp_path), None, streaming=streaming)) == wanted
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_the_library_reads_is_never_stale(tmp_path, streaming):
+    """Its caches go by the card alone: another text in the same file, or in a folder of the same name, is read too."""
+    keys = set()
+    for place, text in (("a", "one\n"), ("a", "two\n"), ("b", "three\n")):
+        folder = tmp_path / place / "folder"
+        folder.mkdir(parents=True, exist_ok=True)
+        card = "---\nconfigs:\n- config_name: own\n  data_files: a.txt\n  sample_by: document\n---\n"
+        (folder / "README.md").write_text(card)
+        (folder / "a.txt").write_text(text)
+        arguments = DataArguments(str(folder), None, streaming=streaming)
+        assert read(arguments) == [text]
+        keys.add(load_sources(arguments)["train"].key())
+    assert len(keys) == 3
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_of_archives(tmp_path, streaming):
+    """The datasets library reads zip files, as those of a set on the hub; also what replaces them."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for texts in (["one", "two"], ["three"]):
+        with zipfile.ZipFile(folder / "train.zip", "w") as archive:
+            archive.writestr("a.txt", "".join(f"{text}\n" for text in texts))
+        assert read(DataArguments(str(folder), None, streaming=streaming)) == texts
 
 
 @pytest.mark.wikitext
