@@ -675,6 +675,14 @@ def test_rows_that_are_not_utf8(streaming):
         list(source.documents())
 
 
+def test_other_columns_of_a_stream_are_not_decoded():
+    """An image that no program could open is not looked at."""
+    rows = Dataset.from_dict({"text": ["a"], "image": [{"bytes": b"broken", "path": None}]})
+    rows = rows.cast_column("image", datasets.Image()).to_iterable_dataset()
+    source = RowSource("train", rows, "text", readers.DocumentUnit.ROW)
+    assert [text for text, _ in source.documents()] == ["a"]
+
+
 def test_text_has_no_columns(tmp_path):
     """--text_column with plain text has no effect, and is refused."""
     path = write(tmp_path, ".txt", TEXTS)
