@@ -627,11 +627,14 @@ def test_csv_with_unquoted_delimiters(tmp_path):
     assert "the row in line 3 has 3 fields, the header has 2" in error_of(file_arguments(path))
 
 
-def test_csv_with_an_open_quote(tmp_path):
-    """A quote that is never closed is refused by file."""
+@pytest.mark.parametrize("row", ['"never closed\nand on\n', '"a "stray" quote"\n'])
+def test_csv_with_an_open_quote(tmp_path, row):
+    """A quote that is never closed, or not doubled, is refused with the line where its row begins."""
     path = tmp_path / "a.csv"
-    path.write_text('text\nfine\n"never closed\n')
-    assert f"{path} cannot be read as csv" in error_of(file_arguments(path))
+    path.write_text(f'text\n"fine\ntext"\n{row}')
+    message = error_of(file_arguments(path))
+    assert f"{path} cannot be read as csv: " in message and "in the row from line 4 on; " in message
+    assert "double each quote" in message
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
