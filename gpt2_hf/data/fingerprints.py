@@ -32,7 +32,7 @@ def file_key(path: str | Path) -> str:
     identity = _identity(path)
     if identity[0] < ALWAYS_HASHED_BYTES:
         return _hash(path)
-    memo = cache_root() / "file-hashes" / xxhash.xxh3_128_hexdigest(path.encode())
+    memo = cache_root() / "file-hashes" / xxhash.xxh3_128_hexdigest(os.fsencode(path))
     remembered = _read_memo(memo)
     if remembered.get("identity") == identity:
         return str(remembered["hash"])

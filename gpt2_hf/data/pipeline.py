@@ -38,6 +38,7 @@ class LoadedData:
         lines: what to tell a user who asks for everything.
         remarks: per split, what a user must know besides how much text there is.
         layouts: per split, or part of one, what is taken for the text.
+        separator: in `blocks` the id between documents, which is in no fingerprint of stored text.
         documents: per split, the token ids the samples are views of.
         texts: of a mix each text by its name, with the splits that it has; empty for one text.
     """
@@ -51,6 +52,7 @@ class LoadedData:
     texts: dict[str, "LoadedData"] = field(default_factory=dict)
     remarks: dict[str, list[str]] = field(default_factory=dict)
     layouts: dict[str, str] = field(default_factory=dict)
+    separator: int | None = None
 
     def summary(self) -> str:
         """One line for the user: the tokens of each split, whatever is unusual about them, and what is the text."""
@@ -91,7 +93,10 @@ def load_data(
         UserError: if the text cannot be read, or a split that is there has nothing to train on or to score.
     """
     with _without_progress_bars():
-        return _load_data(args, tokenizer, max_length, splits, batch_size, seed, inherited)
+        data = _load_data(args, tokenizer, max_length, splits, batch_size, seed, inherited)
+    if SequenceMode(args.sequence_mode) is SequenceMode.BLOCKS:
+        data.separator = separator_id(tokenizer)
+    return data
 
 
 @contextlib.contextmanager

@@ -10,10 +10,12 @@ fewer files, each shard reads all of them, and document number i belongs to shar
 ones have no number. Either way no document of a pass is left out, and none comes twice.
 
 Documents are read in windows, of `buffer_size` over all shards, and shuffled inside each. Each sample carries its
-`Position`: where its window begins in the corpus, and how many samples of the window have been given. A position is a
-dozen numbers, whatever the size of the buffer, and travels with the batch from the worker to the checkpoint. Going on
-from it reads one window again, at most, and of files nothing before it. The datasets library, which streams from the
-hub, reads the rows before it once more and drops them.
+`Position`: where its window begins in the corpus, and how many samples of the window have been given. A position is
+eight numbers, whatever the size of the buffer, and travels with the batch from the worker to the checkpoint. Going on
+from it reads one window again, at most, and of plain files nothing before it. A compressed file is decompressed from
+its beginning, a JSON array is parsed whole, and the datasets library, which streams from the hub, reads the rows
+before it once more and drops them. Without a validation split every start also reads the first documents, up to
+100,000, to know which are set aside.
 """
 
 import dataclasses
@@ -38,6 +40,8 @@ from .sources import Cursor, Documents, Source
 from .tokenization import is_set_aside, tokenizer_key
 from .tokenizer import separator_id
 
+# Part of the key: raise it when the same text and options give other samples, or in another order.
+_STREAM_VERSION = "2"
 # Without a validation split, documents are set aside among so many first ones: they can be found without reading all.
 _SET_ASIDE_AMONG = 100_000
 
@@ -77,10 +81,8 @@ class _SetAside:
         return repr(("set aside of documents with text", _SET_ASIDE_AMONG, str(self.share), self.source.key()))
 
 
-def _set_aside(
-    documents: Iterator[tuple[str | None, Cursor]], share: Fraction, number_blank: bool = False
-) -> Iterator[tuple[str | None, Cursor]]:
-    numbered = documents if number_blank else (document for document in documents if has_text(document[0]))
+def _set_aside(documents: Iterator[tuple[str | None, Cursor]], share: Fraction) -> Iterator[tuple[str | None, Cursor]]:
+    numbered = (document for document in documents if has_text(document[0]))
     for index, document in enumerate(itertools.islice(numbered, _SET_ASIDE_AMONG)):
         if is_set_aside(index, share):
             yield document
@@ -118,8 +120,6 @@ class StreamingSamples(IterableDataset):
         epochs: number of passes after which it ends; never when left out.
         rank: number of this process, `world_size` of how many.
         world_size: processes that train together.
-        whole_files: give each shard files of its own where there are enough; a run that began without goes on without.
-        number_blank: blank documents have a number too, as in runs of an earlier version, which go on so.
         num_threads: that tokenise where no worker does; one for each core when left out.
     """
 
@@ -134,8 +134,6 @@ class StreamingSamples(IterableDataset):
     epochs: int | None = None
     rank: int = 0
     world_size: int = 1
-    whole_files: bool = True
-    number_blank: bool = False
     num_threads: int | None = None
     # Where each worker goes on, and which of them gives the next batch; set by `StreamingLoader`.
     positions: dict[int, Position] = dataclasses.field(default_factory=dict)
@@ -145,6 +143,11 @@ class StreamingSamples(IterableDataset):
     # Where the documents are that are left out; found once, and carried along to the workers.
     known_set_aside: frozenset[Cursor] | None = dataclasses.field(default=None, repr=False, compare=False)
 
+    @property
+    def separator(self) -> int:
+        """The id before each document of `blocks`; -1 in the other modes."""
+        return separator_id(self.tokenizer) if self.mode is SequenceMode.BLOCKS else -1
+
     def key(self) -> str:
         """A name for exactly this sequence of samples, save for how it is divided among processes.
 
@@ -153,12 +156,12 @@ class StreamingSamples(IterableDataset):
         if self.known_key is None or self.known_key[0] is not self.source:
             self.known_key = self.source, self.source.key()
         parts = (self.known_key[1], tokenizer_key(self.tokenizer), str(self.mode), str(self.max_length))
-        options = (self.truncate, self.seed, self.buffer_size, self.set_aside_percentage)
-        return entry_key(*parts, repr(options))
+        options = (self.truncate, self.seed, self.buffer_size, self.set_aside_percentage, self.separator)
+        return entry_key(_STREAM_VERSION, *parts, repr(options))
 
     def parts(self, num_shards: int) -> Sequence[Source] | None:
         """What each shard reads in the first pass; `None` if each reads all."""
-        return self.source.parts(num_shards) if self.whole_files and num_shards > 1 else None
+        return self.source.parts(num_shards) if num_shards > 1 else None
 
     def find_set_aside(self, num_shards: int) -> frozenset[Cursor]:
         """Where the documents begin that are set aside. The first time it reads the beginning of the text."""
@@ -167,7 +170,7 @@ class StreamingSamples(IterableDataset):
             self.known_set_aside = frozenset()
             if self.set_aside_percentage is not None:
                 documents = self.source.documents() if parts is None else self.source.in_order(parts)
-                found = _set_aside(documents, _share(self.set_aside_percentage), self.number_blank)
+                found = _set_aside(documents, _share(self.set_aside_percentage))
                 self.known_set_aside = frozenset(cursor for _, cursor in found)
         return self.known_set_aside
 
@@ -188,7 +191,7 @@ class _Shard:
         self.number = number
         self.count = count
         self.encoder = Encoder(stream.tokenizer, 1 if in_worker else stream.num_threads)
-        self.separator = separator_id(stream.tokenizer) if stream.mode is SequenceMode.BLOCKS else -1
+        self.separator = stream.separator
         self.set_aside = stream.find_set_aside(count)
         self.parts = stream.parts(count)
         self.window_size = stream.buffer_size if self.parts is None else max(stream.buffer_size // count, 1)
@@ -224,14 +227,14 @@ class _Shard:
         begin = position
         index = position.window * size
         for text, cursor in source.documents(position.cursor):
-            if not self.stream.number_blank and not has_text(text):
+            if not has_text(text):
                 continue
             if index % size == 0 and index > position.window * size:
                 yield begin, self._shuffled(own, begin)
                 own = []
                 begin = Position(position.epoch, index // size, 0, *cursor, position.shard)
             is_own = self.parts is not None or index % self.count == self.number
-            if is_own and has_text(text) and cursor not in self.set_aside:
+            if is_own and cursor not in self.set_aside:
                 own.append(text)
             index += 1
         yield begin, self._shuffled(own, begin)
@@ -326,8 +329,6 @@ class StreamingLoader:
             "rank": self.dataset.rank,
             "world_size": self.dataset.world_size,
             "num_workers": self.num_workers,
-            "whole_files": self.dataset.whole_files,
-            "number_blank": self.dataset.number_blank,
             "next_worker": self._next_worker,
             "positions": {str(worker): list(position) for worker, position in self._positions.items()},
         }
@@ -352,13 +353,6 @@ class StreamingLoader:
                     f"--resume_from: a streamed run resumes with as many {option} as before, {state[name]}, not "
                     f"{current}"
                 )
-        # checkpoints that do not say so are of a time when each shard read all files and blank documents had a number
-        self.dataset = dataclasses.replace(
-            self.dataset,
-            whole_files=state.get("whole_files", False),
-            number_blank=state.get("number_blank", True),
-            known_set_aside=None,
-        )
         self._positions = {int(worker): Position(*values) for worker, values in state["positions"].items()}
         self._next_worker = state["next_worker"]
 

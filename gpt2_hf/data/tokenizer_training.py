@@ -43,6 +43,10 @@ class TokenizerTrainingArguments:
     )
     dataset_config_name: str | None = option(None, "Config of the dataset; its default when left out.")
     text_column: str | None = option(None, "Column that holds the text; text or content when left out.")
+    document_unit: Literal["line", "paragraph", "file", "row"] | None = option(
+        None,
+        "What is one document; when left out a line of a txt file, a whole md file, and a row of anything else.",
+    )
     model_type: Literal["bpe", "char"] = option(
         "bpe", "bpe: parts of words, as GPT-2's; char: the characters of the text, rare ones as their bytes."
     )
@@ -205,6 +209,7 @@ def _source(args: TokenizerTrainingArguments) -> Source:
         dataset_config_name=args.dataset_config_name,
         train_file=args.train_file,
         text_column=args.text_column,
+        document_unit=args.document_unit,
     )
     sources = load_sources(data_args)
     if "train" not in sources:

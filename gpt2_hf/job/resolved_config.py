@@ -60,6 +60,7 @@ def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dic
         "samples_per_step": args.samples_per_step,
         "run_name": run.name,
         "data": data.fingerprints,
+        **({"separator": data.separator} if data.separator is not None else {}),
         "teachers": [teacher.fingerprint for teacher in run.teachers],
         **({"size": run.sizing.record()} if run.sizing is not None else {}),
         "account": account(run, model, data),

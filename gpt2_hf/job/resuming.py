@@ -182,6 +182,12 @@ def _refuse_another_model(checkpoint: Path, model: GPT2HFForCausalLM) -> None:
 
 def _refuse_another_run(run: Run, checkpoint: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
     """Refuse other samples, by the circumstances that two runs have recorded."""
+    was, becomes = (each.get("separator") for each in (saved, current))  # earlier versions did not write it down
+    if None not in (was, becomes) and was != becomes:
+        raise UserError(
+            f"--resume_from: the token between documents had the id {was} and now has {becomes}; give the tokenizer "
+            f"that {checkpoint} was trained with"
+        )
     if saved["data"]["train"] != current["data"]["train"]:
         raise UserError(
             f"--resume_from: the training text is not the one that {checkpoint} was trained on; start a new run with "

@@ -10,6 +10,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable
+from fractions import Fraction
 from typing import Any
 
 from ..errors import UserError
@@ -52,9 +53,10 @@ def read_mix(value: Any) -> Mix:
 
 
 def shares_of(mix: Mix) -> dict[str, float]:
-    """The weights, divided by their sum."""
-    total = math.fsum(text["weight"] for text in mix.values())
-    return {name: text["weight"] / total for name, text in mix.items()}
+    """The weights, divided by their sum; as fractions, so that 0.6 and 0.3 give the very shares of 2 and 1."""
+    weights = {name: Fraction(str(text["weight"])) for name, text in mix.items()}
+    total = sum(weights.values())
+    return {name: float(weight / total) for name, weight in weights.items()}
 
 
 def _read_text(name: str, text: Any) -> dict[str, Any]:

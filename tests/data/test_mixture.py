@@ -320,6 +320,7 @@ def test_fingerprints_cover_names_weights_and_texts(mix, folder, tokenizer_folde
 
     first = prints()
     assert prints({"news": {"weight": 4}, "books": {"weight": 6}}) == first
+    assert prints({"news": {"weight": 0.3}}) == prints({"news": {"weight": 1}, "books": {"weight": 2}})  # of 0.6
     weight = prints({"news": {"weight": 0.5}})
     assert weight["train"] != first["train"] and weight["validation"] == first["validation"]
     assert prints({"news": {"train_file": str(folder / "books_test.txt")}})["train"] != first["train"]

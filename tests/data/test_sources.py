@@ -13,6 +13,7 @@ import os
 import shlex
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import datasets
@@ -432,6 +433,33 @@ def test_how_a_card_says_that_files_are_read(tmp_path, option, name, content, st
     assert read(DataArguments(str(tmp_path), None, streaming=streaming)) == wanted
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_the_library_reads_is_never_stale(tmp_path, streaming):
+    """Its caches go by the card alone: another text in the same file, or in a folder of the same name, is read too."""
+    keys = set()
+    for place, text in (("a", "one\n"), ("a", "two\n"), ("b", "three\n")):
+        folder = tmp_path / place / "folder"
+        folder.mkdir(parents=True, exist_ok=True)
+        card = "---\nconfigs:\n- config_name: own\n  data_files: a.txt\n  sample_by: document\n---\n"
+        (folder / "README.md").write_text(card)
+        (folder / "a.txt").write_text(text)
+        arguments = DataArguments(str(folder), None, streaming=streaming)
+        assert read(arguments) == [text]
+        keys.add(load_sources(arguments)["train"].key())
+    assert len(keys) == 3
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_of_archives(tmp_path, streaming):
+    """The datasets library reads zip files, as those of a set on the hub; also what replaces them."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for texts in (["one", "two"], ["three"]):
+        with zipfile.ZipFile(folder / "train.zip", "w") as archive:
+            archive.writestr("a.txt", "".join(f"{text}\n" for text in texts))
+        assert read(DataArguments(str(folder), None, streaming=streaming)) == texts
+
+
 @pytest.mark.wikitext
 def test_wikitext_in_the_layout_of_the_hub():
     """The splits, rows and blank rows of WikiText-2 are those the hub serves; our own readers read them."""
@@ -601,11 +629,14 @@ def test_csv_with_unquoted_delimiters(tmp_path):
     assert "the row in line 3 has 3 fields, the header has 2" in error_of(file_arguments(path))
 
 
-def test_csv_with_an_open_quote(tmp_path):
-    """A quote that is never closed is refused by file."""
+@pytest.mark.parametrize("row", ['"never closed\nand on\n', '"a "stray" quote"\n'])
+def test_csv_with_an_open_quote(tmp_path, row):
+    """A quote that is never closed, or not doubled, is refused with the line where its row begins."""
     path = tmp_path / "a.csv"
-    path.write_text('text\nfine\n"never closed\n')
-    assert f"{path} cannot be read as csv" in error_of(file_arguments(path))
+    path.write_text(f'text\n"fine\ntext"\n{row}')
+    message = error_of(file_arguments(path))
+    assert f"{path} cannot be read as csv: " in message and "in the row from line 4 on; " in message
+    assert "double each quote" in message
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
@@ -647,6 +678,14 @@ def test_rows_that_are_not_utf8(streaming):
     source = RowSource("train", rows, "text", readers.DocumentUnit.ROW)
     with pytest.raises(UserError, match=r"--dataset_name: column 'text' of the train split .* after row [01] .*0xff"):
         list(source.documents())
+
+
+def test_other_columns_of_a_stream_are_not_decoded():
+    """An image that no program could open is not looked at."""
+    rows = Dataset.from_dict({"text": ["a"], "image": [{"bytes": b"broken", "path": None}]})
+    rows = rows.cast_column("image", datasets.Image()).to_iterable_dataset()
+    source = RowSource("train", rows, "text", readers.DocumentUnit.ROW)
+    assert [text for text, _ in source.documents()] == ["a"]
 
 
 def test_text_has_no_columns(tmp_path):

@@ -15,9 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import get_worker_info
 
 from gpt2_hf.data import FlatteningCollator, PaddingCollator, SequenceMode, fingerprints, load_data, readers
+from gpt2_hf.data.cache import entry_key
 from gpt2_hf.data.encoding import Encoder
 from gpt2_hf.data.sources import load_sources
 from gpt2_hf.data.streaming import StreamingLoader, StreamingSamples, set_aside_of_stream
+from gpt2_hf.data.tokenization import tokenizer_key
+from gpt2_hf.data.tokenizer import gpt2_tokenizer, separator_id
 from gpt2_hf.errors import UserError
 from gpt2_hf.options.arguments import DataArguments
 
@@ -174,23 +177,23 @@ def test_blank_documents_have_no_number(spaced, gpt2):
     assert sorted(rest + expected) == documents_in(spaced)
 
 
-def test_a_state_from_before_numbers_blank_documents(corpus, gpt2):
-    """A state that does not say how documents are numbered goes on, bit for bit, with blank ones numbered too."""
+def test_a_state_of_an_earlier_version_is_refused(corpus, gpt2):
+    """It goes by other numbers of documents, and would train on those that are set aside for validation now."""
+    loader = StreamingLoader(stream_of(corpus, gpt2, set_aside_percentage=10), 4, FlatteningCollator())
+    options = repr((False, 42, 16, 10))
+    key = entry_key(corpus.key(), tokenizer_key(gpt2), "padding_free", "64", options)
+    with pytest.raises(UserError, match="not those of the checkpoint"):
+        loader.load_state_dict({**loader.state_dict(), "key": key})
 
-    def loader(**options) -> StreamingLoader:
-        stream = stream_of(corpus, gpt2, set_aside_percentage=10, **options)
-        return StreamingLoader(stream, 4, FlatteningCollator())
 
-    whole = ids_of(loader(number_blank=True))
-    assert whole != ids_of(loader())
-    first = loader(number_blank=True)
-    begun = ids_of(itertools.islice(first, 5))
-    state = json.loads(json.dumps(first.state_dict()))
-    del state["number_blank"]
-    second = loader()
-    second.load_state_dict(state)
-    assert begun + ids_of(second) == whole
-    assert second.state_dict()["number_blank"] is True
+def test_the_separator_is_part_of_the_key(corpus, gpt2):
+    """Of `blocks`, which have it; nothing else that is known of a tokenizer follows it."""
+    other = gpt2_tokenizer()
+    other.eos_token = "!"
+    assert tokenizer_key(other) == tokenizer_key(gpt2) and separator_id(other) != separator_id(gpt2)
+    for mode, same in (("blocks", False), ("padding_free", True)):
+        keys = {stream_of(corpus, tokenizer, mode=SequenceMode(mode)).key() for tokenizer in (gpt2, other)}
+        assert (len(keys) == 1) == same
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
@@ -373,25 +376,6 @@ def test_resumed_with_files_of_its_own(many_files, gpt2, num_workers, percentage
         second = loader()
         second.load_state_dict(json.loads(json.dumps(first.state_dict())))
         assert begun + ids_of(second) == whole, stop
-
-
-def test_a_state_from_before_goes_on_as_it_began(many_files, gpt2):
-    """A state that does not know of files of one's own goes on, bit for bit, with documents divided one by one."""
-
-    def loader(**options) -> StreamingLoader:
-        stream = stream_of(many_files, gpt2, rank=1, world_size=2, set_aside_percentage=10, **options)
-        return StreamingLoader(stream, 4, FlatteningCollator())
-
-    whole = ids_of(loader(whole_files=False, number_blank=True))
-    assert whole != ids_of(loader())
-    first = loader(whole_files=False, number_blank=True)
-    begun = ids_of(itertools.islice(first, 5))
-    state = json.loads(json.dumps(first.state_dict()))
-    del state["whole_files"], state["number_blank"]
-    second = loader()
-    second.load_state_dict(state)
-    assert begun + ids_of(second) == whole
-    assert second.state_dict()["whole_files"] is False
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

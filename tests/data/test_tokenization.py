@@ -276,6 +276,18 @@ def test_large_files_are_hashed_once(corpus, cache_folder, monkeypatch):
     assert fingerprints.file_key(corpus) not in (first, "from memory")
 
 
+def test_a_large_file_of_any_name(tmp_path, monkeypatch):
+    """One whose name is not UTF-8 is hashed and remembered as others are."""
+    monkeypatch.setattr(fingerprints, "ALWAYS_HASHED_BYTES", 0)
+    paths = [tmp_path / "plain.txt", tmp_path / "not utf8 \udcff.txt"]
+    try:
+        for path in paths:
+            path.write_text("text")
+    except (OSError, UnicodeEncodeError):
+        pytest.skip("this system has no such names")
+    assert len({fingerprints.file_key(path) for path in paths}) == 1
+
+
 def test_changed_tokenizer_is_never_stale(tmp_path):
     """Two tokenizers of one size do not share a cache; settings of an earlier call change nothing."""
     path = tmp_path / "a.txt"

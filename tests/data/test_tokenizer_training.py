@@ -146,6 +146,16 @@ def test_bad_options(options, message):
         TokenizerTrainingArguments(**options)
 
 
+def test_a_line_beyond_the_limit(tmp_path, monkeypatch):
+    """It is refused with an option that the command has."""
+    monkeypatch.setattr("gpt2_hf.data.readers.lines.MAX_ROW_CHARACTERS", 50)
+    (tmp_path / "a.txt").write_text("word " * 20)
+    options = {"train_file": str(tmp_path / "a.txt"), "output_dir": str(tmp_path / "own")}
+    with pytest.raises(UserError, match="use --document_unit file"):
+        run_tokenizer_training(TokenizerTrainingArguments(**options))
+    assert run_tokenizer_training(TokenizerTrainingArguments(**options, document_unit="file")) == 0
+
+
 def test_blank_text(tmp_path):
     """Text of white space is refused, and nothing is written."""
     (tmp_path / "a.txt").write_text("\n \n")

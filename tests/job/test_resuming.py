@@ -10,6 +10,7 @@ from gpt2_hf import train
 from gpt2_hf.__main__ import main
 from gpt2_hf.checkpoints import folders
 from gpt2_hf.checkpoints.run_lock import RunLock
+from gpt2_hf.data.tokenizer import load_tokenizer
 from gpt2_hf.errors import UserError
 from gpt2_hf.job import resuming
 from gpt2_hf.options.arguments import DataArguments, ModelArguments
@@ -63,6 +64,22 @@ def test_options_are_compared_by_their_effect(tmp_path):
             run, {**left_out, "max_train_samples": saved}, {**left_out, "max_train_samples": current}, size
         )
         assert bool(found) == expected, (saved, current)
+
+
+def test_another_separator_is_refused(train_tiny, tokenizer_folder, tmp_path, capsys):
+    """The ids of the text do not show it: it is put between the documents of `blocks` as they are read."""
+    folder, run = str(tmp_path / "tokenizer"), tmp_path / "run"
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    tokenizer.add_tokens(["<|other|>"], special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    options = ["--sequence_mode", "blocks", "--tokenizer_name", folder]
+    assert train_tiny(run, *options, "--max_steps", "2") == 0
+    tokenizer.eos_token = "<|other|>"
+    tokenizer.save_pretrained(folder)
+    capsys.readouterr()
+    assert train_tiny(run, *options, "--max_steps", "4", "--resume_from", "latest") == 2
+    was = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    assert f"between documents had the id {was} and now has {tokenizer.eos_token_id}; " in capsys.readouterr().err
 
 
 def test_another_number_of_threads_is_said(finished_run, train_tiny, tmp_path, capsys):

@@ -290,7 +290,9 @@ def test_another_data_set_does_not_keep_the_config_name(config):
 def test_a_precision_that_is_denied(config, monkeypatch):
     """On the command line it is a contradiction where it would be taken; a file of all defaults leaves the choice."""
     monkeypatch.setattr("gpt2_hf.runtime.precision.cpu_bf16_instructions", lambda: ["amx_bf16"])
-    with pytest.raises(UserError, match="--bf16 false contradicts --precision auto, which takes bf16 here; use --prec"):
+    with pytest.raises(
+        UserError, match="--bf16 false contradicts --precision auto, which takes bf16 here; use --prec"
+    ):
         parse(TYPES, ["--bf16", "false", "--use_cpu"])
     assert not parse(TYPES, ["--bf16", "false", "--precision", "fp32", "--use_cpu"]).values[2].bf16
     args = parse(TYPES, ["--use_cpu"], config({"bf16": False})).values[2]

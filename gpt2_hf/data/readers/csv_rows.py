@@ -58,10 +58,15 @@ def _rows(file: TextFile, start: Place) -> Generator[Record, None, None]:
             yield line.removeprefix("\ufeff") if begin.offset == 0 else line
 
     reader = csv.reader(counted(), delimiter=file.delimiter, strict=True)
-    while (fields := _next_row(reader)) is not None:
-        if fields:
-            yield Record(fields, place, f"line {place.line + 1}", "".join(lines), place)
-        lines.clear()
+    try:
+        while (fields := _next_row(reader)) is not None:
+            if fields:
+                yield Record(fields, place, f"line {place.line + 1}", "".join(lines), place)
+            lines.clear()
+    except csv.Error as error:
+        problem = f" cannot be read as csv: {error}, in the row from line {place.line + 1} on"
+        remedy = "quote fields that hold line ends, double each quote inside them, and close them"
+        raise file.fail(problem, remedy) from error
 
 
 _limit_lock = threading.Lock()

@@ -5,7 +5,6 @@ Used by: every other module here.
 
 import bz2
 import contextlib
-import csv
 import gzip
 import io
 import lzma
@@ -172,8 +171,6 @@ def errors_of(file: TextFile) -> Iterator[None]:
         raise _damaged(file, error) from error
     except (pa.ArrowException, UnicodeError) as error:  # UnicodeError: of the names of columns
         raise _damaged(file, error) from error
-    except csv.Error as error:
-        raise file.fail(f" cannot be read as csv ({error})", "quote fields that hold line ends") from error
     except OSError as error:
         if error.errno is None:  # raised by a library about the content, not by the system
             raise _damaged(file, error) from error

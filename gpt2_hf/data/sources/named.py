@@ -13,7 +13,8 @@ from ...errors import UserError, first_line, printable
 from ...options.arguments import DataArguments, Preferred
 from ...runtime.hub import ensure_hub_or_offline, is_hub_id, is_local_path
 from .. import python_docs
-from ..fingerprints import file_key
+from ..cache import entry_key
+from ..fingerprints import cache_root, file_key
 from ..folders import PlainFolder, plain_folder, visible_files
 from ..readers import text_file
 from .columns import find_text_column, unit_of_rows
@@ -55,14 +56,21 @@ def sources_of_name(args: DataArguments) -> dict[str, Source]:
         raise UserError(f"--dataset_name: {name} cannot be loaded: {error.strerror or error}") from error
 
 
-def _sources_of_library(name: str, config_name: str | None, args: DataArguments) -> dict[str, Source]:
-    """What the datasets library reads, stored or streamed."""
+def _sources_of_library(
+    name: str, config_name: str | None, args: DataArguments, content: str | None = None
+) -> dict[str, Source]:
+    """What the datasets library reads, stored or streamed.
+
+    Its caches follow the names of local files, at most their dates too; each `content` of them has caches of its own.
+    """
+    if content is None and not args.streaming:
+        return _row_sources(dict(datasets.load_dataset(name, config_name)), args)
+    cache = None if content is None else str(cache_root() / "library" / content)
+    builder = datasets.load_dataset_builder(name, config_name, cache_dir=cache)
+    version = f"{builder.config_id} {builder.hash} {content}"
     if args.streaming:
-        builder = datasets.load_dataset_builder(name, config_name)
-        loaded, version = dict(builder.as_streaming_dataset()), f"{builder.config_id} {builder.hash}"
-    else:
-        loaded, version = dict(datasets.load_dataset(name, config_name)), ""
-    return _row_sources(loaded, args, version)
+        return _row_sources(dict(builder.as_streaming_dataset()), args, version)
+    return _row_sources(dict(datasets.load_dataset(name, config_name, cache_dir=cache)), args, version)
 
 
 def _sources_of_folder(name: str, args: DataArguments) -> dict[str, Source]:
@@ -78,9 +86,17 @@ def _sources_of_folder(name: str, args: DataArguments) -> dict[str, Source]:
                 "names; rename folder and files to letters, digits, spaces and . - _"
             )
         if sources is None:
-            sources = _sources_of_library(name, config_name, args)
+            sources = _sources_of_library(name, config_name, args, _content_key(config))
         unread = _unread_files(name, folder, config)
         return _with_note(sources, unread)
+
+
+def _content_key(config: Any) -> str:
+    """A name for what the files of a config hold, split by split; what is not on this machine goes by its address."""
+    parts: list[str] = []
+    for split, paths in config.data_files.items():
+        parts += [str(split), *(file_key(path) if os.path.isfile(path) else path for path in map(str, paths))]
+    return entry_key(*parts)
 
 
 def _with_note(sources: dict[str, Source], note: str) -> dict[str, Source]:
@@ -130,6 +146,8 @@ def _sources_of_files_in(folder: PlainFolder, config: Any, args: DataArguments) 
     if _has_reading_options(config) or len(getattr(config, "sep", ",") or "") != 1:
         return None
     found = {split: [folder.original(str(path)) for path in paths] for split, paths in config.data_files.items()}
+    if any(path.endswith(".zip") for paths in found.values() for path in paths):  # which `readers` do not open
+        return None
     if type(config).__name__ == "HarborConfig":  # what the library makes of md files, whether or not they are Harbor's
         if any(os.path.basename(path) in _FILES_OF_HARBOR for paths in found.values() for path in paths):
             return None

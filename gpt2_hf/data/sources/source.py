@@ -222,7 +222,8 @@ class RowSource:
             if get_worker_info() is not None:
                 fsspec.asyn.reset_lock()  # the library does so too: a lock taken before a fork stays locked
             # in batches, because row by row the library would divide the rows among the workers by itself
-            for batch in self.dataset.skip(first).iter(_STREAMED_ROWS_AT_A_TIME):
+            rows = self.dataset.select_columns([self.column])  # images of other columns are not decoded
+            for batch in rows.skip(first).iter(_STREAMED_ROWS_AT_A_TIME):
                 yield from texts_of(batch[self.column])
             return
         column = self.dataset.select_columns([self.column]).with_format("arrow")
