@@ -205,13 +205,15 @@ def publish_best_model(checkpoint: Path, output_dir: Path) -> None:
     """Make `best_model/` the from_pretrained-ready part of a checkpoint."""
     staging = open_staging(output_dir, BEST_MODEL)
     for source in model_files(checkpoint):
-        _link_or_copy(source, staging / source.name)
+        target = staging / source.relative_to(checkpoint)
+        target.parent.mkdir(parents=True, exist_ok=True)  # an adapter with a name of its own has a folder
+        _link_or_copy(source, target)
     commit(staging, output_dir / BEST_MODEL)
 
 
 def model_files(checkpoint: Path) -> list[Path]:
     """The files of a checkpoint that `from_pretrained` needs; the others are the state of the training."""
-    found = [path for pattern in _MODEL_FILE_PATTERNS for path in checkpoint.glob(pattern)]
+    found = [path for pattern in _MODEL_FILE_PATTERNS for path in checkpoint.rglob(pattern)]
     return [path for path in found if path.name not in _NOT_MODEL_FILES]
 
 
@@ -391,7 +393,7 @@ def extras(folder: Path) -> list[Path]:
 def _manifest_files(folder: Path) -> dict[str, Any] | None:
     """The entries of a manifest; `None` if there is none, or it is damaged or somebody else's."""
     files = written.read_object(folder / MANIFEST_NAME).get("files")
-    return files if isinstance(files, dict) and files and all(map(_is_entry, files.values())) else None
+    return files if isinstance(files, dict) and all(map(_is_entry, files.values())) else None
 
 
 def _is_entry(entry: object) -> bool:

@@ -30,7 +30,29 @@ def refuse_foreign(run_dir: Path, deleting: bool = False, run_name: str | None =
     Raises:
         UserError: one line that names the first such thing.
     """
-    found = list(foreign(run_dir, deleting, run_name))
+    _refuse(list(foreign(run_dir, deleting, run_name)))
+
+
+def refuse_foreign_checkpoints(run_dir: Path, publishes_best: bool) -> None:
+    """Like `refuse_foreign`, of what a Trainer without a job writes: checkpoints, their names, and the best model.
+
+    Files of the other names may be those of transformers' `save_state` and `save_metrics`.
+
+    Args:
+        run_dir: the output folder; it need not be there.
+        publishes_best: whether there can be a best model.
+    """
+    if not run_dir.is_dir():
+        return
+    found = [path for path in _foreign_folders(run_dir) if path.parent == run_dir]  # the best model may have a card
+    if not publishes_best:
+        found = [path for path in found if path.name.removesuffix(folders.OLD_SUFFIX) != folders.BEST_MODEL]
+    if (run_dir / written.NAMES_FILE).exists() and not written.is_own(run_dir, written.NAMES_FILE):
+        found.append(run_dir / written.NAMES_FILE)
+    _refuse(found)
+
+
+def _refuse(found: list[Path]) -> None:
     if found:
         others = f" (nor were {len(found) - 1} others there)" if len(found) > 1 else ""
         raise UserError(
@@ -53,6 +75,11 @@ def foreign(run_dir: Path, deleting: bool = False, run_name: str | None = None) 
     if lock.exists() and not _begins(lock, _LOCK_BEGINNING):
         yield lock
     yield from _foreign_events(run_dir, run_name)
+    yield from _foreign_folders(run_dir, deleting)
+
+
+def _foreign_folders(run_dir: Path, deleting: bool = False) -> Iterator[Path]:
+    """Those under the name of a checkpoint or of the best model, and what has a temporary name."""
     for path in sorted(run_dir.iterdir()):
         if _FOLDER.match(path.name):
             yield from _foreign_in_folder(run_dir, path, deleting)

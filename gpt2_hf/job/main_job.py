@@ -258,11 +258,6 @@ def run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> d
             f"stopped early at step {trainer.state.global_step:,}: {run.args.early_stopping_patience} evaluations "
             "in a row were no better (--early_stopping_patience)"
         )
-    if trainer.time_budget.expired:
-        run.say(f"time budget of {run.args.max_training_hours:g} h reached at step {trainer.state.global_step:,}")
-        if trainer.time_budget.skipped_evaluation:
-            goes_on = "" if run.args.schedule_by_time else "--resume_from latest goes on, or "
-            run.say(f"no time was left for an evaluation; {goes_on}use: gpt2-hf evaluate")
     return {
         **({} if at_end else output.metrics),
         **({"stopped_early": True} if trainer.stopped_early else {}),

@@ -384,8 +384,15 @@ class GPT2HFTrainingArguments(TrainingArguments):
             raise UserError(SMOOTHED_AND_TAUGHT)
 
     def _settle_precision(self) -> None:
-        """The precision of transformers' own arguments, which have checked it but for fp16 without CUDA."""
-        name: PrecisionName = "fp16" if self.fp16 else "bf16" if self.bf16 else "fp32"
+        """The precision of transformers' own arguments, which have checked it but for fp16 without CUDA.
+
+        Without one of theirs, it is that of `accelerate launch --mixed_precision`.
+        """
+        names: dict[str, PrecisionName] = {"no": "fp32", "fp16": "fp16", "bf16": "bf16"}
+        wanted = "fp16" if self.fp16 else "bf16" if self.bf16 else getattr(self, "mixed_precision", "no")
+        if wanted not in names:
+            raise UserError(f"--mixed_precision {wanted} of accelerate is not supported; use bf16, fp16 or no")
+        name = names[wanted]
         if name == "fp16":
             resolve_precision(name, current_device_type(self.use_cpu))
         self.resolved_precision = Precision(name, "asked for")

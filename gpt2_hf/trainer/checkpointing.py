@@ -12,6 +12,7 @@ What differs from the base class, each with its reason at the method:
 """
 
 import contextlib
+import math
 import os
 import shutil
 import sys
@@ -24,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_model
 from torch import nn
 from transformers import Trainer, set_seed
-from transformers.trainer_callback import ExportableState
+from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..checkpoints import folders
@@ -177,12 +178,12 @@ class CheckpointingTrainer(Trainer):
             self._write_unaveraged_weights(folder)
             self._write_optimizer(folder)
             self._write_process_state(folder)
-        if not self.args.should_save:
-            return
-        if self.state.best_global_step:
+        if self.state.best_global_step:  # on every process: each loads the best model at the end
             best = run_dir / folders.checkpoint_folder(self.state.best_global_step)
             if best == target or best.is_dir():
                 self.state.best_model_checkpoint = str(best)
+        if not self.args.should_save:
+            return
         self.state.stateful_callbacks |= self._callback_states()
         for name, source in self.job.run_files.items():
             shutil.copyfile(source, folder / name)
@@ -288,11 +289,23 @@ class CheckpointingTrainer(Trainer):
             result = super()._init_training_state(max_steps, *args, **kwargs)
         finally:
             self.args.restore_callback_states_from_checkpoint = restores
+        if args[1] == sys.maxsize and args[2] is not None and not self.args.ignore_data_skip:
+            result = self._place_without_length(args[2])
         self._best_before = _NO_BEST
         self._restore_callbacks(self.state.stateful_callbacks if self.state.global_step else {})
         self.complete_publication(args[2])
         self.state.compute_steps(self.args, max_steps)
         return result
+
+    def _place_without_length(self, checkpoint: str) -> tuple[int, int]:
+        """The pass that a run was in, and the batches of it that were trained on, for a loader without a length.
+
+        The base class takes a pass for as long as the whole run; but it writes `epoch` by the batches of this pass.
+        """
+        saved = TrainerState.load_from_json(os.path.join(checkpoint, folders.TRAINER_STATE_NAME))
+        earlier_passes = max(math.ceil(saved.epoch or 0.0) - 1, 0)
+        steps = round(((saved.epoch or 0.0) - earlier_passes) * saved.max_steps)
+        return earlier_passes, steps * self.args.gradient_accumulation_steps
 
     def _restore_callbacks(self, saved: dict[str, Any]) -> None:
         """Give callbacks what they kept in the checkpoint; their settings are those of this run."""

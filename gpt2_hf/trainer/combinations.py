@@ -110,5 +110,10 @@ def _of_the_rest(
         yield "--dataloader_drop_last has no effect: the last batch is completed with samples without targets"
     if args.schedule_by_time and optimizers[1] is not None:
         yield "--schedule_by_time has no effect beside a scheduler of your own; leave one of them out"
+    if args.overwrite_output_dir and not has_job:
+        yield (
+            "--overwrite_output_dir is read by the main job; leave it out: when training begins, later checkpoints of "
+            "an earlier run are set aside"
+        )
     if args.push_to_hub and not has_job and args.hub_strategy != HubStrategy.END:
         yield "--push_to_hub uploads nothing while it trains; set --hub_strategy end and call push_to_hub() afterwards"

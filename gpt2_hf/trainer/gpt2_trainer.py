@@ -12,8 +12,10 @@ each with its reason at the method:
 import dataclasses
 import itertools
 import math
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,8 +26,10 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy, default_compute_objective
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, TrainOutput, default_compute_objective
 
+from ..checkpoints import folders
+from ..checkpoints.ownership import refuse_foreign_checkpoints
 from ..checkpoints.sharding import check_engine
 from ..data import EpochSampler, Samples, StreamingLoader, StreamingSamples, train_sampler
 from ..data.samples import BlockSamples, SequenceMode
@@ -34,6 +38,7 @@ from ..errors import TrainingDivergedError, UserError
 from ..metrics import perplexity
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.training_arguments import with_own_fields
+from ..runtime import distributed
 from ..runtime.own_process import suit_changing_shapes
 from ..runtime.random_state import preserved_rng
 from ..runtime.stop_signals import shield_workers
@@ -62,7 +67,13 @@ from .weight_average import WeightAverage
 _BESIDE_THE_LOSS = ("_perplexity", "_tokens", "_preparation_time")
 
 # Arguments that are read when the Trainer is made, and so are not of a search.
-_READ_ONCE = ("ema_decay", "max_training_hours", "distill_alpha", "distill_temperature", "early_stopping_patience")
+_READ_ONCE = (
+    *("ema_decay", "max_training_hours", "distill_alpha", "distill_temperature", "early_stopping_patience"),
+    *("global_batch_size", "precision"),
+)
+
+# Logged with an evaluation, and no results of it.
+_CLOCKS = ("hours", "session_hours")
 
 
 class GPT2HFTrainer(ExactEvaluationTrainer):
@@ -153,8 +164,12 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         self._look_at_model()
         if self.distillation is not None:
             self.distillation.place(self.args.device)
-        if args.process_index:
-            set_seed(args.seed + args.process_index)  # or dropout would be the same in every process's samples
+        self._draw_apart()
+
+    def _draw_apart(self) -> None:
+        """Seed each process with another number, or dropout would be the same in the samples of all."""
+        if self.args.process_index:
+            set_seed(self.args.seed + self.args.process_index)
 
     def _exchange_reporters(self, given: list[Any]) -> None:
         """This package's lines and curves in place of those that transformers adds; callbacks that were given stay."""
@@ -189,6 +204,11 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
 
     def _look_at_model(self) -> None:
         """What depends on the model, which `model_init` makes anew."""
+        if self.is_fsdp_enabled and not isinstance(self.unwrapped_model(), PreTrainedModel):
+            raise UserError(
+                f"FSDP saves models that are a PreTrainedModel, which {type(self.unwrapped_model()).__name__} is not; "
+                "leave FSDP out"
+            )
         if self.distillation is not None:
             check_teachers(self.plain_model, self.distillation.teachers)
         if self.is_own_model:
@@ -204,20 +224,22 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         """The base class's engine, unless it would be unsafe or inexact."""
-        if self.args.wants_fsdp:
-            # Gradients kept whole until the last accumulated batch would take the memory that sharding saves.
-            config = self.args.accelerator_config
-            config.gradient_accumulation_kwargs = {
-                "sync_each_batch": True,
-                **(config.gradient_accumulation_kwargs or {}),
-            }
+        config = self.args.accelerator_config
         if self._copies_unseen:
             # or the host would wait for the device with each tensor of a batch
-            self.args.accelerator_config.non_blocking = True
-        if self.args.world_size <= 1 and self.args.accelerator_config.dispatch_batches is None:
+            config.non_blocking = True
+        if self.args.world_size <= 1 and config.dispatch_batches is None:
             # A batch of a stream would be cut into shares for the processes, here one; a flat row cannot be cut.
-            self.args.accelerator_config.dispatch_batches = False
-        super().create_accelerator_and_postprocess()
+            config.dispatch_batches = False
+        # Gradients kept whole until the last accumulated batch would take the memory that sharding saves.
+        by_sharding = {"sync_each_batch": True} if self.args.wants_fsdp else {}
+        given = config.gradient_accumulation_kwargs
+        config.gradient_accumulation_kwargs = {**by_sharding, **(given or {})}
+        try:
+            super().create_accelerator_and_postprocess()
+        finally:
+            # The base class writes into it, and refuses at the next Trainer, or trial, what it has written.
+            config.gradient_accumulation_kwargs = given
         if (ddp := getattr(self.accelerator, "ddp_handler", None)) is not None:
             # Else the gradients are held twice, and buffers, which the model has none of that change, are sent around.
             ddp.gradient_as_bucket_view = True
@@ -284,8 +306,15 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
         """Train, as the base class does; names of checkpoints work as paths do.
+
+        A trial of a search that diverges has failed: its objective is NaN, and the search goes on.
 
         Raises:
             TrainingDivergedError: if a gradient became non-finite; the weights were not touched by it.
@@ -300,17 +329,27 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         self.accelerator.state.dynamo_plugin.dynamic = True if self._shapes_change else None
         try:
             with suit_changing_shapes(self.args.device.type, self._shapes_change):
-                return super().train(resume_from_checkpoint, *args, **kwargs)
+                output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         except TrainingDivergedError as error:
             message = f"{error}{self._divergence_context(error.step)}"
-            raise TrainingDivergedError(message, error.step) from error
+            if trial is None or self.hp_search_backend is None:
+                raise TrainingDivergedError(message, error.step) from error
+            print(f"warning: this trial has failed: {message}", file=sys.stderr)
+            self.objective = math.nan
+            return TrainOutput(self.state.global_step, math.nan, {})
         finally:
             self._leave_training()
+        if self.is_world_process_zero():
+            for line in self.time_budget.end_lines(self.state.global_step):
+                print(line, flush=True)
+        return output
 
     def _leave_training(self) -> None:
         """What the base class leaves undone when training is broken off."""
-        if self.is_in_train and (noise := getattr(self, "neftune_hook_handle", None)) is not None:
-            noise.remove()
+        if self.is_in_train:
+            self.close_reports()  # what comes next begins a curve of its own
+            if (noise := getattr(self, "neftune_hook_handle", None)) is not None:
+                noise.remove()
         if self.average is not None:
             self.average.settle()
         self.is_in_train = False
@@ -330,7 +369,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         return super().hyperparameter_search(hp_space, compute_objective or _objective, *args, **kwargs)
 
     def _hp_search_setup(self, trial: Any) -> None:
-        before = {name: getattr(self.args, name) for name in _READ_ONCE}
+        divided = ("per_device_train_batch_size",) if self.args.global_batch_size is not None else ()
+        before = {name: getattr(self.args, name) for name in (*_READ_ONCE, *divided)}
         super()._hp_search_setup(trial)
         for name, value in before.items():
             if getattr(self.args, name) != value:
@@ -349,9 +389,23 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         if self.model_init is not None:
             self._look_at_model()
+            self._draw_apart()  # the base class has seeded all alike, for the weights
+        run_dir = Path(self._get_output_dir(args[-1]))
+        looks_after_folder = self._counts_from_train and self.args.save_strategy != SaveStrategy.NO
+        if looks_after_folder:
+            publishes_best = self.args.eval_strategy != IntervalStrategy.NO
+            distributed.decided_by_first(lambda: refuse_foreign_checkpoints(run_dir, publishes_best))
         result = super()._init_training_state(*args, **kwargs)
+        if looks_after_folder:
+            distributed.decided_by_first(lambda: self._set_aside_later(run_dir))
         self.time_budget.restore(self.state)  # before the schedule is made, which follows it
         return result
+
+    def _set_aside_later(self, run_dir: Path) -> None:
+        """Keep the checkpoints of an earlier run from being taken for the newest ones of this."""
+        folders.repair(run_dir)
+        for name in folders.set_aside_after(run_dir, self.state.global_step):
+            print(f"a later checkpoint of an earlier run is set aside as {run_dir / name}", flush=True)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         # With save_total_limit 1 the base class deletes all but the best checkpoint, the newest among them.
@@ -454,7 +508,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             logs["hours"] = self.time_budget.total_seconds / 3600
             logs["session_hours"] = self.watch.elapsed / 3600
         super().log(logs, start_time)
-        for name in ("hours", "session_hours"):  # which are in the history now, and no metrics of an evaluation
+        for name in _CLOCKS:  # which are in the history now, and no metrics of an evaluation
             logs.pop(name, None)
 
     @property
@@ -468,6 +522,28 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ContinuousTensorBoardCallback):
                 callback.close()
+
+    # ---- the hub ----
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """As the base class, which would take the hours for results of an evaluation."""
+        history = self.state.log_history
+        self.state.log_history = [{name: entry[name] for name in entry if name not in _CLOCKS} for entry in history]
+        try:
+            super().create_model_card(*args, **kwargs)
+        finally:
+            self.state.log_history = history
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """As the base class, which uploads all of `output_dir` but its checkpoints.
+
+        Raises:
+            UserError: if checkpoints that were set aside would be uploaded, training state and all.
+        """
+        aside = sorted(Path(str(self.args.output_dir)).glob(f"{folders.ABANDONED_PREFIX}*"))
+        if aside:
+            raise UserError(f"push_to_hub: {aside[0]} would be uploaded too; delete it, or move it away, first")
+        return super().push_to_hub(*args, **kwargs)
 
     # ---- a text at each evaluation ----
 

@@ -154,6 +154,20 @@ def test_best_model_holds_the_model_only(tmp_path):
     assert folders.resolve_model("best_model", tmp_path) == tmp_path / "best_model"
 
 
+def test_best_model_keeps_the_folders_of_a_checkpoint(tmp_path):
+    """An adapter with a name of its own lies in one; what has nothing in it is replaced all the same."""
+    for step, name in ((10, None), (20, "style"), (30, "style")):
+        folder = make_checkpoint(tmp_path, step)
+        if name is None:
+            (folder / "config.json").unlink(), (folder / "model.safetensors").unlink()
+        else:
+            (folder / name).mkdir()
+            (folder / name / "adapter_model.safetensors").write_text(f"of step {step}")
+        folders.publish_best_model(folder, tmp_path)
+    assert (tmp_path / "best_model" / "style" / "adapter_model.safetensors").read_text() == "of step 30"
+    assert folders.damage(tmp_path / "best_model") is None
+
+
 def test_delete_run_leaves_other_files(tmp_path):
     """Only what a run makes is deleted."""
     make_checkpoint(tmp_path, 10)

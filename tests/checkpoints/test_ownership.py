@@ -9,7 +9,7 @@ import pytest
 
 from gpt2_hf.checkpoints import folders, written
 from gpt2_hf.checkpoints.event_files import delete_events, event_folder_name, gather_events, own_events
-from gpt2_hf.checkpoints.ownership import foreign, refuse_foreign
+from gpt2_hf.checkpoints.ownership import foreign, refuse_foreign, refuse_foreign_checkpoints
 from gpt2_hf.errors import UserError
 
 from ..foreign_names import FILES, FOLDERS, contents, plant
@@ -30,6 +30,20 @@ def test_whatever_has_a_name_of_ours_is_refused_and_kept(tmp_path, name):
         with pytest.raises(UserError, match="was not written by a run of gpt2_hf"):
             refuse_foreign(tmp_path / "folder")
         assert contents(tmp_path / "folder") == before
+
+
+@pytest.mark.parametrize("name", [*FILES, *FOLDERS])
+def test_a_trainer_without_a_job_is_refused_what_it_would_write(tmp_path, name):
+    """Checkpoints, their names and the best model, whole or half; transformers writes the other files."""
+    plant(tmp_path, name)
+    if name in ("checkpoint_names.json", *FOLDERS) or name.startswith("tmp-"):
+        with pytest.raises(UserError, match="was not written by a run of gpt2_hf"):
+            refuse_foreign_checkpoints(tmp_path, publishes_best=True)
+    else:
+        refuse_foreign_checkpoints(tmp_path, publishes_best=True)
+    if name.startswith("best_model"):
+        refuse_foreign_checkpoints(tmp_path, publishes_best=False)
+    refuse_foreign_checkpoints(tmp_path / "nowhere", publishes_best=True)
 
 
 @pytest.mark.parametrize("name", ["", "/events.out.tfevents.1.host", "/validation/events.out.tfevents.1.gpt2_hf"])

@@ -7,6 +7,7 @@ import math
 import pickle
 import weakref
 from collections import Counter as Counted
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from gpt2_hf.checkpoints import folders
 from gpt2_hf.checkpoints.state_files import load_state, save_state
 from gpt2_hf.commands.model_loading import load_trained
 from gpt2_hf.data import FlatteningCollator
-from gpt2_hf.errors import UserError
+from gpt2_hf.errors import TrainingDivergedError, UserError
 from gpt2_hf.options.training_arguments import with_own_fields
 from gpt2_hf.trainer.callbacks import ContinuousTensorBoardCallback
 from gpt2_hf.trainer.callbacks import ProgressCallback as TerminalCallback
@@ -52,7 +53,7 @@ def test_plain_arguments(tmp_path):
     trainer.train()
     assert_exact(trainer.evaluate(), true_loss(trainer.model, BLOCKS[:11]))
     assert (tmp_path / "whole" / "checkpoint-4" / "manifest.json").is_file()
-    resumed = make_trainer(tmp_path / "resumed", plain=True)
+    resumed = make_trainer(tmp_path / "resumed", plain=True, restore_callback_states_from_checkpoint=True)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     assert torch.equal(weights_of(resumed.model), weights_of(trainer.model))
 
@@ -181,6 +182,16 @@ def test_plain_arguments_that_cannot_be_followed_are_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("launched", "name"), [("bf16", "bf16"), ("no", "fp32")])
+def test_plain_arguments_have_the_precision_of_the_launcher(tmp_path, monkeypatch, launched, name):
+    """`accelerate launch --mixed_precision`, where they have none of their own."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    assert with_own_fields(TrainingArguments(str(tmp_path), use_cpu=True)).resolved_precision.name == name
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(UserError, match="--mixed_precision fp8 of accelerate is not supported"):
+        with_own_fields(TrainingArguments(str(tmp_path), use_cpu=True))
+
+
 def test_other_engines_are_refused_for_plain_arguments_too(tmp_path, monkeypatch):
     """DeepSpeed, by argument or by accelerate's config file; and a folder that cannot be written."""
     args = TrainingArguments(str(tmp_path / "run"), **settings())
@@ -296,6 +307,19 @@ def test_an_adapter(tmp_path):
     with pytest.raises(UserError, match="is an adapter, not a model; merge it first") as caught:
         load_trained(str(best))
     assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_with_a_name_of_its_own(tmp_path):
+    """It lies in a folder of that name, in `best_model` too, which each new best replaces."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True)
+    trainer = make_trainer(tmp_path, model=peft.get_peft_model(make_model(), config, adapter_name="style"))
+    trainer.train()
+    assert trainer.state.best_global_step == 4 and folders.damage(tmp_path / "best_model") is None
+    best, last = (tmp_path / name / "style" for name in ("best_model", "checkpoint-4"))
+    assert (best / "adapter_config.json").is_file()
+    weights = [load_file(folder / "adapter_model.safetensors") for folder in (best, last)]
+    assert weights[0] and all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
 
 
 @pytest.mark.parametrize("kind", ["PromptTuningConfig", "PromptEncoderConfig", "PrefixTuningConfig"])
@@ -438,6 +462,107 @@ def test_train_twice(tmp_path):
     stock.train()
     stock.train()
     assert second == pytest.approx(logged(stock, "loss"))
+
+
+class BreakOff(TrainerCallback):
+    """Ctrl-C after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_later_checkpoints_of_an_earlier_run_are_set_aside(tmp_path, capsys):
+    """Or they would be the newest, and those of the new run rotated away; they are not uploaded."""
+    options = {"max_steps": 8, "save_steps": 2, "save_total_limit": 1, "eval_strategy": "no"}
+    make_trainer(tmp_path, **options).train()
+    make_trainer(tmp_path, **options, save_strategy="no").train()
+    assert (tmp_path / "checkpoint-8").is_dir()  # a training that saves nothing touches nothing
+    again = make_trainer(tmp_path, callbacks=[BreakOff(5)], **options)
+    with pytest.raises(KeyboardInterrupt):
+        again.train()
+    assert again.find_checkpoint(True) == str(tmp_path / "checkpoint-4")
+    assert f"set aside as {tmp_path / 'abandoned-checkpoint-8'}" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"abandoned-checkpoint-\d would be uploaded too"):
+        again.push_to_hub()
+    resumed = make_trainer(tmp_path, callbacks=[BreakOff(6)], **{**options, "save_steps": 1})
+    with pytest.raises(KeyboardInterrupt):
+        resumed.train(resume_from_checkpoint=True)
+    assert [path.name for path in folders.list_checkpoints(tmp_path)] == ["checkpoint-5"]
+    resumed.train(resume_from_checkpoint="abandoned-checkpoint-8")  # which can still be resumed from
+    assert resumed.state.global_step == 8
+
+
+@pytest.mark.parametrize("name", ["best_model", "checkpoint-300", "tmp-checkpoint-2", "checkpoint_names.json"])
+def test_a_name_that_is_taken_is_found_before_the_first_step(tmp_path, name):
+    """Not at the first checkpoint or best model, when the training until then would be lost."""
+    trainer = make_trainer(tmp_path)
+    if name.endswith(".json"):
+        (tmp_path / name).write_text("{}")
+    else:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text("mine")
+    with pytest.raises(UserError, match=f"{name} was not written by a run of gpt2_hf"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_what_transformers_writes_in_the_folder_is_no_obstacle(tmp_path):
+    """State and results of an earlier training; where nothing is evaluated, a `best_model` of the user's."""
+    trainer = make_trainer(tmp_path, eval_strategy="no", max_steps=2)
+    trainer.save_metrics("train", trainer.train().metrics)
+    trainer.save_state()
+    trainer.save_model(str(tmp_path / "best_model"))
+    trainer.train()
+    assert trainer.state.global_step == 2 and not (tmp_path / "best_model" / "manifest.json").exists()
+
+
+def test_an_earlier_run_is_not_deleted_by_an_option(tmp_path):
+    """`overwrite_output_dir` is the main job's."""
+    with pytest.raises(UserError, match="--overwrite_output_dir is read by the main job; leave it out"):
+        make_trainer(tmp_path, overwrite_output_dir=True)
+
+
+def test_a_budget_that_ends_a_training_says_so(tmp_path, capsys):
+    """And what there was no time for."""
+    make_trainer(tmp_path, max_training_hours=1e-6).train()
+    printed = capsys.readouterr().out
+    assert "time budget of 1e-06 h reached at step 1\n" in printed and "no time was left for an evaluation" in printed
+
+
+def test_hours_are_no_results_in_a_model_card(tmp_path):
+    """transformers' card has loss and perplexity, and the history keeps the hours."""
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    hours = logged(trainer, "hours")
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "Perplexity" in card and "Hours" not in card
+    assert hours and logged(trainer, "hours") == hours
+
+
+def test_the_hub_gets_what_the_arguments_say(tmp_path, monkeypatch):
+    """`push_to_hub()` after the training, with hub_model_id, hub_token, hub_private_repo and hub_revision."""
+    asked = {}
+
+    def create_repo(name, **options):
+        asked["repository"] = {"name": name, **options}
+        return SimpleNamespace(repo_id=f"someone/{name}")
+
+    hub = SimpleNamespace(create_repo=create_repo, upload_folder=lambda **options: asked.update(upload=options))
+    monkeypatch.setattr("transformers.trainer.hf_api", lambda: hub)
+    options = {"hub_model_id": "tiny", "hub_token": "secret", "hub_private_repo": True, "hub_revision": "draft"}
+    options |= {"processing_class": load_tokenizer(), "max_steps": 1}
+    trainer = make_trainer(tmp_path, push_to_hub=True, hub_strategy="end", **options)
+    trainer.train()
+    assert asked == {"repository": {"name": "tiny", "token": "secret", "private": True, "exist_ok": True}}
+    trainer.push_to_hub()
+    expected = {"repo_id": "someone/tiny", "token": "secret", "revision": "draft", "folder_path": str(tmp_path)}
+    assert expected.items() <= asked["upload"].items()
+    assert {"README.md", "model.safetensors", "tokenizer.json"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_tied_weights_are_not_missed(tmp_path, caplog):
@@ -596,7 +721,32 @@ def test_the_objective_after_an_evaluation_is_the_loss(tmp_path):
         assert _objective(metrics) == metrics["eval_loss"]
 
 
-@pytest.mark.parametrize(("name", "value"), [("ema_decay", 0.9), ("max_training_hours", 1.0), ("distill_alpha", 0.9)])
+def test_a_trial_that_diverges_fails_alone(tmp_path, capsys, monkeypatch):
+    """Its objective is NaN, its curve is ended, and the next trial trains."""
+    monkeypatch.setattr("transformers.integrations.hp_params", lambda trial: trial.params)
+    options = {"report_to": "tensorboard", "eval_strategy": "no", "lr_scheduler_type": "constant"}
+    trainer = make_trainer(tmp_path, model_init=make_model, **options)
+    trainer.hp_search_backend, trainer.hp_space = HPSearchBackend.OPTUNA, lambda trial: trial.params
+    trainer.hp_name = lambda trial: f"trial-{trial.number}"
+    output = trainer.train(trial=SimpleNamespace(number=0, params={"learning_rate": 1e30}))
+    assert math.isnan(trainer.objective) and math.isnan(output.training_loss)
+    assert "warning: this trial has failed: training diverged" in capsys.readouterr().err
+    trainer.train(trial=SimpleNamespace(number=1, params={"learning_rate": 1e-3}))
+    assert trainer.state.global_step == 4
+    assert {path.name for path in (tmp_path / "runs" / tmp_path.name).glob("trial-*")} == {"trial-0", "trial-1"}
+    trainer.hp_search_backend = None
+    trainer.args.learning_rate = 1e30
+    with pytest.raises(TrainingDivergedError):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("ema_decay", 0.9), ("max_training_hours", 1.0), ("distill_alpha", 0.9)),
+        *(("global_batch_size", 8), ("precision", "bf16")),
+    ],
+)
 def test_a_search_refuses_what_is_read_once(tmp_path, name, value):
     """In one line, where it would have changed nothing; learning rates are searched as ever."""
     trainer = make_trainer(tmp_path, model_init=make_model)
@@ -605,6 +755,14 @@ def test_a_search_refuses_what_is_read_once(tmp_path, name, value):
     assert trainer.args.learning_rate == 0.5
     with pytest.raises(UserError, match=f"hyperparameter_search: {name} is read when a Trainer is made"):
         trainer._hp_search_setup({name: value})
+
+
+def test_a_search_does_not_divide_a_batch_anew(tmp_path):
+    """With `global_batch_size` the largest micro-batch is read when the arguments are made."""
+    trainer = make_trainer(tmp_path, model_init=make_model, global_batch_size=4)
+    trainer.hp_search_backend = HPSearchBackend.WANDB
+    with pytest.raises(UserError, match="per_device_train_batch_size is read when a Trainer is made"):
+        trainer._hp_search_setup({"per_device_train_batch_size": 2})
 
 
 def trainer_loss(folder):

@@ -124,6 +124,18 @@ def test_budget_is_for_training_where_an_evaluation_takes_longer(args, optional,
     assert control.should_evaluate == evaluates == (not budget.skipped_evaluation)
 
 
+def test_a_budget_says_what_it_ended_and_left_out():
+    """Also where it is used up at the last step, after which nothing goes on."""
+    budget = TimeBudgetCallback(1.0, FixedWatch(), lambda: RemainingWork(evaluation=5000.0))
+    assert budget.end_lines(7) == []
+    budget.stop(state_at(7, 0.1), TrainerControl())
+    left_out = "no time was left for an evaluation; {}use: gpt2-hf evaluate"
+    goes_on = left_out.format("--resume_from latest goes on, or ")
+    assert budget.end_lines(7) == ["time budget of 1 h reached at step 7", goes_on]
+    budget.stop(state_at(100, 1.0), TrainerControl())
+    assert budget.end_lines(100) == [left_out.format("")]
+
+
 def test_budget_counts_earlier_invocations(args):
     """The time of all invocations is kept in the checkpoint."""
     first = TimeBudgetCallback(None, FixedWatch())

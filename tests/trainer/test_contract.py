@@ -6,10 +6,11 @@ import re
 from transformers import Trainer
 
 from gpt2_hf import GPT2HFTrainer
-from gpt2_hf.trainer.contract import OVERRIDDEN, USED
+
+from .contract import OVERRIDDEN, USED
 
 OURS = [kind for kind in GPT2HFTrainer.__mro__ if kind.__module__.startswith("gpt2_hf")]
-ADVICE = "look at the Trainer of this transformers, then at gpt2_hf/trainer/contract.py"
+ADVICE = "look at the Trainer of this transformers, then at tests/trainer/contract.py"
 
 
 def is_private(name):

@@ -4,32 +4,36 @@
 makes a test fail until somebody has decided.
 """
 
+import ast
 import dataclasses
+import functools
 import inspect
-import re
 
+import pytest
 from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from gpt2_hf import GPT2HFTrainingArguments
 
 from ..conftest import REPOSITORY
 
 AS_TRAINER, OPTIONS = "trainer/test_as_trainer.py::", "trainer/test_options.py::"
 EVALUATION, TRAINER = "trainer/test_evaluation.py::", "trainer/test_gpt2_trainer.py::"
-JOB, PARSING = "job/test_main_job.py::", "options/test_parsing.py::"
+JOB = "job/test_main_job.py::"
 TOGETHER = OPTIONS + "test_options_that_the_base_class_reads_act"
 OPTIMIZER = OPTIONS + "test_hyperparameters_reach_the_optimizer"
 WORKERS = OPTIONS + "test_workers_that_load_data"
 EVALUATED = OPTIONS + "test_evaluation_options"
 ORDERS = OPTIONS + "test_orders_of_foreign_data"
 PLAIN = AS_TRAINER + "test_plain_arguments"
-SHARDED = "end_to_end/test_distributed.py::test_a_sharded_model_trains_the_same_thing"
-COPIES = "end_to_end/test_distributed.py::test_processes_train_the_same_thing_as_one"
+SHARDS, COPIES = "trainer/test_on_processes.py::test_two_shards", "trainer/test_on_processes.py::test_two_copies"
 PRECISION = "runtime/test_precision.py::test_explicit_formats_are_obeyed_or_refused"
 COMPILED = "runtime/test_fallbacks.py::test_the_run_goes_on_without"
+MODE = "job/test_check.py::test_a_refused_command_writes_nothing"
 RECOMPUTED = OPTIONS + "test_activations_that_are_computed_again_change_nothing"
-UPLOAD = JOB + "test_the_best_model_is_uploaded_once_with_its_card"
+HUB = AS_TRAINER + "test_the_hub_gets_what_the_arguments_say"
+OF_COPIES = OPTIONS + "test_options_of_copies_reach_accelerate"
 NOBODY = OPTIONS + "test_what_nobody_acts_on_is_refused"
 NOT_FOLLOWED = AS_TRAINER + "test_plain_arguments_that_cannot_be_followed_are_refused"
-TYPED = PARSING + "test_bad_command_lines_get_one_clear_line"
 BEST = EVALUATION + "test_training_with_metrics_finds_the_best_by_them"
 
 HOOKS = ("on_init_end", "on_train_begin", "on_train_end", "on_epoch_begin", "on_epoch_end", "on_step_begin")
@@ -43,7 +47,7 @@ WORKS = {
     "data_collator": EVALUATION + "test_default_collator_is_stocks",
     "train_dataset": AS_TRAINER + "test_a_dataset_with_its_text_column",
     "eval_dataset": EVALUATION + "test_several_splits",
-    "processing_class": TRAINER + "test_eval_loss_is_exact_whatever_the_batch_size",
+    "processing_class": HUB,
     "model_init": AS_TRAINER + "test_model_init",
     "compute_loss_func": EVALUATION + "test_a_loss_of_the_users_own_is_trained_on_and_evaluated",
     "compute_metrics": EVALUATION + "test_metrics_are_computed_and_the_loss_stays_exact",
@@ -52,19 +56,19 @@ WORKS = {
     "optimizer_cls_and_kwargs": AS_TRAINER + "test_own_optimizer_class",
     "preprocess_logits_for_metrics": EVALUATION + "test_metrics_are_computed_and_the_loss_stays_exact",
     # how long, and on what
-    "output_dir": PLAIN,
+    "output_dir": AS_TRAINER + "test_no_arguments",
     "num_train_epochs": OPTIONS + "test_an_incomplete_last_batch_may_be_left_out",
     "max_steps": PLAIN,
     "resume_from_checkpoint": JOB + "test_resume_by_every_kind_of_name",
     "seed": "data/test_sampling.py::test_order_is_a_function_of_seed_and_epoch",
-    "data_seed": "data/test_sampling.py::test_order_is_a_function_of_seed_and_epoch",
+    "data_seed": OPTIONS + "test_the_order_has_a_seed_of_its_own",
     "use_cpu": PLAIN,
     "full_determinism": TOGETHER,
     "do_predict": JOB + "test_the_test_split_can_be_left_alone",
     # batches
     "per_device_train_batch_size": TRAINER + "test_accumulation_does_not_change_the_step",
     "gradient_accumulation_steps": TRAINER + "test_accumulation_does_not_change_the_step",
-    "average_tokens_across_devices": COPIES,
+    "average_tokens_across_devices": "trainer/test_on_processes.py::test_tokens_are_counted_over_all_processes",
     "train_sampling_strategy": ORDERS,
     "length_column_name": ORDERS,
     "remove_unused_columns": AS_TRAINER + "test_a_dataset_with_its_text_column",
@@ -101,11 +105,11 @@ WORKS = {
     "gradient_checkpointing_kwargs": RECOMPUTED,
     "torch_compile": COMPILED,
     "torch_compile_backend": COMPILED,
-    "torch_compile_mode": COMPILED,
+    "torch_compile_mode": MODE,
     "torch_empty_cache_steps": TOGETHER,
     "debug": OPTIONS + "test_accelerator_options",
     # logs
-    "logging_strategy": JOB + "test_epoch_strategies_evaluate_and_save_once_per_epoch_and_at_each_best",
+    "logging_strategy": OPTIONS + "test_epochs_of_data_without_a_length",
     "logging_steps": TOGETHER,
     "logging_first_step": TOGETHER,
     "log_on_each_node": TOGETHER,
@@ -134,29 +138,25 @@ WORKS = {
     "include_for_metrics": EVALUATION + "test_metrics_may_ask_for_inputs_and_losses",
     "batch_eval_metrics": EVALUATION + "test_metrics_by_batches",
     "metric_for_best_model": BEST,
-    "greater_is_better": BEST,
+    "greater_is_better": AS_TRAINER + "test_a_run_that_was_moved_ends_with_its_best_model",
     "load_best_model_at_end": AS_TRAINER + "test_an_adapter",
     # checkpoints
     "save_strategy": JOB + "test_a_signal_saves_whatever_the_save_strategy",
     "save_steps": PLAIN,
     "save_total_limit": JOB + "test_one_checkpoint_kept_is_the_newest",
     "save_only_model": OPTIONS + "test_checkpoints_without_the_optimizer",
-    "push_to_hub": UPLOAD,
-    "hub_token": UPLOAD,
-    "hub_private_repo": UPLOAD,
-    "hub_model_id": UPLOAD,
-    "hub_revision": UPLOAD,
-    "hub_strategy": NOT_FOLLOWED,
-    "restore_callback_states_from_checkpoint": AS_TRAINER + "test_early_stopping_survives_a_resume",
+    "push_to_hub": JOB + "test_the_best_model_is_uploaded_once_with_its_card",
+    **dict.fromkeys(("hub_token", "hub_private_repo", "hub_model_id", "hub_revision", "hub_strategy"), HUB),
+    "restore_callback_states_from_checkpoint": PLAIN,
     # several processes
-    "ddp_find_unused_parameters": COPIES,
-    "ddp_bucket_cap_mb": TOGETHER,
-    "ddp_broadcast_buffers": TOGETHER,
-    "ddp_static_graph": TOGETHER,
+    "ddp_find_unused_parameters": OF_COPIES,
+    "ddp_bucket_cap_mb": OF_COPIES,
+    "ddp_broadcast_buffers": OF_COPIES,
+    "ddp_static_graph": OF_COPIES,
     "ddp_backend": COPIES,
     "ddp_timeout": TOGETHER,
-    "fsdp": SHARDED,
-    "fsdp_config": SHARDED,
+    "fsdp": SHARDS,
+    "fsdp_config": SHARDS,
     **dict.fromkeys(HOOKS, OPTIONS + "test_every_hook_is_called"),
 }
 
@@ -172,8 +172,8 @@ REFUSED = {
     "enable_jit_checkpoint": NOT_FOLLOWED,
     "save_on_each_node": NOT_FOLLOWED,
     "deepspeed": "end_to_end/test_distributed.py::test_deepspeed_is_refused",
-    "do_train": TYPED,
-    "do_eval": TYPED,
+    "do_train": OPTIONS + "test_what_a_script_asks_is_refused",
+    "do_eval": OPTIONS + "test_what_a_script_asks_is_refused",
 }
 
 NO_MEANING = {
@@ -197,9 +197,42 @@ def test_everything_is_decided_once():
     assert not set(names()) - set(decided), "new in this transformers: try it, then add it to a table with its test"
 
 
-def test_every_test_that_is_named_exists():
-    """Under the name that the tables give."""
-    for name, test in {**WORKS, **REFUSED}.items():
-        file, function = test.split("::")
-        source = (REPOSITORY / "tests" / file).read_text(encoding="utf-8")
-        assert re.search(rf"^def {function}\(", source, flags=re.MULTILINE), f"{name}: there is no {test}"
+@functools.cache
+def definitions(file):
+    """What a file of tests defines at its top, by name; of a shared one of the Trainer's tests too."""
+    source = (REPOSITORY / "tests" / file).read_text(encoding="utf-8")
+    found = definitions("trainer/helpers.py").copy() if file != "trainer/helpers.py" else {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            first = min(part.lineno for part in (node, *node.decorator_list))
+            found[node.name] = "\n".join(source.splitlines()[first - 1 : node.end_lineno])
+        elif isinstance(node, ast.Assign | ast.AugAssign):
+            for name in {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}:
+                found[name] = found.get(name, "") + "\n" + ast.unparse(node)
+    return found
+
+
+def source_of(test):
+    """That of a test, and of what it uses of its file."""
+    file, function = test.split("::")
+    defined, names, found = definitions(file), [function], {}
+    while names:
+        if (name := names.pop()) in defined and name not in found:
+            found[name] = defined[name]
+            names += [node.id for node in ast.walk(ast.parse(found[name])) if isinstance(node, ast.Name)]
+    return "\n".join(found.values())
+
+
+SPELLINGS = {
+    field.name: [name.removeprefix("--") for name in field.metadata.get("aliases", [])]
+    for field in dataclasses.fields(GPT2HFTrainingArguments)
+}
+
+
+@pytest.mark.parametrize(("name", "test"), {**WORKS, **REFUSED}.items())
+def test_every_test_that_is_named_has_the_option(name, test):
+    """There is one of the name that the tables give, and what it shows stands in it, or in what it uses."""
+    source = source_of(test)
+    assert source, f"there is no {test}"
+    if name not in HOOKS:  # all of which are found in the class
+        assert any(spelling in source for spelling in (name, *SPELLINGS.get(name, []))), f"{test} does not name it"

@@ -1,9 +1,7 @@
 """A user's own dataset on two processes: every row is scored once, and no process waits for another."""
 
-import json
-import os
+import functools
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +9,8 @@ from transformers import DataCollatorWithFlattening, default_data_collator
 
 from gpt2_hf.data import FlatteningCollator
 
-from .. import ranks
-from ..faults import harness
 from .helpers import BLOCKS, DOCUMENTS, KeepsBatchLosses, Stream, make_trainer
+from .processes import on_two
 
 pytestmark = [
     pytest.mark.distributed,
@@ -70,26 +67,9 @@ def score(folder: str, fsdp: bool = False) -> dict[str, dict[str, float]]:
     return results
 
 
-def score_as_rank(folder: str, environment: dict[str, str], fsdp: bool) -> None:
-    """The body of one process of two."""
-    os.environ.update(environment)
-    torch.set_num_threads(1)
-    if fsdp:
-        ranks.allow_fsdp_on_cpu()
-    results = score(folder, fsdp)
-    if environment["RANK"] == "0":
-        (Path(folder) / "results.json").write_text(json.dumps(results))
-
-
 @pytest.mark.parametrize("fsdp", [False, True], ids=["copies", "sharded"])
 def test_two_processes_score_every_row_once(tmp_path, fsdp):
     """Rows, streams and flattened documents, with and without metrics: the figures are those of one process."""
-    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(harness.free_port()), "WORLD_SIZE": "2"}
-    processes = []
-    for rank in range(2):
-        environment = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
-        processes.append(harness.start_function(score_as_rank, str(tmp_path), environment, fsdp))
-    assert harness.join(processes) == [0, 0]
-    results = json.loads((tmp_path / "results.json").read_text())
+    results, _ = on_two(functools.partial(score, fsdp=fsdp), tmp_path, fsdp)
     for name, expected in score(str(tmp_path / "one")).items():
         assert results[name] == pytest.approx(expected, abs=1e-5), name

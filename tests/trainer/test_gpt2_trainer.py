@@ -338,7 +338,7 @@ def test_settings_of_a_cuda_device(monkeypatch):
     trainer = object.__new__(GPT2HFTrainer)
     trainer.accelerator = None
     for device, pinned in (("cuda", True), ("cuda", False), ("cpu", True)):
-        config = SimpleNamespace(non_blocking=False, dispatch_batches=None)
+        config = SimpleNamespace(non_blocking=False, dispatch_batches=None, gradient_accumulation_kwargs=None)
         options = {"dataloader_pin_memory": pinned, "wants_fsdp": False, "world_size": 1}
         trainer.args = SimpleNamespace(device=torch.device(device), accelerator_config=config, **options)
         trainer.create_accelerator_and_postprocess()

@@ -5,8 +5,9 @@ import multiprocessing
 import datasets
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, default_data_collator
 
+from gpt2_hf import GPT2HFForCausalLM
 from gpt2_hf.errors import UserError
 
 from .helpers import BLOCKS, Stream, assert_exact, logged, make_model, make_trainer, true_loss
@@ -15,7 +16,6 @@ from .helpers import BLOCKS, Stream, assert_exact, logged, make_model, make_trai
 def test_options_that_the_base_class_reads_act(tmp_path):
     """A run with many of them at once."""
     options = {"log_level": "error", "log_level_replica": "error", "log_on_each_node": False, "run_name": "name"}
-    options |= {"ddp_bucket_cap_mb": 25, "ddp_broadcast_buffers": False, "ddp_static_graph": False}
     options |= {"ddp_timeout": 600, "torch_empty_cache_steps": 1, "skip_memory_metrics": False, "project": "project"}
     options |= {"logging_steps": 3, "logging_first_step": True, "eval_on_start": True, "eval_delay": 3}
     options |= {"trackio_space_id": "space", "trackio_bucket_id": "bucket", "trackio_static_space_id": "static"}
@@ -122,19 +122,48 @@ def test_evaluation_options(tmp_path):
     assert len(seen) == 4
 
 
+def first_batch(trainer):
+    """The numbers of its rows in `BLOCKS`."""
+    batch = next(iter(trainer.get_train_dataloader()))
+    numbers = {tuple(row["input_ids"].tolist()): number for number, row in enumerate(BLOCKS)}
+    return [numbers[tuple(ids.tolist())] for ids in batch["input_ids"]]
+
+
 @pytest.mark.parametrize("strategy", ["group_by_length", "batch_rebalance", "sequential"])
 def test_orders_of_foreign_data(tmp_path, strategy):
     """`train_sampling_strategy` with a column of lengths."""
-    rows = [{"input_ids": row["input_ids"].tolist(), "labels": row["labels"].tolist(), "n": 32} for row in BLOCKS]
+    rows = [{name: row[name].tolist() for name in row} for row in BLOCKS]
+    rows = [{**row, "n": 10 + number} for number, row in enumerate(rows)]
     trainer = make_trainer(
         tmp_path,
         train_dataset=datasets.Dataset.from_list(rows),
         train_sampling_strategy=strategy,
         length_column_name="n",
         max_steps=2,
+        # transformers drops the column before it looks for it
+        remove_unused_columns=False,
+        data_collator=lambda rows: default_data_collator([{**row, "n": None} for row in rows]),
     )
+    first = first_batch(trainer)
+    assert first == [0, 1, 2, 3] if strategy == "sequential" else first != [0, 1, 2, 3]
+    if strategy == "group_by_length":
+        assert first[0] == 23  # that with the largest n comes first
     trainer.train()
     assert trainer.state.global_step == 2
+
+
+def test_the_order_has_a_seed_of_its_own(tmp_path):
+    """`data_seed`: other batches from the same initial weights, the same for the same number."""
+    config = make_model().config
+    trainers = [
+        make_trainer(tmp_path, model_init=lambda: GPT2HFForCausalLM(config), **options)
+        for options in ({}, {"data_seed": 7}, {"data_seed": 7}, {"seed": 7, "data_seed": 42})
+    ]
+    batches = [first_batch(trainer) for trainer in trainers]
+    assert batches[0] != batches[1] == batches[2] and batches[3] == batches[0]
+    first, second, _, fourth = (trainer.model.state_dict() for trainer in trainers)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], fourth[name]) for name in first)
 
 
 def test_foreign_data_by_length_go_on_exactly(tmp_path):
@@ -148,6 +177,22 @@ def test_foreign_data_by_length_go_on_exactly(tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-8"))
     weights = [trainer.model.state_dict() for trainer in (whole, resumed)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize(("accumulated", "step"), [(1, 4), (1, 6), (1, 8), (2, 2), (2, 5)])
+def test_data_without_a_length_go_on_at_their_place(tmp_path, accumulated, step):
+    """In the pass and behind the batch that was the last, whatever the number of steps that was planned then."""
+    options = {"train_dataset": Stream(BLOCKS), "gradient_accumulation_steps": accumulated, "eval_strategy": "no"}
+    options |= {"save_steps": step, "save_total_limit": None, "lr_scheduler_type": "constant"}
+    whole = make_trainer(tmp_path / "whole", max_steps=15, **options)
+    whole.train()
+    make_trainer(tmp_path / "short", max_steps=step, **options).train()
+    for folder in ("whole", "short"):
+        resumed = make_trainer(tmp_path / "resumed", max_steps=15, **options)
+        resumed.train(resume_from_checkpoint=str(tmp_path / folder / f"checkpoint-{step}"))
+        assert logged(resumed, "loss") == logged(whole, "loss")
+        weights = [trainer.model.state_dict() for trainer in (whole, resumed)]
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_epochs_of_data_without_a_length(tmp_path):
@@ -190,6 +235,21 @@ def test_accelerator_options(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=1, **options)
     trainer.train()
     assert trainer.accelerator.non_blocking
+
+
+def test_options_of_copies_reach_accelerate(tmp_path):
+    """Those that torch's DDP has."""
+    options = {"ddp_find_unused_parameters": True, "ddp_bucket_cap_mb": 7, "ddp_static_graph": True}
+    handler = make_trainer(tmp_path, ddp_broadcast_buffers=True, **options).accelerator.ddp_handler
+    assert (handler.find_unused_parameters, handler.bucket_cap_mb, handler.static_graph) == (True, 7, True)
+    assert handler.broadcast_buffers
+
+
+@pytest.mark.parametrize("name", ["do_train", "do_eval"])
+def test_what_a_script_asks_is_refused(tmp_path, name):
+    """A run always trains, and evaluates unless it is told otherwise."""
+    with pytest.raises(UserError, match=f"--{name} has no effect"):
+        make_trainer(tmp_path, **{name: True})
 
 
 def test_data_may_be_read_again_from_the_start(tmp_path):
@@ -265,9 +325,11 @@ def test_activations_that_are_computed_again_change_nothing(tmp_path):
     """`activation_checkpointing` and its arguments, under the older names too."""
     plain = make_trainer(tmp_path, max_steps=2)
     plain.train()
-    for name in ("activation_checkpointing", "gradient_checkpointing"):
-        options = {name: True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-        trainer = make_trainer(tmp_path, max_steps=2, **options)
+    for name, of_name in (
+        ("activation_checkpointing", "activation_checkpointing_kwargs"),
+        ("gradient_checkpointing", "gradient_checkpointing_kwargs"),
+    ):
+        trainer = make_trainer(tmp_path, max_steps=2, **{name: True, of_name: {"use_reentrant": False}})
         trainer.train()
         assert trainer.model.is_gradient_checkpointing
         assert logged(trainer, "loss") == pytest.approx(logged(plain, "loss"), abs=1e-6)

@@ -140,6 +140,14 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
         share = (self.watch.elapsed - self._training_began) / max(end - self._training_began, 1e-9)
         return min(max(share, 0.0), 1.0)
 
+    def end_lines(self, step: int) -> list[str]:
+        """What there is to say, after the last step, of a training that the budget has ended or cut short."""
+        lines = [f"time budget of {self.max_hours:g} h reached at step {step:,}"] if self.expired else []
+        if self.skipped_evaluation:
+            goes_on = "--resume_from latest goes on, or " if self.expired and self.schedule is None else ""
+            lines.append(f"no time was left for an evaluation; {goes_on}use: gpt2-hf evaluate")
+        return lines
+
     def checkpoint_names(self) -> list[str]:
         """The name of the checkpoint that is being saved, if the budget made it."""
         return [TIME_LIMIT] if self.expired else []

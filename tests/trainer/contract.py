@@ -1,7 +1,7 @@
 """What this package relies on inside transformers' Trainer, beyond what its documentation promises.
 
 A private method that is overridden must still be called, from the same places and with the same arguments, or a
-promise here would be broken without an error. `tests/trainer/test_contract.py` compares this list with the installed
+promise here would be broken without an error. `test_contract.py` compares this list with the installed
 version; it holds from transformers 5.17 to 5.23.
 """
 
