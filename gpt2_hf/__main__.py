@@ -11,7 +11,15 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from .errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USER_ERROR, SaveError, TrainingDivergedError, UserError
+from .errors import (
+    EXIT_FAILURE,
+    EXIT_INTERRUPTED,
+    EXIT_NO_READER,
+    EXIT_USER_ERROR,
+    SaveError,
+    TrainingDivergedError,
+    UserError,
+)
 from .options.secrets import hide, remember_arguments
 from .runtime.standard_streams import lasting_streams, replacing_characters
 
@@ -60,10 +68,28 @@ _OUT_OF_MEMORY = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code (0, 1, 2, 3, 75 or 130; see docs/reference/exit-codes.md)."""
+    """Run a command and return its exit code (0, 1, 2, 3, 75, 130 or 141; see docs/reference/exit-codes.md)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     with lasting_streams() if arguments[:1] == ["train"] else replacing_characters():
-        return _run(arguments)
+        try:
+            code = _run(arguments)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, because at Python's end an error cannot be caught
+            return code
+        except BrokenPipeError:
+            if not _give_up_stdout():
+                raise
+            return EXIT_NO_READER
+
+
+def _give_up_stdout() -> bool:
+    """Whether standard output has lost its reader, such as `head`; what is left for it then goes nowhere."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _run(arguments: list[str]) -> int:
@@ -88,12 +114,13 @@ def _run(arguments: list[str]) -> int:
     except KeyboardInterrupt:  # while training, Ctrl-C saves a checkpoint first, see `stop_signals`
         print(file=sys.stderr)
         return EXIT_INTERRUPTED
-    except RuntimeError as error:
-        from torch import OutOfMemoryError
-
+    except BrokenPipeError:
+        raise  # see `main`
+    except (MemoryError, RuntimeError) as error:
         from .runtime.distributed import is_lost_connection
+        from .runtime.utilization import is_out_of_memory
 
-        if isinstance(error, OutOfMemoryError):
+        if is_out_of_memory(error):
             _say_error(_OUT_OF_MEMORY, everywhere=True)
             return EXIT_USER_ERROR
         if not is_lost_connection(error):

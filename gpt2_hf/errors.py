@@ -8,6 +8,7 @@ EXIT_USER_ERROR = 2
 EXIT_DIVERGED = 3
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: run the same command with --resume_from latest to continue
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, what a shell reports after Ctrl-C
+EXIT_NO_READER = 141  # 128 + SIGPIPE, what a shell reports of other programs before `| head`
 
 
 def printable(text: str) -> str:

@@ -181,16 +181,53 @@ def test_a_config_may_come_through_a_pipe(command, tmp_path, monkeypatch, capsys
     assert "nowhere.txt" in capsys.readouterr().err
 
 
-def test_too_little_memory_on_the_device_is_one_line(monkeypatch, capsys):
-    """The likeliest failure on a small card names its remedies."""
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+    ids=["cuda", "cpu", "python"],
+)
+def test_too_little_memory_on_the_device_is_one_line(monkeypatch, capsys, error):
+    """The likeliest failure on a small card, or a small machine, names its remedies."""
 
     def run_out(argv):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        raise error
 
     monkeypatch.setitem(_COMMANDS, "train", run_out)
     assert main(["train"]) == 2
     err = capsys.readouterr().err
     assert "--batch_size" in err and "--resume_from latest" in err and err.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes as POSIX has them")
+@pytest.mark.parametrize("flags", [[], ["-u"]])
+@pytest.mark.parametrize("generates", [False, True])
+def test_output_that_nobody_reads_ends_quietly(finished_run, flags, generates):
+    """`| head` has enough, before the first line or in the middle: the code of SIGPIPE, and no traceback."""
+    sampling = ["--prompt", "The", "--num_samples", "3", "--max_new_tokens", "2", "--batch_size", "1"]
+    arguments = ["generate", "--model_path", str(finished_run / "best_model"), *sampling] if generates else ["--help"]
+    command = [sys.executable, *flags, *PYTHON_M, *arguments]
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.returncode == 141, err
+    assert "Traceback" not in err and "BrokenPipe" not in err
+
+
+def test_another_broken_pipe_is_no_quiet_end(monkeypatch):
+    """Only that of standard output has a reader who had enough."""
+
+    def break_pipe(argv):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setitem(_COMMANDS, "evaluate", break_pipe)
+    with pytest.raises(BrokenPipeError):
+        main(["evaluate"])
 
 
 def test_version(capsys):

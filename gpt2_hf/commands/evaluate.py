@@ -7,8 +7,10 @@ The Trainer's own evaluation (`trainer.exact_evaluation`) gives the same loss wh
 Trainer, and counts words and bytes.
 """
 
+import glob
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -17,17 +19,20 @@ import torch
 from accelerate import PartialState
 from transformers.utils import logging as transformers_logging
 
+from ..checkpoints import written
 from ..checkpoints.folders import write_json
 from ..data import BlockSamples, LoadedData, load_data
 from ..data.samples import SequenceMode
 from ..data.tokenizer import same_tokens
 from ..errors import UserError
 from ..options.arguments import DataArguments, EvaluationArguments, Split
+from ..options.mixture import DATA_FILES
 from ..runtime.own_process import suit_changing_shapes
 from ..runtime.precision import current_device_type, resolve_precision
 from .averaging import ScoredText, score_texts
 from .evaluation_report import POINTLESS_WITH_STRIDE, add_comparison, make_report, summary, text_of
 from .model_loading import SavedModel, find_trained
+from .output_files import is_pipe_or_device, is_same_file, is_stdout, require_writable
 from .pieces import Places
 from .scoring import Text
 from .training_protocol import inherited_options, read_trained_option, with_training_protocol
@@ -57,6 +62,9 @@ def _evaluate(
     streaming = data_args.streaming if "streaming" in given else bool(read_trained_option(source, "streaming"))
     _check_options(args, given, streaming, max_length)
     data_args = with_training_protocol(data_args, given, source)
+    output = None if args.output_file is None else Path(args.output_file).expanduser()
+    if output is not None and processes.is_main_process:  # which writes it
+        _check_output(output, data_args)
     inherited = inherited_options(source, given)
     data = load_data(data_args, models[0].tokenizer, max_length, (args.split,), args.batch_size, inherited=inherited)
     texts = _texts(data, args, data_args, max_length)
@@ -78,13 +86,13 @@ def _evaluate(
         add_comparison(report, models, scores, rivals, rival_scores)
     for line in [*data.lines, *notes, *summary(report)]:
         print(line)
-    if args.output_file:
+    if output is not None:
         losses = ScoredText.joined(scores.values()).losses
         report["pieces"] = {"tokens": losses.tokens.tolist(), "nll": losses.nll.tolist()}
     report = _printable_numbers(report)
-    if args.output_file:
-        _write_report(Path(args.output_file).expanduser(), report)
-    print(json.dumps(report))
+    print(json.dumps(report))  # first: it may have taken hours, and the file may be refused
+    if output is not None and not is_stdout(output):
+        _write_report(output, report)
 
 
 def _find_models(args: EvaluationArguments) -> tuple[list[SavedModel], list[SavedModel]]:
@@ -148,8 +156,27 @@ def _check_options(args: EvaluationArguments, given: dict[str, str], streaming: 
     other_limit = "max_eval_samples" if args.split == "train" else "max_train_samples"
     if other_limit in given:
         raise UserError(f"--{other_limit} has no effect with --split {args.split}; leave it out")
+    pointless = ["shuffle_buffer_size"]
+    if args.split == "test":
+        pointless += ["validation_split_percentage", *(["streaming"] if streaming else [])]
+    for name in pointless:
+        if given.get(name) == "command line":  # a config may have it from a training
+            raise UserError(f"--{name} has no effect with --split {args.split}; leave it out")
     if streaming and args.split == "train":
         raise UserError("--split train: the training text is streamed without end; add --streaming false to store it")
+
+
+def _check_output(output: Path, data_args: DataArguments) -> None:
+    """Refuse an output file that has no place, or would replace a text or what the run itself has written."""
+    mix = data_args.train_mix if isinstance(data_args.train_mix, dict) else {}
+    for text in (vars(data_args), *mix.values()):
+        for name, pattern in ((name, os.path.expanduser(text[name])) for name in DATA_FILES if text.get(name)):
+            if any(is_same_file(path, output) for path in (pattern, *glob.glob(pattern, recursive=True))):
+                raise UserError(f"--output_file: {output} would replace the text of --{name}; choose another name")
+    target = Path(os.path.realpath(output))
+    if target.name in (*written.FILE_NAMES, written.RECORD_NAME) and written.holds_record(target.parent):
+        raise UserError(f"--output_file: {output} is a file of the run in that folder; choose another name")
+    require_writable(output)
 
 
 def _texts(data: LoadedData, args: EvaluationArguments, data_args: DataArguments, max_length: int) -> dict[str, Text]:
@@ -192,8 +219,13 @@ def _printable_numbers(value: Any) -> Any:
 
 
 def _write_report(path: Path, report: dict[str, Any]) -> None:
+    """Replace a file, that to which a link leads; write a pipe or a device."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, report)
+        if is_pipe_or_device(path):
+            path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            return
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_json(target, report)
     except OSError as error:
         raise UserError(f"--output_file: {path} cannot be written ({error.strerror})") from error

@@ -5,33 +5,28 @@ are made.
 """
 
 import contextlib
-import json
-import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 from transformers.utils import logging as transformers_logging
 
-from ..checkpoints.written import sync
-from ..data.readers import with_line_feeds
-from ..errors import UserError, printable, to_utf8
+from ..errors import UserError, printable
 from ..options.arguments import GenerationArguments
 from ..runtime.own_process import suit_changing_shapes
 from ..runtime.precision import current_device_type, resolve_precision
 from .model_loading import load_trained
+from .output_files import is_same_file, is_stdout, partial_of, replacing, require_writable
 from .packed_weights import packed_weights
+from .prompts import argument_text, as_json, read_prompts, require_text
 
 _DEFAULT_NEW_TOKENS = 128
 _POINTLESS_WHEN_GREEDY = ("top_k", "top_p", "seed", "num_samples")
-# Endings of what other commands read, but not this one.
-_OTHER_FORMATS = (".json", ".csv", ".tsv", ".parquet", ".gz", ".zst", ".bz2", ".xz", ".zip")
-_PARTIAL_SUFFIX = ".partial"
 
 
 def generate_text(
@@ -95,9 +90,9 @@ def generate_texts(
             no text because it holds half of a surrogate pair.
     """
     for text in (*prompts, *stop):
-        _require_text(text, "a prompt or a stop string")
+        require_text(text, "a prompt or a stop string")
     rows = _rows([_encode(tokenizer, prompt) for prompt in prompts], max_new_tokens, model)
-    options: dict[str, Any] = {"do_sample": temperature != 0, "streamer": streamer}
+    options: dict[str, Any] = {"do_sample": temperature != 0, "num_return_sequences": 1, "streamer": streamer}
     if temperature != 0:
         options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     if min_new_tokens:
@@ -112,6 +107,11 @@ def generate_texts(
     return ([next(texts) for _ in range(num_samples)] for _ in rows)
 
 
+def can_stream(model: PreTrainedModel) -> bool:
+    """Whether tokens are final when they are made: not with beam search, which a generation config may ask for."""
+    return model.generation_config.num_beams in (None, 1)
+
+
 @dataclass(frozen=True)
 class _Row:
     """The token ids of a prompt `[T]`, and how many tokens to generate after them."""
@@ -122,7 +122,8 @@ class _Row:
 
 def _rows(prompts: list[torch.Tensor], wanted: int | None, model: PreTrainedModel) -> list[_Row]:
     """Each prompt with the tokens to generate after it; an error if they do not fit."""
-    positions = model.config.max_position_embeddings
+    # a model without learned positions, such as BLOOM, has no limit
+    positions = getattr(model.config, "max_position_embeddings", sys.maxsize)
     rows = []
     for number, ids in enumerate(prompts, 1):
         room = positions - len(ids)
@@ -150,8 +151,8 @@ def _generate(
 ) -> Iterator[str]:
     """The continuation of each row, in their order."""
     padding_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    if padding_id is None:
-        batch_size = 1  # no token could stand for "nothing here"
+    if padding_id is None and model.generation_config.eos_token_id is not None:
+        batch_size = 1  # no token could stand for "nothing here" after a text that has ended; a mask hides that before
     waiting: dict[int, str] = {}  # number of a row to its continuation, until those before it are there
     place = 0
     for numbers in _batches(rows, batch_size):
@@ -194,16 +195,6 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
     return torch.tensor(ids)
 
 
-def _require_text(text: str, where: str) -> str:
-    """Refuse what has no characters: half of a surrogate pair, of JSON or of another program."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        half = text[error.start : error.start + 1]
-        raise UserError(f"{where} holds half of a surrogate pair ({half!r}), which is no text; repair it") from error
-    return text
-
-
 def _left_padded(rows: list[torch.Tensor], value: int) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value, padding_side="left")
 
@@ -230,11 +221,15 @@ def _own_random_numbers(device: torch.device, seed: int) -> Iterator[None]:
 
 def run_generation(args: GenerationArguments, given: dict[str, str]) -> int:
     """The command `generate`: print or write the texts, or answer a terminal prompt by prompt."""
-    interactive = args.prompt is None and args.prompt_file is None and sys.stdin.isatty()
+    reads_stdin = args.prompt is None and args.prompt_file is None
+    if reads_stdin and sys.stdin is None:
+        raise UserError("there is no standard input; give --prompt or --prompt_file")
+    interactive = reads_stdin and sys.stdin.isatty()
     _check_pointless(args, given, interactive)
-    _require_other_file(args)
-    args.stop = [_argument(text, "--stop") for text in args.stop]
-    records = [] if interactive else _read_prompts(args)
+    if args.output_file is not None:
+        _check_output(args, Path(args.output_file).expanduser())
+    args.stop = [argument_text(text, "--stop") for text in args.stop]
+    records = [] if interactive else read_prompts(args)
     num_prompts = 1 if interactive else len(records)
     if "batch_size" in given and num_prompts * args.num_samples < 2:
         raise UserError("--batch_size has no effect on a single text; leave it out")
@@ -258,120 +253,30 @@ def run_generation(args: GenerationArguments, given: dict[str, str]) -> int:
 
 def _check_pointless(args: GenerationArguments, given: dict[str, str], interactive: bool) -> None:
     if args.temperature == 0:
-        for name in _POINTLESS_WHEN_GREEDY:
-            # a file's choice gives way to the command line's
-            if name in given and (given[name], given["temperature"]) != ("config", "command line"):
+        for name in (name for name in _POINTLESS_WHEN_GREEDY if name in given):
+            if (given[name], given["temperature"]) != ("config", "command line"):
                 raise UserError(
                     f"--{name} has no effect with --temperature 0, which always gives the same text; leave it out"
                 )
+            # a file's choice gives way to the command line's
+            setattr(args, name, GenerationArguments.__dataclass_fields__[name].default)
     if interactive and args.output_file is not None:
         raise UserError("--output_file has no effect at a terminal; add --prompt or --prompt_file")
 
 
-def _require_other_file(args: GenerationArguments) -> None:
-    """Refuse an output file that would replace the prompts, by itself or while it is written."""
-    if args.output_file is None or args.prompt_file is None:
-        return
-    prompts, output = Path(args.prompt_file).expanduser(), Path(args.output_file).expanduser()
-    for path in (output, _partial_of(output)):
-        if os.path.isfile(prompts) and os.path.isfile(path) and os.path.samefile(prompts, path):
-            raise UserError(f"--output_file: {output} would replace the prompts of --prompt_file; choose another name")
-
-
-def _read_prompts(args: GenerationArguments) -> list[dict[str, Any]]:
-    """What to continue: records with the key `prompt`."""
-    if args.prompt is not None:
-        return [{"prompt": _argument(args.prompt, "--prompt")}]
-    if args.prompt_file is None:
-        return [{"prompt": _piped_prompt()}]
-    path = Path(args.prompt_file).expanduser()
-    ending = path.suffix.lower()
-    if ending in _OTHER_FORMATS:
-        raise UserError(f"--prompt_file: {path}: {ending} is not read here; write one prompt per line, or .jsonl")
-    try:
-        raw = path.read_bytes()
-        text = _decoded(raw, f"--prompt_file: {path} cannot be read (it", to_utf8(raw))
-    except OSError as error:
-        raise UserError(f"--prompt_file: {path} cannot be read ({error.strerror}); give a file of prompts") from error
-    numbered = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not numbered:
-        raise UserError(f"--prompt_file: {path} is empty; write one prompt per line")
-    if ending not in (".jsonl", ".ndjson"):
-        return [{"prompt": line} for _, line in numbered]
-    with _integers_of_any_length():
-        return [_read_record(line, f"--prompt_file: {path}, line {number}") for number, line in numbered]
-
-
-def _argument(text: str, option: str) -> str:
-    """A text of the command line. Bytes that the locale has no characters for (LC_ALL=C) are read as UTF-8.
-
-    Python passes such bytes on as lone surrogates (PEP 383).
-    """
-    if text.isascii():
-        return text
-    try:
-        text.encode("utf-8")
-        return text
-    except UnicodeEncodeError:
-        try:
-            raw = os.fsencode(text)
-        except UnicodeEncodeError:  # half of a surrogate pair, from a config file
-            return _require_text(text, option)
-    return _decoded(raw, f"{option} cannot be read (it", normal_line_ends=False)
-
-
-def _piped_prompt() -> str:
-    """Standard input, which is UTF-8 whatever the locale says, without the one line end that ends its last line."""
-    stream = getattr(sys.stdin, "buffer", None)
-    if stream is None:  # a stream of text that another program has put in its place
-        text = with_line_feeds(_require_text(sys.stdin.read(), "the prompt from standard input"))
-    else:
-        text = _decoded(stream.read(), "the prompt from standard input cannot be read (it")
-    return text.removesuffix("\n")
-
-
-def _decoded(raw: bytes, problem: str, remedy: str = "give it in UTF-8", normal_line_ends: bool = True) -> str:
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        byte = f"byte 0x{error.object[error.start]:02x} at byte {error.start}"
-        raise UserError(f"{problem} is not UTF-8); {byte}: {remedy}") from error
-    return with_line_feeds(text) if normal_line_ends else text
-
-
-@contextlib.contextmanager
-def _integers_of_any_length() -> Iterator[None]:
-    """Lift Python's limit of 4,300 digits, for what stands beside a prompt and is passed on as it is."""
-    before = sys.get_int_max_str_digits()
-    sys.set_int_max_str_digits(0)
-    try:
-        yield
-    finally:
-        sys.set_int_max_str_digits(before)
-
-
-def _read_record(line: str, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not JSON: {error.msg}") from error
-    except RecursionError as error:
-        raise UserError(f"{where} has too many brackets inside each other to be passed on; leave them out") from error
-    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
-        raise UserError(f'{where} must be an object like {{"prompt": "..."}}')
-    _require_text(record["prompt"], f"{where}: the prompt")
-    return record
-
-
-def _as_json(record: dict[str, Any]) -> str:
-    """A line of JSON, in plain characters as far as there are some for it."""
-    with _integers_of_any_length():
-        line = json.dumps(record, ensure_ascii=False)
-        try:
-            line.encode("utf-8")
-        except UnicodeEncodeError:  # what stands beside the prompt may hold half of a surrogate pair
-            line = json.dumps(record)
-    return line + "\n"
+def _check_output(args: GenerationArguments, output: Path) -> None:
+    """Refuse an output file that would replace the prompts, by itself or while it is written, or has no place."""
+    prompts: Path | int | None = None
+    origin = "--prompt_file"
+    if args.prompt_file is not None:
+        prompts = Path(args.prompt_file).expanduser()
+    elif args.prompt is None:
+        origin = "standard input"
+        with contextlib.suppress(OSError):  # a stream without a file, which another program has put in its place
+            prompts = sys.stdin.fileno()
+    if prompts is not None and any(is_same_file(prompts, path) for path in (output, partial_of(output))):
+        raise UserError(f"--output_file: {output} would replace the prompts of {origin}; choose another name")
+    require_writable(output)
 
 
 @dataclass
@@ -393,66 +298,38 @@ class _Session:
 
     def show(self, prompts: list[str], texts_before: int = 0) -> None:
         """Print texts; a single one while it is made."""
-        if len(prompts) * self.args.num_samples == 1:
+        total, shown = len(prompts) * self.args.num_samples, 0
+        if total == 1 and can_stream(self.model):
             streamer = TextStreamer(self.tokenizer, skip_special_tokens=True)
             list(self.texts(prompts, streamer, texts_before))
             return
-        total, shown = len(prompts) * self.args.num_samples, 0
         for prompt, completions in zip(prompts, self.texts(prompts, texts_before=texts_before), strict=True):
             for completion in completions:
                 shown += 1
-                print(f"--- {shown} of {total} ---\n{prompt}{completion}", flush=True)
+                heading = f"--- {shown} of {total} ---\n" if total > 1 else ""
+                print(f"{heading}{prompt}{completion}", flush=True)
 
     def write(self, records: list[dict[str, Any]], path: Path) -> None:
         """Write a line of JSON for each text: what came with the prompt, the sample's number, the continuation.
 
         The file is replaced when all texts are there. If the run breaks off, those that are finished stay beside it;
-        see `_replacing`.
+        see `replacing`.
         """
+        to_stdout = is_stdout(path)
         texts = self.texts([record["prompt"] for record in records])
         try:
-            with _replacing(path) as file:
+            with replacing(path) as file:
                 for record, completions in zip(records, texts, strict=True):
                     for sample, completion in enumerate(completions):
                         line = {**record, "sample": sample, "completion": completion}
-                        file.write(_as_json(line))
+                        file.write(as_json(line))
                     file.flush()
         except OSError as error:
+            if to_stdout and isinstance(error, BrokenPipeError):
+                raise  # as of what is printed
             raise UserError(f"--output_file: {path} cannot be written ({error.strerror})") from error
-        print(f"{len(records) * self.args.num_samples:,} texts in {printable(str(path))}")
-
-
-def _partial_of(path: Path) -> Path:
-    """Where the lines of a file stand until all are there; beside what a link leads to."""
-    return Path(os.path.realpath(path) + _PARTIAL_SUFFIX)
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[TextIO]:
-    """Replace a file in one step by the lines that are written to the stream that this gives.
-
-    Until then they stand beside it in NAME.partial, which replaces that of an earlier run. If the run breaks off, by
-    Ctrl-C or an error, the file is left as it was, the partial one stays if there is a line in it, and a line on
-    standard error says so. A pipe or a device is no file to replace: it is written at once.
-    """
-    if path.exists() and not path.is_file():
-        with open(path, "w", encoding="utf-8") as stream:
-            yield stream
-        return
-    partial = _partial_of(path)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    partial.unlink(missing_ok=True)
-    try:
-        with open(partial, "x", encoding="utf-8") as stream:
-            yield stream
-        sync(partial)
-        os.replace(partial, os.path.realpath(path))
-    except BaseException:
-        if partial.is_file() and partial.stat().st_size > 0:
-            print(f"the texts that are finished are in {printable(str(partial))}", file=sys.stderr, flush=True)
-        else:
-            partial.unlink(missing_ok=True)
-        raise
+        where = sys.stderr if to_stdout else sys.stdout  # which holds nothing but the lines
+        print(f"{len(records) * self.args.num_samples:,} texts in {printable(str(path))}", file=where)
 
 
 def _converse(session: _Session) -> None:
@@ -462,7 +339,7 @@ def _converse(session: _Session) -> None:
     print("One prompt per line; Ctrl-D ends.")
     for turn in range(sys.maxsize):
         try:
-            session.show([_argument(input("> "), "the prompt")], texts_before=turn * session.args.num_samples)
+            session.show([argument_text(input("> "), "the prompt")], texts_before=turn * session.args.num_samples)
         except EOFError:
             print()
             return

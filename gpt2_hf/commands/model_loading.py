@@ -1,10 +1,11 @@
 """Models from arguments or from a folder, with errors that say what to do.
 
-In: `ModelArguments`, or a model path. Out: a `GPT2HFForCausalLM` (and its tokenizer). Next stage: `trainer`,
-`evaluation`, `generation`, `export`.
+In: `ModelArguments`, or a model path. Out: a `GPT2HFForCausalLM` (and its tokenizer). Used by: the job, and
+every command that takes a model.
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from ..runtime.hub import ensure_hub_or_offline, is_hub_id
 from .weight_files import check_weight_files
 
 DEFAULT_OUTPUT_DIR = "checkpoints"
+# What a run calls a checkpoint, which is no model of the hub even where there is no run.
+_CHECKPOINT_NAME = re.compile(rf"{folders.LATEST}|{folders.BEST_MODEL}|checkpoint[-_].+")
 
 
 def build_config(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> GPT2HFConfig:
@@ -161,7 +164,8 @@ def resolve_model_path(reference: str, output_dir: str, option: str) -> str | Pa
         problem = f"{error.filename} cannot be read: {error.strerror}"
     except UserError as error:
         # "name" and "owner/name" may be hub ids; anything with the marks of a path is not.
-        if is_hub_id(reference) and reference.count("/") <= 1 and not os.path.isdir(os.path.dirname(reference) or ""):
+        may_be_id = is_hub_id(reference) and not _CHECKPOINT_NAME.fullmatch(Path(reference).name)
+        if may_be_id and reference.count("/") <= 1 and not os.path.isdir(os.path.dirname(reference) or ""):
             ensure_hub_or_offline()
             return reference
         raise UserError(f"{option}: {error}") from error

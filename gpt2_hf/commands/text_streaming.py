@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from .generate import generate_texts
+from .generate import can_stream, generate_texts
 
 # torch's random numbers belong to the process, and a text that was given up may still be at its last token.
 _ONE_AT_A_TIME = threading.Lock()
@@ -56,15 +56,15 @@ def stream_texts(
         options: those of `generate_texts`.
 
     Yields:
-        The continuations so far, `num_samples` of them; at last those that `generate_texts` returns.
+        The continuations so far, `num_samples` of them; at last those that `generate_texts` returns, with beam search
+        these alone.
 
     Raises:
         UserError: as `generate_texts`.
     """
     streamer = _RowStreamer()
-    whole = generate_texts(
-        model, tokenizer, [prompt], num_samples=num_samples, batch_size=num_samples, streamer=streamer, **options
-    )
+    options |= {"batch_size": num_samples, "streamer": streamer if can_stream(model) else None}
+    whole = generate_texts(model, tokenizer, [prompt], num_samples=num_samples, **options)
 
     def generate() -> None:
         try:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -42,7 +41,7 @@ from ..planning.size import (
     dropout_for,
 )
 from ..runtime import distributed
-from ..runtime.utilization import free_unused, used_memory
+from ..runtime.utilization import free_unused, is_out_of_memory, used_memory
 from ..trainer.callbacks.progress import duration
 from ..trainer.remaining import with_margin
 from .results import report_seconds
@@ -409,7 +408,9 @@ class _Meter:
             most = min(_MEASURE_SHARE * budget, _MEASURE_SECONDS)
             seconds = probe.quick_step_seconds(args, model, self.data, _MEASURE_STEPS, most)
             peak = used_memory(args.device)
-        except torch.OutOfMemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             return None
         finally:
             del model

@@ -376,7 +376,7 @@ class ExportArguments:
 
     _argument_group_name = "export"
 
-    model_path: str = option("checkpoints/best_model", "Model folder, checkpoint name or path.")
+    model_path: str = option("checkpoints/best_model", "Model folder, checkpoint name or path, or hub id.")
     output_dir: str = option("exported", "New folder for the exported model, with its tokenizer.")
     format: Literal["hf", "gguf", "onnx"] = option(
         "hf",

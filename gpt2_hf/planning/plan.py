@@ -20,7 +20,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from ..data import LoadedData, PaddingCollator, Samples
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.training_arguments import GPT2HFTrainingArguments, divide_batch
-from ..runtime.utilization import held_memory
+from ..runtime.utilization import held_memory, is_out_of_memory
 from ..trainer.callbacks.progress import duration
 from ..trainer.gpt2_trainer import GPT2HFTrainer
 from ..trainer.muon import state_bytes
@@ -382,7 +382,9 @@ def make_plan(
             try:
                 measured = probe.measure(args, trainer, data, batches, write_sample)
                 peak = measured.peak_bytes
-            except torch.OutOfMemoryError:
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 peak = max(peak, memory + 1)
         if not in_doubt:
             activations = _activation_bytes(trainer, samples, batches, memory)
@@ -414,7 +416,9 @@ def _activation_bytes(trainer: GPT2HFTrainer, samples: Samples, batches: probe.B
     """What a forward pass keeps; all of the memory where it does not fit."""
     try:
         return probe.activation_bytes(trainer, samples, batches)
-    except torch.OutOfMemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         return memory
 
 

@@ -95,7 +95,7 @@ def set_timeout(seconds: float) -> None:
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), _cpu_group(dist.group.WORLD))
 
 
-def is_lost_connection(error: RuntimeError) -> bool:
+def is_lost_connection(error: Exception) -> bool:
     """Whether a process could not reach another one of the run, because it is gone or the network is."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 

@@ -34,6 +34,8 @@ _PEAKS = [
     ("V100", 125e12),
     ("T4", 65e12),
 ]
+# What torch says of a CPU, and of Apple's GPUs, for which it has no class of errors.
+_OUT_OF_MEMORY = ("DefaultCPUAllocator: ", "std::bad_alloc", "MPS backend out of memory")
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
@@ -71,6 +73,13 @@ def flops_per_token(num_matmul_parameters: int, num_layers: int, width: int, mea
 def held_memory(device: torch.device) -> int:
     """Bytes: on CUDA what tensors take now; elsewhere what the process holds now."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else used_memory(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of a device, or of the machine, was too small."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def free_unused(device: torch.device) -> None:

@@ -3,7 +3,10 @@
 import contextlib
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict
 
 import numpy as np
@@ -24,7 +27,7 @@ from gpt2_hf.options.arguments import DataArguments
 from gpt2_hf.runtime.precision import current_device_type
 
 from .. import ranks
-from ..conftest import read_json
+from ..conftest import REPOSITORY, read_json
 from ..tiny_models import make_stock
 from .conftest import evaluate
 
@@ -200,6 +203,92 @@ def test_command_repeats_the_training_protocol(finished_run, tmp_path, capsys, b
     assert (printed["tokens"], printed["protocol"]) == (expected["test_tokens"], "padding_free")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes and links as POSIX has them")
+def test_an_output_file_may_be_a_link_or_a_pipe(finished_run, tmp_path, capsys):
+    """A link leads to the new file afterwards; a pipe is written and not replaced."""
+    options = ["--model_path", str(finished_run / "best_model"), "--max_eval_samples", "9", "--output_file"]
+    (tmp_path / "old.json").write_text("older\n")
+    (tmp_path / "link").symlink_to("old.json")
+    printed = evaluate(capsys, *options, str(tmp_path / "link"))
+    assert (tmp_path / "link").is_symlink() and read_json(tmp_path / "old.json") == printed
+    os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    assert evaluate(capsys, *options, str(tmp_path / "fifo")) == printed
+    assert json.loads(os.read(reader, 65536)) == printed and (tmp_path / "fifo").is_fifo()
+    os.close(reader)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "link", "old.json"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/stdout"), reason="Linux and macOS")
+def test_standard_output_as_a_file_gets_the_result_once(finished_run, tmp_path):
+    """`--output_file /dev/stdout >> FILE`: what was in the file stays.
+
+    By a link, so that a command that replaced it would not replace the machine's /dev/stdout.
+    """
+    old, link = tmp_path / "old.txt", tmp_path / "stdout"
+    old.write_text("older\n")
+    link.symlink_to("/dev/stdout")
+    options = ["--model_path", str(finished_run / "best_model"), "--max_eval_samples", "9"]
+    command = [sys.executable, "-m", "gpt2_hf", "evaluate", *options, "--output_file", str(link)]
+    with open(old, "a") as stdout:
+        subprocess.run(command, cwd=REPOSITORY, stdout=stdout, check=True)
+    lines = old.read_text().splitlines()
+    assert lines[0] == "older" and json.loads(lines[-1])["pieces"] and old.read_text().count('"pieces"') == 1
+    assert link.is_symlink()
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_models_are_scored(
+    finished_run, tmp_path, monkeypatch, capsys
+):
+    """Hours of scoring do not end at a folder."""
+    monkeypatch.setattr("gpt2_hf.commands.evaluate.score_texts", lambda *args, **how: pytest.fail("it was scored"))
+    (tmp_path / "file").touch()
+    for output, problem in ((tmp_path, "Is a directory"), (tmp_path / "file" / "x.json", "Not a directory")):
+        assert main(["evaluate", "--model_path", str(finished_run / "best_model"), "--output_file", str(output)]) == 2
+        assert capsys.readouterr().err == f"error: --output_file: {output} cannot be written ({problem})\n"
+
+
+def test_a_result_whose_file_fails_is_printed(finished_run, tmp_path, monkeypatch, capsys):
+    """The disk may be full by then: the JSON is on standard output."""
+
+    def fill(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gpt2_hf.commands.evaluate.write_json", fill)
+    options = ["--max_eval_samples", "9", "--output_file", str(tmp_path / "x.json")]
+    assert main(["evaluate", "--model_path", str(finished_run / "best_model"), *options]) == 2
+    out, err = capsys.readouterr()
+    assert json.loads(out.splitlines()[-1])["loss"] > 0 and "cannot be written (No space left on device)" in err
+
+
+@pytest.mark.parametrize(
+    ("output", "options", "message"),
+    [
+        ("text.jsonl", ["--test_file", "text.jsonl"], "would replace the text of --test_file; choose another name"),
+        ("text.jsonl", ["--test_file", "*.jsonl"], "would replace the text of --test_file; choose another name"),
+        (
+            "text.jsonl",
+            ["--train_mix", '{"a": {"train_file": "a.txt", "test_file": "text.jsonl", "weight": 1}}'],
+            "would replace the text of --test_file; choose another name",
+        ),
+        ("run/test_results.json", [], "is a file of the run in that folder; choose another name"),
+        ("run/written_files.json", [], "is a file of the run in that folder; choose another name"),
+    ],
+)
+def test_neither_a_text_nor_a_file_of_the_run_is_replaced(
+    finished_run, tmp_path, monkeypatch, capsys, output, options, message
+):
+    """Exit code 2, one line, and no byte is changed."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished_run, "run")
+    (tmp_path / "text.jsonl").write_text('{"text": "The statement is a statement."}\n' * 3)
+    before = (tmp_path / output).read_bytes()
+    assert main(["evaluate", "--model_path", "run/best_model", *options, "--output_file", output]) == 2
+    err = capsys.readouterr().err
+    assert f"--output_file: {output} {message}" in err and err.count("\n") == 1
+    assert (tmp_path / output).read_bytes() == before
+
+
 def test_command_scores_another_text_with_sliding_windows(finished_run, tmp_path, capsys):
     """Another file, split and stride; the output says what was measured."""
     text = tmp_path / "other.txt"
@@ -341,6 +430,12 @@ def test_command_finds_checkpoints_by_name(finished_run, capsys, monkeypatch):
         (["--max_train_samples", "5"], "--max_train_samples has no effect with --split test"),
         (["--split", "train", "--max_eval_samples", "5"], "--max_eval_samples has no effect with --split train"),
         (["--stride", "8", "--truncate", "true"], "--truncate has no effect with --stride"),
+        (["--validation_split_percentage", "10"], "--validation_split_percentage has no effect with --split test"),
+        (["--streaming", "true"], "--streaming has no effect with --split test"),
+        (
+            ["--split", "validation", "--streaming", "true", "--shuffle_buffer_size", "9"],
+            "--shuffle_buffer_size has no effect with --split validation",
+        ),
         (["--spilt", "test"], "unknown option --spilt; did you mean split"),
         (["--sequence_mode", "blocks", "--shift_blocks", "true"], "--shift_blocks has no effect: a text is scored"),
     ],

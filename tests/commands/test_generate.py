@@ -3,11 +3,14 @@
 import io
 import json
 import os
+import shutil
 import sys
 
 import pytest
 import torch
 from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
     CompileConfig,
     GenerationConfig,
     PreTrainedTokenizerFast,
@@ -331,6 +334,28 @@ def test_stop_strings_end_each_text_of_a_model_without_an_end(model, tokenizer, 
     assert len(alone[0][0]) < len(free)
 
 
+def test_batches_need_no_padding_where_no_text_ends(tokenizer, monkeypatch):
+    """Tokenizer and model without an end-of-text token: what is padded is hidden, and the texts are those alone."""
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    model = make_model(vocab_size=len(tokenizer), n_positions=64, bos_token_id=None, eos_token_id=None)
+    sizes = []
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda ids, **more: sizes.append(len(ids)) or generate(ids, **more))
+    options = {"max_new_tokens": 8, "temperature": 0}
+    alone = [generate_text(model, bare, prompt, **options) for prompt in PROMPTS]
+    together = generate_texts(model, bare, PROMPTS, batch_size=4, **options)
+    assert [[prompt + text for text in texts] for prompt, texts in zip(PROMPTS, together, strict=True)] == alone
+    assert sizes == [1, 1, 1, 1, 4]
+
+
+def test_a_model_without_positions_has_no_limit(tokenizer):
+    """Any causal language model: one without learned positions takes any length."""
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=len(tokenizer), hidden_size=16, n_layer=1, n_head=2)).eval()
+    assert not hasattr(bloom.config, "max_position_embeddings")
+    (text,) = generate_text(bloom, tokenizer, "The", temperature=0, min_new_tokens=128)
+    assert len(tokenizer(text).input_ids) > 64
+
+
 def test_a_tokenizer_without_an_end_takes_text_after_text(model, tokenizer):
     """Where no token can stand for padding, the texts are generated one at a time, and are the same."""
     bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
@@ -385,6 +410,26 @@ def test_a_single_text_is_streamed(folder, model, tokenizer, monkeypatch, capsys
     (expected,) = generate_text(model, tokenizer, "The", temperature=1.0, seed=seed, max_new_tokens=24)
     assert capsys.readouterr().out == expected + "\n"
     assert len([piece for piece in pieces if piece]) > 3
+
+
+def test_beams_and_sequences_of_the_generation_config(folder, model, tokenizer, tmp_path, capsys):
+    """A text of beam search is printed when it is done; one sample is one text, whatever number the config has."""
+    copy = shutil.copytree(folder, tmp_path / "model")
+    config = {"num_beams": 4, "num_return_sequences": 2, "eos_token_id": 50256, "pad_token_id": 50256}
+    (copy / "generation_config.json").write_text(json.dumps(config))
+    command = ["generate", "--model_path", str(copy), "--prompt", "The", "--temperature", "0", "--precision", "fp32"]
+    assert main([*command, "--max_new_tokens", "4"]) == 0
+    ids = tokenizer("The", return_tensors="pt").input_ids
+    expected = model.generate(ids, max_new_tokens=4, num_beams=4, do_sample=False)
+    assert capsys.readouterr().out == tokenizer.decode(expected[0], skip_special_tokens=True) + "\n"
+
+
+def test_without_standard_input_a_prompt_is_asked_for(folder, monkeypatch, capsys):
+    """`<&-`, as a service may have it."""
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["generate", "--model_path", folder]) == 2
+    assert capsys.readouterr().err == "error: there is no standard input; give --prompt or --prompt_file\n"
+    assert main(["generate", "--model_path", folder, "--prompt", "The", "--max_new_tokens", "2"]) == 0
 
 
 def test_a_pipe_is_the_prompt(folder, model, tokenizer, monkeypatch, capsys):
@@ -505,6 +550,43 @@ def test_the_prompts_are_not_replaced(folder, tmp_path, monkeypatch, capsys, wri
     assert prompts.read_text() == '{"prompt": "The"}\n'
 
 
+def test_prompts_from_standard_input_are_not_replaced(folder, tmp_path, monkeypatch, capsys):
+    """`< FILE --output_file FILE` as little as a file that is named."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("The\n")
+    with open(prompts) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert main(["generate", "--model_path", folder, "--output_file", str(prompts)]) == 2
+    assert "would replace the prompts of standard input; choose another name" in capsys.readouterr().err
+    assert prompts.read_text() == "The\n"
+
+
+def test_standard_output_is_not_replaced(folder, tmp_path, monkeypatch, capsys):
+    """As `--output_file /dev/stdout >> FILE` it gets the lines after what is there, and nothing else."""
+    output = tmp_path / "all.jsonl"
+    output.write_text('{"older": 1}\n')
+    command = ["generate", "--model_path", folder, "--prompt", "The", "--num_samples", "2", "--max_new_tokens", "2"]
+    with open(output, "a") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert main([*command, "--output_file", str(output)]) == 0
+    older, *lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert older == {"older": 1} and [line["sample"] for line in lines] == [0, 1]
+    assert capsys.readouterr().err == f"2 texts in {output}\n"
+
+
+@pytest.mark.parametrize("key", ["completion", "sample"])
+def test_what_came_with_a_prompt_is_not_overwritten(folder, tmp_path, capsys, key):
+    """Files of trl have a completion: it stays, or the line is named. Where nothing is written it does no harm."""
+    prompts = tmp_path / "trl.jsonl"
+    prompts.write_text('{"prompt": "The"}\n' + json.dumps({"prompt": "A", key: " reference"}) + "\n")
+    command = ["generate", "--model_path", folder, "--prompt_file", str(prompts), "--max_new_tokens", "2"]
+    assert main([*command, "--output_file", str(tmp_path / "new.jsonl")]) == 2
+    err = capsys.readouterr().err
+    assert f"trl.jsonl, line 2 has the key '{key}', which --output_file writes; rename it" in err
+    assert err.count("\n") == 1 and not (tmp_path / "new.jsonl").exists()
+    assert main(command) == 0
+
+
 class Breaking:
     """`generate_texts` that breaks off before a prompt."""
 
@@ -615,8 +697,10 @@ def test_output_needs_prompts(folder, monkeypatch, capsys):
 def test_a_config_gives_way_to_the_command_line(folder, tmp_path, capsys):
     """--temperature 0 on the command line overrules the sampling of a config file; in one layer it is an error."""
     config = tmp_path / "sampling.json"
-    config.write_text(json.dumps({"model_path": folder, "prompt": "The", "top_p": 0.9, "max_new_tokens": 2}))
+    options = {"model_path": folder, "prompt": "The", "top_p": 0.9, "num_samples": 4, "max_new_tokens": 2}
+    config.write_text(json.dumps(options))
     assert main(["generate", "--config", str(config), "--temperature", "0"]) == 0
+    assert capsys.readouterr().out.count("The") == 1
     config.write_text(json.dumps({"model_path": folder, "prompt": "The", "top_p": 0.9, "temperature": 0}))
     assert main(["generate", "--config", str(config)]) == 2
     assert "--top_p has no effect" in capsys.readouterr().err

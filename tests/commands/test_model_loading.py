@@ -117,6 +117,20 @@ def test_a_hub_id_is_read_from_the_cache(tmp_path, monkeypatch, tokenizer):
     assert bitwise_equal(model.state_dict(), make_stock(vocab_size=len(tokenizer)).state_dict())
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["latest", "best_model", "checkpoint-10", "checkpoint_epoch_3", "checkpoints/best_model", "run/checkpoint-10"],
+)
+def test_the_name_of_a_checkpoint_is_no_hub_id(tmp_path, monkeypatch, name):
+    """Where the run is missing, that is said, and no network is asked."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "gpt2_hf.commands.model_loading.ensure_hub_or_offline", lambda: pytest.fail("the hub was asked")
+    )
+    with pytest.raises(UserError, match=rf"--model_path: there is no checkpoint '{name}'; \w+ holds no checkpoints"):
+        load_trained(name)
+
+
 def damage(folder, how):
     """Spoil a saved model in one way."""
     weights = folder / "model.safetensors"

@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from gpt2_hf.commands.generate import generate_text
 from gpt2_hf.commands.text_streaming import stream_texts
@@ -35,6 +36,25 @@ def test_the_last_texts_are_those_of_generate(model, tiny_tokenizer, prompt, tem
     assert [prompt + text for text in steps[-1]] == whole
     assert len(steps) > 5 and all(len(texts) == 3 for texts in steps)
     assert steps[-1][0].startswith(steps[3][0])
+
+
+def test_characters_are_written_several_samples_at_a_time(tiny_tokenizer):
+    """A tokenizer without an end and without padding, as that of nanoGPT's characters, needs none."""
+    bare = PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer.backend_tokenizer)
+    assert bare.pad_token_id is bare.eos_token_id is None
+    model = make_model(vocab_size=384, n_layer=1, n_positions=64, bos_token_id=None, eos_token_id=None).eval()
+    steps = list(stream_texts(model, bare, "The", num_samples=3, temperature=1.5, **SETTINGS))
+    whole = generate_text(model, bare, "The", num_samples=3, batch_size=3, temperature=1.5, **SETTINGS)
+    assert ["The" + text for text in steps[-1]] == whole and len(set(whole)) == 3
+    assert len(steps) == SETTINGS["max_new_tokens"] + 1
+
+
+def test_beams_are_shown_when_they_are_done(model, tiny_tokenizer, monkeypatch):
+    """A generation config that asks for beam search gives one step, the texts themselves."""
+    monkeypatch.setattr(model.generation_config, "num_beams", 2)
+    (step,) = stream_texts(model, tiny_tokenizer, "The", num_samples=2, temperature=0.0, **SETTINGS)
+    whole = generate_text(model, tiny_tokenizer, "The", num_samples=2, temperature=0.0, **SETTINGS)
+    assert ["The" + text for text in step] == whole
 
 
 def test_a_text_that_is_given_up_ends(model, tiny_tokenizer):

@@ -99,14 +99,19 @@ def test_each_size_that_is_tried_is_freed(options, tmp_path, monkeypatch):
     assert alive == [1, 1, 1] and not any(model() for model in models)
 
 
-@pytest.mark.parametrize(("peak", "fits"), [(700, True), (900, False)])
-def test_a_size_leaves_room_on_a_gpu(monkeypatch, peak, fits):
+@pytest.mark.parametrize(
+    ("peak", "error", "fits"),
+    [(700, None, True), (900, None, False), (700, RuntimeError("DefaultCPUAllocator: not enough memory"), False)],
+)
+def test_a_size_leaves_room_on_a_gpu(monkeypatch, peak, error, fits):
     """The steps that are measured have no dropout, no evaluation and no average of the weights."""
     chosen = []
 
     def measure(args, model, *further):
         args._device = torch.device("cuda")
         chosen.append(model.config.n_embd)
+        if error is not None:
+            raise error
         return 0.01
 
     monkeypatch.setattr(probe, "quick_step_seconds", measure)

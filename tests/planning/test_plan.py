@@ -239,11 +239,14 @@ def test_too_little_memory_names_the_next_flag(plan, options, flags):
     assert "alone do not fit" in line and "--d_model" in line
 
 
-def test_a_device_that_is_smaller_than_expected_is_told(tiny_options, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_a_device_that_is_smaller_than_expected_is_told(tiny_options, tmp_path, monkeypatch, capsys, error):
     """Another process may have its memory; the plan says so, and does not end in the middle."""
 
     def run_out(*args):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr("gpt2_hf.planning.probe.measure", run_out)
     monkeypatch.setattr("gpt2_hf.planning.probe.activation_bytes", run_out)
