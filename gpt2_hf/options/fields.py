@@ -118,7 +118,6 @@ class Reader:
             raise ArgumentTypeError(f"invalid value: {text!r} (true or false is expected)")
         return _whole_number(text) if int in self._kinds else float(text)
 
-
     def joined(self, values: list[Any]) -> list[Any] | None:
         """The value of an option that takes several, from each of them."""
         if None in values and len(values) > 1:
