@@ -157,7 +157,7 @@ def test_without_a_command_the_overview_is_shown(capsys):
         (["train", "--config"], "--config needs a value"),
         (["train", "--config", "a.json", "--config=b.json"], "--config is given twice; keep one"),
         (["generate", "--temperature", "-1"], "--temperature must be at least 0"),
-        (["generate", "--top_p", "0"], "--top_p must be in (0, 1]"),
+        (["generate", "--top_p", "0"], "--top_p must be above 0, got 0"),
         (["export", "--model_path", "./nowhere"], "--model_path: there is no checkpoint './nowhere'"),
     ],
 )

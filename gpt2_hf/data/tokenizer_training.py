@@ -20,15 +20,11 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..checkpoints.new_folder import require_new_folder, staged_folder
 from ..errors import EXIT_OK, UserError, first_line, printable
-from ..options.arguments import DataArguments, option, require_at_least, require_at_most, require_filled
+from ..options.arguments import DataArguments, option
+from ..options.values import check_values
 from .encoding import batches_of, has_text
 from .sources import Source, load_sources
 from .tokenizer import END_OF_TEXT
-
-# Every byte has an id, and the end of text one more.
-_SMALLEST_VOCABULARY = 257
-# Beyond any in use; the library takes memory for all of them at once.
-_LARGEST_VOCABULARY = 1 << 24
 
 
 @dataclass
@@ -57,10 +53,7 @@ class TokenizerTrainingArguments:
     output_dir: str = option("tokenizer", "New folder for the tokenizer.")
 
     def __post_init__(self) -> None:
-        require_filled(vars(self))
-        require_at_least("vocab_size", self.vocab_size, _SMALLEST_VOCABULARY)
-        require_at_most("vocab_size", self.vocab_size, _LARGEST_VOCABULARY)
-        require_at_least("min_frequency", self.min_frequency, 1)
+        check_values(vars(self))
         if (self.train_file is None) == (self.dataset_name is None):
             raise UserError("--train_file: give either --train_file or --dataset_name, to say what to train on")
         if self.train_file is not None and self.dataset_config_name is not None:

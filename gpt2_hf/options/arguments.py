@@ -5,19 +5,12 @@ Names follow transformers' examples where they have one; the user's guide's name
 """
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..errors import UserError
 from .mixture import DATA_FILES, read_mix
-
-# Micro-batches beyond any device. torch makes lists of them; with several processes a last batch is filled up.
-LARGEST_BATCH = 2**20
-
-# NumPy takes 32 bits, and each process adds its number.
-_SEEDS = 2**31
+from .values import check_values
 
 DEFAULT_HEAD_SIZE = 64
 
@@ -94,22 +87,11 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
-        require_finite(vars(self))
-        require_filled(vars(self))
+        check_values(vars(self))
         if self.tie_unused_tokens and self.model_name_or_path is not None:
             raise UserError(
                 "--tie_unused_tokens is for new models: the embeddings of --model_name_or_path differ; leave it out"
             )
-        for name in ("d_model", "num_layers"):
-            require_at_least(name, getattr(self, name), 1)
-        if self.max_length < 2:
-            raise UserError(
-                f"--max_length must be at least 2, got {self.max_length}: a token is predicted from one before it"
-            )
-        for name in ("num_heads", "d_ff"):
-            if getattr(self, name) is not None:
-                require_at_least(name, getattr(self, name), 1)
-        require_fraction("dropout", self.dropout)
         if self.model_name_or_path is None and self.size is None and self.d_model % self.heads:
             divisors = [heads for heads in range(1, self.d_model + 1) if self.d_model % heads == 0]
             nearest = sorted(divisors, key=lambda heads: abs(heads - self.heads))[:2]
@@ -183,15 +165,7 @@ class DataArguments:
     shuffle_buffer_size: int = option(10_000, "streaming: number of documents that are shuffled together.")
 
     def __post_init__(self) -> None:
-        require_finite(vars(self))
-        require_filled(vars(self))
-        for name in ("max_train_samples", "max_eval_samples", "preprocessing_num_workers", "shuffle_buffer_size"):
-            if getattr(self, name) is not None:
-                require_at_least(name, getattr(self, name), 1)
-        if not 0 < self.validation_split_percentage < 100:
-            raise UserError(
-                f"--validation_split_percentage must be between 0 and 100, got {self.validation_split_percentage:g}"
-            )
+        check_values(vars(self))
         files = [name for name in DATA_FILES if getattr(self, name)]
         if self.train_mix is not None:
             self._check_mix(files)
@@ -245,11 +219,7 @@ class ClusterArguments:
     network_gb_per_second: float = option(12.5, "plan: what a machine sends to others, in GB/s; 12.5 is 100 Gbit/s.")
 
     def __post_init__(self) -> None:
-        require_finite(vars(self))
-        for name in ("nproc", "nodes"):
-            require_at_least(name, getattr(self, name), 1)
-        for name in ("link_gb_per_second", "network_gb_per_second"):
-            require_positive(name, getattr(self, name))
+        check_values(vars(self))
 
 
 @dataclass
@@ -281,18 +251,7 @@ class GenerationArguments:
     )
 
     def __post_init__(self) -> None:
-        require_finite(vars(self))
-        require_filled(vars(self), but=("prompt", "stop"))
-        for name in ("batch_size", "num_samples"):
-            require_at_least(name, getattr(self, name), 1)
-            require_at_most(name, getattr(self, name), LARGEST_BATCH)
-        if self.max_new_tokens is not None:
-            require_at_least("max_new_tokens", self.max_new_tokens, 1)
-        for name in ("temperature", "top_k"):
-            require_at_least(name, getattr(self, name), 0)
-        require_seed("seed", self.seed)
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"--top_p must be in (0, 1], got {self.top_p:g}")
+        check_values(vars(self), may_be_empty=("prompt", "stop"))
         if "" in self.stop:
             raise UserError("--stop must not be empty; in most shells a line end is $'\\n'")
         if self.prompt is not None and self.prompt_file is not None:
@@ -318,11 +277,9 @@ class DemoArguments:
     )
 
     def __post_init__(self) -> None:
-        require_filled(vars(self))
+        check_values(vars(self))
         if not 1 <= len(self.model_path) <= 2:
             raise UserError(f"--model_path takes one or two models, got {len(self.model_path)}")
-        if not 1 <= self.port <= 65535:
-            raise UserError(f"--port must be from 1 to 65535, got {self.port}")
 
 
 Split = Literal["train", "validation", "test"]
@@ -360,14 +317,9 @@ class EvaluationArguments:
     )
 
     def __post_init__(self) -> None:
-        require_filled(vars(self))
+        check_values(vars(self))
         if not self.model_path:
             raise UserError("--model_path is an empty list; give a model")
-        require_at_least("batch_size", self.batch_size, 1)
-        require_at_most("batch_size", self.batch_size, LARGEST_BATCH)
-        for name in ("stride", "max_length"):
-            if getattr(self, name) is not None:
-                require_at_least(name, getattr(self, name), 1)
 
 
 @dataclass
@@ -386,7 +338,7 @@ class ExportArguments:
     outtype: Literal["f32", "f16", "q8_0"] = option("f16", "gguf: dtype of the weight matrices.")
 
     def __post_init__(self) -> None:
-        require_filled(vars(self))
+        check_values(vars(self))
 
 
 @dataclass
@@ -405,7 +357,7 @@ class ImportArguments:
     )
 
     def __post_init__(self) -> None:
-        require_filled(vars(self))
+        check_values(vars(self))
 
 
 @dataclass
@@ -427,7 +379,7 @@ class ReportArguments:
     )
 
     def __post_init__(self) -> None:
-        require_filled(vars(self))
+        check_values(vars(self))
         if not self.runs:
             raise UserError("--runs is an empty list; give the folder of a run")
 
@@ -440,55 +392,3 @@ def names_of(dataclass_type: type) -> set[str]:
 def own_names(dataclass_type: type) -> list[str]:
     """The options that the class itself states, in its order, without those it merely inherits."""
     return [name for name in dataclass_type.__annotations__ if name in names_of(dataclass_type)]
-
-
-def require_finite(values: Mapping[str, Any]) -> None:
-    """Raise a `UserError` if a number among the values is infinite or none, also inside a list or an object."""
-    for name, value in values.items():
-        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-        wrong = [number for number in inner if isinstance(number, float) and not math.isfinite(number)]
-        if wrong:
-            raise UserError(f"--{name} must be a finite number, got {wrong[0]}")
-
-
-def require_filled(values: Mapping[str, Any], but: Sequence[str] = ()) -> None:
-    """Raise a `UserError` if a text among the values is empty, as that of a shell's variable that is not set.
-
-    Args:
-        values: name to value.
-        but: names of those that may be.
-    """
-    for name, value in values.items():
-        if name not in but and "" in (value if isinstance(value, list) else [value]):
-            raise UserError(f"--{name} is empty; give a value, or leave the option out")
-
-
-def require_at_least(name: str, value: float, minimum: float) -> None:
-    """Raise a `UserError` if the value is below the minimum."""
-    if not value >= minimum:
-        raise UserError(f"--{name} must be at least {minimum:g}, got {value:g}")
-
-
-def require_at_most(name: str, value: float, maximum: float) -> None:
-    """Raise a `UserError` if the value is above the maximum."""
-    if value > maximum:
-        raise UserError(f"--{name} must be at most {maximum:,}, got {value:,}")
-
-
-def require_seed(name: str, value: int) -> None:
-    """Raise a `UserError` if the value is no seed that every generator of random numbers takes."""
-    require_at_least(name, value, 0)
-    if value >= _SEEDS:
-        raise UserError(f"--{name} must be below {_SEEDS:,}, got {value:,}")
-
-
-def require_positive(name: str, value: float) -> None:
-    """Raise a `UserError` unless the value is above zero."""
-    if not value > 0:
-        raise UserError(f"--{name} must be above 0, got {value:g}")
-
-
-def require_fraction(name: str, value: float) -> None:
-    """Raise a `UserError` unless the value is in [0, 1)."""
-    if not 0 <= value < 1:
-        raise UserError(f"--{name} must be in [0, 1), got {value:g}")

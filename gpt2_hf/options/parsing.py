@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ..errors import UserError
-from .arguments import CHOSEN_BY_SIZE, COMMON, Preferred, names_of, require_finite
+from .arguments import CHOSEN_BY_SIZE, COMMON, Preferred, names_of
 from .fields import Option, OptionGroup, Reader, group_of
 from .json_text import read_json_file
 from .mixture import DATA_FILES
 from .synonyms import SYNONYMS
+from .values import require_finite
 
 HELP_ALL = ("--help-all", "--help_all")
 

@@ -20,17 +20,8 @@ from ..errors import UserError
 from ..runtime import distributed
 from ..runtime.fallbacks import missing_for_compile
 from ..runtime.precision import Precision, PrecisionName, current_device_type, resolve_precision
-from .arguments import (
-    LARGEST_BATCH,
-    option,
-    require_at_least,
-    require_at_most,
-    require_filled,
-    require_finite,
-    require_fraction,
-    require_positive,
-    require_seed,
-)
+from .arguments import option
+from .values import LARGEST_BATCH, require_filled, require_finite, require_in_range
 
 MUON = "muon"
 
@@ -291,7 +282,8 @@ class GPT2HFTrainingArguments(TrainingArguments):
                 self.global_batch_size, self.world_size, self.per_device_train_batch_size
             )
             largest = LARGEST_BATCH * self._share * self.world_size
-            require_at_most("global_batch_size", self.global_batch_size, largest)
+            if self.global_batch_size > largest:
+                raise UserError(f"--global_batch_size must be at most {largest:,}, got {self.global_batch_size:,}")
 
     @property
     def samples_per_step(self) -> int:
@@ -370,16 +362,12 @@ class GPT2HFTrainingArguments(TrainingArguments):
     def _check_early_stopping(self) -> None:
         if self.early_stopping_patience is None:
             return
-        require_at_least("early_stopping_patience", self.early_stopping_patience, 1)
         if self.eval_strategy == IntervalStrategy.NO:
             raise UserError("--early_stopping_patience has no effect with --eval_strategy no; leave one of them out")
         if self.metric_for_best_model is None:
             raise UserError("--early_stopping_patience needs --metric_for_best_model, such as loss")
 
     def _check_distillation(self) -> None:
-        if not 0 <= self.distill_alpha <= 1:
-            raise UserError(f"--distill_alpha must be in [0, 1], got {self.distill_alpha:g}")
-        require_positive("distill_temperature", self.distill_temperature)
         if self.distill_from and self.label_smoothing_factor:
             raise UserError(SMOOTHED_AND_TAUGHT)
 
@@ -418,33 +406,12 @@ class GPT2HFTrainingArguments(TrainingArguments):
 
     def _check_ranges(self) -> None:
         require_finite(vars(self))
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            require_at_least(name, getattr(self, name), 1)
-            require_at_most(name, getattr(self, name), LARGEST_BATCH)
-        for name in ("learning_rate", "num_train_epochs", "adam_epsilon", "logging_steps", "save_steps"):
-            require_positive(name, getattr(self, name))
-        for name in ("max_training_hours", "eval_steps"):
-            if getattr(self, name) is not None:
-                require_positive(name, getattr(self, name))
-        for name in ("weight_decay", "max_grad_norm", "warmup_steps", "dataloader_num_workers"):
-            require_at_least(name, getattr(self, name), 0)
-        require_seed("seed", self.seed)
-        if self.data_seed is not None:
-            require_seed("data_seed", self.data_seed)
-        require_at_least("sample_tokens", self.sample_tokens, 0)
+        require_in_range(vars(self))
+        if self.max_steps < 1 and self.max_steps != -1:
+            raise UserError(f"--max_steps must be at least 1, or -1, got {self.max_steps:,}")
         default = type(self).__dataclass_fields__["sample_tokens"].default
         if self.eval_strategy == IntervalStrategy.NO and self.sample_tokens != default:
             raise UserError("--sample_tokens has no effect with --eval_strategy no; leave it out")
-        if self.muon_learning_rate is not None:
-            require_positive("muon_learning_rate", self.muon_learning_rate)
-        if self.muon_weight_decay is not None:
-            require_at_least("muon_weight_decay", self.muon_weight_decay, 0)
-        for name in ("adam_beta1", "adam_beta2", "muon_momentum", "label_smoothing_factor"):
-            require_fraction(name, getattr(self, name))
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise UserError(f"--ema_decay must be between 0 and 1, such as 0.998, got {self.ema_decay:g}")
-        if self.global_batch_size is not None:
-            require_at_least("global_batch_size", self.global_batch_size, 1)
         if self.ddp_backend is not None and get_int_from_env(_LOCAL_RANK, -1) == -1:
             raise UserError(
                 "--ddp_backend has no effect in a run of one process; start it with torchrun or leave it out"
@@ -455,10 +422,6 @@ class GPT2HFTrainingArguments(TrainingArguments):
         self._check_early_stopping()
         self._check_distillation()
         self.check_schedule()
-        if self.max_steps != -1:
-            require_at_least("max_steps", self.max_steps, 1)
-        if self.save_total_limit is not None:
-            require_at_least("save_total_limit", self.save_total_limit, 1)
 
 
 def _default(entry: "Field[Any]") -> Any:

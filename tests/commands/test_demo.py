@@ -54,7 +54,7 @@ def test_bad_demo_commands_are_one_line(with_gradio, tmp_path, capsys):
         for options, message in (
             (["--model_path", str(tmp_path / "nowhere"), "--port", "1025"], "--model_path: "),
             (["--port", port], f"--host 127.0.0.1 --port {port}: Address already in use; give another --port"),
-            (["--port", "70000"], "--port must be from 1 to 65535"),
+            (["--port", "70000"], "--port must be at most 65,535, got 70,000"),
             (["--host", "nowhere.invalid"], "--host nowhere.invalid"),
             (["--model_path", "a", "b", "c"], "--model_path takes one or two models, got 3"),
             (["--space_dir", str(tmp_path / "full")], f"--space_dir: {tmp_path / 'full'} exists and is not empty"),

@@ -424,7 +424,7 @@ def test_command_finds_checkpoints_by_name(finished_run, capsys, monkeypatch):
         (["--model_path", "./nowhere"], "--model_path: there is no checkpoint './nowhere'"),
         (["--stride", "0"], "--stride must be at least 1"),
         (["--stride", "64"], "--stride 64 exceeds --max_length 32"),
-        (["--stride", "1", "--max_length", "1"], "no token was scored"),
+        (["--stride", "1", "--max_length", "1"], "--max_length must be at least 2, got 1"),
         (["--output_file", "/proc/nowhere/x.json"], "--output_file: /proc/nowhere/x.json cannot be written"),
         (["--max_length", "64"], "--max_length 64 exceeds the model's 32 positions"),
         (["--max_train_samples", "5"], "--max_train_samples has no effect with --split test"),

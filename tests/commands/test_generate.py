@@ -657,7 +657,7 @@ def test_an_output_file_may_be_a_link_or_a_pipe(folder, tmp_path, capsys):
         (["--prompt", "A", "--temperature", "0", "--seed", "1"], "--seed has no effect with --temperature 0"),
         (["--prompt", "A", "--seed", "18446744073709551616"], "--seed must be below 2,147,483,648"),
         (["--prompt", "A", "--temperature", "nan"], "--temperature must be a finite number, got nan"),
-        (["--prompt", "A", "--top_p", "1.5"], "--top_p must be in (0, 1], got 1.5"),
+        (["--prompt", "A", "--top_p", "1.5"], "--top_p must be at most 1, got 1.5"),
         (["--prompt", "A", "--stop", ""], "--stop must not be empty"),
         (["--prompt", "A", "--max_new_tokens", "0"], "--max_new_tokens must be at least 1"),
         (["--prompt", "A", "--model_path", "./void"], "--model_path: void holds no model (config.json is missing)"),

@@ -255,9 +255,7 @@ def test_a_model_larger_than_the_machine_is_refused(tokenizer, sizes):
 
 def test_a_model_of_one_position_is_refused_at_once():
     """It can learn nothing: there is no token before the one that it would predict."""
-    with pytest.raises(
-        UserError, match="--max_length must be at least 2, got 1: a token is predicted from one before"
-    ):
+    with pytest.raises(UserError, match="--max_length must be at least 2, got 1"):
         ModelArguments(max_length=1)
 
 

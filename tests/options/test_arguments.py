@@ -4,10 +4,14 @@ import json
 
 import pytest
 
+from gpt2_hf.data.tokenizer_training import TokenizerTrainingArguments
 from gpt2_hf.errors import UserError
+from gpt2_hf.options import arguments
 from gpt2_hf.options.arguments import DataArguments, ModelArguments, own_names
+from gpt2_hf.options.fields import group_of
 from gpt2_hf.options.parsing import parse
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
+from gpt2_hf.options.values import RANGES
 
 from ..conftest import REPOSITORY
 
@@ -43,6 +47,19 @@ def test_base_json_states_every_default_of_the_design():
         **{"sequence_mode": "padding_free"},
     }
     assert expected.items() <= content.items()
+
+
+def test_every_number_has_a_range():
+    """Of those that a class states itself; --max_steps alone is a number of steps, or -1."""
+    kinds = [kind for kind in vars(arguments).values() if hasattr(kind, "_argument_group_name")]
+    options = [
+        option
+        for kind in (*kinds, GPT2HFTrainingArguments, TokenizerTrainingArguments)
+        for option in group_of(kind).options
+    ]
+    numbers = {option.name for option in options if option.is_own and option.reader.__name__ in ("int", "float")}
+    assert len(numbers) > 40 and numbers - RANGES.keys() == {"max_steps"}
+    assert RANGES.keys() <= {option.name for option in options}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -256,7 +256,7 @@ def decays_of(checkpoint):
         (("--muon_momentum", "0.9"), "--muon_momentum has no effect with --optim adamw_torch_fused"),
         (("--muon_weight_decay", "0.1"), "--muon_weight_decay has no effect with --optim adamw_torch_fused"),
         (("--optim", "muon", "--muon_weight_decay", "-1"), "--muon_weight_decay must be"),
-        (("--optim", "muon", "--muon_momentum", "1"), "--muon_momentum must be in"),
+        (("--optim", "muon", "--muon_momentum", "1"), "--muon_momentum must be below 1, got 1"),
         (("--optim", "muon", "--muon_learning_rate", "0"), "--muon_learning_rate must be above 0"),
         (("--optim", "muon", "--fsdp"), "--optim muon needs whole matrices"),
         (("--optim", "moun"), "moun"),
