@@ -34,7 +34,8 @@ def test_readme_has_the_rows_of_the_package():
     table = rows_of("README.md", 4)
     begin = next(i for i, row in enumerate(table) if row[0] == "GPU")
     assert table[begin + 2 : begin + 2 + len(CARDS)] == rows
-    assert f"{SAMPLES_PER_STEP * BLOCK:,} tokens per step whatever the GPU" in (REPOSITORY / "README.md").read_text("utf-8")
+    readme = (REPOSITORY / "README.md").read_text("utf-8")
+    assert f"{SAMPLES_PER_STEP * BLOCK:,} tokens per step whatever the GPU" in readme
 
 
 def test_the_page_for_small_cards_has_the_peaks_of_the_package():
