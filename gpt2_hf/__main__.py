@@ -19,6 +19,7 @@ from .errors import (
     SaveError,
     TrainingDivergedError,
     UserError,
+    first_line,
 )
 from .options.secrets import hide, remember_arguments
 from .runtime.standard_streams import lasting_streams, replacing_characters
@@ -60,11 +61,15 @@ _TRAIN_HELP = (
 )
 
 
-_OUT_OF_MEMORY = (
-    "the device's memory is too small: half the --batch_size needs less, in training with twice the "
-    "--gradient_accumulation_steps for the same step, then --activation_checkpointing; a run goes on from its last "
-    "checkpoint with --resume_from latest"
-)
+# What needs less memory, by command.
+_LESS_MEMORY = {
+    "train": "half the --batch_size needs less, with twice the --gradient_accumulation_steps for the same step, then "
+    "--activation_checkpointing; the run goes on from its last checkpoint with --resume_from latest",
+    "plan": "half the --batch_size needs less, with twice the --gradient_accumulation_steps for the same step, then "
+    "--activation_checkpointing",
+    "evaluate": "half the --batch_size needs less",
+    "generate": "a smaller --batch_size or --max_new_tokens needs less",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,19 +78,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     with lasting_streams() if arguments[:1] == ["train"] else replacing_characters():
         try:
             code = _run(arguments)
-            if sys.stdout is not None:
-                sys.stdout.flush()  # here, because at Python's end an error cannot be caught
-            return code
-        except BrokenPipeError:
-            if not _give_up_stdout():
-                raise
-            return EXIT_NO_READER
+        except BrokenPipeError as error:
+            return EXIT_NO_READER if _has_lost_reader("\n") else _fail(error)
+        return EXIT_NO_READER if _has_lost_reader() else code  # at Python's end an error cannot be caught
 
 
-def _give_up_stdout() -> bool:
-    """Whether standard output has lost its reader, such as `head`; what is left for it then goes nowhere."""
+def _has_lost_reader(probe: str = "") -> bool:
+    """Whether the reader of standard output, such as `head`, is gone; what is left for it then goes nowhere.
+
+    Args:
+        probe: is written, because an empty text does not show it where nothing waits in a buffer.
+    """
     try:
-        print(flush=True)
+        print(end=probe, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
@@ -121,7 +126,8 @@ def _run(arguments: list[str]) -> int:
         from .runtime.utilization import is_out_of_memory
 
         if is_out_of_memory(error):
-            _say_error(_OUT_OF_MEMORY, everywhere=True)
+            remedy = _LESS_MEMORY.get(command, "end other programs, or use a machine with more")
+            _say_error(f"the memory is too small to {command} ({first_line(error)}): {remedy}", everywhere=True)
             return EXIT_USER_ERROR
         if not is_lost_connection(error):
             return _fail(error)

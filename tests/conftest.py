@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     asked_for_slow = "slow" in (config.getoption("-m") or "")
     for item in items:
         if item.get_closest_marker("slow") and not asked_for_slow:
-            item.add_marker(pytest.mark.skip(reason="takes minutes; run with -m slow"))
+            item.add_marker(pytest.mark.skip(reason="takes minutes; .ci/slow runs it"))
         if item.get_closest_marker("wikitext") and not wikitext_folder().is_dir():
             reason = f"no WikiText-2 in {wikitext_folder()} (GPT2_HF_WIKITEXT names another place)"
             item.add_marker(pytest.mark.skip(reason=reason))

@@ -190,16 +190,19 @@ def test_a_config_may_come_through_a_pipe(command, tmp_path, monkeypatch, capsys
     ],
     ids=["cuda", "cpu", "python"],
 )
-def test_too_little_memory_on_the_device_is_one_line(monkeypatch, capsys, error):
-    """The likeliest failure on a small card, or a small machine, names its remedies."""
+@pytest.mark.parametrize("command", ["train", "plan", "evaluate", "generate", "tokenizer"])
+def test_too_little_memory_on_the_device_is_one_line(monkeypatch, capsys, error, command):
+    """The likeliest failure on a small card, or a small machine, names its remedies, which are the command's own."""
 
     def run_out(argv):
         raise error
 
-    monkeypatch.setitem(_COMMANDS, "train", run_out)
-    assert main(["train"]) == 2
+    monkeypatch.setitem(_COMMANDS, command, run_out)
+    assert main([command]) == 2
     err = capsys.readouterr().err
-    assert "--batch_size" in err and "--resume_from latest" in err and err.count("\n") == 1
+    assert f"too small to {command} (" in err and err.count("\n") == 1
+    assert ("--resume_from latest" in err) == (command == "train")
+    assert ("--batch_size" in err) == (command != "tokenizer")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes as POSIX has them")
@@ -219,15 +222,27 @@ def test_output_that_nobody_reads_ends_quietly(finished_run, flags, generates):
     assert "Traceback" not in err and "BrokenPipe" not in err
 
 
-def test_another_broken_pipe_is_no_quiet_end(monkeypatch):
-    """Only that of standard output has a reader who had enough."""
+def test_what_was_measured_is_kept_when_nobody_reads(finished_run, tmp_path):
+    """A score may have taken hours; it is in the file, whoever has left."""
+    output = tmp_path / "score.json"
+    arguments = ["evaluate", "--model_path", str(finished_run / "best_model"), "--output_file", str(output)]
+    command = [sys.executable, "-u", *PYTHON_M, *arguments]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        process.stdout.close()
+    assert process.returncode == 141 and json.loads(output.read_text())["loss"] > 0
+
+
+def test_another_broken_pipe_is_no_quiet_end(monkeypatch, capsys):
+    """Only that of standard output has a reader who had enough; the traceback of another hides secrets too."""
+    secret = "hf_abcdefghijklmnopqrstuvwxyz012345"
 
     def break_pipe(argv):
-        raise BrokenPipeError(32, "Broken pipe")
+        raise BrokenPipeError(32, "Broken pipe") from RuntimeError(secret)
 
     monkeypatch.setitem(_COMMANDS, "evaluate", break_pipe)
-    with pytest.raises(BrokenPipeError):
-        main(["evaluate"])
+    assert main(["evaluate", "--hub_token", secret]) == 1
+    err = capsys.readouterr().err
+    assert "BrokenPipeError" in err and secret not in err
 
 
 def test_version(capsys):

@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from ..checkpoints import written
 from ..checkpoints.folders import write_json
 from ..data import BlockSamples, LoadedData, load_data
+from ..data.folders import visible_files
 from ..data.samples import SequenceMode
 from ..data.tokenizer import same_tokens
 from ..errors import UserError
@@ -37,6 +38,9 @@ from .pieces import Places
 from .scoring import Text
 from .training_protocol import inherited_options, read_trained_option, with_training_protocol
 from .windows import SlidingWindows, collate_windows
+
+# The options that name a text, which no output replaces.
+_TEXTS = (*DATA_FILES, "dataset_name")
 
 
 def run_evaluation(args: EvaluationArguments, data_args: DataArguments, given: dict[str, str]) -> int:
@@ -84,15 +88,16 @@ def _evaluate(
     report = make_report(args, data_args, data, models, scores, context=max_length, precision=precision.name)
     if rivals:
         add_comparison(report, models, scores, rivals, rival_scores)
-    for line in [*data.lines, *notes, *summary(report)]:
-        print(line)
+    lines = [*data.lines, *notes, *summary(report)]
     if output is not None:
         losses = ScoredText.joined(scores.values()).losses
         report["pieces"] = {"tokens": losses.tokens.tolist(), "nll": losses.nll.tolist()}
     report = _printable_numbers(report)
-    print(json.dumps(report))  # first: it may have taken hours, and the file may be refused
-    if output is not None and not is_stdout(output):
-        _write_report(output, report)
+    try:  # it may have taken hours: one of the two has it, if the other cannot be written
+        print(*lines, json.dumps(report), sep="\n", flush=True)
+    finally:
+        if output is not None and not is_stdout(output):
+            _write_report(output, report)
 
 
 def _find_models(args: EvaluationArguments) -> tuple[list[SavedModel], list[SavedModel]]:
@@ -156,10 +161,7 @@ def _check_options(args: EvaluationArguments, given: dict[str, str], streaming: 
     other_limit = "max_eval_samples" if args.split == "train" else "max_train_samples"
     if other_limit in given:
         raise UserError(f"--{other_limit} has no effect with --split {args.split}; leave it out")
-    pointless = ["shuffle_buffer_size"]
-    if args.split == "test":
-        pointless += ["validation_split_percentage", *(["streaming"] if streaming else [])]
-    for name in pointless:
+    for name in ("shuffle_buffer_size", *(["validation_split_percentage"] if args.split == "test" else [])):
         if given.get(name) == "command line":  # a config may have it from a training
             raise UserError(f"--{name} has no effect with --split {args.split}; leave it out")
     if streaming and args.split == "train":
@@ -170,8 +172,9 @@ def _check_output(output: Path, data_args: DataArguments) -> None:
     """Refuse an output file that has no place, or would replace a text or what the run itself has written."""
     mix = data_args.train_mix if isinstance(data_args.train_mix, dict) else {}
     for text in (vars(data_args), *mix.values()):
-        for name, pattern in ((name, os.path.expanduser(text[name])) for name in DATA_FILES if text.get(name)):
-            if any(is_same_file(path, output) for path in (pattern, *glob.glob(pattern, recursive=True))):
+        for name, place in ((name, os.path.expanduser(text[name])) for name in _TEXTS if text.get(name)):
+            inside = visible_files(place) if os.path.isdir(place) else glob.glob(place, recursive=True)
+            if any(is_same_file(path, output) for path in (place, *inside)):
                 raise UserError(f"--output_file: {output} would replace the text of --{name}; choose another name")
     target = Path(os.path.realpath(output))
     if target.name in (*written.FILE_NAMES, written.RECORD_NAME) and written.holds_record(target.parent):

@@ -231,7 +231,7 @@ def run_generation(args: GenerationArguments, given: dict[str, str]) -> int:
     args.stop = [argument_text(text, "--stop") for text in args.stop]
     records = [] if interactive else read_prompts(args)
     num_prompts = 1 if interactive else len(records)
-    if "batch_size" in given and num_prompts * args.num_samples < 2:
+    if given.get("batch_size") == "command line" and num_prompts * args.num_samples < 2:
         raise UserError("--batch_size has no effect on a single text; leave it out")
     transformers_logging.disable_progress_bar()
     model, tokenizer, _ = load_trained(args.model_path)

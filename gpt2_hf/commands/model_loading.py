@@ -164,8 +164,9 @@ def resolve_model_path(reference: str, output_dir: str, option: str) -> str | Pa
         problem = f"{error.filename} cannot be read: {error.strerror}"
     except UserError as error:
         # "name" and "owner/name" may be hub ids; anything with the marks of a path is not.
-        may_be_id = is_hub_id(reference) and not _CHECKPOINT_NAME.fullmatch(Path(reference).name)
-        if may_be_id and reference.count("/") <= 1 and not os.path.isdir(os.path.dirname(reference) or ""):
+        owner, _, name = reference.rpartition("/")
+        is_of_run = owner in ("", DEFAULT_OUTPUT_DIR) and _CHECKPOINT_NAME.fullmatch(name) is not None
+        if is_hub_id(reference) and not is_of_run and "/" not in owner and not os.path.isdir(owner):
             ensure_hub_or_offline()
             return reference
         raise UserError(f"{option}: {error}") from error

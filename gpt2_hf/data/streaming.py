@@ -341,8 +341,8 @@ class StreamingLoader:
         """
         if state["key"] != self.dataset.key():
             raise UserError(
-                "--resume_from: the streamed text, its tokenizer or its options are not those of the checkpoint; "
-                "start a new run with --model_name_or_path"
+                "--resume_from: the streamed text, its tokenizer or its options are not those of the checkpoint, or "
+                "it is of an earlier version of gpt2_hf; start a new run with --model_name_or_path"
             )
         for name, option, current in (
             ("world_size", "processes", self.dataset.world_size),

@@ -271,6 +271,11 @@ def test_a_result_whose_file_fails_is_printed(finished_run, tmp_path, monkeypatc
             ["--train_mix", '{"a": {"train_file": "a.txt", "test_file": "text.jsonl", "weight": 1}}'],
             "would replace the text of --test_file; choose another name",
         ),
+        (
+            "data/test.jsonl",
+            ["--dataset_name", "data"],
+            "would replace the text of --dataset_name; choose another name",
+        ),
         ("run/test_results.json", [], "is a file of the run in that folder; choose another name"),
         ("run/written_files.json", [], "is a file of the run in that folder; choose another name"),
     ],
@@ -281,12 +286,21 @@ def test_neither_a_text_nor_a_file_of_the_run_is_replaced(
     """Exit code 2, one line, and no byte is changed."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished_run, "run")
-    (tmp_path / "text.jsonl").write_text('{"text": "The statement is a statement."}\n' * 3)
+    (tmp_path / "data").mkdir()
+    for name in ("text.jsonl", "data/test.jsonl"):
+        (tmp_path / name).write_text('{"text": "The statement is a statement."}\n' * 3)
     before = (tmp_path / output).read_bytes()
     assert main(["evaluate", "--model_path", "run/best_model", *options, "--output_file", output]) == 2
     err = capsys.readouterr().err
     assert f"--output_file: {output} {message}" in err and err.count("\n") == 1
     assert (tmp_path / output).read_bytes() == before
+
+
+def test_a_test_split_may_be_streamed(finished_run, capsys):
+    """So that of a large dataset no other split is fetched; the score is the same."""
+    options = ("--model_path", str(finished_run / "best_model"), "--split", "test")
+    stored, streamed = evaluate(capsys, *options), evaluate(capsys, *options, "--streaming", "true")
+    assert streamed["data_options"]["streaming"] and streamed["loss"] == stored["loss"]
 
 
 def test_command_scores_another_text_with_sliding_windows(finished_run, tmp_path, capsys):
@@ -431,7 +445,6 @@ def test_command_finds_checkpoints_by_name(finished_run, capsys, monkeypatch):
         (["--split", "train", "--max_eval_samples", "5"], "--max_eval_samples has no effect with --split train"),
         (["--stride", "8", "--truncate", "true"], "--truncate has no effect with --stride"),
         (["--validation_split_percentage", "10"], "--validation_split_percentage has no effect with --split test"),
-        (["--streaming", "true"], "--streaming has no effect with --split test"),
         (
             ["--split", "validation", "--streaming", "true", "--shuffle_buffer_size", "9"],
             "--shuffle_buffer_size has no effect with --split validation",

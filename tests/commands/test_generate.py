@@ -698,7 +698,7 @@ def test_a_config_gives_way_to_the_command_line(folder, tmp_path, capsys):
     """--temperature 0 on the command line overrules the sampling of a config file; in one layer it is an error."""
     config = tmp_path / "sampling.json"
     options = {"model_path": folder, "prompt": "The", "top_p": 0.9, "num_samples": 4, "max_new_tokens": 2}
-    config.write_text(json.dumps(options))
+    config.write_text(json.dumps({**options, "batch_size": 4}))
     assert main(["generate", "--config", str(config), "--temperature", "0"]) == 0
     assert capsys.readouterr().out.count("The") == 1
     config.write_text(json.dumps({"model_path": folder, "prompt": "The", "top_p": 0.9, "temperature": 0}))

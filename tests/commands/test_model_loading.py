@@ -21,7 +21,14 @@ from transformers import (
 )
 
 from gpt2_hf import GPT2HFForCausalLM, GPT2HFModel, ModelArguments
-from gpt2_hf.commands.model_loading import build_model, load_model_tokenizer, load_trained, load_weights, read_config
+from gpt2_hf.commands.model_loading import (
+    build_model,
+    load_model_tokenizer,
+    load_trained,
+    load_weights,
+    read_config,
+    resolve_model_path,
+)
 from gpt2_hf.errors import UserError
 
 from ..tiny_models import NO_DROPOUT, SIZES, VOCAB_SIZE, bitwise_equal, make_model, make_stock, random_ids
@@ -117,9 +124,15 @@ def test_a_hub_id_is_read_from_the_cache(tmp_path, monkeypatch, tokenizer):
     assert bitwise_equal(model.state_dict(), make_stock(vocab_size=len(tokenizer)).state_dict())
 
 
+def test_a_model_of_the_hub_may_have_the_name_of_a_checkpoint(tmp_path, monkeypatch):
+    """transformers names a repository after the output folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gpt2_hf.commands.model_loading.ensure_hub_or_offline", lambda: True)
+    assert resolve_model_path("someone/best_model", "checkpoints", "--model_path") == "someone/best_model"
+
+
 @pytest.mark.parametrize(
-    "name",
-    ["latest", "best_model", "checkpoint-10", "checkpoint_epoch_3", "checkpoints/best_model", "run/checkpoint-10"],
+    "name", ["latest", "best_model", "checkpoint-10", "checkpoint_epoch_3", "checkpoints/best_model"]
 )
 def test_the_name_of_a_checkpoint_is_no_hub_id(tmp_path, monkeypatch, name):
     """Where the run is missing, that is said, and no network is asked."""

@@ -1,6 +1,6 @@
 """gpt2_hf.data.readers under arbitrary bytes: documents or one line of error, and what is valid comes back as it was.
 
-A few seconds by default. `GPT2_HF_FUZZ_MINUTES=10 pytest tests/data/test_readers_fuzz.py -m slow -s` goes on for as
+A few seconds by default. `GPT2_HF_FUZZ_MINUTES=10 .ci/slow tests/data/test_readers_fuzz.py -s` goes on for as
 long as that; hypothesis prints the example that fails, and how to run it again.
 """
 
