@@ -77,7 +77,12 @@ def test_the_figures_of_the_rule_in_the_documentation_are_those_of_the_runs(dial
     runs = dial.without_choices(document)
     parameters, tokens = ([each[name] / 1e6 for each in runs] for name in ("parameters", "tokens"))
     epochs = max(each["tokens"] / each["text_tokens"] for each in runs)
+    unseen = []
+    for text in sorted(dial.TEXTS):
+        lost = dial.regrets(runs, dial.fit([each for each in runs if each["text"] != text])[0])
+        unseen.append(f"{max(value for (name, _), value in lost.items() if name == text):.3g} ({text})")
     sentences = [
+        f"would lose on that text at most {unseen[0]}, {unseen[1]} and {unseen[2]}",
         f"The fixed sizes below, {len(runs)} runs,",
         f"The error is {dial.fit(runs)[1]:.3f} nats.",
         f"The runs have {min(parameters):.2g} to {max(parameters):.2g} million parameters in use and "
