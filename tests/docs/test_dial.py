@@ -80,7 +80,7 @@ def test_the_figures_of_the_rule_in_the_documentation_are_those_of_the_runs(dial
     unseen = []
     for text in sorted(dial.TEXTS):
         lost = dial.regrets(runs, dial.fit([each for each in runs if each["text"] != text])[0])
-        unseen.append(f"{max(value for (name, _), value in lost.items() if name == text):.3g} ({text})")
+        unseen.append(f"{round(max(value for (name, _), value in lost.items() if name == text), 3):g} ({text})")
     sentences = [
         f"would lose on that text at most {unseen[0]}, {unseen[1]} and {unseen[2]}",
         f"The fixed sizes below, {len(runs)} runs,",
