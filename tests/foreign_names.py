@@ -12,8 +12,8 @@ FILES = (
 FOLDERS = [
     f"{prefix}{name}{suffix}"
     for name in ("checkpoint-7", "best_model")
-    for prefix, suffix in (("", ""), ("tmp-", ""), ("", ".replaced"), ("abandoned-", ""))
-    if (prefix, name) != ("abandoned-", "best_model")
+    for prefix, suffix in (("", ""), ("tmp-", ""), ("", ".replaced"), ("abandoned-", ""), ("_abandoned-", ""))
+    if not ("abandoned-" in prefix and name == "best_model")
 ]
 
 

@@ -31,6 +31,8 @@ TIME_LIMIT = "checkpoint_time_limit"
 STAGING_PREFIX = written.TEMPORARY_PREFIX
 OLD_SUFFIX = ".replaced"
 ABANDONED_PREFIX = "abandoned-"
+# Of a Trainer without a job: transformers' `push_to_hub` uploads all of the folder but checkpoints and this.
+UNPUBLISHED_PREFIX = f"_{ABANDONED_PREFIX}"
 # In a folder that is being filled, until it has its manifest.
 _STAGING_MARK = "being-written.gpt2_hf"
 _FOLDER = re.compile(r"^checkpoint-(\d+)$")
@@ -292,25 +294,31 @@ def rotate(output_dir: str | Path, keep_last: int | None, just_saved: str = "") 
             _delete(path)
 
 
-def set_aside_after(output_dir: str | Path, step: int) -> list[str]:
+def set_aside_after(output_dir: str | Path, step: int, prefix: str = ABANDONED_PREFIX) -> list[str]:
     """Rename the checkpoints after a step, because a run is resumed from it; `latest` must not find the old branch.
 
     Returns:
         The names of the folders they are now in.
+
+    Raises:
+        UserError: if one of these would replace files that no run wrote.
     """
-    renamed = []
-    for path in list_checkpoints(output_dir):
-        if step_of(path) > step and is_own(path):
-            aside = path.with_name(f"{ABANDONED_PREFIX}{path.name}")
-            if os.path.lexists(aside):
-                if not is_own(aside) or extras(aside):
-                    raise UserError(
-                        f"--checkpoint_dir: {aside} already exists and holds files not of this run; move it away"
-                    )
-                _delete(aside)
-            os.replace(path, aside)
-            renamed.append(aside.name)
-    return renamed
+    renamed = places_aside(output_dir, step, prefix)
+    for path, aside in renamed:
+        if aside.exists():
+            _delete(aside)
+        os.replace(path, aside)
+    return [aside.name for _, aside in renamed]
+
+
+def places_aside(output_dir: str | Path, step: int, prefix: str) -> list[tuple[Path, Path]]:
+    """The checkpoints that `set_aside_after` renames, and to what; raises what it does."""
+    paths = [path for path in list_checkpoints(output_dir) if step_of(path) > step and is_own(path)]
+    places = [path.with_name(f"{prefix}{path.name}") for path in paths]
+    for aside in places:
+        if os.path.lexists(aside) and (not is_own(aside) or extras(aside)):
+            raise UserError(f"{aside} already exists and holds files not of this run; move it away")
+    return list(zip(paths, places, strict=True))
 
 
 # ---- reading ----
@@ -470,7 +478,8 @@ def delete_run(output_dir: str | Path) -> None:
     A folder to which somebody has added a file stays.
     """
     output_dir = Path(output_dir)
-    abandoned = output_dir.glob(f"{ABANDONED_PREFIX}checkpoint-*")
+    prefixes = (ABANDONED_PREFIX, UNPUBLISHED_PREFIX)
+    abandoned = [path for prefix in prefixes for path in output_dir.glob(f"{prefix}checkpoint-*")]
     for path in [*list_checkpoints(output_dir), *abandoned, output_dir / BEST_MODEL]:
         if is_own(path) and not extras(path):
             _delete(path)

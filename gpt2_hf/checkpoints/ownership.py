@@ -12,7 +12,7 @@ from . import folders, written
 from .event_files import event_files, event_folders, is_own_event_file
 from .run_lock import LOCK_NAME
 
-_FOLDER = re.compile(rf"^(({folders.ABANDONED_PREFIX})?checkpoint-\d+|{folders.BEST_MODEL})({folders.OLD_SUFFIX})?$")
+_FOLDER = re.compile(rf"^((_?{folders.ABANDONED_PREFIX})?checkpoint-\d+|{folders.BEST_MODEL})({folders.OLD_SUFFIX})?$")
 # How a file begins, also one that was torn off while it was written.
 _BEGINNINGS = {".json": b"{", ".md": b"---", ".png": b"\x89PNG"}
 _LOCK_BEGINNING = b'{"pid": '
@@ -49,15 +49,15 @@ def refuse_foreign_checkpoints(run_dir: Path, publishes_best: bool) -> None:
         found = [path for path in found if path.name.removesuffix(folders.OLD_SUFFIX) != folders.BEST_MODEL]
     if (run_dir / written.NAMES_FILE).exists() and not written.is_own(run_dir, written.NAMES_FILE):
         found.append(run_dir / written.NAMES_FILE)
-    _refuse(found)
+    _refuse(found, "output_dir")
 
 
-def _refuse(found: list[Path]) -> None:
+def _refuse(found: list[Path], option: str = "--checkpoint_dir") -> None:
     if found:
         others = f" (nor were {len(found) - 1} others there)" if len(found) > 1 else ""
         raise UserError(
-            f"--checkpoint_dir: {found[0]} was not written by a run of gpt2_hf, or was changed since{others}; move it "
-            "away, or choose another --checkpoint_dir"
+            f"{option}: {found[0]} was not written by a run of gpt2_hf, or was changed since{others}; move it "
+            f"away, or choose another {option}"
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import SaveStrategy
 
 from ..checkpoints import folders, written
 from ..checkpoints.event_files import delete_events, gather_events
@@ -253,6 +254,8 @@ def run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> d
         return None  # a missed evaluation, interrupted again; the checkpoint still says that it is missing
     if stopped_by_signal(run, trainer):
         return None
+    if (line := way_to_evaluate(run, trainer.time_budget)) is not None:
+        run.say(line)
     if trainer.stopped_early:
         run.say(
             f"stopped early at step {trainer.state.global_step:,}: {run.args.early_stopping_patience} evaluations "
@@ -282,6 +285,14 @@ def why_ended(run: Run, checkpoint: Path, total_steps: int) -> str | None:
             f"model begin a new run with more --max_training_hours, or with --model_name_or_path {checkpoint}"
         )
     return None
+
+
+def way_to_evaluate(run: Run, budget: TimeBudgetCallback) -> str | None:
+    """The commands for an evaluation that there was no time for; `None` if nothing is missing, or was saved."""
+    if not budget.skipped_evaluation or run.args.save_strategy == SaveStrategy.NO:
+        return None
+    goes_on = "--resume_from latest goes on, or " if budget.expired and budget.schedule is None else ""
+    return f"for an evaluation: {goes_on}gpt2-hf evaluate --model_path {run.output_dir / folders.LATEST}"
 
 
 def stopped_by_signal(run: Run, trainer: GPT2HFTrainer) -> bool:

@@ -64,6 +64,8 @@ class CheckpointingTrainer(Trainer):
     Attributes:
         job: the job around it; saving is measured on its stopwatch.
         average: the moving average of the weights, with `ema_decay`.
+        later_than: the step after which checkpoints in the folder are of an earlier run. They are set aside when
+            this one has a checkpoint of its own to put in their place; `None` if there is nothing to set aside.
     """
 
     args: GPT2HFTrainingArguments
@@ -71,6 +73,7 @@ class CheckpointingTrainer(Trainer):
     lr_scheduler: Any
     job: JobContext
     average: WeightAverage | None = None
+    later_than: int | None = None
     _gathered: _Gathered | None = None  # while a sharded run is being saved
     _best_before: _Best = _NO_BEST  # before the last evaluation
 
@@ -130,8 +133,12 @@ class CheckpointingTrainer(Trainer):
             folders.open_staging(run_dir, target.name)
 
     def _commit_checkpoint(self, run_dir: Path, target: Path) -> None:
+        later_than, self.later_than = self.later_than, None
         if not self.args.should_save:
             return
+        if later_than is not None:
+            for name in folders.set_aside_after(run_dir, later_than, folders.UNPUBLISHED_PREFIX):
+                print(f"a checkpoint of an earlier run is set aside as {run_dir / name}", flush=True)
         folders.commit(folders.staging_of(target), target)
         self._publish_checkpoint(run_dir, target)
         folders.rotate(run_dir, self.args.save_total_limit, just_saved=target.name)
@@ -357,7 +364,8 @@ class CheckpointingTrainer(Trainer):
         if checkpoint is None:
             return
         run_dir, folder = Path(str(self.args.output_dir)), Path(checkpoint)
-        within = folder.parent.resolve() == run_dir.resolve()
+        # one that was set aside is not of the branch that has the names and the best model
+        within = folder.parent.resolve() == run_dir.resolve() and folders.step_of(folder) >= 0
         best = run_dir / folders.checkpoint_folder(self.state.best_global_step or 0)
         published = folders.read_names(run_dir).get(folders.BEST_MODEL) == best.name
         there = published or best == folder or (best.is_dir() and folders.damage(best) is None)

@@ -26,7 +26,13 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy, TrainOutput, default_compute_objective
+from transformers.trainer_utils import (
+    HPSearchBackend,
+    IntervalStrategy,
+    SaveStrategy,
+    TrainOutput,
+    default_compute_objective,
+)
 
 from ..checkpoints import folders
 from ..checkpoints.ownership import refuse_foreign_checkpoints
@@ -314,7 +320,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
     ) -> Any:
         """Train, as the base class does; names of checkpoints work as paths do.
 
-        A trial of a search that diverges has failed: its objective is NaN, and the search goes on.
+        A trial of a search with optuna that diverges has failed: its objective is NaN, and the search goes on. The
+        other searches would take NaN for a result.
 
         Raises:
             TrainingDivergedError: if a gradient became non-finite; the weights were not touched by it.
@@ -322,6 +329,9 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         """
         if self._counts_from_train:
             self.watch.restart()
+            if self._looks_after_folder:
+                run_dir = self._get_output_dir(trial)
+                distributed.decided_by_first(lambda: folders.repair(run_dir))
             resume_from_checkpoint = self.find_checkpoint(resume_from_checkpoint)
         self._reset_training()
         # A compiler would make a graph for the first length, and another one as soon as it changes. The plugin is
@@ -332,7 +342,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
                 output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         except TrainingDivergedError as error:
             message = f"{error}{self._divergence_context(error.step)}"
-            if trial is None or self.hp_search_backend is None:
+            if trial is None or self.hp_search_backend != HPSearchBackend.OPTUNA:
                 raise TrainingDivergedError(message, error.step) from error
             print(f"warning: this trial has failed: {message}", file=sys.stderr)
             self.objective = math.nan
@@ -369,8 +379,9 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         return super().hyperparameter_search(hp_space, compute_objective or _objective, *args, **kwargs)
 
     def _hp_search_setup(self, trial: Any) -> None:
-        divided = ("per_device_train_batch_size",) if self.args.global_batch_size is not None else ()
-        before = {name: getattr(self.args, name) for name in (*_READ_ONCE, *divided)}
+        divided = ("per_device_train_batch_size", "gradient_accumulation_steps")
+        names = (*_READ_ONCE, *divided) if self.args.global_batch_size is not None else _READ_ONCE
+        before = {name: getattr(self.args, name) for name in names}
         super()._hp_search_setup(trial)
         for name, value in before.items():
             if getattr(self.args, name) != value:
@@ -386,26 +397,29 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         in_blocks = getattr(self.train_dataset, "mode", None) is SequenceMode.BLOCKS  # a stream's
         return not (in_blocks or isinstance(self.train_dataset, BlockSamples))
 
+    @property
+    def _looks_after_folder(self) -> bool:
+        """Whether it does for its folder what a job does; one that saves nothing touches nothing."""
+        return self._counts_from_train and self.args.save_strategy != SaveStrategy.NO
+
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         if self.model_init is not None:
             self._look_at_model()
             self._draw_apart()  # the base class has seeded all alike, for the weights
-        run_dir = Path(self._get_output_dir(args[-1]))
-        looks_after_folder = self._counts_from_train and self.args.save_strategy != SaveStrategy.NO
-        if looks_after_folder:
-            publishes_best = self.args.eval_strategy != IntervalStrategy.NO
+        checkpoint, run_dir = args[3], Path(self._get_output_dir(args[4]))
+        if self._looks_after_folder:
+            evaluates = self.args.eval_strategy != IntervalStrategy.NO
+            publishes_best = evaluates and self.args.metric_for_best_model is not None
             distributed.decided_by_first(lambda: refuse_foreign_checkpoints(run_dir, publishes_best))
         result = super()._init_training_state(*args, **kwargs)
-        if looks_after_folder:
-            distributed.decided_by_first(lambda: self._set_aside_later(run_dir))
+        self.later_than = None
+        if self._looks_after_folder:
+            elsewhere = checkpoint is not None and Path(checkpoint).parent.resolve() != run_dir.resolve()
+            self.later_than = later_than = -1 if elsewhere else self.state.global_step
+            # what cannot be set aside is found now, and not at the first checkpoint
+            distributed.decided_by_first(lambda: folders.places_aside(run_dir, later_than, folders.UNPUBLISHED_PREFIX))
         self.time_budget.restore(self.state)  # before the schedule is made, which follows it
         return result
-
-    def _set_aside_later(self, run_dir: Path) -> None:
-        """Keep the checkpoints of an earlier run from being taken for the newest ones of this."""
-        folders.repair(run_dir)
-        for name in folders.set_aside_after(run_dir, self.state.global_step):
-            print(f"a later checkpoint of an earlier run is set aside as {run_dir / name}", flush=True)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         # With save_total_limit 1 the base class deletes all but the best checkpoint, the newest among them.
@@ -533,17 +547,6 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             super().create_model_card(*args, **kwargs)
         finally:
             self.state.log_history = history
-
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """As the base class, which uploads all of `output_dir` but its checkpoints.
-
-        Raises:
-            UserError: if checkpoints that were set aside would be uploaded, training state and all.
-        """
-        aside = sorted(Path(str(self.args.output_dir)).glob(f"{folders.ABANDONED_PREFIX}*"))
-        if aside:
-            raise UserError(f"push_to_hub: {aside[0]} would be uploaded too; delete it, or move it away, first")
-        return super().push_to_hub(*args, **kwargs)
 
     # ---- a text at each evaluation ----
 

@@ -388,10 +388,26 @@ def test_the_time_budget_ends_in_a_named_checkpoint(train_tiny, tmp_path, capsys
     assert train_tiny(run, "--max_training_hours", "0.0001") == 0
     out = capsys.readouterr().out
     assert "time budget of 0.0001 h reached at step 1" in out and "no time was left for an evaluation" in out
+    latest = run / "latest"
+    assert f"for an evaluation: --resume_from latest goes on, or gpt2-hf evaluate --model_path {latest}" in out
     names = folders.read_names(run)
     assert names["checkpoint_time_limit"] == "checkpoint-1"
     assert not (run / "eval_results.json").exists()
     assert train_tiny(run, "--resume_from", "checkpoint_time_limit", "--max_steps", "3") == 0
+
+
+def test_the_commands_for_an_evaluation_that_was_left_out(tmp_path):
+    """Only where there is one to make up for, and something saved to go on from, or to evaluate."""
+    run = SimpleNamespace(args=SimpleNamespace(save_strategy="steps"), output_dir=tmp_path)
+    budget = SimpleNamespace(skipped_evaluation=True, expired=False, schedule=None)
+    command = f"gpt2-hf evaluate --model_path {tmp_path / 'latest'}"
+    assert main_job.way_to_evaluate(run, budget) == f"for an evaluation: {command}"
+    budget.expired = True
+    assert main_job.way_to_evaluate(run, budget) == f"for an evaluation: --resume_from latest goes on, or {command}"
+    run.args.save_strategy = "no"
+    assert main_job.way_to_evaluate(run, budget) is None
+    run.args.save_strategy, budget.skipped_evaluation = "steps", False
+    assert main_job.way_to_evaluate(run, budget) is None
 
 
 def test_a_run_that_was_cut_short_says_so_first_and_how_to_finish(train_tiny, tmp_path, capsys, monkeypatch):

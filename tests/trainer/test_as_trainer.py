@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
 from torch.utils.tensorboard import SummaryWriter
 from transformers import (
@@ -476,7 +477,7 @@ class BreakOff(TrainerCallback):
 
 
 def test_later_checkpoints_of_an_earlier_run_are_set_aside(tmp_path, capsys):
-    """Or they would be the newest, and those of the new run rotated away; they are not uploaded."""
+    """Or they would be the newest, and those of the new run rotated away."""
     options = {"max_steps": 8, "save_steps": 2, "save_total_limit": 1, "eval_strategy": "no"}
     make_trainer(tmp_path, **options).train()
     make_trainer(tmp_path, **options, save_strategy="no").train()
@@ -485,15 +486,71 @@ def test_later_checkpoints_of_an_earlier_run_are_set_aside(tmp_path, capsys):
     with pytest.raises(KeyboardInterrupt):
         again.train()
     assert again.find_checkpoint(True) == str(tmp_path / "checkpoint-4")
-    assert f"set aside as {tmp_path / 'abandoned-checkpoint-8'}" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"abandoned-checkpoint-\d would be uploaded too"):
-        again.push_to_hub()
+    assert f"set aside as {tmp_path / '_abandoned-checkpoint-8'}" in capsys.readouterr().out
     resumed = make_trainer(tmp_path, callbacks=[BreakOff(6)], **{**options, "save_steps": 1})
     with pytest.raises(KeyboardInterrupt):
         resumed.train(resume_from_checkpoint=True)
     assert [path.name for path in folders.list_checkpoints(tmp_path)] == ["checkpoint-5"]
-    resumed.train(resume_from_checkpoint="abandoned-checkpoint-8")  # which can still be resumed from
+    resumed.train(resume_from_checkpoint="_abandoned-checkpoint-8")  # which can still be resumed from
     assert resumed.state.global_step == 8
+
+
+def checkpoints_in(folder):
+    """Names of all, also of those that were set aside."""
+    return sorted(path.name for path in folder.glob("*checkpoint-*"))
+
+
+def test_nothing_is_set_aside_before_there_is_something_in_its_place(tmp_path):
+    """A training that does not begin, or is stopped before it saves, leaves the folder as it was."""
+    make_trainer(tmp_path, save_only_model=True).train()
+    with pytest.raises(UserError, match="holds no optimizer"):
+        make_trainer(tmp_path).train(resume_from_checkpoint="checkpoint-2")
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path, callbacks=[BreakOff(1)]).train()  # the user had forgotten to resume
+    assert checkpoints_in(tmp_path) == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_a_file_that_is_in_the_way_is_found_before_the_first_step(tmp_path):
+    """Not at the first checkpoint: what was set aside before has a file of the user's in it now."""
+    for _ in range(2):
+        make_trainer(tmp_path).train()
+    (tmp_path / "_abandoned-checkpoint-2" / "notes.md").write_text("mine")
+    trainer = make_trainer(tmp_path)
+    with pytest.raises(UserError, match="_abandoned-checkpoint-2 already exists and holds files not of this run"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_a_kill_between_two_renames_is_mended_before_the_newest_is_looked_for(tmp_path):
+    """`checkpoint-4.replaced` is the newest, when the one that was to replace it never came."""
+    make_trainer(tmp_path).train()
+    replaced = (tmp_path / "checkpoint-4").rename(tmp_path / "checkpoint-4.replaced").stat().st_ino
+    make_trainer(tmp_path, max_steps=6).train(resume_from_checkpoint=True)
+    assert checkpoints_in(tmp_path) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    assert (tmp_path / "checkpoint-4").stat().st_ino == replaced  # not trained again
+
+
+def test_all_that_was_in_the_folder_is_set_aside_for_a_run_from_another(tmp_path):
+    """Also the checkpoints up to its step: they are of neither."""
+    for name in ("first", "second"):
+        make_trainer(tmp_path / name).train()
+    make_trainer(tmp_path / "second").train(resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-2"))
+    aside = ["_abandoned-checkpoint-2", "_abandoned-checkpoint-4"]
+    assert checkpoints_in(tmp_path / "second") == [*aside, "checkpoint-4"]
+    assert checkpoints_in(tmp_path / "first") == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_a_checkpoint_that_was_set_aside_takes_no_names(tmp_path):
+    """End of an epoch and best model are those of the later run, also when the earlier one is resumed."""
+    options = {"max_steps": -1, "num_train_epochs": 1, "eval_steps": 6, "save_steps": 6}
+    for _ in range(2):
+        make_trainer(tmp_path, **options).train()
+    names = folders.read_names(tmp_path)
+    assert names == {"checkpoint_epoch_1": "checkpoint-6", "best_model": "checkpoint-6"}
+    best = (tmp_path / "best_model" / "model.safetensors").read_bytes()
+    make_trainer(tmp_path, **options).train(resume_from_checkpoint="_abandoned-checkpoint-6")
+    assert folders.read_names(tmp_path) == names
+    assert (tmp_path / "best_model" / "model.safetensors").read_bytes() == best
 
 
 @pytest.mark.parametrize("name", ["best_model", "checkpoint-300", "tmp-checkpoint-2", "checkpoint_names.json"])
@@ -505,14 +562,16 @@ def test_a_name_that_is_taken_is_found_before_the_first_step(tmp_path, name):
     else:
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_text("mine")
-    with pytest.raises(UserError, match=f"{name} was not written by a run of gpt2_hf"):
+    message = f"^output_dir: .*{name} was not written by a run of gpt2_hf.*, or choose another output_dir$"
+    with pytest.raises(UserError, match=message):
         trainer.train()
     assert trainer.state.global_step == 0
 
 
-def test_what_transformers_writes_in_the_folder_is_no_obstacle(tmp_path):
-    """State and results of an earlier training; where nothing is evaluated, a `best_model` of the user's."""
-    trainer = make_trainer(tmp_path, eval_strategy="no", max_steps=2)
+@pytest.mark.parametrize("options", [{"eval_strategy": "no"}, {"plain": True, "eval_strategy": "steps"}], ids=str)
+def test_what_transformers_writes_in_the_folder_is_no_obstacle(tmp_path, options):
+    """State and results of an earlier training; where none can be the best, a `best_model` of the user's."""
+    trainer = make_trainer(tmp_path, max_steps=2, **options)
     trainer.save_metrics("train", trainer.train().metrics)
     trainer.save_state()
     trainer.save_model(str(tmp_path / "best_model"))
@@ -527,10 +586,12 @@ def test_an_earlier_run_is_not_deleted_by_an_option(tmp_path):
 
 
 def test_a_budget_that_ends_a_training_says_so(tmp_path, capsys):
-    """And what there was no time for."""
-    make_trainer(tmp_path, max_training_hours=1e-6).train()
-    printed = capsys.readouterr().out
-    assert "time budget of 1e-06 h reached at step 1\n" in printed and "no time was left for an evaluation" in printed
+    """And what there was no time for, if there was to be an evaluation; the commands are the main job's."""
+    for strategy, left_out in (("steps", ["no time was left for an evaluation"]), ("no", [])):
+        make_trainer(tmp_path / strategy, max_training_hours=1e-6, eval_strategy=strategy).train()
+        lines = capsys.readouterr().out.splitlines()
+        first = lines.index("time budget of 1e-06 h reached at step 1")
+        assert lines[first + 1 :] == left_out
 
 
 def test_hours_are_no_results_in_a_model_card(tmp_path):
@@ -545,7 +606,11 @@ def test_hours_are_no_results_in_a_model_card(tmp_path):
 
 
 def test_the_hub_gets_what_the_arguments_say(tmp_path, monkeypatch):
-    """`push_to_hub()` after the training, with hub_model_id, hub_token, hub_private_repo and hub_revision."""
+    """`push_to_hub()` after the training, with hub_model_id, hub_token, hub_private_repo and hub_revision.
+
+    No state of a training, also of an earlier one that was set aside.
+    """
+    make_trainer(tmp_path, max_steps=2).train()
     asked = {}
 
     def create_repo(name, **options):
@@ -563,6 +628,10 @@ def test_the_hub_gets_what_the_arguments_say(tmp_path, monkeypatch):
     expected = {"repo_id": "someone/tiny", "token": "secret", "revision": "draft", "folder_path": str(tmp_path)}
     assert expected.items() <= asked["upload"].items()
     assert {"README.md", "model.safetensors", "tokenizer.json"} <= {path.name for path in tmp_path.iterdir()}
+    assert checkpoints_in(tmp_path) == ["_abandoned-checkpoint-2", "checkpoint-1"]
+    there = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
+    uploaded = list(filter_repo_objects(there, ignore_patterns=asked["upload"]["ignore_patterns"]))
+    assert "model.safetensors" in uploaded and not any("checkpoint-" in name for name in uploaded)
 
 
 def test_tied_weights_are_not_missed(tmp_path, caplog):
@@ -721,8 +790,20 @@ def test_the_objective_after_an_evaluation_is_the_loss(tmp_path):
         assert _objective(metrics) == metrics["eval_loss"]
 
 
+@pytest.mark.parametrize("backend", [HPSearchBackend.RAY, HPSearchBackend.WANDB])
+def test_a_trial_that_diverges_ends_other_searches(tmp_path, monkeypatch, backend):
+    """They would take NaN, or the last number before it, for a result."""
+    monkeypatch.setattr("transformers.integrations.hp_params", dict)
+    trainer = make_trainer(tmp_path, model_init=make_model, eval_strategy="no", lr_scheduler_type="constant")
+    monkeypatch.setattr(trainer, "_get_output_dir", lambda trial: str(tmp_path / "trial"))  # asks the package
+    trainer.hp_search_backend, trainer.objective = backend, None
+    with pytest.raises(TrainingDivergedError):
+        trainer.train(trial={"learning_rate": 1e30})
+    assert trainer.objective is None
+
+
 def test_a_trial_that_diverges_fails_alone(tmp_path, capsys, monkeypatch):
-    """Its objective is NaN, its curve is ended, and the next trial trains."""
+    """With optuna its objective is NaN, its curve is ended, and the next trial trains."""
     monkeypatch.setattr("transformers.integrations.hp_params", lambda trial: trial.params)
     options = {"report_to": "tensorboard", "eval_strategy": "no", "lr_scheduler_type": "constant"}
     trainer = make_trainer(tmp_path, model_init=make_model, **options)
@@ -757,12 +838,13 @@ def test_a_search_refuses_what_is_read_once(tmp_path, name, value):
         trainer._hp_search_setup({name: value})
 
 
-def test_a_search_does_not_divide_a_batch_anew(tmp_path):
-    """With `global_batch_size` the largest micro-batch is read when the arguments are made."""
+@pytest.mark.parametrize("name", ["per_device_train_batch_size", "gradient_accumulation_steps"])
+def test_a_search_does_not_divide_a_batch_anew(tmp_path, name):
+    """With `global_batch_size` it is divided when the arguments are made."""
     trainer = make_trainer(tmp_path, model_init=make_model, global_batch_size=4)
     trainer.hp_search_backend = HPSearchBackend.WANDB
-    with pytest.raises(UserError, match="per_device_train_batch_size is read when a Trainer is made"):
-        trainer._hp_search_setup({"per_device_train_batch_size": 2})
+    with pytest.raises(UserError, match=f"{name} is read when a Trainer is made"):
+        trainer._hp_search_setup({name: 2})
 
 
 def trainer_loss(folder):

@@ -119,7 +119,7 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
         self.expired = state.global_step < state.max_steps
         remaining = self.remaining()
         end = self.watch.elapsed + remaining.evaluation_and_checkpoint
-        self.skipped_evaluation = any_process(end >= self.max_hours * 3600)
+        self.skipped_evaluation = any_process(remaining.evaluation > 0 and end >= self.max_hours * 3600)
         control.should_evaluate = remaining.evaluation > 0 and not self.skipped_evaluation
         control.should_log = control.should_training_stop = True
         control.should_save = remaining.checkpoint > 0
@@ -144,8 +144,7 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
         """What there is to say, after the last step, of a training that the budget has ended or cut short."""
         lines = [f"time budget of {self.max_hours:g} h reached at step {step:,}"] if self.expired else []
         if self.skipped_evaluation:
-            goes_on = "--resume_from latest goes on, or " if self.expired and self.schedule is None else ""
-            lines.append(f"no time was left for an evaluation; {goes_on}use: gpt2-hf evaluate")
+            lines.append("no time was left for an evaluation")
         return lines
 
     def checkpoint_names(self) -> list[str]:
