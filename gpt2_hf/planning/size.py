@@ -97,7 +97,7 @@ class LossRule:
         return self.floor + self.capacity / weights**self.alpha + self.data / fresh**self.beta
 
 
-RULE = LossRule(floor=3.747, capacity=73.11, alpha=0.4426, data=234.7, beta=0.4, repeats=4.163)
+RULE = LossRule(floor=3.756, capacity=81.36, alpha=0.45, data=231.7, beta=0.4, repeats=4.319)
 
 
 @dataclass(frozen=True)
