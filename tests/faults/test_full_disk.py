@@ -84,3 +84,15 @@ def test_lost_permission_is_said(tiny_options, tmp_path):
     log = tmp_path / "log"
     assert harness.run(["train", *tiny_options, "--checkpoint_dir", str(locked / "run")], log) == 2
     assert "locked" in log.read_text().strip().splitlines()[-1]
+
+
+def test_without_an_earlier_checkpoint_nothing_can_be_resumed(train_tiny, tmp_path, capsys, monkeypatch):
+    """The advice is to start again, not to resume what is not there."""
+
+    def refuse(staging, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+    monkeypatch.setattr(folders, "commit", refuse)
+    assert train_tiny(tmp_path / "run") == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "there is no earlier one" in last and last.endswith("then start again")
