@@ -162,8 +162,9 @@ class CheckpointingTrainer(Trainer):
         if self.state.best_global_step == self.state.global_step:
             self._set_best(self._best_before)  # that which is in best_model
         if self.args.on_save_error == "stop":
-            remedy = "resume (--resume_from latest; in Python, resume_from_checkpoint=True)" if newest else "start again"
-            raise SaveError(f"{message}. Free disk space or fix the folder, then {remedy}") from problem
+            resume = "resume (--resume_from latest; in Python, resume_from_checkpoint=True)"
+            remedy = f"Free disk space or fix the folder, then {resume if newest else 'start again'}"
+            raise SaveError(f"{message}. {remedy}") from problem
         print(f"warning: {message}; training goes on (--on_save_error continue)", file=sys.stderr)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
