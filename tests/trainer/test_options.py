@@ -9,6 +9,8 @@ from transformers import TrainerCallback, default_data_collator
 
 from gpt2_hf import GPT2HFForCausalLM
 from gpt2_hf.errors import UserError
+from gpt2_hf.options.arguments import names_of
+from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 
 from .helpers import BLOCKS, Stream, assert_exact, logged, make_model, make_trainer, true_loss
 
@@ -325,10 +327,11 @@ def test_activations_that_are_computed_again_change_nothing(tmp_path):
     """`activation_checkpointing` and its arguments, under the older names too."""
     plain = make_trainer(tmp_path, max_steps=2)
     plain.train()
-    for name, of_name in (
-        ("activation_checkpointing", "activation_checkpointing_kwargs"),
-        ("gradient_checkpointing", "gradient_checkpointing_kwargs"),
-    ):
+    arguments = {"activation_checkpointing": "activation_checkpointing_kwargs"}
+    arguments["gradient_checkpointing"] = "gradient_checkpointing_kwargs"
+    for name, of_name in arguments.items():
+        if of_name not in names_of(GPT2HFTrainingArguments):  # older releases of transformers
+            of_name = arguments["gradient_checkpointing"]
         trainer = make_trainer(tmp_path, max_steps=2, **{name: True, of_name: {"use_reentrant": False}})
         trainer.train()
         assert trainer.model.is_gradient_checkpointing
