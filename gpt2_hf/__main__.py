@@ -61,12 +61,14 @@ _TRAIN_HELP = (
 )
 
 
+_LESS_IN_TRAINING = (
+    "half the --batch_size needs less, with twice the --gradient_accumulation_steps for the same step, then "
+    "--activation_checkpointing"
+)
 # What needs less memory, by command.
 _LESS_MEMORY = {
-    "train": "half the --batch_size needs less, with twice the --gradient_accumulation_steps for the same step, then "
-    "--activation_checkpointing; the run goes on from its last checkpoint with --resume_from latest",
-    "plan": "half the --batch_size needs less, with twice the --gradient_accumulation_steps for the same step, then "
-    "--activation_checkpointing",
+    "train": f"{_LESS_IN_TRAINING}; the run goes on from its last checkpoint with --resume_from latest",
+    "plan": _LESS_IN_TRAINING,
     "evaluate": "half the --batch_size needs less",
     "generate": "a smaller --batch_size or --max_new_tokens needs less",
 }

@@ -171,6 +171,11 @@ def _choices(members: list[Any]) -> dict[str, Any]:
     return choices
 
 
+def default_of(field: "dataclasses.Field[Any]") -> Any:
+    """The value of a field that nobody states."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
 def group_of(dataclass_type: type) -> OptionGroup:
     """The options of an arguments class that is imported."""
     hints = typing.get_type_hints(dataclass_type)
@@ -178,12 +183,10 @@ def group_of(dataclass_type: type) -> OptionGroup:
     options = []
     for field in dataclasses.fields(dataclass_type):
         if field.init:
-            factory = field.default_factory
-            default = field.default if factory is dataclasses.MISSING else factory()
             aliases = tuple(field.metadata.get("aliases", ()))
             is_own, text = field.name in own, field.metadata.get("help")
             choices = tuple(field.metadata.get("choices", ()))
-            options.append(Option(field.name, hints[field.name], default, text, aliases, is_own, choices))
+            options.append(Option(field.name, hints[field.name], default_of(field), text, aliases, is_own, choices))
     base = None if all(option.is_own for option in options) else dataclass_type.__mro__[1].__name__
     # every class of options has a title, which `type` does not tell
     return OptionGroup(dataclass_type._argument_group_name, tuple(options), base)  # type: ignore[attr-defined]

@@ -7,9 +7,9 @@ import difflib
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from accelerate.utils import get_int_from_env
 from transformers import IntervalStrategy, SchedulerType, TrainingArguments
@@ -21,6 +21,7 @@ from ..runtime import distributed
 from ..runtime.fallbacks import missing_for_compile
 from ..runtime.precision import Precision, PrecisionName, current_device_type, resolve_precision
 from .arguments import option
+from .fields import default_of
 from .values import LARGEST_BATCH, require_filled, require_finite, require_in_range
 
 MUON = "muon"
@@ -222,7 +223,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         options = [entry for entry in fields(self) if entry.init]
-        self.stated = [entry.name for entry in options if getattr(self, entry.name) != _default(entry)]
+        self.stated = [entry.name for entry in options if getattr(self, entry.name) != default_of(entry)]
         self._check_ranges()
         self._check_optimizer_options()
         own = ("output_dir", "resume_from_checkpoint", "distill_from")  # others may be empty for transformers
@@ -424,10 +425,6 @@ class GPT2HFTrainingArguments(TrainingArguments):
         self.check_schedule()
 
 
-def _default(entry: "Field[Any]") -> Any:
-    return entry.default if entry.default_factory is MISSING else entry.default_factory()
-
-
 def _refuse(args: TrainingArguments, without_effect: dict[str, str]) -> None:
     defaults = {entry.name: entry.default for entry in fields(GPT2HFTrainingArguments) if entry.default is not MISSING}
     for name, remedy in without_effect.items():
@@ -462,7 +459,7 @@ def with_own_fields(args: TrainingArguments | None) -> GPT2HFTrainingArguments:
     vars(args).setdefault("sample_tokens", 0)
     for entry in fields(GPT2HFTrainingArguments):
         if entry.name not in inherited and entry.name != "resolved_precision":
-            vars(args).setdefault(entry.name, _default(entry))
+            vars(args).setdefault(entry.name, default_of(entry))
     result.marks_epochs = False  # where transformers evaluates and saves, and keeps no more than save_total_limit
     result._check_output_dir()
     result._check_engine()

@@ -339,7 +339,7 @@ def measure(
     """Train, evaluate and sample for some seconds.
 
     Raises:
-        torch.OutOfMemoryError: if the device is too small for the largest batch.
+        Exception: one that `is_out_of_memory` knows, if the device is too small for the largest batch.
     """
     accumulation = trainer.args.gradient_accumulation_steps
     chosen = _representative(batches, (_FIRST_STEPS + _MAX_STEPS) * accumulation)
@@ -399,7 +399,7 @@ def quick_step_seconds(
         seconds: after which no further one is timed.
 
     Raises:
-        torch.OutOfMemoryError: if the device is too small.
+        Exception: one that `is_out_of_memory` knows, if the device is too small.
     """
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_probe_trainer(args, model, data, folder)

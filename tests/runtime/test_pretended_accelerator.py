@@ -30,7 +30,7 @@ def run_main(module, out, errors):
         try:
             importlib.import_module(module).main()
         except Exception:
-            traceback.print_exc()
+            traceback.print_exc()  # here it is still in the file that the test shows
             raise
 
 
