@@ -336,9 +336,18 @@ class ExactEvaluationTrainer(LossTrainer):
             return None
         return super()._run_epoch(*args, **kwargs)
 
-    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        result = super()._init_training_state(max_steps, *args, **kwargs)
-        self._resumed_at_end = args[2] if self.state.global_step >= max_steps else None
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        result = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        self._resumed_at_end = resume_from_checkpoint if self.state.global_step >= max_steps else None
         return result
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:

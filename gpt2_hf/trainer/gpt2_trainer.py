@@ -402,19 +402,29 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         """Whether it does for its folder what a job does; one that saves nothing touches nothing."""
         return self._counts_from_train and self.args.save_strategy != SaveStrategy.NO
 
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
         if self.model_init is not None:
             self._look_at_model()
             self._draw_apart()  # the base class has seeded all alike, for the weights
-        checkpoint, run_dir = args[3], Path(self._get_output_dir(args[4]))
+        run_dir = Path(self._get_output_dir(trial))
         if self._looks_after_folder:
             evaluates = self.args.eval_strategy != IntervalStrategy.NO
             publishes_best = evaluates and self.args.metric_for_best_model is not None
             distributed.decided_by_first(lambda: refuse_foreign_checkpoints(run_dir, publishes_best))
-        result = super()._init_training_state(*args, **kwargs)
+        result = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
         self.later_than = None
         if self._looks_after_folder:
-            elsewhere = checkpoint is not None and Path(checkpoint).parent.resolve() != run_dir.resolve()
+            resumed = resume_from_checkpoint
+            elsewhere = resumed is not None and Path(resumed).parent.resolve() != run_dir.resolve()
             self.later_than = later_than = -1 if elsewhere else self.state.global_step
             # what cannot be set aside is found now, and not at the first checkpoint
             distributed.decided_by_first(lambda: folders.places_aside(run_dir, later_than, folders.UNPUBLISHED_PREFIX))
