@@ -19,6 +19,7 @@ from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..planning.plan import make_schedule
 from ..runtime import distributed
 from ..runtime.random_state import preserved_rng
+from ..runtime.temporary import temporarily
 from ..trainer.distillation import Distillation
 from ..trainer.gpt2_trainer import GPT2HFTrainer
 from .preparation import num_samples
@@ -69,11 +70,8 @@ def begin_reports(run: Run, trainer: GPT2HFTrainer) -> None:
     Raises:
         UserError: on all processes, if one of them does not begin; one line that names it.
     """
-    named, run.args.run_name = run.args.run_name, run.name
-    try:
+    with temporarily(run.args, run_name=run.name):
         distributed.decided_by_first(lambda: _begin_all(trainer))
-    finally:
-        run.args.run_name = named
 
 
 def _begin_all(trainer: GPT2HFTrainer) -> None:

@@ -35,6 +35,7 @@ from ..errors import FolderLostError, SaveError, UserError
 from ..options.training_arguments import GPT2HFTrainingArguments
 from ..runtime import distributed
 from ..runtime.random_state import get_rng_state, set_rng_state
+from ..runtime.temporary import temporarily
 from .callbacks.cadence import ends_epoch
 from .job_context import JobContext
 from .weight_average import WeightAverage, on_this_process
@@ -297,14 +298,10 @@ class CheckpointingTrainer(Trainer):
         trial: Any,
     ) -> tuple[int, int]:
         # The base class lets the cadence of the checkpoint win over the arguments, and would make callbacks anew.
-        restores = self.args.restore_callback_states_from_checkpoint
-        self.args.restore_callback_states_from_checkpoint = False
-        try:
+        with temporarily(self.args, restore_callback_states_from_checkpoint=False):
             result = super()._init_training_state(
                 max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
             )
-        finally:
-            self.args.restore_callback_states_from_checkpoint = restores
         if num_train_epochs == sys.maxsize and resume_from_checkpoint is not None and not self.args.ignore_data_skip:
             result = self._place_without_length(resume_from_checkpoint)
         self._best_before = _NO_BEST

@@ -49,6 +49,7 @@ from ..runtime.own_process import suit_changing_shapes
 from ..runtime.random_state import preserved_rng
 from ..runtime.stop_signals import shield_workers
 from ..runtime.stopwatch import Stopwatch
+from ..runtime.temporary import temporarily
 from .callbacks import (
     CadenceCallback,
     ContinuousTensorBoardCallback,
@@ -239,13 +240,10 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             config.dispatch_batches = False
         # Gradients kept whole until the last accumulated batch would take the memory that sharding saves.
         by_sharding = {"sync_each_batch": True} if self.args.wants_fsdp else {}
-        given = config.gradient_accumulation_kwargs
-        config.gradient_accumulation_kwargs = {**by_sharding, **(given or {})}
-        try:
+        accumulation = {**by_sharding, **(config.gradient_accumulation_kwargs or {})}
+        # The base class writes into it, and refuses at the next Trainer, or trial, what it has written.
+        with temporarily(config, gradient_accumulation_kwargs=accumulation):
             super().create_accelerator_and_postprocess()
-        finally:
-            # The base class writes into it, and refuses at the next Trainer, or trial, what it has written.
-            config.gradient_accumulation_kwargs = given
         if (ddp := getattr(self.accelerator, "ddp_handler", None)) is not None:
             # Else the gradients are held twice, and buffers, which the model has none of that change, are sent around.
             ddp.gradient_as_bucket_view = True
@@ -433,11 +431,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         # With save_total_limit 1 the base class deletes all but the best checkpoint, the newest among them.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
+        with temporarily(self.args, save_total_limit=None):
             return super()._finalize_training(*args, **kwargs)
-        finally:
-            self.args.save_total_limit = limit
 
     def _divergence_context(self, step: int) -> str:
         """Loss and samples of a bad step, read only now that the run is over."""
@@ -551,12 +546,10 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """As the base class, which would take the hours for results of an evaluation."""
-        history = self.state.log_history
-        self.state.log_history = [{name: entry[name] for name in entry if name not in _CLOCKS} for entry in history]
-        try:
+        entries = self.state.log_history
+        history = [{name: entry[name] for name in entry if name not in _CLOCKS} for entry in entries]
+        with temporarily(self.state, log_history=history):
             super().create_model_card(*args, **kwargs)
-        finally:
-            self.state.log_history = history
 
     # ---- a text at each evaluation ----
 
