@@ -1,7 +1,6 @@
 """The text and the protocol that a model was trained with, where a command does not say another.
 
-In: the data options of the command, and the `resolved_config.json` beside the model. Out: data options. Used by:
-`evaluate`.
+In: the data options of the command, and the `resolved_config.json` beside the model. Out: data options.
 """
 
 from collections.abc import Callable

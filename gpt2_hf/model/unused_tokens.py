@@ -1,7 +1,6 @@
 """One row of the head for all tokens that the training text never uses.
 
-In: the head's weight and target ids. Out: a smaller head and its ids, with the same loss. Used by: `modeling_gpt2_hf`,
-for `--tie_unused_tokens`.
+In: the head's weight and target ids. Out: a smaller head and its ids, with the same loss. For `--tie_unused_tokens`.
 
 Tokens that are neither inputs nor targets have no gradient but that of the softmax, which for equal rows is equal. So
 rows that begin equal stay equal, and the softmax over the whole vocabulary is one over the used tokens and a row that

@@ -1,6 +1,6 @@
 """How much of a device a run uses: its arithmetic against the peak, and its memory.
 
-In: a device and a precision. Out: FLOP/s and bytes. Used by: `trainer`, `probe`.
+In: a device and a precision. Out: FLOP/s and bytes.
 """
 
 import gc

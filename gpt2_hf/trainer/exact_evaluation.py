@@ -1,7 +1,7 @@
 """transformers' Trainer with a loss of a split that does not depend on batches, processes or interruptions.
 
 In: a model and samples. Out: loss, perplexity and the number of scored tokens, and whatever metrics the user computes.
-Next stage: `trainer`.
+Next stage: `gpt2_trainer`.
 
 What differs from the base class, each with its reason at the method:
   - token losses are summed over the split, where the base class averages the means of batches;

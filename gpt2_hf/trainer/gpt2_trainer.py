@@ -1,7 +1,7 @@
 """transformers' Trainer, made exact, safe and quiet.
 
-In: a model, arguments, samples and a collator. Out: a trained model and checkpoints. Next stage: `evaluation`,
-`generation`, `export`, `report`.
+In: a model, arguments, samples and a collator. Out: a trained model and checkpoints. Next stage: `evaluate`,
+`generate`, `export`, `report`.
 
 What differs from the base class, beside checkpoints (see `checkpointing`) and evaluation (see `exact_evaluation`),
 each with its reason at the method:

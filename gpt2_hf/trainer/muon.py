@@ -1,7 +1,7 @@
 """Muon for the hidden weight matrices of the blocks, AdamW for everything else, as one optimizer.
 
 In: a model. Out: what the Trainer, its schedule and its checkpoints take for an ordinary optimizer.
-Used by: `trainer`, for `--optim muon`.
+For `--optim muon`.
 """
 
 import functools
