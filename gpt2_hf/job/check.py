@@ -22,7 +22,7 @@ from ..runtime.random_state import preserved_rng
 from ..runtime.temporary import temporarily
 from ..trainer.distillation import Distillation
 from ..trainer.gpt2_trainer import GPT2HFTrainer
-from .preparation import num_samples
+from ..trainer.remaining import num_samples_of
 from .run import Run
 
 _TOKENS = 16
@@ -35,7 +35,7 @@ def check_training(run: Run, trainer: GPT2HFTrainer) -> None:
         UserError: if something cannot be built or does not work; one line that names the option.
     """
     args = run.args
-    steps = make_schedule(args, num_samples(trainer.train_dataset)).total_steps
+    steps = make_schedule(args, num_samples_of(trainer.train_dataset)).total_steps
     name = getattr(args.optim, "value", args.optim)
     schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
     with preserved_rng(args.device):

@@ -25,7 +25,6 @@ from ..options.arguments import CHOSEN_BY_SIZE, DataArguments, ModelArguments
 from ..options.parsing import check_acting
 from ..options.training_arguments import MUON, GPT2HFTrainingArguments
 from ..planning import probe
-from ..planning.plan import device_memory
 from ..planning.size import (
     LADDER,
     LEAST_DECAY,
@@ -41,8 +40,8 @@ from ..planning.size import (
     dropout_for,
 )
 from ..runtime import distributed
-from ..runtime.utilization import free_unused, is_out_of_memory, used_memory
-from ..trainer.callbacks.progress import duration
+from ..runtime.stopwatch import duration
+from ..runtime.utilization import device_memory, free_unused, is_out_of_memory, used_memory
 from ..trainer.remaining import with_margin
 from .results import report_seconds
 from .run import Run

@@ -12,16 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
-import torch
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..data import LoadedData, PaddingCollator, Samples
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.training_arguments import GPT2HFTrainingArguments, divide_batch
-from ..runtime.utilization import held_memory, is_out_of_memory
-from ..trainer.callbacks.progress import duration
+from ..runtime.stopwatch import duration
+from ..runtime.utilization import card_memory, device_memory, held_memory, is_out_of_memory
 from ..trainer.gpt2_trainer import GPT2HFTrainer
 from ..trainer.muon import state_bytes
 from ..trainer.remaining import with_margin
@@ -420,19 +418,6 @@ def _activation_bytes(trainer: GPT2HFTrainer, samples: Samples, batches: probe.B
         if not is_out_of_memory(error):
             raise
         return memory
-
-
-def device_memory(device: torch.device) -> int:
-    """Bytes that a run can have on a device: what is free, and what this process already holds."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device)
-    return int(psutil.virtual_memory().available) + held_memory(device)
-
-
-def card_memory(device: torch.device) -> int:
-    """Total memory of a CUDA GPU in bytes; 0 for another device."""
-    return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else 0
 
 
 def _existing_parent(path: Path) -> Path:
