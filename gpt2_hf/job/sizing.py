@@ -22,6 +22,7 @@ from ..commands.training_protocol import read_trained_config
 from ..data import LoadedData, PaddingCollator, Samples
 from ..errors import UserError
 from ..options.arguments import CHOSEN_BY_SIZE, DataArguments, ModelArguments
+from ..options.fields import default_value
 from ..options.parsing import check_acting
 from ..options.training_arguments import MUON, GPT2HFTrainingArguments
 from ..planning import probe
@@ -164,8 +165,7 @@ class Chooser:
         if name in self.run.given:
             return True
         owner = self._owner(name)
-        field = type(owner).__dataclass_fields__[name]
-        return not self.run.given and getattr(owner, name) != field.default
+        return not self.run.given and getattr(owner, name) != default_value(type(owner), name)
 
     def set(self, **values: Any) -> None:
         """Choose values for options, but for those that are stated; what the values exclude is still refused."""
