@@ -414,7 +414,7 @@ class _Meter:
         finally:
             del model
             free_unused(args.device)
-        if args.device.type == "cuda" and peak * _MORE_MEMORY > device_memory(args.device):
+        if args.device.type == "cuda" and not _leaves_room(peak, device_memory(args.device)):
             return None
         tokens = args.samples_per_step * _mean_length(self.data)
         measured = Measured(parameters, tokens / seconds)
@@ -424,6 +424,11 @@ class _Meter:
     def _dropout(self) -> float:
         """The stated one; otherwise none, which is what short runs have."""
         return self.chooser.run.model_args.dropout if self.chooser.is_stated("dropout") else 0.0
+
+
+def _leaves_room(peak: int, memory: int) -> bool:
+    """Whether a run fits into the memory of a GPU whose measured steps take `peak`; both in bytes."""
+    return peak * _MORE_MEMORY <= memory
 
 
 def restore(chooser: Chooser, checkpoint: Path) -> None:
