@@ -610,7 +610,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         """With the watch for spikes, the place in a stream, and what is logged of teachers."""
         return {
             **super().process_state(),
-            "loss_spikes": vars(self._loss_spikes),
+            "loss_spikes": self._loss_spikes.state_dict(),
             "stream": self._stream.state_dict() if self._stream is not None else None,
             "distillation": self.distillation.state() if self.distillation is not None else None,
         }
@@ -619,7 +619,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         """With the same; an evaluation that was missed comes last."""
         if self._stream is not None and state["stream"] is not None:
             self._stream.load_state_dict(state["stream"])
-        vars(self._loss_spikes).update(state["loss_spikes"])
+        self._loss_spikes.load_state_dict(state["loss_spikes"])
         if self.distillation is not None and state.get("distillation") is not None:
             self.distillation.load_state(state["distillation"])
         super().load_process_state(state)
