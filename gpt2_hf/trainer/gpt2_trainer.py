@@ -64,7 +64,7 @@ from .combinations import check_combinations
 from .distillation import Distillation, check_teachers
 from .exact_evaluation import ExactEvaluationTrainer, columns_of
 from .job_context import JobContext
-from .muon import MuonWithAdamW, hidden_matrices
+from .muon import muon_for
 from .remaining import RemainingWork, checkpoint_seconds, generation_seconds, num_samples_of, split_seconds
 from .schedule import CosineByTime
 from .speed import TrainingSpeed, peak_tokens_per_second
@@ -273,23 +273,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         """The base class's choice, or Muon."""
         if self.optimizer is None and self.optimizer_cls_and_kwargs is None and self.args.uses_muon:
             model = model if model is not None else self.model
-            matrices = hidden_matrices(model)
-            decay, of_matrices = self.args.weight_decay, self.args.muon_weight_decay
-            decayed = set(self.get_decay_parameter_names(model))
-            others = {name: p for name, p in model.named_parameters() if p.requires_grad and name not in matrices}
-            self.optimizer = MuonWithAdamW(
-                matrices.values(),
-                [
-                    {"params": [p for name, p in others.items() if name in decayed], "weight_decay": decay},
-                    {"params": [p for name, p in others.items() if name not in decayed], "weight_decay": 0.0},
-                ],
-                learning_rate=self.args.learning_rate,
-                matrix_learning_rate=self.args.muon_learning_rate or self.args.learning_rate,
-                momentum=self.args.muon_momentum,
-                weight_decay=decay if of_matrices is None else of_matrices,
-                betas=(self.args.adam_beta1, self.args.adam_beta2),
-                eps=self.args.adam_epsilon,
-            )
+            self.optimizer = muon_for(model, self.args, self.get_decay_parameter_names(model))
         return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
