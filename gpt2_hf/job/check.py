@@ -16,7 +16,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from ..errors import UserError
 from ..model.configuration_gpt2_hf import GPT2HFConfig
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
-from ..planning.plan import make_schedule
+from ..planning.steps import make_schedule
 from ..runtime import distributed
 from ..runtime.random_state import preserved_rng
 from ..runtime.temporary import temporarily

@@ -25,7 +25,7 @@ from ..errors import EXIT_OK, FolderLostError, UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import DataArguments, ModelArguments
 from ..options.training_arguments import GPT2HFTrainingArguments
-from ..planning.plan import make_schedule
+from ..planning.steps import make_schedule
 from ..runtime import distributed
 from ..runtime.hub import ensure_hub_or_offline
 from ..runtime.stopwatch import Stopwatch

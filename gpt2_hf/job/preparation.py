@@ -15,7 +15,7 @@ from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.mixture import DATA_FILES
-from ..planning.plan import Schedule, make_schedule, schedule_warning
+from ..planning.steps import Schedule, make_schedule, schedule_warning
 from ..runtime.fallbacks import missing_for_attention, missing_for_packing, padding_to_the_longest
 from ..runtime.stopwatch import duration
 from ..trainer.remaining import num_samples_of
