@@ -1,15 +1,19 @@
-"""What the tests of the data stage share: where WikiText-2 is, its options, documents without a tokenizer."""
+"""What tests with data share: where WikiText-2 is, options, documents without a tokenizer, a stream."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
 from datasets import Dataset
 from datasets.table import InMemoryTable
 
+from gpt2_hf.data import StreamingSamples
+from gpt2_hf.data.sources import load_sources
 from gpt2_hf.data.tokenization import TokenizedDocuments
 from gpt2_hf.options.arguments import DataArguments
 
 from .conftest import wikitext_folder
+from .tiny_models import word_tokenizer
 
 WIKITEXT = wikitext_folder()
 
@@ -24,3 +28,11 @@ def documents_of(ids: list[list[int]], rows_per_chunk: int = 3) -> TokenizedDocu
 def file_arguments(train_file: Path | str, **options) -> DataArguments:
     """Arguments for files, as the command line leaves them."""
     return DataArguments(dataset_name=None, dataset_config_name=None, train_file=str(train_file), **options)
+
+
+def streamed_lines(folder: Path, lengths: Iterable[int]) -> StreamingSamples:
+    """A stream of lines with so many words, each of which is a token, from a file in the folder."""
+    path = folder / "text.txt"
+    path.write_text("".join(" ".join(f"w{i}" for i in range(n)) + "\n" for n in lengths))
+    source = load_sources(file_arguments(path))["train"]
+    return StreamingSamples(source, word_tokenizer(96), max_length=32, buffer_size=50)

@@ -2,7 +2,6 @@
 
 A checkpoint is the same whether one process wrote it, several copies of the model, or several shards: any number of
 processes can resume from it. In: an engine that accelerate has prepared. Out: plain tensors, and back.
-Used by: `trainer`.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """The results that `evaluate --output_file` has left in folders of runs: is a difference between two significant?
 
-In: folders. Out: lines. Used by: `report`.
+In: folders. Out: lines.
 """
 
 import json

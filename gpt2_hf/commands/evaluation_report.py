@@ -1,7 +1,6 @@
 """What an evaluation says: the figures, how they were measured, and a comparison; as JSON and in words.
 
-In: scores. Out: a dictionary with all that is needed to measure the same again, and lines to print. Used by:
-`evaluate`.
+In: scores. Out: a dictionary with all that is needed to measure the same again, and lines to print.
 """
 
 from collections.abc import Mapping, Sequence

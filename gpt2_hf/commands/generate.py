@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..errors import UserError, printable
 from ..options.arguments import GenerationArguments
+from ..options.fields import default_value
 from ..runtime.own_process import suit_changing_shapes
 from ..runtime.precision import current_device_type, resolve_precision
 from .model_loading import load_trained
@@ -259,7 +260,7 @@ def _check_pointless(args: GenerationArguments, given: dict[str, str], interacti
                     f"--{name} has no effect with --temperature 0, which always gives the same text; leave it out"
                 )
             # a file's choice gives way to the command line's
-            setattr(args, name, GenerationArguments.__dataclass_fields__[name].default)
+            setattr(args, name, default_value(GenerationArguments, name))
     if interactive and args.output_file is not None:
         raise UserError("--output_file has no effect at a terminal; add --prompt or --prompt_file")
 

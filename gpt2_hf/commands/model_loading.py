@@ -1,7 +1,6 @@
 """Models from arguments or from a folder, with errors that say what to do.
 
-In: `ModelArguments`, or a model path. Out: a `GPT2HFForCausalLM` (and its tokenizer). Used by: the job, and
-every command that takes a model.
+In: `ModelArguments`, or a model path. Out: a `GPT2HFForCausalLM` (and its tokenizer).
 """
 
 import os

@@ -1,6 +1,6 @@
 """What `--output_file` names: a file that is replaced, a pipe or device that is written, or standard output.
 
-In: a path. Out: an error before the work begins, or a stream. Used by: `generate`, `evaluate`.
+In: a path. Out: an error before the work begins, or a stream.
 """
 
 import contextlib

@@ -2,7 +2,7 @@
 
 To generate a token every weight is read once, and nothing else takes long. torch's product of a few rows with a plain
 16-bit matrix reads it at about two thirds of the rate that it reads a packed one. Packing takes a copy of the weights
-and as long as a few tokens, so it is for many of them. Used by: `generate`, `demo`.
+and as long as a few tokens, so it is for many of them.
 """
 
 import contextlib

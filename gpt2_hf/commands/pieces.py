@@ -1,7 +1,7 @@
 """Is a difference between two models statistically significant? A paired block bootstrap over segments of a text.
 
 In: where the scored tokens and the documents of a text lie; then the losses of two models, summed in each segment.
-Out: the difference in nats per token with its interval. Used by: `scoring`, `evaluate`, `report`.
+Out: the difference in nats per token with its interval.
 
 Neighbouring tokens and lines are not independent: a model that knows a subject knows it for a whole article. So what
 is resampled are long segments of the text, as long as there are still enough of them: at most 40, of whole documents

@@ -1,7 +1,6 @@
 """A model in another form that computes the same: its weights carried over, and its logits compared.
 
 In: a model, and the form that it was written in. Out: the largest difference of their logits, or an error.
-Used by: `export` and its formats, `import_model`, `space`.
 """
 
 import copy

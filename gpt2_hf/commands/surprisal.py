@@ -1,7 +1,6 @@
 """How surprising each token of a text is to a model, and what the model expected instead.
 
 In: a model, its tokenizer, a text. Out: the text in pieces, each with its surprisal and the likeliest tokens there.
-Used by: `demo`.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """Texts of a model while they are made, several at a time.
 
-In: a model, its tokenizer, a prompt. Out: after each token, all texts so far. Used by: `demo`.
+In: a model, its tokenizer, a prompt. Out: after each token, all texts so far.
 """
 
 import queue

@@ -1,7 +1,7 @@
 """How much text a token is: its bytes, and the words and line ends in it.
 
 In: a byte-level BPE tokenizer, and pairs of consecutive tokens. Out: counts that do not depend on how the text was
-cut into tokens, so that models with different vocabularies can be compared. Used by: `scoring`.
+cut into tokens, so that models with different vocabularies can be compared.
 
 The tokens of a byte-level BPE are the bytes of the text, each written as one character, and so the counts are those
 of the original text. Other tokenizers change the text (case, white space, unknown characters): for them there is no

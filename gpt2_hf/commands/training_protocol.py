@@ -1,10 +1,10 @@
 """The text and the protocol that a model was trained with, where a command does not say another.
 
-In: the data options of the command, and the `resolved_config.json` beside the model. Out: data options. Used by:
-`evaluate`.
+In: the data options of the command, and the `resolved_config.json` beside the model. Out: data options.
 """
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from ..checkpoints.folders import RESOLVED_CONFIG_NAME, read_json
 from ..data.readers import text_file
 from ..errors import UserError
 from ..options.arguments import DataArguments
+from ..options.fields import default_value
 from ..options.mixture import SOURCES, TEXT_KEYS
 
 # Options that act under certain values of others, and are refused otherwise. Those of the training run are passed over
@@ -28,8 +29,7 @@ def with_training_protocol(data_args: DataArguments, given: dict[str, str], sour
     """Take what the command does not say about the data from the config the model was trained with, where it acts."""
     if data_args.shift_blocks and "shift_blocks" in given:
         raise UserError("--shift_blocks has no effect: a text is scored as it is cut once; leave it out")
-    fields = data_args.__dataclass_fields__
-    values = {name: getattr(data_args, name) for name in fields}
+    values = {field.name: getattr(data_args, field.name) for field in fields(data_args)}
     named_source = set(SOURCES) & set(given)
     trained = {name: value for name, value in inherited_options(source, given).items() if name in values}
     left_out = {"max_train_samples", "max_eval_samples"}  # shortcuts of a run, not part of how it measures
@@ -38,7 +38,8 @@ def with_training_protocol(data_args: DataArguments, given: dict[str, str], sour
         if _is_unit_of(trained.get("document_unit"), [getattr(data_args, name) for name in named_source]):
             left_out.remove("document_unit")
     values |= {name: value for name, value in trained.items() if name not in left_out}
-    values |= {name: fields[name].default for name, acts in _ACTS.items() if name in trained and not acts(values)}
+    idle = [name for name, acts in _ACTS.items() if name in trained and not acts(values)]
+    values |= {name: default_value(DataArguments, name) for name in idle}
     values["shift_blocks"] = False  # a text is scored as it is cut once
     return DataArguments(**values)
 

@@ -1,6 +1,6 @@
 """Whether the weight files of a folder are complete, and have the shapes that its config says.
 
-In: a folder and its config. Out: nothing, or a `UserError` that names the file. Used by: `model_loading`, since
+In: a folder and its config. Out: nothing, or a `UserError` that names the file:
 transformers tells neither which file is cut nor which number of the config does not fit.
 """
 

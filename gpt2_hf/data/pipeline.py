@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
 from ..options.arguments import DataArguments
+from ..options.fields import default_value
 from ..options.mixture import Mix, shares_of
 from .collators import FlatteningCollator, PaddingCollator
 from .samples import Accounting, BlockSamples, DocumentSamples, MixedSamples, Samples, SequenceMode, padded_share
@@ -303,7 +304,7 @@ def _named(name: str) -> Iterator[None]:
 def _settle_percentage(args: DataArguments, inherited: Collection[str]) -> None:
     """Refuse a share to set aside where there is a validation split; if it came along, the arguments forget it."""
     name = "validation_split_percentage"
-    default: Any = DataArguments.__dataclass_fields__[name].default
+    default = default_value(DataArguments, name)
     if name in inherited:
         args.validation_split_percentage = default
     if args.validation_split_percentage != default:

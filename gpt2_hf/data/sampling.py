@@ -1,6 +1,6 @@
 """The order of the samples, a function of seed and epoch alone.
 
-In: how many samples there are, or how long each is. Out: indices for a DataLoader. Used by: `trainer`.
+In: how many samples there are, or how long each is. Out: indices for a DataLoader.
 
 A batch of one optimizer step is a run of consecutive indices, so it holds the same samples whatever the number of
 processes and of accumulation steps it is divided among, and a resumed run skips indices without reading any data.

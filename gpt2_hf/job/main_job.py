@@ -25,7 +25,7 @@ from ..errors import EXIT_OK, FolderLostError, UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import DataArguments, ModelArguments
 from ..options.training_arguments import GPT2HFTrainingArguments
-from ..planning.plan import make_schedule
+from ..planning.steps import make_schedule
 from ..runtime import distributed
 from ..runtime.hub import ensure_hub_or_offline
 from ..runtime.stopwatch import Stopwatch
@@ -33,8 +33,9 @@ from ..trainer.callbacks import EvaluationInterruptedError, TimeBudgetCallback, 
 from ..trainer.exact_evaluation import owes_evaluation
 from ..trainer.gpt2_trainer import GPT2HFTrainer
 from ..trainer.job_context import JobContext
+from ..trainer.remaining import num_samples_of
 from .check import begin_reports, check_training
-from .preparation import announce, build, num_samples
+from .preparation import announce, build
 from .resolved_config import resolved_config
 from .results import closing_seconds, finish, sample_writer
 from .resuming import check_resumable, check_shared, find_checkpoint
@@ -237,7 +238,7 @@ def run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> d
     Returns:
         The Trainer's metrics, empty if the checkpoint is already at the end; `None` if a signal stopped the run.
     """
-    schedule = make_schedule(run.args, num_samples(trainer.train_dataset))
+    schedule = make_schedule(run.args, num_samples_of(trainer.train_dataset))
     at_end = checkpoint is not None and folders.step_of(checkpoint) >= schedule.total_steps
     if checkpoint is not None and (reason := why_ended(run, checkpoint, schedule.total_steps)) is not None:
         run.say(f"{checkpoint} {reason}; nothing is left to train")

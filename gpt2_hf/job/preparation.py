@@ -4,21 +4,21 @@ In: the filled options. Out: what the trainer is made of, or one line about what
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from ..commands.model_loading import build_model, load_model_tokenizer, tie_unused_tokens
-from ..data import LoadedData, StreamingSamples, load_data
+from ..data import LoadedData, load_data
 from ..data.samples import SequenceMode
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.mixture import DATA_FILES
-from ..planning.plan import Schedule, make_schedule, schedule_warning
+from ..planning.steps import Schedule, make_schedule, schedule_warning
 from ..runtime.fallbacks import missing_for_attention, missing_for_packing, padding_to_the_longest
-from ..trainer.callbacks.progress import duration
+from ..runtime.stopwatch import duration
+from ..trainer.remaining import num_samples_of
 from . import sizing
 from .run import Run
 from .teachers import find_teachers, load_teachers
@@ -206,9 +206,4 @@ def _describe_devices(run: Run) -> str:
 
 
 def _schedule(run: Run, data: LoadedData) -> Schedule:
-    return make_schedule(run.args, num_samples(data.samples["train"]))
-
-
-def num_samples(samples: Any) -> int | None:
-    """Samples of a dataset, `None` for a stream."""
-    return None if isinstance(samples, StreamingSamples) else len(samples)
+    return make_schedule(run.args, num_samples_of(data.samples["train"]))

@@ -22,7 +22,7 @@ from ..options.mixture import shares_of
 from ..options.parsing import PROVENANCE_KEY
 from ..options.secrets import is_secret, secret_names
 from ..runtime import distributed
-from .preparation import num_samples
+from ..trainer.remaining import num_samples_of
 from .resolved_config import plain_value, resolved_config
 from .run import Run
 
@@ -154,7 +154,7 @@ def check_resumable(run: Run, checkpoint: Path, model: GPT2HFForCausalLM, data: 
     current = resolved_config(run, model, data)
     _check_mix(saved, current)
     _refuse_another_run(run, checkpoint, saved[PROVENANCE_KEY], current[PROVENANCE_KEY])
-    changed = changed_options(run, saved, current, num_samples(data.samples["train"]))
+    changed = changed_options(run, saved, current, num_samples_of(data.samples["train"]))
     _refuse_another_course(checkpoint, changed, (saved, current))
     if secrets := secret_names(saved):
         run.say(

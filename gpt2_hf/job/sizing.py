@@ -22,10 +22,10 @@ from ..commands.training_protocol import read_trained_config
 from ..data import LoadedData, PaddingCollator, Samples
 from ..errors import UserError
 from ..options.arguments import CHOSEN_BY_SIZE, DataArguments, ModelArguments
+from ..options.fields import default_value
 from ..options.parsing import check_acting
 from ..options.training_arguments import MUON, GPT2HFTrainingArguments
 from ..planning import probe
-from ..planning.plan import device_memory
 from ..planning.size import (
     LADDER,
     LEAST_DECAY,
@@ -41,8 +41,8 @@ from ..planning.size import (
     dropout_for,
 )
 from ..runtime import distributed
-from ..runtime.utilization import free_unused, is_out_of_memory, used_memory
-from ..trainer.callbacks.progress import duration
+from ..runtime.stopwatch import duration
+from ..runtime.utilization import device_memory, free_unused, is_out_of_memory, used_memory
 from ..trainer.remaining import with_margin
 from .results import report_seconds
 from .run import Run
@@ -165,8 +165,7 @@ class Chooser:
         if name in self.run.given:
             return True
         owner = self._owner(name)
-        field = type(owner).__dataclass_fields__[name]
-        return not self.run.given and getattr(owner, name) != field.default
+        return not self.run.given and getattr(owner, name) != default_value(type(owner), name)
 
     def set(self, **values: Any) -> None:
         """Choose values for options, but for those that are stated; what the values exclude is still refused."""
@@ -415,7 +414,7 @@ class _Meter:
         finally:
             del model
             free_unused(args.device)
-        if args.device.type == "cuda" and peak * _MORE_MEMORY > device_memory(args.device):
+        if args.device.type == "cuda" and not _leaves_room(peak, device_memory(args.device)):
             return None
         tokens = args.samples_per_step * _mean_length(self.data)
         measured = Measured(parameters, tokens / seconds)
@@ -425,6 +424,11 @@ class _Meter:
     def _dropout(self) -> float:
         """The stated one; otherwise none, which is what short runs have."""
         return self.chooser.run.model_args.dropout if self.chooser.is_stated("dropout") else 0.0
+
+
+def _leaves_room(peak: int, memory: int) -> bool:
+    """Whether a run fits into the memory of a GPU whose measured steps take `peak`; both in bytes."""
+    return peak * _MORE_MEMORY <= memory
 
 
 def restore(chooser: Chooser, checkpoint: Path) -> None:

@@ -98,8 +98,8 @@ def chunked_cross_entropy(
 
 
 def product_dtype(hidden_states: Tensor, device_type: str) -> torch.dtype:
-    """The type in which the head is multiplied: autocast's where it is on."""
-    if torch.is_autocast_enabled(device_type):
+    """The type in which they are multiplied on a device: autocast's where it is on."""
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):  # torch would refuse that one
         return torch.get_autocast_dtype(device_type)
     return hidden_states.dtype
 
@@ -250,7 +250,7 @@ def _loss_and_gradients(
         products = HeadProducts(head)
         for first in range(0, hidden_states.shape[0], rows_per_chunk):
             rows = slice(first, first + rows_per_chunk)
-            chunk = _with_few_lengths(hidden_states[rows].to(dtype))
+            chunk = with_few_lengths(hidden_states[rows].to(dtype), dtype)
             num_rows = len(hidden_states[rows])
             logits = products.logits(chunk)
             loss, grad_logits = chunk_loss(logits[:num_rows], rows)
@@ -358,10 +358,15 @@ def aligned(head: Tensor) -> Tensor:
     return nn.functional.pad(head, (0, 0, 0, missing)) if missing else head
 
 
-def _with_few_lengths(chunk: Tensor) -> Tensor:
-    """`[R, C]` with rows of zeros, so that R is one of few: in 16 bits on a CPU each one costs a kernel of oneDNN."""
-    missing = -len(chunk) % _CPU_ROWS_MULTIPLE_OF if chunk.is_cpu and chunk.dtype.itemsize == 2 else 0
-    return nn.functional.pad(chunk, (0, 0, 0, missing)) if missing else chunk
+def with_few_lengths(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """`[..., R, C]` with rows of zeros, so that R is one of few: in 16 bits on a CPU each one costs kernels of oneDNN.
+
+    Args:
+        rows: what is multiplied.
+        dtype: of the products.
+    """
+    missing = -rows.shape[-2] % _CPU_ROWS_MULTIPLE_OF if rows.is_cpu and dtype.itemsize == 2 else 0
+    return nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
 
 
 class HeadProducts:
@@ -543,4 +548,5 @@ __all__ = [
     "product_dtype",
     "softmax_",
     "sum_over_chunks",
+    "with_few_lengths",
 ]

@@ -39,14 +39,18 @@ from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .chunked_attention import chunked_causal_attention
-from .chunked_loss import IGNORE_INDEX, chunked_cross_entropy, chunked_token_losses
+from .chunked_loss import (
+    IGNORE_INDEX,
+    chunked_cross_entropy,
+    chunked_token_losses,
+    product_dtype,
+    with_few_lengths,
+)
 from .configuration_gpt2_hf import GPT2HFConfig
 from .dropout import Dropout
 from .packing import LengthClass, PackedDocuments, Packing, lengths_of_documents, without_first_tokens
 from .unused_tokens import UnusedTokens
 from .variable_length_attention import missing_for_variable_lengths, variable_length_attention
-
-_CPU_LENGTHS_MULTIPLE_OF = 64  # of a flat row in 16 bits: oneDNN makes a kernel for each shape of a product
 
 
 def eager_attention_forward(
@@ -417,12 +421,10 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
         return self.wte(input_ids) if inputs_embeds is None else inputs_embeds
 
     def _with_few_lengths(self, hidden_states: Tensor, documents: PackedDocuments | None, masks: Any) -> Tensor:
-        """`[1, T, C]` with positions of no document, so that T is one of few: in 16 bits on a CPU each has kernels."""
+        """`[1, T, C]` with positions of no document, where attention leaves them out, so that T is one of few."""
         if documents is None or not self.h or not self.h[0].attn.can_chunk_documents(hidden_states, documents, masks):
             return hidden_states
-        if _dtype_of_products(hidden_states).itemsize > 2:
-            return hidden_states
-        return nn.functional.pad(hidden_states, (0, 0, 0, -hidden_states.shape[1] % _CPU_LENGTHS_MULTIPLE_OF))
+        return with_few_lengths(hidden_states, product_dtype(hidden_states, hidden_states.device.type))
 
     def _decide_use_cache(
         self,
@@ -468,8 +470,9 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
             return None, dict(packing.lengths)
         if backend == "sdpa" and not in_one_class:
             head_dim = self.config.n_embd // self.config.n_head
-            dtype = _dtype_of_products(inputs_embeds)
-            if missing_for_variable_lengths(inputs_embeds.device.type, dtype, head_dim) is None:
+            device_type = inputs_embeds.device.type
+            dtype = product_dtype(inputs_embeds, device_type)
+            if missing_for_variable_lengths(device_type, dtype, head_dim) is None:
                 return documents.with_kernel(), {}
         return documents.in_classes(all_in_one=in_one_class), {}
 
@@ -719,12 +722,6 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         num_prompt, num_ids = kwargs["inputs_tensor"].shape[1], kwargs["input_ids_length"]
         self.transformer.check_length(max(generation_config.max_length + num_prompt - num_ids, num_prompt))
         return generation_config
-
-
-def _dtype_of_products(tensor: Tensor) -> torch.dtype:
-    device_type = tensor.device.type
-    autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-    return torch.get_autocast_dtype(device_type) if autocast else tensor.dtype
 
 
 def _next_tokens(labels: Tensor | None, cu_seq_lens: Tensor | None) -> Tensor:

@@ -1,7 +1,7 @@
 """Several documents in one row without padding: where they lie, and that none sees another.
 
 In: what a caller of the model says about its rows (`cu_seq_lens_q`, position ids that restart). Out: how attention
-sees the documents, and a refusal of whatever would let them see each other. Used by: `modeling_gpt2_hf`.
+sees the documents, and a refusal of whatever would let them see each other.
 
 This file travels with a saved model (`trust_remote_code=True`): relative imports only.
 

@@ -1,7 +1,6 @@
 """One row of the head for all tokens that the training text never uses.
 
-In: the head's weight and target ids. Out: a smaller head and its ids, with the same loss. Used by: `modeling_gpt2_hf`,
-for `--tie_unused_tokens`.
+In: the head's weight and target ids. Out: a smaller head and its ids, with the same loss. For `--tie_unused_tokens`.
 
 Tokens that are neither inputs nor targets have no gradient but that of the softmax, which for equal rows is equal. So
 rows that begin equal stay equal, and the softmax over the whole vocabulary is one over the used tokens and a row that
@@ -89,7 +88,9 @@ class _CompactHead(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_head: Tensor) -> tuple[Any, ...]:
         rows, unused = ctx.saved_tensors
-        grad_weight = grad_head.new_zeros(ctx.num_rows, grad_head.shape[1])
+        grad_weight = grad_head.new_empty(ctx.num_rows, grad_head.shape[1])
+        num_tokens = len(rows) + len(unused[1:])  # the first unused one is among the rows
+        grad_weight[num_tokens:] = 0.0  # rows that only pad the vocabulary
         grad_weight.index_copy_(0, rows, grad_head)
         # The last row's gradient is the sum over the tokens that it stands for.
         grad_weight.index_copy_(0, unused, (grad_head[-1:] / len(unused)).expand(len(unused), -1))

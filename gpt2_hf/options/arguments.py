@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..errors import UserError
+from .fields import default_value
 from .mixture import DATA_FILES, read_mix
 from .values import check_values
 
@@ -191,7 +192,7 @@ class DataArguments:
             )
         if self.streaming and self.max_train_samples is not None:
             raise UserError("--max_train_samples has no effect with --streaming; limit the run with --max_steps")
-        default = type(self).__dataclass_fields__["shuffle_buffer_size"].default
+        default = default_value(type(self), "shuffle_buffer_size")
         if not self.streaming and self.shuffle_buffer_size != default:
             raise UserError(
                 "--shuffle_buffer_size has no effect without --streaming, which shuffles all; leave it out"

@@ -176,6 +176,11 @@ def default_of(field: "dataclasses.Field[Any]") -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
+def default_value(dataclass_type: type, name: str) -> Any:
+    """The same, by the class and the name of the field."""
+    return next(default_of(field) for field in dataclasses.fields(dataclass_type) if field.name == name)
+
+
 def group_of(dataclass_type: type) -> OptionGroup:
     """The options of an arguments class that is imported."""
     hints = typing.get_type_hints(dataclass_type)

@@ -1,6 +1,6 @@
 """JSON that the user has written, in a file or on the command line: whatever is wrong with it is one line.
 
-In: a path or a text. Out: what it says. Used by: `fields`, `parsing`, `mixture`.
+In: a path or a text. Out: what it says.
 """
 
 import json

@@ -7,7 +7,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +21,7 @@ from ..runtime import distributed
 from ..runtime.fallbacks import missing_for_compile
 from ..runtime.precision import Precision, PrecisionName, current_device_type, resolve_precision
 from .arguments import option
-from .fields import default_of
+from .fields import default_of, default_value
 from .values import LARGEST_BATCH, require_filled, require_finite, require_in_range
 
 MUON = "muon"
@@ -410,7 +410,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
         require_in_range(vars(self))
         if self.max_steps < 1 and self.max_steps != -1:
             raise UserError(f"--max_steps must be at least 1, or -1, got {self.max_steps:,}")
-        default = type(self).__dataclass_fields__["sample_tokens"].default
+        default = default_value(type(self), "sample_tokens")
         if self.eval_strategy == IntervalStrategy.NO and self.sample_tokens != default:
             raise UserError("--sample_tokens has no effect with --eval_strategy no; leave it out")
         if self.ddp_backend is not None and get_int_from_env(_LOCAL_RANK, -1) == -1:
@@ -426,7 +426,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
 
 
 def _refuse(args: TrainingArguments, without_effect: dict[str, str]) -> None:
-    defaults = {entry.name: entry.default for entry in fields(GPT2HFTrainingArguments) if entry.default is not MISSING}
+    defaults = {entry.name: default_of(entry) for entry in fields(GPT2HFTrainingArguments)}
     for name, remedy in without_effect.items():
         value, default = getattr(args, name, None), defaults.get(name)
         # What is off by default may have been settled to another kind of off since.

@@ -1,5 +1,6 @@
 """What a run will be, before an hour is spent on it.
 
 In: the options, data and model of a run. Out: steps, memory, time and disk, and advice that names flags.
-`probe` measures some real steps; `plan` makes sentences of it; `parallel_plan` estimates several devices.
+`steps` counts them, `probe` measures some, and `plan` makes sentences of both; `parallel_plan` estimates several
+devices.
 """

@@ -1,7 +1,7 @@
 """GPT-2 124M on a GPU of 8, 24 or 80 GB: what to type, and why.
 
 In: the memory of a GPU. Out: flags, and the rows of the tables in README and in "Use a small GPU", which a test
-compares. Used by: `plan`.
+compares.
 
 The peaks are estimated, not measured: weights, gradients and AdamW in fp32, what blocks of 1,024 tokens keep for the
 backward pass in bf16 with dropout 0.1, the work space of the head and of a block, and half a GiB for CUDA. The account

@@ -1,7 +1,7 @@
 """What a run will be on several devices: memory, traffic and time of a step, by formula.
 
 In: the sizes of a model, the number of devices and the speeds of their links. Out: numbers and lines to print.
-Used by: `main_job`. The formulas are checked against two real processes in `tests/planning/test_parallel_plan.py`.
+The formulas are checked against two real processes in `tests/planning/test_parallel_plan.py`.
 
 Sources: Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations" (bytes of a
 ring); Li et al. 2020, "PyTorch Distributed" (DDP: buckets, overlap with the backward pass); Rajbhandari et al. 2020,

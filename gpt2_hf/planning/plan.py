@@ -12,110 +12,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
-import torch
-from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.trainer_utils import IntervalStrategy
 
 from ..data import LoadedData, PaddingCollator, Samples
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.training_arguments import GPT2HFTrainingArguments, divide_batch
-from ..runtime.utilization import held_memory, is_out_of_memory
-from ..trainer.callbacks.progress import duration
+from ..runtime.stopwatch import duration
+from ..runtime.utilization import card_memory, device_memory, held_memory, is_out_of_memory
 from ..trainer.gpt2_trainer import GPT2HFTrainer
 from ..trainer.muon import state_bytes
 from ..trainer.remaining import with_margin
 from ..trainer.weight_average import average_bytes
 from . import cards, probe
+from .steps import Events, Schedule, list_events, make_schedule, schedule_warning
 
 # A share of all evaluations above which they are worth a line.
 _MUCH_EVALUATION = 0.25
 # Warmup as a share of the steps: what is advised, and above what it is worth advice.
 _GOOD_WARMUP = 0.1
 _LARGEST_WARMUP = 0.2
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Steps of a run.
-
-    Attributes:
-        steps_per_epoch: optimizer steps in one pass over the data.
-        total_steps: optimizer steps of the whole run.
-        warmup_steps: of these, the steps of linear warmup.
-    """
-
-    steps_per_epoch: int
-    total_steps: int
-    warmup_steps: int
-
-    @property
-    def warmup_share(self) -> float:
-        """Share of the run that is warmup."""
-        return self.warmup_steps / self.total_steps
-
-
-def make_schedule(args: GPT2HFTrainingArguments, num_samples: int | None) -> Schedule:
-    """Count steps as the Trainer does: the last, smaller batch of an epoch is a batch too.
-
-    Without a number of samples, that is for a stream, the one epoch is `max_steps` long.
-    """
-    if num_samples is None:
-        return Schedule(args.max_steps, args.max_steps, args.get_warmup_steps(args.max_steps))
-    rows = args.train_batch_size * args.world_size
-    steps_per_epoch = math.ceil(math.ceil(num_samples / rows) / args.gradient_accumulation_steps)
-    total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
-    return Schedule(steps_per_epoch, total, args.get_warmup_steps(total))
-
-
-def schedule_warning(schedule: Schedule) -> str | None:
-    """A line for a warmup that leaves too little of the run, or none of it."""
-    if schedule.warmup_share < 0.5:
-        return None
-    return (
-        f"warmup takes {schedule.warmup_steps:,} of {schedule.total_steps:,} steps ({schedule.warmup_share:.0%}), so "
-        "the learning rate hardly reaches its peak; consider --warmup_steps 0.1, a tenth of the run"
-    )
-
-
-@dataclass(frozen=True)
-class Events:
-    """Steps after which a run evaluates and saves; of the saved ones, those that rotation keeps.
-
-    Whether an evaluation brings a new best model, which is saved at once, nobody can know; each is counted as one.
-    """
-
-    evaluations: frozenset[int]
-    saves: frozenset[int]
-    kept: frozenset[int]
-
-
-def list_events(args: GPT2HFTrainingArguments, schedule: Schedule) -> Events:
-    """Evaluations and checkpoints as `CadenceCallback` and `checkpoints.rotate` will have them."""
-    state = TrainerState(max_steps=schedule.total_steps)
-    state.compute_steps(args, schedule.total_steps)
-    total, epoch = schedule.total_steps, schedule.steps_per_epoch
-    epoch_ends = set(range(epoch, total + 1, epoch))
-    evaluations: set[int] = set()
-    if args.eval_strategy == IntervalStrategy.STEPS:
-        evaluations = {*range(state.eval_steps, total + 1, state.eval_steps), *epoch_ends, total}
-    elif args.eval_strategy == IntervalStrategy.EPOCH:
-        evaluations = {*epoch_ends, total}
-    delay = args.eval_delay * (epoch if args.eval_strategy == IntervalStrategy.EPOCH else 1)
-    evaluations = {step for step in evaluations if step >= delay}
-    saves: set[int] = set()
-    if args.save_strategy == SaveStrategy.STEPS:
-        saves = {*range(state.save_steps, total + 1, state.save_steps), *epoch_ends, total}
-    elif args.save_strategy == SaveStrategy.EPOCH:
-        saves = {*epoch_ends, total}
-    if args.save_strategy != SaveStrategy.NO and args.metric_for_best_model is not None:
-        saves |= evaluations
-    if args.eval_on_start:
-        evaluations.add(0)
-    kept = set(saves)
-    if args.save_total_limit is not None:
-        kept = {*sorted(saves)[-args.save_total_limit :], *(epoch_ends & saves)}
-    return Events(frozenset(evaluations), frozenset(saves), frozenset(kept))
 
 
 @dataclass(frozen=True)
@@ -420,19 +335,6 @@ def _activation_bytes(trainer: GPT2HFTrainer, samples: Samples, batches: probe.B
         if not is_out_of_memory(error):
             raise
         return memory
-
-
-def device_memory(device: torch.device) -> int:
-    """Bytes that a run can have on a device: what is free, and what this process already holds."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device)
-    return int(psutil.virtual_memory().available) + held_memory(device)
-
-
-def card_memory(device: torch.device) -> int:
-    """Total memory of a CUDA GPU in bytes; 0 for another device."""
-    return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else 0
 
 
 def _existing_parent(path: Path) -> Path:

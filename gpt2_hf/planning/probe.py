@@ -1,6 +1,6 @@
 """What a run costs, measured before it: a few real steps on its own batches, an evaluation, a write to its disk.
 
-In: the arguments, model and data of a run. Out: a `Measurement`. Used by: `plan`.
+In: the arguments, model and data of a run. Out: a `Measurement`.
 
 The steps are those of the trainer, on batches of the first epoch that stand for all sizes, the largest among them:
 most tokens, most pairs of tokens that attention compares, most work. Which of these needs most memory depends on the

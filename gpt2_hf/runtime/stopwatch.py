@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from .own_process import own_process
 
@@ -75,3 +76,8 @@ class Stopwatch:
         """The median of the recent times of a part; `None` before there are three, which may all be exceptions."""
         times = self.recent.get(part, ())
         return statistics.median(times) if len(times) >= 3 else None
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03`, or `2 days, 3:04:05`."""
+    return str(timedelta(seconds=round(seconds)))

@@ -1,10 +1,11 @@
 """How much of a device a run uses: its arithmetic against the peak, and its memory.
 
-In: a device and a precision. Out: FLOP/s and bytes. Used by: `trainer`, `probe`.
+In: a device and a precision. Out: FLOP/s and bytes.
 """
 
 import gc
 
+import psutil
 import torch
 
 from .own_process import own_process
@@ -68,6 +69,19 @@ def flops_per_token(num_matmul_parameters: int, num_layers: int, width: int, mea
         mean_context: T, tokens in the sequence of a token, on average; 0 leaves attention out.
     """
     return 6.0 * num_matmul_parameters + 12.0 * num_layers * width * mean_context
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes that a run can have on a device: what is free, and what this process already holds."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device)
+    return int(psutil.virtual_memory().available) + held_memory(device)
+
+
+def card_memory(device: torch.device) -> int:
+    """Total memory of a CUDA GPU in bytes; 0 for another device."""
+    return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else 0
 
 
 def held_memory(device: torch.device) -> int:

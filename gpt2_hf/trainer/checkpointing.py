@@ -35,6 +35,7 @@ from ..errors import FolderLostError, SaveError, UserError
 from ..options.training_arguments import GPT2HFTrainingArguments
 from ..runtime import distributed
 from ..runtime.random_state import get_rng_state, set_rng_state
+from ..runtime.temporary import temporarily
 from .callbacks.cadence import ends_epoch
 from .job_context import JobContext
 from .weight_average import WeightAverage, on_this_process
@@ -288,19 +289,24 @@ class CheckpointingTrainer(Trainer):
 
     # ---- resuming ----
 
-    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
         # The base class lets the cadence of the checkpoint win over the arguments, and would make callbacks anew.
-        restores = self.args.restore_callback_states_from_checkpoint
-        self.args.restore_callback_states_from_checkpoint = False
-        try:
-            result = super()._init_training_state(max_steps, *args, **kwargs)
-        finally:
-            self.args.restore_callback_states_from_checkpoint = restores
-        if args[1] == sys.maxsize and args[2] is not None and not self.args.ignore_data_skip:
-            result = self._place_without_length(args[2])
+        with temporarily(self.args, restore_callback_states_from_checkpoint=False):
+            result = super()._init_training_state(
+                max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+            )
+        if num_train_epochs == sys.maxsize and resume_from_checkpoint is not None and not self.args.ignore_data_skip:
+            result = self._place_without_length(resume_from_checkpoint)
         self._best_before = _NO_BEST
         self._restore_callbacks(self.state.stateful_callbacks if self.state.global_step else {})
-        self.complete_publication(args[2])
+        self.complete_publication(resume_from_checkpoint)
         self.state.compute_steps(self.args, max_steps)
         return result
 

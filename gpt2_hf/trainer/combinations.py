@@ -1,6 +1,6 @@
 """What a Trainer is asked for that contradicts itself, or that its data cannot give: refused when it is made.
 
-In: the arguments of `GPT2HFTrainer`. Out: nothing, or one line about what to change. Used by: `gpt2_trainer`.
+In: the arguments of `GPT2HFTrainer`. Out: nothing, or one line about what to change.
 """
 
 from collections.abc import Iterator

@@ -5,7 +5,6 @@ In: what the student and each teacher have computed of a batch, up to their head
     (1 − α) · CE(labels) + α · T² · KL(p ‖ q)
 
 of each scored token: p is the mean of the teachers' probabilities at temperature T, q the student's at T.
-Used by: `loss`.
 
 Source: Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531), section 2. At
 temperature T the gradients of the second term shrink with 1/T², so it is multiplied by T², and the weights of the two

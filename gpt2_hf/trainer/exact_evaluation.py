@@ -1,7 +1,7 @@
 """transformers' Trainer with a loss of a split that does not depend on batches, processes or interruptions.
 
 In: a model and samples. Out: loss, perplexity and the number of scored tokens, and whatever metrics the user computes.
-Next stage: `trainer`.
+Next stage: `gpt2_trainer`.
 
 What differs from the base class, each with its reason at the method:
   - token losses are summed over the split, where the base class averages the means of batches;
@@ -35,6 +35,7 @@ from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..runtime import distributed
 from ..runtime.random_state import preserved_rng
 from ..runtime.stop_signals import shield_workers
+from ..runtime.temporary import temporarily
 from .callbacks import EvaluationInterruptedError
 from .layouts import one_row_per_sample
 from .loss import LossTrainer, targets_of
@@ -85,15 +86,10 @@ class _Sums:
         return [(loss / count if count else float("nan"), count) for loss, count in sums]
 
 
-@contextlib.contextmanager
-def columns_of(args: TrainingArguments, dataset: Any) -> Iterator[None]:
+def columns_of(args: TrainingArguments, dataset: Any) -> contextlib.AbstractContextManager[None]:
     """Drop columns that the model does not take, as the arguments say, but not those of this package's samples."""
-    removes = args.remove_unused_columns
-    args.remove_unused_columns = removes and not isinstance(dataset, Samples)
-    try:
-        yield
-    finally:
-        args.remove_unused_columns = removes
+    removes = args.remove_unused_columns and not isinstance(dataset, Samples)
+    return temporarily(args, remove_unused_columns=removes)
 
 
 class ExactEvaluationTrainer(LossTrainer):
@@ -136,19 +132,18 @@ class ExactEvaluationTrainer(LossTrainer):
 
     @contextlib.contextmanager
     def _each_once(self, dataset: Any, gathers: bool) -> Iterator[None]:
-        even_batches, drop_last = self.accelerator.even_batches, self.args.dataloader_drop_last
         # To gather predictions or run a sharded model all processes need as many batches, which this package's samples
         # give anyhow. What is repeated for it is not scored, and accelerate drops its predictions.
         is_shared_out = self.args.world_size > 1 and not isinstance(dataset, Samples)
         fills_up = is_shared_out and (gathers or self.is_fsdp_enabled)
         # A stream is always filled up: the first process reads it for all, and cuts its batches into shares.
         self._may_repeat = fills_up or (is_shared_out and isinstance(dataset, IterableDataset))
-        self.accelerator.even_batches, self.args.dataloader_drop_last = fills_up, False
-        try:
-            with columns_of(self.args, dataset):
-                yield
-        finally:
-            self.accelerator.even_batches, self.args.dataloader_drop_last = even_batches, drop_last
+        with (
+            temporarily(self.accelerator, even_batches=fills_up),
+            temporarily(self.args, dataloader_drop_last=False),
+            columns_of(self.args, dataset),
+        ):
+            yield
 
     def _without_repeated(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """A batch whose samples beyond the end of the split have no labels."""
@@ -194,13 +189,9 @@ class ExactEvaluationTrainer(LossTrainer):
         """
         if self._is_evaluating:  # one of several, for which the base class comes back here
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        self._is_evaluating = True
         part = "evaluate" if eval_dataset is None else "evaluate_other"  # the budget reckons with the first
-        try:
-            with preserved_rng(self.args.device), self.job.watch.measure(part):
-                metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        finally:
-            self._is_evaluating = False
+        with temporarily(self, _is_evaluating=True), preserved_rng(self.args.device), self.job.watch.measure(part):
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         splits = eval_dataset if eval_dataset is not None else self.eval_dataset
         if isinstance(splits, dict):
             metrics |= self._over_all(splits, metrics, metric_key_prefix)
@@ -236,15 +227,12 @@ class ExactEvaluationTrainer(LossTrainer):
         dataset = getattr(dataloader, "dataset", None)
         texts = list(dataset.texts) if isinstance(dataset, MixedSamples) else []
         batches = self._text_by_text(dataset).batches() if isinstance(dataset, MixedSamples) else [0]
-        outer, self._sums = self._sums, _Sums.zero(self.args.device, batches)  # a metric may evaluate in its turn
-        try:
-            with self.averaged_weights():
-                output = super().evaluation_loop(
-                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-                )
-            results = self._sums.of_all_processes()
-        finally:
-            self._sums = outer
+        sums = _Sums.zero(self.args.device, batches)
+        with temporarily(self, _sums=sums), self.averaged_weights():  # a metric may evaluate in its turn
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+        results = sums.of_all_processes()
         if results is not None:
             exact = self._named("", *results[0])
             for name, result in zip(texts, results[1:], strict=False):
@@ -336,9 +324,18 @@ class ExactEvaluationTrainer(LossTrainer):
             return None
         return super()._run_epoch(*args, **kwargs)
 
-    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        result = super()._init_training_state(max_steps, *args, **kwargs)
-        self._resumed_at_end = args[2] if self.state.global_step >= max_steps else None
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        result = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        self._resumed_at_end = resume_from_checkpoint if self.state.global_step >= max_steps else None
         return result
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
@@ -362,16 +359,13 @@ class ExactEvaluationTrainer(LossTrainer):
         super().load_process_state(state)
         if not state["owes_evaluation"]:
             return
-        self._making_up = True
         self.control.should_evaluate = True
         if self.state.global_step >= self.state.max_steps:
             self.control.should_save = True  # no later checkpoint will have this evaluation
-        try:
+        with temporarily(self, _making_up=True):  # a later one that is interrupted saves what was trained since
             self._maybe_log_save_evaluate(
                 self._tr_loss, None, self.model_wrapped, None, self.state.epoch, None, time.time()
             )
-        finally:
-            self._making_up = False  # a later evaluation that is interrupted saves what was trained since
 
 
 def _begins_in_one_row(batch: dict[str, Any]) -> list[int] | None:

@@ -1,7 +1,7 @@
 """transformers' Trainer, made exact, safe and quiet.
 
-In: a model, arguments, samples and a collator. Out: a trained model and checkpoints. Next stage: `evaluation`,
-`generation`, `export`, `report`.
+In: a model, arguments, samples and a collator. Out: a trained model and checkpoints. Next stage: `evaluate`,
+`generate`, `export`, `report`.
 
 What differs from the base class, beside checkpoints (see `checkpointing`) and evaluation (see `exact_evaluation`),
 each with its reason at the method:
@@ -49,6 +49,7 @@ from ..runtime.own_process import suit_changing_shapes
 from ..runtime.random_state import preserved_rng
 from ..runtime.stop_signals import shield_workers
 from ..runtime.stopwatch import Stopwatch
+from ..runtime.temporary import temporarily
 from .callbacks import (
     CadenceCallback,
     ContinuousTensorBoardCallback,
@@ -63,7 +64,7 @@ from .combinations import check_combinations
 from .distillation import Distillation, check_teachers
 from .exact_evaluation import ExactEvaluationTrainer, columns_of
 from .job_context import JobContext
-from .muon import MuonWithAdamW, hidden_matrices
+from .muon import muon_for
 from .remaining import RemainingWork, checkpoint_seconds, generation_seconds, num_samples_of, split_seconds
 from .schedule import CosineByTime
 from .speed import TrainingSpeed, peak_tokens_per_second
@@ -239,13 +240,10 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             config.dispatch_batches = False
         # Gradients kept whole until the last accumulated batch would take the memory that sharding saves.
         by_sharding = {"sync_each_batch": True} if self.args.wants_fsdp else {}
-        given = config.gradient_accumulation_kwargs
-        config.gradient_accumulation_kwargs = {**by_sharding, **(given or {})}
-        try:
+        accumulation = {**by_sharding, **(config.gradient_accumulation_kwargs or {})}
+        # The base class writes into it, and refuses at the next Trainer, or trial, what it has written.
+        with temporarily(config, gradient_accumulation_kwargs=accumulation):
             super().create_accelerator_and_postprocess()
-        finally:
-            # The base class writes into it, and refuses at the next Trainer, or trial, what it has written.
-            config.gradient_accumulation_kwargs = given
         if (ddp := getattr(self.accelerator, "ddp_handler", None)) is not None:
             # Else the gradients are held twice, and buffers, which the model has none of that change, are sent around.
             ddp.gradient_as_bucket_view = True
@@ -275,23 +273,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         """The base class's choice, or Muon."""
         if self.optimizer is None and self.optimizer_cls_and_kwargs is None and self.args.uses_muon:
             model = model if model is not None else self.model
-            matrices = hidden_matrices(model)
-            decay, of_matrices = self.args.weight_decay, self.args.muon_weight_decay
-            decayed = set(self.get_decay_parameter_names(model))
-            others = {name: p for name, p in model.named_parameters() if p.requires_grad and name not in matrices}
-            self.optimizer = MuonWithAdamW(
-                matrices.values(),
-                [
-                    {"params": [p for name, p in others.items() if name in decayed], "weight_decay": decay},
-                    {"params": [p for name, p in others.items() if name not in decayed], "weight_decay": 0.0},
-                ],
-                learning_rate=self.args.learning_rate,
-                matrix_learning_rate=self.args.muon_learning_rate or self.args.learning_rate,
-                momentum=self.args.muon_momentum,
-                weight_decay=decay if of_matrices is None else of_matrices,
-                betas=(self.args.adam_beta1, self.args.adam_beta2),
-                eps=self.args.adam_epsilon,
-            )
+            self.optimizer = muon_for(model, self.args, self.get_decay_parameter_names(model))
         return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
@@ -402,19 +384,29 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         """Whether it does for its folder what a job does; one that saves nothing touches nothing."""
         return self._counts_from_train and self.args.save_strategy != SaveStrategy.NO
 
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
         if self.model_init is not None:
             self._look_at_model()
             self._draw_apart()  # the base class has seeded all alike, for the weights
-        checkpoint, run_dir = args[3], Path(self._get_output_dir(args[4]))
+        run_dir = Path(self._get_output_dir(trial))
         if self._looks_after_folder:
             evaluates = self.args.eval_strategy != IntervalStrategy.NO
             publishes_best = evaluates and self.args.metric_for_best_model is not None
             distributed.decided_by_first(lambda: refuse_foreign_checkpoints(run_dir, publishes_best))
-        result = super()._init_training_state(*args, **kwargs)
+        result = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
         self.later_than = None
         if self._looks_after_folder:
-            elsewhere = checkpoint is not None and Path(checkpoint).parent.resolve() != run_dir.resolve()
+            resumed = resume_from_checkpoint
+            elsewhere = resumed is not None and Path(resumed).parent.resolve() != run_dir.resolve()
             self.later_than = later_than = -1 if elsewhere else self.state.global_step
             # what cannot be set aside is found now, and not at the first checkpoint
             distributed.decided_by_first(lambda: folders.places_aside(run_dir, later_than, folders.UNPUBLISHED_PREFIX))
@@ -423,11 +415,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         # With save_total_limit 1 the base class deletes all but the best checkpoint, the newest among them.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
+        with temporarily(self.args, save_total_limit=None):
             return super()._finalize_training(*args, **kwargs)
-        finally:
-            self.args.save_total_limit = limit
 
     def _divergence_context(self, step: int) -> str:
         """Loss and samples of a bad step, read only now that the run is over."""
@@ -541,12 +530,10 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """As the base class, which would take the hours for results of an evaluation."""
-        history = self.state.log_history
-        self.state.log_history = [{name: entry[name] for name in entry if name not in _CLOCKS} for entry in history]
-        try:
+        entries = self.state.log_history
+        history = [{name: entry[name] for name in entry if name not in _CLOCKS} for entry in entries]
+        with temporarily(self.state, log_history=history):
             super().create_model_card(*args, **kwargs)
-        finally:
-            self.state.log_history = history
 
     # ---- a text at each evaluation ----
 
@@ -607,7 +594,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         """With the watch for spikes, the place in a stream, and what is logged of teachers."""
         return {
             **super().process_state(),
-            "loss_spikes": vars(self._loss_spikes),
+            "loss_spikes": self._loss_spikes.state_dict(),
             "stream": self._stream.state_dict() if self._stream is not None else None,
             "distillation": self.distillation.state() if self.distillation is not None else None,
         }
@@ -616,7 +603,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         """With the same; an evaluation that was missed comes last."""
         if self._stream is not None and state["stream"] is not None:
             self._stream.load_state_dict(state["stream"])
-        vars(self._loss_spikes).update(state["loss_spikes"])
+        self._loss_spikes.load_state_dict(state["loss_spikes"])
         if self.distillation is not None and state.get("distillation") is not None:
             self.distillation.load_state(state["distillation"])
         super().load_process_state(state)

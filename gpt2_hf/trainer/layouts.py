@@ -1,7 +1,6 @@
 """What a model says of a batch, in the layout in which transformers' Trainer hands it to metrics.
 
 In: outputs and inputs of a batch, of any collator. Out: one row per sample, with labels that are not shifted.
-Used by: `exact_evaluation`.
 
 This package's collators leave out the last token of a sample, which predicts nothing, and give targets instead of
 labels; `FlatteningCollator` has all samples in one row. Metrics that are written for transformers shift the labels

@@ -20,6 +20,7 @@ from torch import nn
 
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..model.packing import without_first_tokens
+from ..runtime.temporary import temporarily
 from .checkpointing import CheckpointingTrainer
 from .distillation import Distillation
 
@@ -106,18 +107,14 @@ class LossTrainer(CheckpointingTrainer):
         """
         if not return_outputs:  # then the logits are of no use, even to a subclass that calls this
             inputs.pop("return_logits", None)
-        smoother = self.label_smoother
-        if not model.training:
-            self.label_smoother = None
-        elif self.args.label_smoothing_factor and smoother is None:
+        smoother = self.label_smoother if model.training else None
+        if model.training and self.args.label_smoothing_factor and smoother is None:
             inputs = {**inputs, "label_smoothing": self.args.label_smoothing_factor}
         if model.training and self.distillation is not None:
             with self.accelerator.autocast():
                 inputs = {**inputs, "summed_loss": self.distillation.read(inputs)}
-        try:
+        with temporarily(self, label_smoother=smoother):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        finally:
-            self.label_smoother = smoother
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """One forward and backward pass."""

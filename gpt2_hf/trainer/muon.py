@@ -1,12 +1,12 @@
 """Muon for the hidden weight matrices of the blocks, AdamW for everything else, as one optimizer.
 
 In: a model. Out: what the Trainer, its schedule and its checkpoints take for an ordinary optimizer.
-Used by: `trainer`, for `--optim muon`.
+For `--optim muon`.
 """
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
+from ..options.training_arguments import GPT2HFTrainingArguments
 from ..runtime.precision import resolve_precision
 
 # Five times x -> a x + b x^3 + c x^5 brings singular values that are not tiny to between 0.7 and 1.2.
@@ -122,6 +123,32 @@ class MuonWithAdamW(Optimizer):
         size = 0.2 * math.sqrt(max(matrices[0].shape)) * lr
         for matrix, update in zip(matrices, updates, strict=True):
             _wide(matrix).add_(update, alpha=-size)
+
+
+def muon_for(model: PreTrainedModel, args: GPT2HFTrainingArguments, decayed: Collection[str]) -> MuonWithAdamW:
+    """The optimizer of a model, as the arguments say.
+
+    Args:
+        model: whose parameters are trained.
+        args: learning rates, decays, betas.
+        decayed: names of the parameters that `weight_decay` acts on; the hidden matrices have one of their own.
+    """
+    matrices = hidden_matrices(model)
+    others = {name: p for name, p in model.named_parameters() if p.requires_grad and name not in matrices}
+    decay, of_matrices = args.weight_decay, args.muon_weight_decay
+    return MuonWithAdamW(
+        matrices.values(),
+        [
+            {"params": [p for name, p in others.items() if name in decayed], "weight_decay": decay},
+            {"params": [p for name, p in others.items() if name not in decayed], "weight_decay": 0.0},
+        ],
+        learning_rate=args.learning_rate,
+        matrix_learning_rate=args.muon_learning_rate or args.learning_rate,
+        momentum=args.muon_momentum,
+        weight_decay=decay if of_matrices is None else of_matrices,
+        betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon,
+    )
 
 
 def orthogonalized(matrices: Tensor, dtype: torch.dtype) -> Tensor:

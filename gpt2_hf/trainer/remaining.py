@@ -1,7 +1,7 @@
 """What a run still does after its last step, and how long each part of it takes.
 
-In: times that were measured so far. Out: seconds. Used by: the time budget, which must leave room for it, and `plan`,
-which adds it up before the run.
+In: times that were measured so far. Out: seconds. The time budget must leave room for them, and `plan`
+adds them up before the run.
 """
 
 import itertools

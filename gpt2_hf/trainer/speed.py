@@ -1,7 +1,6 @@
 """How fast a training is: tokens per second, their share of the device's peak, and memory.
 
-In: the tokens of each step, and the time that the parts of a run take. Out: the numbers of a log. Used by:
-`gpt2_trainer`, `probe`.
+In: the tokens of each step, and the time that the parts of a run take. Out: the numbers of a log.
 """
 
 import time

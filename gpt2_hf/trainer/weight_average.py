@@ -1,7 +1,6 @@
 """A moving average of the weights in training, which is what is evaluated, shown and saved.
 
 In: the weights after the steps. Out: their average, in the model's place while somebody asks for it, and at the end.
-Used by: `checkpointing`, `exact_evaluation`, `gpt2_trainer`.
 
 At every k-th step a ← b a + (1 − b) w, with b = decay^k; k is a fiftieth of the steps that the average spans, 10 at
 the most, which gives the same as k = 1 for less work. At first b is smaller, n / (n + 9) at the n-th update, so that

@@ -29,7 +29,7 @@ from gpt2_hf.runtime.stopwatch import Stopwatch
 from ..conftest import REPOSITORY, read_json
 from ..faults import harness
 from ..runs import assert_same_state, final_state, history, train_until_signal, untimed
-from .pretended_hub import Hub
+from .fake_hub import Hub
 
 # ---- what a run leaves ----
 

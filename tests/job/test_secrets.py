@@ -16,7 +16,7 @@ from gpt2_hf.options.secrets import hide, is_secret, without_secrets
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 
 from ..conftest import read_json
-from .pretended_hub import Hub
+from .fake_hub import Hub
 
 MARK = "pl4nted5ecret"
 # What transformers masks in its own records: by its rule, the names that end in _token.

@@ -7,10 +7,8 @@ import json
 import weakref
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
 
 from gpt2_hf.__main__ import main
 from gpt2_hf.job import sizing
@@ -23,7 +21,6 @@ from gpt2_hf.runtime.stopwatch import Stopwatch
 
 from .. import ranks
 from ..conftest import read_json
-from ..tiny_models import make_model
 
 # With it size counts for nothing, so that the smallest is the best: it reads most.
 RULE_OF_THE_SMALL = replace(RULE, capacity=0.0)
@@ -99,34 +96,10 @@ def test_each_size_that_is_tried_is_freed(options, tmp_path, monkeypatch):
     assert alive == [1, 1, 1] and not any(model() for model in models)
 
 
-@pytest.mark.parametrize(
-    ("peak", "error", "fits"),
-    [(700, None, True), (900, None, False), (700, RuntimeError("DefaultCPUAllocator: not enough memory"), False)],
-)
-def test_a_size_leaves_room_on_a_gpu(monkeypatch, peak, error, fits):
+@pytest.mark.parametrize(("peak", "fits"), [(700, True), (900, False)])
+def test_a_size_leaves_room_on_a_gpu(peak, fits):
     """The steps that are measured have no dropout, no evaluation and no average of the weights."""
-    chosen = []
-
-    def measure(args, model, *further):
-        args._device = torch.device("cuda")
-        chosen.append(model.config.n_embd)
-        if error is not None:
-            raise error
-        return 0.01
-
-    monkeypatch.setattr(probe, "quick_step_seconds", measure)
-    monkeypatch.setattr(sizing, "used_memory", lambda device: peak)
-    monkeypatch.setattr(sizing, "free_unused", lambda device: None)
-    monkeypatch.setattr(sizing, "device_memory", lambda device: 1000)
-    meter = object.__new__(sizing._Meter)
-    args = SimpleNamespace(device=torch.device("cuda"), max_training_hours=1.0, samples_per_step=4)
-    run = SimpleNamespace(args=args, model_args=ModelArguments(), watch=Stopwatch())
-    meter.chooser = SimpleNamespace(run=run, is_stated=lambda name: True)
-    meter.tokenizer, meter.smallest, meter._began = None, None, run.watch.elapsed
-    meter.data = SimpleNamespace(samples={"train": None})
-    monkeypatch.setattr(sizing, "build_model", lambda *args: make_model())
-    monkeypatch.setattr(sizing, "_mean_length", lambda data: 10.0)
-    assert (meter.measure(Size(16, 1)) is not None) == fits and len(chosen) == 1
+    assert sizing._leaves_room(peak, memory=1000) == fits
 
 
 def test_a_few_lines_say_what_was_chosen_and_why(sized_run):
@@ -294,6 +267,22 @@ def test_a_memory_that_is_too_small_is_one_line(options, tmp_path, capsys, monke
     monkeypatch.setattr(sizing, "device_memory", lambda device: 1000)
     assert main([*options, *AUTO, "--checkpoint_dir", str(tmp_path / "run")]) == 2
     assert "use a smaller --batch_size or --max_length" in capsys.readouterr().err
+
+
+def test_a_memory_that_turns_out_too_small_is_the_same_line(options, tmp_path, capsys, monkeypatch):
+    """An allocation that fails is no error of its own; any other failure is."""
+
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(probe, "quick_step_seconds", fail)
+    words = [*options, *AUTO, "--checkpoint_dir", str(tmp_path / "run")]
+    error = RuntimeError("DefaultCPUAllocator: not enough memory")
+    assert main(words) == 2
+    assert "use a smaller --batch_size or --max_length" in capsys.readouterr().err
+    error = RuntimeError("another one")
+    with pytest.raises(RuntimeError, match="another one"):
+        main(words)
 
 
 def test_processes_agree_on_a_choice(tmp_path, tokenizer_folder):

@@ -16,6 +16,8 @@ from gpt2_hf.model import modeling_gpt2_hf
 from gpt2_hf.model.packing import _length_groups
 from gpt2_hf.model.variable_length_attention import _missing_on_the_card, missing_for_variable_lengths
 
+from ..saved_tensors import SavedTensors
+
 UNEVEN, EVEN = [*[110] * 63, 1024], [118] * 64
 SIZES = {"n_layer": 2, "n_head": 2, "vocab_size": 50}
 
@@ -36,21 +38,11 @@ def batch_of(lengths, device):
 
 def saved_bytes(model, lengths):
     """What a forward pass keeps for the backward pass, beside the weights; then the backward pass."""
-    known = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    saved = {}
-
-    def count(tensor):
-        storage = tensor.untyped_storage()
-        if storage._cdata not in known:
-            saved[storage._cdata] = storage  # kept, or another one would get its number
-        return tensor
-
-    batch = batch_of(lengths, model.device)
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+    batch, saved = batch_of(lengths, model.device), SavedTensors(model)
+    with saved:
         output = model.transformer(**batch).last_hidden_state
-    total = sum(storage.nbytes() for storage in saved.values())
     output.sum().backward()
-    return total
+    return saved.nbytes
 
 
 def two_products(query, *_, **__):

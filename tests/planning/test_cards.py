@@ -9,7 +9,7 @@ from gpt2_hf.options.arguments import DataArguments, ModelArguments
 from gpt2_hf.options.parsing import parse
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 from gpt2_hf.planning.cards import BLOCK, CARDS, GIB, PEAKS, SAMPLES_PER_STEP, card_of, describe
-from gpt2_hf.planning.plan import card_memory
+from gpt2_hf.runtime.utilization import card_memory
 
 from ..conftest import REPOSITORY
 

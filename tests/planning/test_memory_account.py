@@ -19,6 +19,7 @@ from gpt2_hf.planning.cards import PEAKS
 from gpt2_hf.planning.parallel_plan import ddp_memory_bytes, model_size
 
 from ..conftest import REPOSITORY
+from ..saved_tensors import SavedTensors
 
 GIB = 2**30
 ROOM = 7.5 * GIB
@@ -44,22 +45,13 @@ def make_model(config):
 
 def activations(model, num_samples):
     """Bytes that a forward pass on so many full samples keeps, with bf16 by autocast, beside the weights."""
-    known = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    saved = {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage._cdata not in known:
-            saved[storage._cdata] = storage
-        return tensor
-
     tokens = torch.zeros(1, num_samples * LENGTH, dtype=torch.long)
     batch = {"input_ids": tokens, "position_ids": tokens, "max_length_q": LENGTH}
     batch["cu_seq_lens_q"] = torch.zeros(num_samples + 1, dtype=torch.int32)
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with hooks, torch.autocast("cpu", dtype=torch.bfloat16):
+    saved = SavedTensors(model)
+    with saved, torch.autocast("cpu", dtype=torch.bfloat16):
         model.transformer(**batch)
-    return sum(storage.nbytes() for storage in saved.values())
+    return saved.nbytes
 
 
 def account(config, processes):

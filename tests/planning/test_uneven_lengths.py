@@ -10,6 +10,8 @@ from gpt2_hf.model.modeling_gpt2_hf import GPT2HFForCausalLM
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 from gpt2_hf.planning import probe
 
+from ..saved_tensors import SavedTensors
+
 BATCH = 8
 # Three batches: nearly the same positions, but one has a document of 1,000 among short ones.
 EVEN, UNEVEN, SHORT = [130] * BATCH, [*[5] * 7, 1000], [20] * BATCH
@@ -44,13 +46,21 @@ def make_probe(tmp_path, collator, dropout, attn_implementation):
     return probe.make_probe_trainer(args, model, data, str(tmp_path)), samples, batches
 
 
+def kept_bytes(trainer, samples):
+    """What the forward pass on a batch really keeps."""
+    saved, batch = SavedTensors(trainer.model), trainer.data_collator(samples)
+    with saved:
+        trainer.compute_loss(trainer.model.train(), batch)
+    return saved.nbytes
+
+
 @pytest.mark.parametrize(("dropout", "backend"), [(0.1, "sdpa"), (0.0, "sdpa"), (0.1, "eager")])
 @pytest.mark.parametrize("collator", [FlatteningCollator(), PaddingCollator(0), PaddingCollator(0, 1024)])
 def test_activations_are_those_of_the_largest_batch(tmp_path, collator, dropout, backend):
     """What is reckoned from one and two samples is, to 15 %, what the batch that costs most really keeps."""
     trainer, samples, batches = make_probe(tmp_path, collator, dropout, backend)
     planned = probe.activation_bytes(trainer, samples, batches)
-    real = [probe._saved_bytes(trainer, [samples[int(row)] for row in rows]) for rows in batches.rows]
+    real = [kept_bytes(trainer, [samples[int(row)] for row in rows]) for rows in batches.rows]
     assert planned == pytest.approx(max(real), rel=0.15)
     assert real[batches.largest] == pytest.approx(max(real), rel=0.01)
 

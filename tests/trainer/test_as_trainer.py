@@ -36,7 +36,7 @@ from gpt2_hf.trainer.callbacks import ContinuousTensorBoardCallback
 from gpt2_hf.trainer.callbacks import ProgressCallback as TerminalCallback
 from gpt2_hf.trainer.gpt2_trainer import _Asking, _objective
 
-from .. import pretended_training
+from ..data_fixtures import streamed_lines
 from .helpers import BLOCKS, COLLATORS, assert_exact, logged, make_model, make_trainer, settings, true_loss
 
 
@@ -87,7 +87,7 @@ def test_a_run_that_was_moved_ends_with_its_best_model(tmp_path):
 def test_a_stream_goes_on_with_as_many_processes(tmp_path):
     """It was divided among them, so another number is refused, where it would begin with the first text again."""
     options = {"data_collator": FlatteningCollator(), "eval_strategy": "no", "logging_steps": 2}
-    stream = pretended_training.make_data("streamed", tmp_path)
+    stream = streamed_lines(tmp_path, [9] * 400)
     make_trainer(tmp_path / "run", train_dataset=stream, **options).train()
     checkpoint = tmp_path / "run" / "checkpoint-2"
     state = load_state(checkpoint / "process_state.safetensors")

@@ -252,6 +252,19 @@ def test_loss_spikes_are_noticed_and_noise_is_not():
     assert spikes.jump(3.0) is None
 
 
+def test_the_watch_for_spikes_goes_on_where_it_was():
+    """Under the names that it has in checkpoints."""
+    spikes, resumed = LossSpikes(), LossSpikes()
+    for loss in (5.0, 4.9, 4.85, 4.75):
+        assert spikes.jump(loss) is None
+    state = spikes.state_dict()
+    assert state.keys() == {"ordinary", "_squared_step", "_seen"}
+    resumed.load_state_dict(state)
+    following = (4.7, 6.0, 4.65)
+    jumps = [resumed.jump(loss) for loss in following]
+    assert jumps == [spikes.jump(loss) for loss in following] and jumps[1] == pytest.approx(1.3)
+
+
 def test_schedule_by_time_follows_the_clock():
     """Warmup by steps, then a cosine over the time that is left; the end of the steps ends it too."""
     now = 0.0

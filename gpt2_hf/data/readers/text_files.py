@@ -1,7 +1,4 @@
-"""A file of text: what its ending says of it, how it is opened, and one line for whatever is wrong with it.
-
-Used by: every other module here.
-"""
+"""A file of text: what its ending says of it, how it is opened, and one line for whatever is wrong with it."""
 
 import bz2
 import contextlib

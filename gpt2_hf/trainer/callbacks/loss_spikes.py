@@ -1,6 +1,7 @@
 """Notice a training loss that jumps: the usual forerunner of a divergence, or a bad stretch of data."""
 
 import math
+from typing import Any
 
 _DECAY = 0.9  # weight of the past in the running mean of squared steps, per logged loss
 _DEVIATIONS = 6.0
@@ -30,3 +31,11 @@ class LossSpikes:
             self._squared_step = _DECAY * self._squared_step + (1 - _DECAY) * step**2
         self.ordinary = loss
         return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"ordinary": self.ordinary, "_squared_step": self._squared_step, "_seen": self._seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was called."""
+        self.ordinary, self._squared_step, self._seen = state["ordinary"], state["_squared_step"], state["_seen"]

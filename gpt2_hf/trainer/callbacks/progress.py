@@ -2,14 +2,13 @@
 
 import sys
 from collections.abc import Iterator
-from datetime import timedelta
 from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback as TransformersProgressCallback
 
-from ...runtime.stopwatch import Stopwatch
+from ...runtime.stopwatch import Stopwatch, duration
 from .cadence import ends_epoch
 
 _FORMATS = {
@@ -185,8 +184,3 @@ def _spoken(name: str) -> str:
     *split, metric = name.removeprefix("eval_").split("_")
     of_split = bool(split) and metric in ("loss", "perplexity", "tokens")
     return f"validation {metric} of {'_'.join(split)}" if of_split else f"validation {'_'.join([*split, metric])}"
-
-
-def duration(seconds: float) -> str:
-    """`1:02:03`, or `2 days, 3:04:05`."""
-    return str(timedelta(seconds=round(seconds)))

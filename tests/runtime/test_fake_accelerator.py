@@ -47,7 +47,7 @@ def test_steps_keep_to_the_device_and_the_host_does_not_wait(tmp_path):
 
     And a model that is divided over two devices. In five steps no number is read, and no copy is waited for.
     """
-    assert len(lines_of("tests.pretended_accelerator", tmp_path)) == 16
+    assert len(lines_of("tests.fake_accelerator", tmp_path)) == 16
 
 
 def test_a_whole_training_never_waits_between_two_logs(tmp_path):
@@ -57,4 +57,4 @@ def test_a_whole_training_never_waits_between_two_logs(tmp_path):
     transformers once for the number of tokens. With an optimizer that cannot skip a step on the device, one number a
     step is read, and the test names who reads it.
     """
-    assert len(lines_of("tests.pretended_training", tmp_path)) == 8
+    assert len(lines_of("tests.fake_training", tmp_path)) == 8

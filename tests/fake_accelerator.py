@@ -1,11 +1,14 @@
-"""Training steps on an accelerator that is only pretended: `python -m tests.pretended_accelerator`.
+"""Training steps on a fake accelerator: `python -m tests.fake_accelerator`.
 
 torch's fake tensors know shape, type and device, and hold no numbers. A step that mixes devices, or for which the host
 must wait to read a number, ends in an error here, as it would cost an error or time on a GPU. Not in this process's
 neighbours: torch can be given such a device only once, and everything would then see an accelerator.
 """
 
+import os
+import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -26,11 +29,12 @@ from gpt2_hf.trainer.muon import MuonWithAdamW, hidden_matrices
 
 from .tiny_models import make_model
 
-DEVICE = "pretended"
+DEVICE = "fake"
+TESTS = Path(__file__).resolve().parent
 SAMPLES = [{"input_ids": np.arange(length)} for length in (5, 20, 3, 12)]
 
 
-class PretendedBackend(_DummyBackendModule):
+class FakeBackend(_DummyBackendModule):
     """With the formats of its autocast, which torch asks for."""
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
@@ -38,7 +42,7 @@ class PretendedBackend(_DummyBackendModule):
 
 
 class Waits(TorchDispatchMode):
-    """Counts what the host would wait for: numbers that are read, and copies that it does not leave to the device."""
+    """Notes where the host waits for the device, and answers in the device's place where it can."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,15 +50,43 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
         packet = func._overloadpacket
-        if packet is torch.ops.aten._local_scalar_dense and args[0].device.type == DEVICE:
-            self.found.append("a number is read")
+        if packet is torch.ops.aten._local_scalar_dense:
+            return self._read(args[0])
+        result = func(*args, **kwargs)
         if packet is torch.ops.aten._to_copy and args[0].device != result.device and not kwargs.get("non_blocking"):
-            self.found.append(f"a copy of {tuple(result.shape)}")
-        if packet is torch.ops.aten.copy_ and args[0].device != args[1].device and args[1].ndim:
-            self.found.append(f"a copy into {tuple(result.shape)}")
+            self._note(f"a copy of {tuple(result.shape)}")
+        if packet is torch.ops.aten.copy_ and _is_waited_for(*args, **kwargs):
+            self._note(f"a copy into {tuple(result.shape)}")
+        if packet in (torch.ops.aten.index_put, torch.ops.aten.index_put_) and _has_mask(args[1]):
+            self._note("a mask as an index, of which the host must know how many it chooses")
         return result
+
+    def _read(self, tensor: torch.Tensor) -> float:
+        if tensor.device.type != DEVICE:  # the host's own
+            return 1
+        self._note("a number is read")
+        return 1.0 if tensor.is_floating_point() else -1
+
+    def _note(self, what: str) -> None:
+        self.found.append(f"{what}: {caller()}")
+
+
+def _is_waited_for(into: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> bool:
+    return into.device != source.device and source.ndim > 0 and not non_blocking
+
+
+def _has_mask(indices: Any) -> bool:
+    return any(x is not None and x.dtype == torch.bool and x.device.type == DEVICE for x in indices)
+
+
+def caller() -> str:
+    """Where in this package, transformers, accelerate or torch's optimizers something is done."""
+    torch_itself = os.sep + os.path.join("site-packages", "torch") + os.sep
+    frames = [each for each in traceback.extract_stack() if torch_itself not in each.filename]
+    last = [each for each in frames if Path(each.filename).parent != TESTS][-1]
+    name = last.filename.removeprefix(f"{TESTS.parent}{os.sep}")
+    return f"{Path(name.rpartition('site-packages' + os.sep)[2]).as_posix()} {last.name}"
 
 
 def take_steps(model: GPT2HFForCausalLM, optimizer: torch.optim.Optimizer, batch: dict[str, Any], steps: int) -> None:
@@ -193,7 +225,7 @@ def expect(error: type[Exception], action: Callable[[], Any]) -> None:
 
 def main() -> None:
     """Take the steps; a line for each."""
-    _setup_privateuseone_for_python_backend(DEVICE, backend_module=PretendedBackend())
+    _setup_privateuseone_for_python_backend(DEVICE, backend_module=FakeBackend())
     batches = {"padded": PaddingCollator(0)(SAMPLES), "flattened": FlatteningCollator()(SAMPLES)}
     models = make_models()
     halved = [make_model(n_layer=1, attn_pdrop=0.1).to(dtype).train() for dtype in (torch.bfloat16, torch.float16)]

@@ -1,6 +1,6 @@
-"""transformers' training loop on a pretended accelerator: `python -m tests.pretended_training`.
+"""transformers' training loop on a fake accelerator: `python -m tests.fake_training`.
 
-The device is that of `pretended_accelerator`: its tensors have shape, type and place, and no numbers. `train()` of
+The device is that of `fake_accelerator`: its tensors have shape, type and place, and no numbers. `train()` of
 `GPT2HFTrainer` runs whole on it: loaders and copies of batches, transformers' loop, autocast, the loss scaler,
 accelerate's optimizer, DDP with its buckets, schedules, callbacks and logs. Put in the place of others are a process
 group that sends nothing (torch's own for such tests), and DDP's looks at memory, which it takes once. That batches lie
@@ -13,7 +13,6 @@ import contextlib
 import os
 import sys
 import tempfile
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,27 +27,24 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools import fake_collectives  # noqa: F401  # exchanges of tensors without numbers
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore, _create_fake_pg
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 from transformers import TrainerCallback
 
 from gpt2_hf import GPT2HFTrainer, GPT2HFTrainingArguments
-from gpt2_hf.data import DocumentSamples, FlatteningCollator, StreamingSamples
-from gpt2_hf.data.sources import load_sources
-from gpt2_hf.options.arguments import DataArguments
+from gpt2_hf.data import DocumentSamples, FlatteningCollator
 from gpt2_hf.runtime import distributed
 from gpt2_hf.runtime.precision import Precision
 
-from .data_fixtures import documents_of
-from .pretended_accelerator import DEVICE, PretendedBackend, move
-from .tiny_models import make_model, word_tokenizer
+from .data_fixtures import documents_of, streamed_lines
+from .fake_accelerator import DEVICE, FakeBackend, Waits, caller, move
+from .tiny_models import make_model
 
 DROPOUT = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.1)
 AUTOCAST = "AutocastPrivateUse1"
 LOWERED = ("linear", "addmm", "mm", "bmm", "matmul", "baddbmm")
 EXCHANGES = ("all_reduce", "all_gather", "all_gather_into_tensor", "all_gather_object", "all_gather_single", "barrier")
 EXCHANGES += ("broadcast", "broadcast_object_list", "gather", "gather_object", "reduce", "reduce_scatter", "scatter")
-ROOT = str(Path(__file__).resolve().parents[1])
 
 
 class Variant(NamedTuple):
@@ -79,54 +75,6 @@ VARIANTS = {
         "stored", "adamw_torch", "bf16", waits=("a number is read: gpt2_hf/trainer/callbacks/non_finite.py observe",)
     ),
 }
-
-
-class Waits(TorchDispatchMode):
-    """Notes where the host waits for the device, and answers in the device's place where it can."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        packet = func._overloadpacket
-        if packet is torch.ops.aten._local_scalar_dense:
-            return self._read(args[0])
-        result = func(*args, **kwargs)
-        if packet is torch.ops.aten._to_copy and args[0].device != result.device and not kwargs.get("non_blocking"):
-            self._note(f"a copy of {tuple(result.shape)}")
-        if packet is torch.ops.aten.copy_ and _is_waited_for(*args, **kwargs):
-            self._note(f"a copy into {tuple(result.shape)}")
-        if packet in (torch.ops.aten.index_put, torch.ops.aten.index_put_) and _has_mask(args[1]):
-            self._note("a mask as an index, of which the host must know how many it chooses")
-        return result
-
-    def _read(self, tensor: torch.Tensor) -> float:
-        if tensor.device.type != DEVICE:  # the host's own
-            return 1
-        self._note("a number is read")
-        return 1.0 if tensor.is_floating_point() else -1
-
-    def _note(self, what: str) -> None:
-        self.found.append(f"{what}: {caller()}")
-
-
-def _is_waited_for(into: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> bool:
-    return into.device != source.device and source.ndim > 0 and not non_blocking
-
-
-def _has_mask(indices: Any) -> bool:
-    return any(x is not None and x.dtype == torch.bool and x.device.type == DEVICE for x in indices)
-
-
-def caller() -> str:
-    """Where in this package, transformers, accelerate or torch's optimizers something is done."""
-    torch_itself = os.sep + os.path.join("site-packages", "torch") + os.sep
-    frames = [each for each in traceback.extract_stack() if torch_itself not in each.filename]
-    last = [each for each in frames if each.filename != __file__][-1]
-    name = last.filename.removeprefix(ROOT + os.sep)
-    return f"{Path(name.rpartition('site-packages' + os.sep)[2]).as_posix()} {last.name}"
 
 
 class Exchanges:
@@ -184,11 +132,7 @@ def make_data(kind: str, folder: Path) -> Any:
     """Documents that are stored, or streamed from a file."""
     if kind == "stored":
         return DocumentSamples(documents_of([[1] * 10] * 400), 32)  # of one length: known shapes are quickly made
-    lengths = [5 + n % 3 if "unequal" in kind else 9 for n in range(400)]
-    path = folder / "text.txt"
-    path.write_text("".join(" ".join(f"w{i}" for i in range(n)) + "\n" for n in lengths))
-    arguments = DataArguments(dataset_name=None, dataset_config_name=None, train_file=str(path))
-    return StreamingSamples(load_sources(arguments)["train"], word_tokenizer(96), max_length=32, buffer_size=50)
+    return streamed_lines(folder, [5 + n % 3 if "unequal" in kind else 9 for n in range(400)])
 
 
 def lower_products() -> list[torch.library.Library]:
@@ -215,7 +159,7 @@ def lowered(operation: Any) -> Callable:
     return run
 
 
-class PretendedDDP(DistributedDataParallel):
+class FakeDDP(DistributedDataParallel):
     """DDP that looks at no memory: not at the parameters of the other processes, nor at the order of gradients."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -254,9 +198,9 @@ def processes(number: int) -> Iterator[None]:
         yield
         return
     rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
-    dist.init_process_group("pretending", store=FakeStore(), rank=0, world_size=number)
+    dist.init_process_group("silent", store=FakeStore(), rank=0, world_size=number)
     agree = mock.patch.object(distributed, "_cpu_group", lambda world: world)  # that sends nothing either
-    ddp = mock.patch("torch.nn.parallel.DistributedDataParallel", PretendedDDP)
+    ddp = mock.patch("torch.nn.parallel.DistributedDataParallel", FakeDDP)
     with mock.patch.dict(os.environ, rank), agree, ddp:
         yield
     dist.destroy_process_group()
@@ -264,7 +208,7 @@ def processes(number: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def on_the_device(args: GPT2HFTrainingArguments) -> Iterator[Waits]:
-    """Let a run on a CPU, of which nothing is made yet but the arguments, take place on the pretended device."""
+    """Let a run on a CPU, of which nothing is made yet but the arguments, take place on the fake device."""
     _ = args.device  # or it would be chosen later
     vars(args)["_setup_devices"] = PartialState._shared_state["device"] = torch.device(DEVICE)
     real = {"largest_of_each": distributed.largest_of_each}
@@ -338,8 +282,8 @@ def check(variant: Variant) -> None:
 
 def main() -> None:
     """Train each variant; a line for each."""
-    _setup_privateuseone_for_python_backend(DEVICE, backend_module=PretendedBackend())
-    dist.Backend.register_backend("pretending", _create_fake_pg, extended_api=True, devices=["cpu", DEVICE])
+    _setup_privateuseone_for_python_backend(DEVICE, backend_module=FakeBackend())
+    dist.Backend.register_backend("silent", _create_fake_pg, extended_api=True, devices=["cpu", DEVICE])
     libraries = lower_products()
     for name, variant in VARIANTS.items():
         check(variant)
