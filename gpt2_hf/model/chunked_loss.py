@@ -27,8 +27,8 @@ _ROWS_PER_CHUNK = {"cpu": 512, "cuda": 2048}
 # In 16 bits cuBLAS is fast where rows begin at multiples of 16 bytes, which rows of 50,257 do not; nanoGPT takes 64.
 _CPU_ROWS_MULTIPLE_OF = 64
 _HEAD_ROWS_MULTIPLE_OF = {"cuda": 64}
-# 16 rows in fp32 are 3.2 MB.
-CPU_ROWS_PER_SOFTMAX = 16
+# 3.2 MB in fp32, which stay in a CPU's cache: 16 rows of 50,257.
+_CPU_LOGITS_PER_SOFTMAX = 16 * 50_257
 # In fp32, MKL multiplies with all of a wide matrix at two thirds of the rate that it has for some tokens at a time.
 _CPU_TOKENS_PER_PRODUCT = 512
 _TOKENS_PER_WIDE_PRODUCT = 8192
@@ -110,6 +110,11 @@ def default_rows_per_chunk(device_type: str, dtype: torch.dtype) -> int:
     return 2 * rows if device_type == "cpu" and dtype.itemsize == 2 else rows
 
 
+def cpu_rows_per_softmax(logits: Tensor) -> int:
+    """Rows of `[R, V]` that the passes of a softmax go over at once on a CPU: fewer the larger the vocabulary."""
+    return max(_CPU_LOGITS_PER_SOFTMAX // max(logits.shape[1], 1), 1)
+
+
 def sum_over_chunks(
     hidden_states: Tensor, weight: Tensor, chunk_loss: ChunkLoss, rows_per_chunk: int, dtype: torch.dtype
 ) -> Tensor:
@@ -164,7 +169,7 @@ def chunked_token_losses(
         products = HeadProducts(aligned(weight.to(dtype)))
         for chunk, ids in zip(hidden_states.to(dtype).split(rows), target_ids.split(rows), strict=True):
             logits = products.logits(chunk)
-            block = CPU_ROWS_PER_SOFTMAX if device_type == "cpu" else rows
+            block = cpu_rows_per_softmax(logits) if device_type == "cpu" else rows
             for values, block_ids in zip(logits.split(block), ids.split(block), strict=True):
                 losses.append(_row_losses(values.to(loss_dtype), block_ids, targets, need_softmax=False))
     result = torch.zeros(labels.shape, dtype=loss_dtype, device=weight.device)
@@ -441,9 +446,9 @@ def _chunk_loss(
         loss, grad = _softmax_loss(logits.to(loss_dtype), labels, targets, need_grad)
         return loss, grad.to(logits.dtype)
     losses = []
-    work = logits.new_empty(CPU_ROWS_PER_SOFTMAX, logits.shape[1], dtype=loss_dtype)
-    blocks = logits.split(CPU_ROWS_PER_SOFTMAX)
-    for block, block_labels in zip(blocks, labels.split(CPU_ROWS_PER_SOFTMAX), strict=True):
+    rows = cpu_rows_per_softmax(logits)
+    work = logits.new_empty(min(rows, len(logits)), logits.shape[1], dtype=loss_dtype)
+    for block, block_labels in zip(logits.split(rows), labels.split(rows), strict=True):
         in_place = block.dtype == loss_dtype
         values = block if in_place else work[: block.shape[0]].copy_(block)
         loss, grad = _softmax_loss(values, block_labels, targets, need_grad)
@@ -537,13 +542,13 @@ def softmax_(logits: Tensor, need_softmax: bool) -> Tensor:
 
 
 __all__ = [
-    "CPU_ROWS_PER_SOFTMAX",
     "IGNORE_INDEX",
     "ChunkLoss",
     "HeadProducts",
     "aligned",
     "chunked_cross_entropy",
     "chunked_token_losses",
+    "cpu_rows_per_softmax",
     "default_rows_per_chunk",
     "product_dtype",
     "softmax_",

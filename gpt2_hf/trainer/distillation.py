@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..model.chunked_loss import (
-    CPU_ROWS_PER_SOFTMAX,
     IGNORE_INDEX,
     HeadProducts,
     aligned,
+    cpu_rows_per_softmax,
     default_rows_per_chunk,
     product_dtype,
     softmax_,
@@ -142,7 +142,7 @@ class _DistilledChunks:
         for first in range(0, len(labels), size):
             part = slice(first, first + size)
             of_teachers = self._teacher_logits(slice(rows.start + first, rows.start + first + len(labels[part])))
-            block_rows = CPU_ROWS_PER_SOFTMAX if self._on_cpu else size
+            block_rows = cpu_rows_per_softmax(logits) if self._on_cpu else size
             blocks = zip(*(x.split(block_rows) for x in (logits[part], labels[part], *of_teachers)), strict=True)
             for block, block_labels, *teacher_blocks in blocks:
                 loss += self._block_loss(block, block_labels, teacher_blocks)

@@ -13,6 +13,12 @@ from gpt2_hf.model import chunked_loss
 from gpt2_hf.model.chunked_loss import IGNORE_INDEX, chunked_cross_entropy, chunked_token_losses
 
 
+@pytest.fixture(autouse=True)
+def several_softmax_blocks(monkeypatch):
+    """A small vocabulary's rows would all be in one block."""
+    monkeypatch.setattr(chunked_loss, "_CPU_LOGITS_PER_SOFTMAX", 16 * 50)
+
+
 def make_inputs(rows, width=16, vocab=50, ignored=0.0, dtype=torch.float32, padding=0, seed=0):
     """Hidden states, head and labels; a share of the labels is ignored."""
     generator = torch.Generator().manual_seed(seed)
@@ -133,6 +139,7 @@ def test_a_row_that_stands_for_several_counts_for_all_of_them(label_smoothing, p
 def test_rows_that_align_the_head_change_nothing(monkeypatch):
     """What a GPU's matrix products want, tried on a CPU: the same loss and gradients to the last bit."""
     inputs = make_inputs(20, ignored=0.2, padding=3, dtype=torch.bfloat16)
+    monkeypatch.setattr(chunked_loss, "_CPU_LOGITS_PER_SOFTMAX", 64 * 64)  # all rows in one block
     plain = loss_and_gradients(chunked_cross_entropy, *inputs, num_padding_rows=3)
     shapes = []
     mm = torch.mm
@@ -262,6 +269,13 @@ def test_compiled_as_one_graph(backend):
         for mine, theirs in zip(ours, plain, strict=True):
             torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs_before <= 2
+
+
+@pytest.mark.parametrize(("vocabulary", "rows"), [(50_257, 16), (8_192, 98), (65, 12_370)])
+def test_rows_of_a_softmax_fill_the_cache(vocabulary, rows, monkeypatch):
+    """A small vocabulary has more rows at once; with 16 a model of characters spent its time on calls."""
+    monkeypatch.undo()
+    assert chunked_loss.cpu_rows_per_softmax(torch.empty(4, vocabulary)) == rows
 
 
 def test_never_holds_all_logits():

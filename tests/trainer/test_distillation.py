@@ -22,6 +22,12 @@ from .helpers import DOCUMENTS, logged, true_loss
 USED = torch.arange(0, VOCAB_SIZE, 2)  # every other token
 
 
+@pytest.fixture(autouse=True)
+def several_softmax_blocks(monkeypatch):
+    """A small vocabulary's rows would all be in one block."""
+    monkeypatch.setattr(chunked_loss, "_CPU_LOGITS_PER_SOFTMAX", 16 * VOCAB_SIZE)
+
+
 def reference(hidden, weight, labels, teachers, alpha, temperature):
     """The definition, from all logits of student and teachers at once; the sum, and the plain cross-entropy."""
     scored = labels != IGNORE_INDEX
