@@ -1106,6 +1106,16 @@ def test_what_save_to_disk_wrote_later(tmp_path):
     assert keys[0] == keys[1] != keys[2] == keys[3]
 
 
+def test_what_save_to_disk_wrote_in_memory(tmp_path, monkeypatch):
+    """Two folders have two keys also where the library is set to keep small datasets in memory."""
+    monkeypatch.setattr(datasets.config, "IN_MEMORY_MAX_SIZE", 1 << 30)
+    keys = []
+    for text in ("one", "two"):
+        Dataset.from_dict({"text": [text]}).save_to_disk(str(tmp_path / text))
+        keys.append(load_sources(DataArguments(str(tmp_path / text), None))["train"].key())
+    assert keys[0] != keys[1]
+
+
 def test_a_connection_that_breaks(gpt2, monkeypatch):
     """What breaks while a data set is read is no fault of the cache."""
     rows = RowSource("train", Dataset.from_dict({"text": ["one", "two"]}), "text", readers.DocumentUnit.ROW, "", "x/y")

@@ -128,7 +128,7 @@ def _known_splits(found: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 def _sources_of_disk(name: str, args: DataArguments) -> dict[str, Source]:
     """What `save_to_disk` of the datasets library has written; a dataset without splits is the training split."""
     _refuse_config(args, f"{name} was written by save_to_disk, without configs")
-    loaded = datasets.load_from_disk(name)
+    loaded = datasets.load_from_disk(name, keep_in_memory=False)  # in memory rows would not know their files
     splits = {"train": loaded} if isinstance(loaded, Dataset) else loaded
     known, note = _known_splits(splits)
     sources: dict[str, Source] = {}
