@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UserError
 from ..options.arguments import DataArguments
 from ..options.mixture import Mix, shares_of
+from ..runtime import distributed
 from .collators import FlatteningCollator, PaddingCollator
 from .samples import Accounting, BlockSamples, DocumentSamples, MixedSamples, Samples, SequenceMode, padded_share
 from .sources import SPLITS, Source, load_sources
@@ -24,6 +25,8 @@ from .tokenizer import separator_id
 
 # Share of a validation text, above which it is said that the training text has it too.
 _MUCH_THAT_IS_KNOWN = 0.01
+# One host may have to tokenize a large text that another has in its cache.
+_PATIENCE_SECONDS = 2 * 24 * 3600.0
 
 
 @dataclass
@@ -96,6 +99,28 @@ def load_data(
         data = _load_data(args, tokenizer, max_length, splits, batch_size, seed, inherited)
     if SequenceMode(args.sequence_mode) is SequenceMode.BLOCKS:
         data.separator = separator_id(tokenizer)
+    return data
+
+
+def load_same_data(*args: Any, **options: Any) -> LoadedData:
+    """`load_data` on every process of a run; every process must ask.
+
+    Of those of one host one fills the cache, and the others wait at its lock. Each host has a cache of its own, or
+    shares one.
+
+    Raises:
+        UserError: as `load_data`; and on all processes, if they have not all read the same text.
+    """
+    with distributed.finished_together(_PATIENCE_SECONDS):
+        data = load_data(*args, **options)
+    first = distributed.decided_by_first(lambda: data.fingerprints)
+    differs = distributed.largest_of_each(*(first.get(split) != data.fingerprints.get(split) for split in SPLITS))
+    if any(differs):
+        names = " and ".join(split for split, other in zip(SPLITS, differs, strict=True) if other)
+        raise UserError(
+            f"the {names} text, or its tokenizer, is not the same on every host; copy the same files to all of them, "
+            "or put them on a disk that all share"
+        )
     return data
 
 

@@ -67,7 +67,8 @@ def _sources_of_library(
         return _row_sources(dict(datasets.load_dataset(name, config_name)), args)
     cache = None if content is None else str(cache_root() / "library" / content)
     builder = datasets.load_dataset_builder(name, config_name, cache_dir=cache)
-    version = f"{builder.config_id} {builder.hash} {content}"
+    # the library's hash of local files goes by their places and dates
+    version = f"{builder.config_id} {builder.hash if content is None else _reading_options(builder.config)} {content}"
     if args.streaming:
         return _row_sources(dict(builder.as_streaming_dataset()), args, version)
     return _row_sources(dict(datasets.load_dataset(name, config_name, cache_dir=cache)), args, version)
@@ -192,6 +193,12 @@ def _unread_files(name: str, folder: PlainFolder, config: Any) -> str:
 
 def _card_names_files(name: str, config_name: str) -> bool:
     """Whether the card of a dataset says which files belong to a config."""
+def _reading_options(config: Any) -> dict[str, Any]:
+    """Everything that a config says but which files there are."""
+    fields = (field.name for field in dataclasses.fields(config) if field.name not in ("data_files", "data_dir"))
+    return {"type": type(config).__name__, **{name: getattr(config, name) for name in fields}}
+
+
     parameters: Any = datasets.load.dataset_module_factory(name).builder_configs_parameters
     return bool({"data_files", "data_dir"} & (parameters.metadata_configs or {}).get(config_name, {}).keys())
 
