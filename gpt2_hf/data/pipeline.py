@@ -18,7 +18,7 @@ from ..options.mixture import Mix, shares_of
 from ..runtime import distributed
 from .collators import FlatteningCollator, PaddingCollator
 from .samples import Accounting, BlockSamples, DocumentSamples, MixedSamples, Samples, SequenceMode, padded_share
-from .sources import SPLITS, Source, load_sources
+from .sources import SPLITS, Source, load_sources, with_notes_of_shared_files
 from .streaming import StreamingSamples, set_aside_of_stream
 from .tokenization import TokenizedDocuments, tokenize, tokenize_and_cut
 from .tokenizer import separator_id
@@ -251,7 +251,7 @@ def _load_mix(
                 raise UserError(f"there is no train split; found: {', '.join(sources[name]) or 'none'}")
     if all("validation" in found for found in sources.values()):
         _settle_percentage(args, inherited)
-    for name, found in sources.items():
+    for name, found in with_notes_of_shared_files(sources).items():
         with _named(name):
             # of a text that has a validation split nothing is cut, so that the percentage is without effect for it
             texts[name] = _load_text(_arguments_of(args, name), tokenizer, max_length, splits, found, 0, name)
