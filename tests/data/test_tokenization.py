@@ -319,6 +319,18 @@ def test_changed_column_and_percentage_are_never_stale(tmp_path, gpt2):
 
 @pytest.mark.parametrize("damage", ["cut", "changed byte", "removed", "no record", "broken record", "other record"])
 def test_damaged_cache_is_made_again(corpus, gpt2, damage):
+def test_a_text_of_megabytes_is_hashed_once(tmp_path, monkeypatch):
+    """A start asks for its key several times, and so does the next one; right after a change it is hashed again."""
+    path = tmp_path / "a.txt"
+    path.write_text("A line of text.\n" * 100_000)
+    hashed = []
+    original = fingerprints._hash
+    monkeypatch.setattr(fingerprints, "_hash", lambda path: hashed.append(path) or original(path))
+    assert len({source_of(path).key() for _ in range(2)}) == 1 and len(hashed) == 2  # just written
+    monkeypatch.setattr(fingerprints, "_CLOCK_GRAIN_SECONDS", 0.0)
+    assert len({source_of(path).key() for _ in range(3)}) == 1 and len(hashed) == 3
+
+
     """Whatever happens to an entry, it is noticed, and the entry is made again."""
     expected = stream_of(tokenize(source_of(corpus), gpt2))
     entry = entries()[0]
