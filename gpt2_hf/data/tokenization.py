@@ -276,7 +276,8 @@ class _Writer:
 
     def __init__(self, path: Path, dtype: np.dtype):
         self._features = Features({"input_ids": List(Value(dtype.name))})
-        self._writer = ArrowWriter(path=str(path), features=self._features)
+        # its own limit is 1,000 documents in a record batch
+        self._writer = ArrowWriter(path=str(path), features=self._features, writer_batch_size=_IDS_PER_BATCH)
         self._pending: list[EncodedBatch] = []
         self._ids = 0
         self.fingerprint = _Fingerprint()

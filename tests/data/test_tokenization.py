@@ -1,6 +1,7 @@
 """gpt2_hf.data.tokenization, encoding and cache: ids once, exact, never stale, never half."""
 
 import dataclasses
+import itertools
 import json
 import os
 import pickle
@@ -205,6 +206,16 @@ def test_share_that_is_set_aside(count, percent):
     assert 0 < chosen < count
 
 
+@pytest.mark.parametrize("percentage", ["0.1", "5", "12.5", "33.333333333333336", "50", "66.6", "99"])
+def test_which_documents_are_set_aside(percentage):
+    """Those at which the sum of the shares passes a whole number, in exact fractions."""
+    share = Fraction(percentage) / 100
+    offset = 1 - 2 * share if share < Fraction(1, 2) else Fraction(0)
+    sums = [i * share + offset for i in range(10_001)]
+    expected = [after >= before // 1 + 1 for before, after in itertools.pairwise(sums)]
+    assert [is_set_aside(i, share) for i in range(10_000)] == expected
+
+
 def test_cut_is_by_document_and_loses_none(corpus, gpt2):
     """The two parts of the cut are the documents, each in one part, in their order."""
     rest, cut, known = tokenize_and_cut(source_of(corpus), gpt2, 10)
@@ -261,6 +272,13 @@ def test_large_files_are_hashed_once(corpus, cache_folder, monkeypatch):
     monkeypatch.setattr(fingerprints, "ALWAYS_HASHED_BYTES", 0)
     first = fingerprints.file_key(corpus)
     assert not (cache_folder / "gpt2_hf" / "file-hashes").exists()  # just written: not to be trusted yet
+def test_short_documents_are_stored_together(tmp_path, gpt2):
+    """Record batches of the cache have many documents: reading looks for the one with a token each time."""
+    path = tmp_path / "a.txt"
+    path.write_text("".join(f"{i}\n" for i in range(10_000)))
+    assert tokenize(source_of(path), gpt2)._dataset.data.column("input_ids").num_chunks == 1
+
+
     monkeypatch.setattr(fingerprints, "_CLOCK_GRAIN_SECONDS", 0.0)
     assert fingerprints.file_key(corpus) == first
     memo = next((cache_folder / "gpt2_hf" / "file-hashes").iterdir())
