@@ -349,6 +349,7 @@ def _tokenize_splits(
     What is to be told is added to `lines` and `remarks`.
     """
     workers, percentage = args.preprocessing_num_workers, args.validation_split_percentage
+    joined = args.join_documents
     documents: dict[str, TokenizedDocuments] = {}
     missing = "validation" not in sources and "train" in sources and {"train", "validation"} & set(splits)
     if missing and args.streaming:
@@ -357,16 +358,16 @@ def _tokenize_splits(
         documents["validation"] = tokenize(source, tokenizer, workers)
         remarks["validation"] = [f"{percentage:g} % of the first documents set aside"]
     elif missing:
-        rest, cut, known_tokens = tokenize_and_cut(sources["train"], tokenizer, percentage, workers)
+        rest, cut, known_tokens, count = tokenize_and_cut(sources["train"], tokenizer, percentage, workers, joined)
         documents = {"train": rest, "validation": cut}
-        if len(rest) and not len(cut):
+        if count and not len(cut):
             raise UserError(
-                f"--validation_split_percentage: {len(rest):,} document{'s' * (len(rest) != 1)} cannot be divided; "
+                f"--validation_split_percentage: {count:,} document{'s' * (count != 1)} cannot be divided; "
                 "give --validation_file, or cut finer with --document_unit"
             )
         lines.append(
-            f"no validation split: {len(cut):,} documents, evenly spaced, are set aside, {len(rest):,} are left "
-            f"({percentage:g} %, --validation_split_percentage)"
+            f"no validation split: {len(cut):,} documents, evenly spaced, are set aside, {count - len(cut):,} are "
+            f"left ({percentage:g} %, --validation_split_percentage)"
         )
         if "validation" in splits:
             remarks["validation"] = [f"{percentage:g} % of the documents set aside"]
@@ -377,7 +378,7 @@ def _tokenize_splits(
                 )
     for split in splits:
         if split in sources and split not in documents and split != streamed:
-            documents[split] = tokenize(sources[split], tokenizer, workers)
+            documents[split] = tokenize(sources[split], tokenizer, workers, joined)
     return {split: documents[split] for split in splits if split in documents}
 
 

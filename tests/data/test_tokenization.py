@@ -218,14 +218,39 @@ def test_which_documents_are_set_aside(percentage):
 
 def test_cut_is_by_document_and_loses_none(corpus, gpt2):
     """The two parts of the cut are the documents, each in one part, in their order."""
-    rest, cut, known = tokenize_and_cut(source_of(corpus), gpt2, 10)
+    rest, cut, known, count = tokenize_and_cut(source_of(corpus), gpt2, 10)
     lines = [line for line in corpus.read_text().splitlines(keepends=True) if line.strip()]
     ids = [gpt2(line).input_ids for line in lines]
     chosen = [i for i in range(50) if is_set_aside(i, Fraction(1, 10))]
     assert len(chosen) == 5
     assert stream_of(cut) == [token for i in chosen for token in ids[i]]
     assert stream_of(rest) == [token for i in range(50) if i not in chosen for token in ids[i]]
-    assert rest.num_rows + cut.num_rows == 100 and rest.num_blank_rows == 50 and known == 0
+    assert rest.num_rows + cut.num_rows == 100 and rest.num_blank_rows == 50 and (known, count) == (0, 50)
+
+
+def test_cut_of_a_text_whose_lines_are_joined(corpus, gpt2):
+    """The same documents are set aside; the blank lines between them stay with the rest."""
+    cut = tokenize_and_cut(source_of(corpus), gpt2, 10).cut
+    with_white_space = tokenize_and_cut(source_of(corpus), gpt2, 10, keep_white_space=True)
+    assert with_white_space.cut.fingerprint() == cut.fingerprint()
+    assert with_white_space.documents == 50
+    lines = corpus.read_text().splitlines(keepends=True)
+    chosen = [2 * i for i in range(50) if is_set_aside(i, Fraction(1, 10))]
+    rest = with_white_space.rest
+    assert gpt2.decode(stream_of(rest)) == "".join(lines[i] for i in range(100) if i not in chosen)
+    assert (len(rest), rest.num_blank_rows) == (95, 0)
+
+
+def test_white_space_alone_is_no_text(tmp_path, gpt2, monkeypatch):
+    """It has ids only beside other text, which may come late."""
+    monkeypatch.setattr(encoding, "_BATCH_DOCUMENTS", 2)
+    (tmp_path / "a.txt").write_text("\n \n\n\n\n")
+    blank = tokenize(source_of(tmp_path / "a.txt"), gpt2, keep_white_space=True)
+    assert (len(blank), blank.num_blank_rows, blank.num_tokens) == (0, 5, 0)
+    with (tmp_path / "a.txt").open("a") as stream:
+        stream.write("text\n\n")
+    documents = tokenize(source_of(tmp_path / "a.txt"), gpt2, keep_white_space=True)
+    assert gpt2.decode(stream_of(documents)) == "\n \n\n\n\ntext\n\n" and documents.num_rows == 7
 
 
 def test_repeated_documents_are_found(tmp_path, gpt2):
@@ -245,6 +270,13 @@ def test_repeated_documents_are_found(tmp_path, gpt2):
 def made_at(documents: TokenizedDocuments) -> int:
     """When the cache file under documents was made."""
     return Path(documents._dataset.cache_files[0]["filename"]).stat().st_mtime_ns
+
+
+def test_short_documents_are_stored_together(tmp_path, gpt2):
+    """Record batches of the cache have many documents: reading looks for the one with a token each time."""
+    path = tmp_path / "a.txt"
+    path.write_text("".join(f"{i}\n" for i in range(10_000)))
+    assert tokenize(source_of(path), gpt2)._dataset.data.column("input_ids").num_chunks == 1
 
 
 def test_second_start_reads_the_cache(corpus, gpt2):
@@ -272,13 +304,6 @@ def test_large_files_are_hashed_once(corpus, cache_folder, monkeypatch):
     monkeypatch.setattr(fingerprints, "ALWAYS_HASHED_BYTES", 0)
     first = fingerprints.file_key(corpus)
     assert not (cache_folder / "gpt2_hf" / "file-hashes").exists()  # just written: not to be trusted yet
-def test_short_documents_are_stored_together(tmp_path, gpt2):
-    """Record batches of the cache have many documents: reading looks for the one with a token each time."""
-    path = tmp_path / "a.txt"
-    path.write_text("".join(f"{i}\n" for i in range(10_000)))
-    assert tokenize(source_of(path), gpt2)._dataset.data.column("input_ids").num_chunks == 1
-
-
     monkeypatch.setattr(fingerprints, "_CLOCK_GRAIN_SECONDS", 0.0)
     assert fingerprints.file_key(corpus) == first
     memo = next((cache_folder / "gpt2_hf" / "file-hashes").iterdir())
@@ -292,6 +317,18 @@ def test_short_documents_are_stored_together(tmp_path, gpt2):
     assert fingerprints.file_key(corpus) not in (first, "from memory")
     memo.write_text("{half")
     assert fingerprints.file_key(corpus) not in (first, "from memory")
+
+
+def test_a_text_of_megabytes_is_hashed_once(tmp_path, monkeypatch):
+    """A start asks for its key several times, and so does the next one; right after a change it is hashed again."""
+    path = tmp_path / "a.txt"
+    path.write_text("A line of text.\n" * 100_000)
+    hashed = []
+    original = fingerprints._hash
+    monkeypatch.setattr(fingerprints, "_hash", lambda path: hashed.append(path) or original(path))
+    assert len({source_of(path).key() for _ in range(2)}) == 1 and len(hashed) == 2  # just written
+    monkeypatch.setattr(fingerprints, "_CLOCK_GRAIN_SECONDS", 0.0)
+    assert len({source_of(path).key() for _ in range(3)}) == 1 and len(hashed) == 3
 
 
 def test_a_large_file_of_any_name(tmp_path, monkeypatch):
@@ -337,18 +374,6 @@ def test_changed_column_and_percentage_are_never_stale(tmp_path, gpt2):
 
 @pytest.mark.parametrize("damage", ["cut", "changed byte", "removed", "no record", "broken record", "other record"])
 def test_damaged_cache_is_made_again(corpus, gpt2, damage):
-def test_a_text_of_megabytes_is_hashed_once(tmp_path, monkeypatch):
-    """A start asks for its key several times, and so does the next one; right after a change it is hashed again."""
-    path = tmp_path / "a.txt"
-    path.write_text("A line of text.\n" * 100_000)
-    hashed = []
-    original = fingerprints._hash
-    monkeypatch.setattr(fingerprints, "_hash", lambda path: hashed.append(path) or original(path))
-    assert len({source_of(path).key() for _ in range(2)}) == 1 and len(hashed) == 2  # just written
-    monkeypatch.setattr(fingerprints, "_CLOCK_GRAIN_SECONDS", 0.0)
-    assert len({source_of(path).key() for _ in range(3)}) == 1 and len(hashed) == 3
-
-
     """Whatever happens to an entry, it is noticed, and the entry is made again."""
     expected = stream_of(tokenize(source_of(corpus), gpt2))
     entry = entries()[0]
