@@ -1,5 +1,6 @@
 """gpt2_hf.data.tokenization, encoding and cache: ids once, exact, never stale, never half."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from gpt2_hf.data import encoding, fingerprints
+from gpt2_hf.data import cache, encoding, fingerprints
 from gpt2_hf.data.encoding import Encoder
 from gpt2_hf.data.sources import Cursor, FileSource, load_sources
 from gpt2_hf.data.tokenization import TokenizedDocuments, is_set_aside, tokenize, tokenize_and_cut
@@ -395,13 +396,41 @@ def test_damaged_cache_is_made_again(corpus, gpt2, damage):
 
 
 def test_half_written_cache_is_no_entry(corpus, gpt2):
-    """What a killed process leaves is removed by the next one."""
+    """What a killed process leaves is removed by the next one, after a day also on another machine."""
     expected = stream_of(tokenize(source_of(corpus), gpt2))
     entry = entries()[0]
-    entry.rename(entry.with_name(entry.name + ".tmp"))
-    (entry.with_name(entry.name + ".tmp") / "record.json").unlink()
-    assert stream_of(tokenize(source_of(corpus), gpt2)) == expected
-    assert entries() == [entry] and leftovers() == []
+    for age, machine in ((0, cache._machine()), (100_000, "other"), (0, "other")):
+        staging = entry.with_name(f"{entry.name}.{machine}.1.tmp")
+        entry.rename(staging)
+        (staging / "record.json").unlink()
+        for path in (*staging.iterdir(), staging):
+            os.utime(path, (time.time() - age, time.time() - age))
+        assert stream_of(tokenize(source_of(corpus), gpt2)) == expected
+        assert entries() == [entry] and leftovers() == ([] if age or machine != "other" else [staging.name])
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_machines_that_do_not_see_each_others_locks(corpus, gpt2, monkeypatch, damaged):
+    """Both make the entry, neither in the other's folder; the later one takes the entry that is there by then."""
+    monkeypatch.setattr(cache, "FileLock", contextlib.nullcontext)
+    if damaged:
+        tokenize(source_of(corpus), gpt2)
+        (entries()[0] / "documents.arrow").write_bytes(b"")
+    machines, made = ["first"], []
+    monkeypatch.setattr(cache, "_machine", lambda: machines[-1])
+
+    @dataclasses.dataclass(frozen=True)
+    class MadeMeanwhile(FileSource):
+        def documents(self, start=Cursor()):  # noqa: B008
+            yield from super().documents(start)
+            machines.append("second")
+            made.append(tokenize(source_of(corpus), gpt2))
+            machines.pop()
+
+    source = source_of(corpus)
+    documents = tokenize(MadeMeanwhile(source.name, source.files), gpt2)
+    assert made_at(documents) == made_at(made[0]) and stream_of(documents) == stream_of(made[0]) != []
+    assert len(entries()) == 1 and leftovers() == []
 
 
 def test_file_that_changes_while_it_is_read(corpus, gpt2):
