@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..checkpoints import written
 from ..checkpoints.folders import write_json
-from ..data import BlockSamples, LoadedData, load_data
+from ..data import BlockSamples, LoadedData, load_same_data
 from ..data.folders import visible_files
 from ..data.samples import SequenceMode
 from ..data.tokenizer import same_tokens
@@ -70,7 +70,8 @@ def _evaluate(
     if output is not None and processes.is_main_process:  # which writes it
         _check_output(output, data_args)
     inherited = inherited_options(source, given)
-    data = load_data(data_args, models[0].tokenizer, max_length, (args.split,), args.batch_size, inherited=inherited)
+    tokenizer, splits = models[0].tokenizer, (args.split,)
+    data = load_same_data(data_args, tokenizer, max_length, splits, args.batch_size, inherited=inherited)
     texts = _texts(data, args, data_args, max_length)
     in_windows = args.stride is not None or data_args.sequence_mode == SequenceMode.BLOCKS
     dtype = None if precision.dtype == torch.float32 else precision.dtype

@@ -8,7 +8,7 @@
 """
 
 from .collators import FlatteningCollator, PaddingCollator
-from .pipeline import LoadedData, load_data
+from .pipeline import LoadedData, load_data, load_same_data
 from .samples import BlockSamples, DocumentSamples, MixedSamples, Samples, SequenceMode
 from .sampling import EpochSampler, TextByTextSampler, train_sampler
 from .streaming import StreamingLoader, StreamingSamples
@@ -27,5 +27,6 @@ __all__ = [
     "StreamingSamples",
     "TextByTextSampler",
     "load_data",
+    "load_same_data",
     "train_sampler",
 ]

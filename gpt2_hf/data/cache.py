@@ -3,15 +3,23 @@
 An entry is a folder named by the key of what it holds. It is written under another name, with a record of the hash
 of every file, and renamed at the end; opening it checks the record. So an entry that was half written, damaged or
 tampered with is made again, and one key never means two contents.
+
+A lock lets one process of a machine make an entry. On network file systems other machines may not see it, so that each
+makes the entry in a folder of its own, and the first one's is kept.
 """
 
+import contextlib
 import json
 import os
 import shutil
+import socket
+import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import xxhash
 from filelock import FileLock
 
@@ -19,6 +27,8 @@ from ..errors import UserError
 from .fingerprints import cache_root, file_key
 
 RECORD_NAME = "record.json"
+# What another machine is making is touched every few seconds.
+_STALE_SECONDS = 24 * 3600.0
 
 # Writes the files of an entry into an empty folder, and returns what the record shall say besides their hashes.
 Fill = Callable[[Path], dict[str, Any]]
@@ -63,20 +73,67 @@ def open_entry(key: str, fill: Fill) -> tuple[Path, dict[str, Any]]:
 
 
 def _make(folder: Path, fill: Fill) -> dict[str, Any]:
-    staging = folder.with_name(f"{folder.name}.tmp")
-    _remove(staging)  # of a process that was killed; the lock says that it is gone
-    _remove(folder)  # damaged
+    _remove_left(folder)
+    _remove_damaged(folder)
+    staging = _staging(folder)
     try:
         staging.mkdir()
         content = fill(staging)
         hashes = {path.name: file_key(path) for path in sorted(staging.iterdir())}
         record = {**content, "hashes": hashes}
         (staging / RECORD_NAME).write_text(json.dumps(record), encoding="utf-8")
-        os.replace(staging, folder)
+        return _publish(staging, folder, record)
     except BaseException:  # Ctrl-C too leaves nothing behind
         _remove(staging)
         raise
+
+
+def _staging(folder: Path) -> Path:
+    """A name for an entry that is none, or none any more."""
+    return folder.with_name(f"{folder.name}.{_machine()}.{uuid.uuid4().hex}.tmp")
+
+
+def _publish(staging: Path, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Give an entry its name, unless another machine was first; the record of the one that is there then."""
+    try:
+        os.replace(staging, folder)
+    except OSError:
+        if (there := _read_record(folder)) is None:
+            raise
+        _remove(staging)
+        return there
     return record
+
+
+def _remove_damaged(folder: Path) -> None:
+    aside = _staging(folder)
+    with contextlib.suppress(FileNotFoundError):  # there is none, or another machine has found it, too
+        os.replace(folder, aside)
+        shutil.rmtree(aside)
+
+
+def _remove_left(folder: Path) -> None:
+    """Remove what killed processes left of an entry: the lock says that those of this machine are gone."""
+    for staging in folder.parent.glob(f"{folder.name}*.tmp"):
+        is_ours = staging.name.startswith(f"{folder.name}.{_machine()}.")
+        if is_ours or time.time() - _last_touched(staging) > _STALE_SECONDS:
+            shutil.rmtree(staging, ignore_errors=True)  # another machine may be at it too
+
+
+def _last_touched(staging: Path) -> float:
+    try:
+        return max(path.stat().st_mtime for path in (staging, *staging.iterdir()))
+    except FileNotFoundError:  # just now it got its name, or was removed
+        return time.time()
+
+
+def _machine() -> str:
+    """The same for all processes that see each other's locks."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8")
+    except OSError:
+        boot = f"{socket.gethostname()} {psutil.boot_time():.0f}"
+    return xxhash.xxh3_64_hexdigest(boot.encode())
 
 
 def _remove(folder: Path) -> None:

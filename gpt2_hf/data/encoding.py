@@ -36,10 +36,11 @@ _Text = TypeVar("_Text", str, str | None)
 
 
 class EncodedBatch(NamedTuple):
-    """Token ids of several documents: all of them in one array, and how many belong to each."""
+    """Token ids of several documents: all in one array, how many belong to each, which hold more than white space."""
 
     ids: np.ndarray
     lengths: np.ndarray
+    have_text: np.ndarray
 
 
 def has_text(document: str | None) -> TypeGuard[str]:
@@ -53,9 +54,13 @@ class Encoder:
     Args:
         tokenizer: any tokenizer of transformers; those with a Rust backend run on several threads.
         num_threads: how many batches are tokenised at a time; the processor's cores when left out.
+        keep_white_space: white space alone is tokenised too.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, num_threads: int | None = None):
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, num_threads: int | None = None, keep_white_space: bool = False
+    ):
+        self.keep_white_space = keep_white_space
         self.dtype = np.dtype(np.uint16 if num_ids(tokenizer) <= 1 << 16 else np.int32)
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._encode: Callable[[list[str]], list[list[int]]]
@@ -78,8 +83,9 @@ class Encoder:
         """Tokenise one batch in the calling thread."""
         pieces: list[str] = []
         owners: list[int] = []
+        have_text = np.array([has_text(text) for text in texts], dtype=bool)
         for i, text in enumerate(texts):
-            if has_text(text):
+            if text and (self.keep_white_space or have_text[i]):
                 parts = self._pieces(text)
                 pieces += parts
                 owners += [i] * len(parts)
@@ -91,7 +97,7 @@ class Encoder:
             counts += map(len, encoded)
             ids.append(np.fromiter(chain.from_iterable(encoded), dtype=self.dtype))
         lengths = np.bincount(np.array(owners, dtype=np.int64), weights=counts, minlength=len(texts))
-        return EncodedBatch(np.concatenate(ids), lengths.astype(np.int32))
+        return EncodedBatch(np.concatenate(ids), lengths.astype(np.int32), have_text)
 
     def _pieces(self, text: str) -> list[str]:
         """Cut a long text where the tokenizer begins a new word anyhow, so that the ids stay the same.

@@ -1,8 +1,9 @@
 """Names for contents, so that the cache is never stale.
 
-Small files are hashed at every start. The hash of a large one is remembered beside its size, times and inode, and
-trusted as git trusts its index: only if the file was left alone for a while before it was hashed, since a change
-within the clock's grain would not show.
+Small files are hashed each time that they are asked for, which is as fast as to remember them. The hash of a larger
+one, which is asked for several times a start, is remembered beside its size, times and inode, and trusted as git
+trusts its index: only if the file was left alone for a while before it was hashed, since a change within the clock's
+grain would not show.
 """
 
 import json
@@ -13,7 +14,7 @@ from pathlib import Path
 import datasets
 import xxhash
 
-ALWAYS_HASHED_BYTES = 256 << 20
+ALWAYS_HASHED_BYTES = 1 << 20
 _CLOCK_GRAIN_SECONDS = 2.0
 
 

@@ -16,15 +16,18 @@ from ..errors import UserError
 from ..options.arguments import DataArguments
 from ..options.fields import default_value
 from ..options.mixture import Mix, shares_of
+from ..runtime import distributed
 from .collators import FlatteningCollator, PaddingCollator
 from .samples import Accounting, BlockSamples, DocumentSamples, MixedSamples, Samples, SequenceMode, padded_share
-from .sources import SPLITS, Source, load_sources
+from .sources import SPLITS, Source, load_sources, with_notes_of_shared_files
 from .streaming import StreamingSamples, set_aside_of_stream
 from .tokenization import TokenizedDocuments, tokenize, tokenize_and_cut
 from .tokenizer import separator_id
 
 # Share of a validation text, above which it is said that the training text has it too.
 _MUCH_THAT_IS_KNOWN = 0.01
+# One host may have to tokenize a large text that another has in its cache.
+_PATIENCE_SECONDS = 2 * 24 * 3600.0
 
 
 @dataclass
@@ -97,6 +100,28 @@ def load_data(
         data = _load_data(args, tokenizer, max_length, splits, batch_size, seed, inherited)
     if SequenceMode(args.sequence_mode) is SequenceMode.BLOCKS:
         data.separator = separator_id(tokenizer)
+    return data
+
+
+def load_same_data(*args: Any, **options: Any) -> LoadedData:
+    """`load_data` on every process of a run; every process must ask.
+
+    Of those of one host one fills the cache, and the others wait at its lock. Each host has a cache of its own, or
+    shares one.
+
+    Raises:
+        UserError: as `load_data`; and on all processes, if they have not all read the same text.
+    """
+    with distributed.finished_together(_PATIENCE_SECONDS):
+        data = load_data(*args, **options)
+    first = distributed.decided_by_first(lambda: data.fingerprints)
+    differs = distributed.largest_of_each(*(first.get(split) != data.fingerprints.get(split) for split in SPLITS))
+    if any(differs):
+        names = " and ".join(split for split, other in zip(SPLITS, differs, strict=True) if other)
+        raise UserError(
+            f"the {names} text, or its tokenizer, is not the same on every host; copy the same files to all of them, "
+            "or put them on a disk that all share"
+        )
     return data
 
 
@@ -227,7 +252,7 @@ def _load_mix(
                 raise UserError(f"there is no train split; found: {', '.join(sources[name]) or 'none'}")
     if all("validation" in found for found in sources.values()):
         _settle_percentage(args, inherited)
-    for name, found in sources.items():
+    for name, found in with_notes_of_shared_files(sources).items():
         with _named(name):
             # of a text that has a validation split nothing is cut, so that the percentage is without effect for it
             texts[name] = _load_text(_arguments_of(args, name), tokenizer, max_length, splits, found, 0, name)
@@ -325,6 +350,7 @@ def _tokenize_splits(
     What is to be told is added to `lines` and `remarks`.
     """
     workers, percentage = args.preprocessing_num_workers, args.validation_split_percentage
+    joined = args.join_documents
     documents: dict[str, TokenizedDocuments] = {}
     missing = "validation" not in sources and "train" in sources and {"train", "validation"} & set(splits)
     if missing and args.streaming:
@@ -333,16 +359,16 @@ def _tokenize_splits(
         documents["validation"] = tokenize(source, tokenizer, workers)
         remarks["validation"] = [f"{percentage:g} % of the first documents set aside"]
     elif missing:
-        rest, cut, known_tokens = tokenize_and_cut(sources["train"], tokenizer, percentage, workers)
+        rest, cut, known_tokens, count = tokenize_and_cut(sources["train"], tokenizer, percentage, workers, joined)
         documents = {"train": rest, "validation": cut}
-        if len(rest) and not len(cut):
+        if count and not len(cut):
             raise UserError(
-                f"--validation_split_percentage: {len(rest):,} document{'s' * (len(rest) != 1)} cannot be divided; "
+                f"--validation_split_percentage: {count:,} document{'s' * (count != 1)} cannot be divided; "
                 "give --validation_file, or cut finer with --document_unit"
             )
         lines.append(
-            f"no validation split: {len(cut):,} documents, evenly spaced, are set aside, {len(rest):,} are left "
-            f"({percentage:g} %, --validation_split_percentage)"
+            f"no validation split: {len(cut):,} documents, evenly spaced, are set aside, {count - len(cut):,} are "
+            f"left ({percentage:g} %, --validation_split_percentage)"
         )
         if "validation" in splits:
             remarks["validation"] = [f"{percentage:g} % of the documents set aside"]
@@ -353,7 +379,7 @@ def _tokenize_splits(
                 )
     for split in splits:
         if split in sources and split not in documents and split != streamed:
-            documents[split] = tokenize(sources[split], tokenizer, workers)
+            documents[split] = tokenize(sources[split], tokenizer, workers, joined)
     return {split: documents[split] for split in splits if split in documents}
 
 

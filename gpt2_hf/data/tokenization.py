@@ -5,7 +5,7 @@ In: the `Documents` of a source, and a tokenizer. Out: `TokenizedDocuments`. Nex
 The text streams through: neither it nor the ids are ever whole in memory, and no copy of the text is stored.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,11 +34,11 @@ _LONG_DOCUMENT = 32
 class TokenizedDocuments:
     """The token ids of a split as one memory-mapped stream, with the place of each document in it.
 
-    Rows without text are not documents; they are only counted.
+    Rows without ids are not documents; they are only counted.
 
     Attributes:
         num_rows: rows of the source, blank ones included.
-        num_blank_rows: rows with nothing but white space.
+        num_blank_rows: rows that are not documents: those with nothing but white space, unless it was kept.
         starts: int64 `[documents + 1]`, where each document begins in the stream, and its end.
     """
 
@@ -138,7 +138,10 @@ def _values_of(chunk: pa.ListArray) -> np.ndarray:
 
 
 def tokenize(
-    source: Documents, tokenizer: PreTrainedTokenizerBase, num_workers: int | None = None
+    source: Documents,
+    tokenizer: PreTrainedTokenizerBase,
+    num_workers: int | None = None,
+    keep_white_space: bool = False,
 ) -> TokenizedDocuments:
     """Tokenise each document, without adding special tokens, or read what an earlier run made of the same text.
 
@@ -148,11 +151,13 @@ def tokenize(
         source: the documents.
         tokenizer: makes the ids.
         num_workers: threads that tokenise; one for each core when left out. It does not change the result.
+        keep_white_space: documents of nothing but white space have ids too, if any other has text: the blank lines of
+            a text whose lines are joined again.
 
     Raises:
         UserError: if the text cannot be read, or the cache not be written.
     """
-    folder, record = _tokenize(source, tokenizer, num_workers, None)
+    folder, record = _tokenize(source, tokenizer, num_workers, None, keep_white_space)
     return _open(folder, _WHOLE, record["fingerprints"][_WHOLE])
 
 
@@ -163,23 +168,30 @@ class CutText(NamedTuple):
         rest: what is left.
         cut: the documents that are set aside.
         known_tokens: of those that the rest has too, long ones alone.
+        documents: in both, without those of white space alone.
     """
 
     rest: TokenizedDocuments
     cut: TokenizedDocuments
     known_tokens: int
+    documents: int
 
 
 def tokenize_and_cut(
-    source: Documents, tokenizer: PreTrainedTokenizerBase, percentage: float, num_workers: int | None = None
+    source: Documents,
+    tokenizer: PreTrainedTokenizerBase,
+    percentage: float,
+    num_workers: int | None = None,
+    keep_white_space: bool = False,
 ) -> CutText:
     """As `tokenize`, with documents at even distances set aside.
 
     Which ones is a function of their number alone (see `is_set_aside`); blank rows stay with the rest.
     """
-    folder, record = _tokenize(source, tokenizer, num_workers, Fraction(str(percentage)) / 100)
+    folder, record = _tokenize(source, tokenizer, num_workers, Fraction(str(percentage)) / 100, keep_white_space)
     rest, cut = (_open(folder, name, record["fingerprints"][name]) for name in (_REST, _CUT))
-    return CutText(rest, cut, record.get("known_tokens", 0))  # not counted by an earlier version
+    # earlier versions did not count either
+    return CutText(rest, cut, record.get("known_tokens", 0), record.get("documents", len(rest) + len(cut)))
 
 
 def is_set_aside(index: int, share: Fraction) -> bool:
@@ -188,31 +200,37 @@ def is_set_aside(index: int, share: Fraction) -> bool:
     >>> [i for i in range(50) if is_set_aside(i, Fraction(5, 100))]
     [1, 21, 41]
     """
-    offset = 1 - 2 * share if share < Fraction(1, 2) else Fraction(0)
-    return bool((index + 1) * share + offset >= (index * share + offset) // 1 + 1)
+    part, whole = share.numerator, share.denominator  # whole numbers: every document of a text asks
+    offset = max(whole - 2 * part, 0)
+    return (index * part + offset) % whole + part >= whole
 
 
 def _tokenize(
-    source: Documents, tokenizer: PreTrainedTokenizerBase, num_workers: int | None, share: Fraction | None
+    source: Documents,
+    tokenizer: PreTrainedTokenizerBase,
+    num_workers: int | None,
+    share: Fraction | None,
+    keep_white_space: bool,
 ) -> tuple[Path, dict[str, Any]]:
     """The cache's folder with the ids, and its record."""
     source_key = source.key()
-    key = entry_key(_CACHE_VERSION, source_key, tokenizer_key(tokenizer), str(share))
+    white_space = ["with white space"] if keep_white_space else []
+    key = entry_key(_CACHE_VERSION, source_key, tokenizer_key(tokenizer), str(share), *white_space)
 
     def fill(folder: Path) -> dict[str, Any]:
-        encoder = Encoder(tokenizer, num_workers)
+        encoder = Encoder(tokenizer, num_workers, keep_white_space)
         names = [_WHOLE] if share is None else [_REST, _CUT]
         writers = [_Writer(folder / f"{name}.arrow", encoder.dtype) for name in names]
         repetitions = _Repetitions()
+        documents = 0
         try:
-            documents = 0
-            for batch in encoder.encode_stream(text for text, _ in source.documents()):
+            for batch in _none_if_all_blank(encoder.encode_stream(text for text, _ in source.documents())):
                 if share is None:
                     writers[0].write(batch)
                     continue
-                # blank rows count for nothing
+                # blank rows count for nothing, whether or not they have ids
                 chosen = np.zeros(len(batch.lengths), dtype=bool)
-                for i in np.flatnonzero(batch.lengths):
+                for i in np.flatnonzero(batch.have_text & (batch.lengths > 0)):
                     chosen[i] = is_set_aside(documents, share)
                     documents += 1
                 rest, cut = _select(batch, ~chosen), _select(batch, chosen)
@@ -230,6 +248,7 @@ def _tokenize(
         return {
             "fingerprints": {name: writers[i].fingerprint.hexdigest() for i, name in enumerate(names)},
             "known_tokens": repetitions.known_tokens(),
+            **({} if share is None else {"documents": documents}),
         }
 
     return open_entry(key, fill)
@@ -240,7 +259,22 @@ def _open(folder: Path, name: str, fingerprint: str) -> TokenizedDocuments:
 
 
 def _select(batch: EncodedBatch, chosen: np.ndarray) -> EncodedBatch:
-    return EncodedBatch(batch.ids[np.repeat(chosen, batch.lengths)], batch.lengths[chosen])
+    return EncodedBatch(batch.ids[np.repeat(chosen, batch.lengths)], batch.lengths[chosen], batch.have_text[chosen])
+
+
+def _none_if_all_blank(batches: Iterator[EncodedBatch]) -> Iterator[EncodedBatch]:
+    """The batches; no ids for white space if there is nothing else."""
+    blank: list[EncodedBatch] = []
+    for batch in batches:
+        if not batch.have_text.any():
+            blank.append(batch)
+            continue
+        yield from blank
+        yield batch
+        yield from batches
+        return
+    for batch in blank:
+        yield EncodedBatch(batch.ids[:0], np.zeros_like(batch.lengths), batch.have_text)
 
 
 class _Repetitions:
@@ -276,7 +310,8 @@ class _Writer:
 
     def __init__(self, path: Path, dtype: np.dtype):
         self._features = Features({"input_ids": List(Value(dtype.name))})
-        self._writer = ArrowWriter(path=str(path), features=self._features)
+        # its own limit is 1,000 documents in a record batch
+        self._writer = ArrowWriter(path=str(path), features=self._features, writer_batch_size=_IDS_PER_BATCH)
         self._pending: list[EncodedBatch] = []
         self._ids = 0
         self.fingerprint = _Fingerprint()

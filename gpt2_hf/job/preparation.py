@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from ..commands.model_loading import build_model, load_model_tokenizer, tie_unused_tokens
-from ..data import LoadedData, load_data
+from ..data import LoadedData, load_same_data
 from ..data.samples import SequenceMode
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
@@ -78,13 +78,11 @@ def _load_tokenizer(run: Run) -> PreTrainedTokenizerBase:
 
 
 def _load_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> LoadedData:
-    # One process tokenises and fills the cache. The others wait at its lock, however long that takes: a barrier would
-    # give up after --ddp_timeout.
     with run.watch.measure("data"):
         seed = run.args.seed if run.args.data_seed is None else run.args.data_seed
         splits = ("train", "validation", *(["test"] if run.args.do_predict else []))
         length, batch_size = run.model_args.max_length, run.args.train_batch_size
-        data = load_data(run.data_args, tokenizer, length, splits, batch_size=batch_size, seed=seed)
+        data = load_same_data(run.data_args, tokenizer, length, splits, batch_size=batch_size, seed=seed)
     if "train" not in data.samples:
         raise UserError("there is no training text: give --train_file, or a --dataset_name with a train split")
     if "validation" not in data.samples:

@@ -147,7 +147,8 @@ class DataArguments:
     )
     join_documents: bool = option(
         False,
-        "blocks: no <|endoftext|> between documents; for texts whose lines continue each other, such as WikiText.",
+        "blocks: no <|endoftext|> between documents, and blank lines stay; for texts whose lines continue each other, "
+        "such as WikiText.",
     )
     shift_blocks: bool = option(False, "blocks: start the blocks at a different random offset in each epoch.")
     truncate: bool = option(False, "Cut documents at max_length instead of continuing them in further samples.")

@@ -1,7 +1,8 @@
 """The few things that processes of one run must agree on."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -11,6 +12,9 @@ import torch.distributed as dist
 from ..errors import UserError
 
 _T = TypeVar("_T")
+
+# What `set_timeout` has said last; torch's own until then.
+_timeout = dist.distributed_c10d.default_pg_timeout.total_seconds()
 
 
 def is_distributed() -> bool:
@@ -91,8 +95,27 @@ def barrier() -> None:
 
 def set_timeout(seconds: float) -> None:
     """How long a process waits for the others before it gives up; transformers sets it on accelerators alone."""
+    global _timeout
+    _timeout = seconds
     if is_distributed():
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), _cpu_group(dist.group.WORLD))
+
+
+@contextlib.contextmanager
+def finished_together(patience: float) -> Iterator[None]:
+    """Work that may take one process much longer than another: at its end all wait for the last, so many seconds.
+
+    An error ends the process that has it; the others then lose their connection to it.
+    """
+    if is_distributed():
+        _cpu_group(dist.group.WORLD)  # making it is itself a meeting, with the usual timeout
+    yield
+    usual = _timeout
+    set_timeout(patience)
+    try:
+        barrier()
+    finally:
+        set_timeout(usual)
 
 
 def is_lost_connection(error: Exception) -> bool:

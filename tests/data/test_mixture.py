@@ -311,6 +311,34 @@ def train_sampler_of(samples):
     return train_sampler(Args(), samples)
 
 
+@pytest.mark.parametrize(
+    ("news", "books", "said"),
+    [
+        (
+            {"train_file": "books.txt"},
+            {},
+            "1 of the train files of news, of which a part is set aside, is trained on too",
+        ),
+        ({"train_file": "books*.txt"}, {}, "1 of the validation files of books is trained on too (books_valid.txt): "),
+        ({"train_file": "books*.txt"}, {}, "; 1 of the test files of books is trained on too (books_test.txt): the "),
+        (
+            {"train_file": "books*.txt"},
+            {"train_file": "books.txt"},
+            "1 of the train files of books, of which a part is set aside, is trained on too (books.txt): the "
+            "validation loss of books is contaminated and will look too low",
+        ),
+        ({"train_file": "books.txt"}, {"train_file": "books.txt"}, ""),
+        ({"train_file": "news.txt"}, {"train_file": "books.txt"}, ""),
+    ],
+)
+def test_a_text_that_is_scored_and_trained_on_in_another(mix, folder, tokenizer_folder, news, books, said):
+    """The summary says which files those are, unless the same documents are set aside from both."""
+    news, books = ({key: str(folder / path) for key, path in text.items()} for text in (news, books))
+    changed = {"news": {**news, "weight": 0.5}, "books": {**(books or mix["books"]), "weight": 0.5}}
+    summary = data_of(changed, tokenizer_folder, ("train", "validation")).summary()
+    assert said in summary and bool(said) == ("too low" in summary)
+
+
 def test_fingerprints_cover_names_weights_and_texts(mix, folder, tokenizer_folder):
     """Of the training split all of them; weights change no validation; another scale of the weights nothing."""
 

@@ -313,12 +313,38 @@ def test_limits_are_said(tmp_path, gpt2, option):
     assert f"{split}: only the first 7 samples are used, {scored:,} scored tokens (--{option})" in data.lines
 
 
+@pytest.mark.parametrize("options", [{}, {"sequence_mode": "blocks", "join_documents": True}])
 @pytest.mark.parametrize("content", ["\n\n", " \n\t\n"])
-def test_blank_text(tmp_path, gpt2, content):
+def test_blank_text(tmp_path, gpt2, content, options):
     """Text of white space only is refused with the rows that were read."""
     (tmp_path / "a.txt").write_text(content)
     with pytest.raises(UserError, match=r"the train split has no text to use .2 rows, 2 blank"):
-        load_data(file_arguments(tmp_path / "a.txt"), gpt2, 64)
+        load_data(file_arguments(tmp_path / "a.txt", **options), gpt2, 64)
+
+
+def test_joined_lines_are_the_text_of_the_file(tmp_path, gpt2):
+    """Blank lines too: what is between paragraphs is text where lines continue each other, and only there."""
+    texts = {"train": "a b c\n\nd e f\n", "validation": "\n \ng\n\n\n\th\n"}
+    for split, text in texts.items():
+        (tmp_path / f"{split}.txt").write_text(text)
+    files = {"validation_file": str(tmp_path / "validation.txt"), "sequence_mode": "blocks"}
+    apart = load_data(file_arguments(tmp_path / "train.txt", **files), gpt2, 4)
+    joined = load_data(file_arguments(tmp_path / "train.txt", join_documents=True, **files), gpt2, 4)
+    for split, text in texts.items():
+        samples = [joined.samples[split][i]["input_ids"] for i in range(len(joined.samples[split]))]
+        assert gpt2.decode(np.concatenate([samples[0][:1], *(ids[1:] for ids in samples)])) == "<|endoftext|>" + text
+    assert (apart.accounting["train"].blank_rows, joined.accounting["train"].blank_rows) == (1, 0)
+    assert "blank" in apart.summary() and "blank" not in joined.summary()
+
+
+def test_joined_rows_without_text(tmp_path, gpt2):
+    """Blank rows, such as those of WikiText, have nothing that could be joined."""
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in (" = Title = \n", "", " Text . \n", None)))
+    files = {"validation_file": str(path), "sequence_mode": "blocks"}
+    apart = load_data(file_arguments(path, **files), gpt2, 4)
+    joined = load_data(file_arguments(path, join_documents=True, **files), gpt2, 4)
+    assert apart.fingerprints == joined.fingerprints and joined.accounting["train"].blank_rows == 2
 
 
 def test_split_without_documents(tmp_path, gpt2):

@@ -450,6 +450,19 @@ def test_what_the_library_reads_is_never_stale(tmp_path, streaming):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+def test_what_the_library_reads_is_the_same_anywhere(tmp_path, streaming):
+    """On another host, say: a copy in another place and of another date has the same key."""
+    keys = set()
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        with zipfile.ZipFile(tmp_path / place / "train.zip", "w") as archive:
+            archive.writestr(zipfile.ZipInfo("a.txt"), "one\n")
+        os.utime(tmp_path / place / "train.zip", (len(keys), len(keys)))
+        keys.add(load_sources(DataArguments(str(tmp_path / place), None, streaming=streaming))["train"].key())
+    assert len(keys) == 1
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_a_folder_of_archives(tmp_path, streaming):
     """The datasets library reads zip files, as those of a set on the hub; also what replaces them."""
     folder = tmp_path / "folder"
@@ -1104,6 +1117,16 @@ def test_what_save_to_disk_wrote_later(tmp_path):
         keys.append(load_sources(arguments)["train"].key())
         keys.append(load_sources(arguments)["train"].key())
     assert keys[0] == keys[1] != keys[2] == keys[3]
+
+
+def test_what_save_to_disk_wrote_in_memory(tmp_path, monkeypatch):
+    """Two folders have two keys also where the library is set to keep small datasets in memory."""
+    monkeypatch.setattr(datasets.config, "IN_MEMORY_MAX_SIZE", 1 << 30)
+    keys = []
+    for text in ("one", "two"):
+        Dataset.from_dict({"text": [text]}).save_to_disk(str(tmp_path / text))
+        keys.append(load_sources(DataArguments(str(tmp_path / text), None))["train"].key())
+    assert keys[0] != keys[1]
 
 
 def test_a_connection_that_breaks(gpt2, monkeypatch):

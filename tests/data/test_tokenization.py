@@ -1,6 +1,8 @@
 """gpt2_hf.data.tokenization, encoding and cache: ids once, exact, never stale, never half."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import pickle
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from gpt2_hf.data import encoding, fingerprints
+from gpt2_hf.data import cache, encoding, fingerprints
 from gpt2_hf.data.encoding import Encoder
 from gpt2_hf.data.sources import Cursor, FileSource, load_sources
 from gpt2_hf.data.tokenization import TokenizedDocuments, is_set_aside, tokenize, tokenize_and_cut
@@ -205,16 +207,51 @@ def test_share_that_is_set_aside(count, percent):
     assert 0 < chosen < count
 
 
+@pytest.mark.parametrize("percentage", ["0.1", "5", "12.5", "33.333333333333336", "50", "66.6", "99"])
+def test_which_documents_are_set_aside(percentage):
+    """Those at which the sum of the shares passes a whole number, in exact fractions."""
+    share = Fraction(percentage) / 100
+    offset = 1 - 2 * share if share < Fraction(1, 2) else Fraction(0)
+    sums = [i * share + offset for i in range(10_001)]
+    expected = [after >= before // 1 + 1 for before, after in itertools.pairwise(sums)]
+    assert [is_set_aside(i, share) for i in range(10_000)] == expected
+
+
 def test_cut_is_by_document_and_loses_none(corpus, gpt2):
     """The two parts of the cut are the documents, each in one part, in their order."""
-    rest, cut, known = tokenize_and_cut(source_of(corpus), gpt2, 10)
+    rest, cut, known, count = tokenize_and_cut(source_of(corpus), gpt2, 10)
     lines = [line for line in corpus.read_text().splitlines(keepends=True) if line.strip()]
     ids = [gpt2(line).input_ids for line in lines]
     chosen = [i for i in range(50) if is_set_aside(i, Fraction(1, 10))]
     assert len(chosen) == 5
     assert stream_of(cut) == [token for i in chosen for token in ids[i]]
     assert stream_of(rest) == [token for i in range(50) if i not in chosen for token in ids[i]]
-    assert rest.num_rows + cut.num_rows == 100 and rest.num_blank_rows == 50 and known == 0
+    assert rest.num_rows + cut.num_rows == 100 and rest.num_blank_rows == 50 and (known, count) == (0, 50)
+
+
+def test_cut_of_a_text_whose_lines_are_joined(corpus, gpt2):
+    """The same documents are set aside; the blank lines between them stay with the rest."""
+    cut = tokenize_and_cut(source_of(corpus), gpt2, 10).cut
+    with_white_space = tokenize_and_cut(source_of(corpus), gpt2, 10, keep_white_space=True)
+    assert with_white_space.cut.fingerprint() == cut.fingerprint()
+    assert with_white_space.documents == 50
+    lines = corpus.read_text().splitlines(keepends=True)
+    chosen = [2 * i for i in range(50) if is_set_aside(i, Fraction(1, 10))]
+    rest = with_white_space.rest
+    assert gpt2.decode(stream_of(rest)) == "".join(lines[i] for i in range(100) if i not in chosen)
+    assert (len(rest), rest.num_blank_rows) == (95, 0)
+
+
+def test_white_space_alone_is_no_text(tmp_path, gpt2, monkeypatch):
+    """It has ids only beside other text, which may come late."""
+    monkeypatch.setattr(encoding, "_BATCH_DOCUMENTS", 2)
+    (tmp_path / "a.txt").write_text("\n \n\n\n\n")
+    blank = tokenize(source_of(tmp_path / "a.txt"), gpt2, keep_white_space=True)
+    assert (len(blank), blank.num_blank_rows, blank.num_tokens) == (0, 5, 0)
+    with (tmp_path / "a.txt").open("a") as stream:
+        stream.write("text\n\n")
+    documents = tokenize(source_of(tmp_path / "a.txt"), gpt2, keep_white_space=True)
+    assert gpt2.decode(stream_of(documents)) == "\n \n\n\n\ntext\n\n" and documents.num_rows == 7
 
 
 def test_repeated_documents_are_found(tmp_path, gpt2):
@@ -234,6 +271,13 @@ def test_repeated_documents_are_found(tmp_path, gpt2):
 def made_at(documents: TokenizedDocuments) -> int:
     """When the cache file under documents was made."""
     return Path(documents._dataset.cache_files[0]["filename"]).stat().st_mtime_ns
+
+
+def test_short_documents_are_stored_together(tmp_path, gpt2):
+    """Record batches of the cache have many documents: reading looks for the one with a token each time."""
+    path = tmp_path / "a.txt"
+    path.write_text("".join(f"{i}\n" for i in range(10_000)))
+    assert tokenize(source_of(path), gpt2)._dataset.data.column("input_ids").num_chunks == 1
 
 
 def test_second_start_reads_the_cache(corpus, gpt2):
@@ -274,6 +318,18 @@ def test_large_files_are_hashed_once(corpus, cache_folder, monkeypatch):
     assert fingerprints.file_key(corpus) not in (first, "from memory")
     memo.write_text("{half")
     assert fingerprints.file_key(corpus) not in (first, "from memory")
+
+
+def test_a_text_of_megabytes_is_hashed_once(tmp_path, monkeypatch):
+    """A start asks for its key several times, and so does the next one; right after a change it is hashed again."""
+    path = tmp_path / "a.txt"
+    path.write_text("A line of text.\n" * 100_000)
+    hashed = []
+    original = fingerprints._hash
+    monkeypatch.setattr(fingerprints, "_hash", lambda path: hashed.append(path) or original(path))
+    assert len({source_of(path).key() for _ in range(2)}) == 1 and len(hashed) == 2  # just written
+    monkeypatch.setattr(fingerprints, "_CLOCK_GRAIN_SECONDS", 0.0)
+    assert len({source_of(path).key() for _ in range(3)}) == 1 and len(hashed) == 3
 
 
 def test_a_large_file_of_any_name(tmp_path, monkeypatch):
@@ -340,13 +396,41 @@ def test_damaged_cache_is_made_again(corpus, gpt2, damage):
 
 
 def test_half_written_cache_is_no_entry(corpus, gpt2):
-    """What a killed process leaves is removed by the next one."""
+    """What a killed process leaves is removed by the next one, after a day also on another machine."""
     expected = stream_of(tokenize(source_of(corpus), gpt2))
     entry = entries()[0]
-    entry.rename(entry.with_name(entry.name + ".tmp"))
-    (entry.with_name(entry.name + ".tmp") / "record.json").unlink()
-    assert stream_of(tokenize(source_of(corpus), gpt2)) == expected
-    assert entries() == [entry] and leftovers() == []
+    for age, machine in ((0, cache._machine()), (100_000, "other"), (0, "other")):
+        staging = entry.with_name(f"{entry.name}.{machine}.1.tmp")
+        entry.rename(staging)
+        (staging / "record.json").unlink()
+        for path in (*staging.iterdir(), staging):
+            os.utime(path, (time.time() - age, time.time() - age))
+        assert stream_of(tokenize(source_of(corpus), gpt2)) == expected
+        assert entries() == [entry] and leftovers() == ([] if age or machine != "other" else [staging.name])
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_machines_that_do_not_see_each_others_locks(corpus, gpt2, monkeypatch, damaged):
+    """Both make the entry, neither in the other's folder; the later one takes the entry that is there by then."""
+    monkeypatch.setattr(cache, "FileLock", contextlib.nullcontext)
+    if damaged:
+        tokenize(source_of(corpus), gpt2)
+        (entries()[0] / "documents.arrow").write_bytes(b"")
+    machines, made = ["first"], []
+    monkeypatch.setattr(cache, "_machine", lambda: machines[-1])
+
+    @dataclasses.dataclass(frozen=True)
+    class MadeMeanwhile(FileSource):
+        def documents(self, start=Cursor()):  # noqa: B008
+            yield from super().documents(start)
+            machines.append("second")
+            made.append(tokenize(source_of(corpus), gpt2))
+            machines.pop()
+
+    source = source_of(corpus)
+    documents = tokenize(MadeMeanwhile(source.name, source.files), gpt2)
+    assert made_at(documents) == made_at(made[0]) and stream_of(documents) == stream_of(made[0]) != []
+    assert len(entries()) == 1 and leftovers() == []
 
 
 def test_file_that_changes_while_it_is_read(corpus, gpt2):

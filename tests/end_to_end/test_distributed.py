@@ -1,10 +1,12 @@
 """Several processes train the same thing as one (gloo, on CPU)."""
 
 import functools
+import os
 import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -309,6 +311,41 @@ def test_a_process_that_dies_takes_the_run_with_it(tiny_options, tmp_path):
 
 
 # ---- what a process draws and sees ----
+
+
+def go_to_own_folder(parent):
+    """What a relative path leads to differs between the processes, as between two hosts."""
+    os.chdir(Path(parent) / os.environ["RANK"])
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_another_text_on_another_host_is_refused(tiny_options, finished_run, tmp_path, command):
+    """Both processes end before the first step, and one line says which text it is."""
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+        (tmp_path / str(rank) / "own.txt").write_text(f"Process {rank} reads this text.\n" * 40)
+    if command == "train":
+        options = [*tiny_options, "--train_file", "own.txt", "--checkpoint_dir", str(tmp_path / "run")]
+    else:
+        options = ["--model_path", str(finished_run / "best_model"), "--test_file", "own.txt"]
+    prepare = functools.partial(go_to_own_folder, str(tmp_path))
+    codes, text = ranks.end(2, [command, *options], tmp_path / "log", prepare=prepare)
+    assert codes == [2, 2], text
+    split = "train" if command == "train" else "test"
+    assert f"error: the {split} text, or its tokenizer, is not the same on every host" in text
+    assert "Traceback" not in text and not (tmp_path / "run").exists()
+
+
+def test_a_text_that_one_host_lacks_ends_both(tiny_options, tmp_path):
+    """The process that misses it says so; the other one does not wait for it."""
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+    (tmp_path / "0" / "own.txt").write_text("Process 0 has this text.\n" * 40)
+    options = ["train", *tiny_options, "--train_file", "own.txt", "--checkpoint_dir", str(tmp_path / "run")]
+    prepare = functools.partial(go_to_own_folder, str(tmp_path))
+    codes, text = ranks.end(2, options, tmp_path / "log", prepare=prepare)
+    assert codes == [1, 2], text
+    assert "error (process 1): --train_file: no file matches 'own.txt'" in text and "Traceback" not in text
 
 
 def test_every_process_draws_its_own_dropout(sharded):

@@ -524,7 +524,7 @@ def test_bad_input_is_exit_code_2_and_writes_nothing(tiny_options, tmp_path, cap
 )
 def test_options_are_refused_before_the_text_is_read(tmp_path, capsys, monkeypatch, options, message):
     """A file beside a config that names a dataset takes the dataset's place, so that it is no remedy to name one."""
-    monkeypatch.setattr(preparation, "load_data", None)
+    monkeypatch.setattr(preparation, "load_same_data", None)
     base = ["train", "--config", str(REPOSITORY / "training_args" / "base.json")]
     assert main([*base, "--checkpoint_dir", str(tmp_path / "run"), *options]) == 2
     assert message in capsys.readouterr().err

@@ -10,7 +10,7 @@ In: `DataArguments`. Out: a `Source` of documents per split. Next stage: `tokeni
 from ...options.arguments import DataArguments
 from ...options.mixture import DATA_FILES
 from .documents import split_document
-from .files import sources_of_files
+from .files import sources_of_files, with_notes_of_shared_files
 from .named import sources_of_name
 from .source import SPLITS, Cursor, Documents, FileSource, RowSource, Source
 
@@ -23,6 +23,7 @@ __all__ = [
     "Source",
     "load_sources",
     "split_document",
+    "with_notes_of_shared_files",
 ]
 
 

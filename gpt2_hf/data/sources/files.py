@@ -3,13 +3,13 @@
 import dataclasses
 import glob
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ...errors import UserError, printable
 from ...options.arguments import DataArguments
 from ..readers import DocumentUnit, Format, TextFile, columns_of, headers_of, text_file
 from .columns import find_text_column, unit_of_rows, wanted_columns
-from .source import SPLITS, FileSource, Source
+from .source import SPLITS, FileSource, RowSource, Source
 
 # Files of a note are named up to this number.
 _NAMES_SHOWN = 3
@@ -25,23 +25,61 @@ def sources_of_files(args: DataArguments) -> dict[str, Source]:
             files = [text_file(path, option) for path in _matches(pattern, option)]
             sources[split] = file_source(split, files, args)
     check_columns(sources.values(), args)
-    if note := "; ".join(filter(None, (_shared_with_training(split, sources) for split in SPLITS[1:]))):
-        sources["train"] = dataclasses.replace(sources["train"], note=note)
-    return dict(sources)
+    notes = filter(None, (_shared_with_training(split, sources) for split in SPLITS[1:]))
+    return with_note(dict(sources), "; ".join(notes))
 
 
 def _shared_with_training(split: str, sources: dict[str, FileSource]) -> str:
     """For the user: files that are both trained on and scored; "" if there are none."""
     if split not in sources or "train" not in sources:
         return ""
-    trained = {os.path.realpath(file.path) for file in sources["train"].files}
-    shared = [file.path for file in sources[split].files if os.path.realpath(file.path) in trained]
+    return _contamination(sources[split], sources["train"], f"files of --{split}_file", f"{split} loss")
+
+
+def _contamination(scored: FileSource, trained: FileSource, what: str, loss: str) -> str:
+    """What files of the first source stand in the second means for a loss; "" if there are none."""
+    known = {os.path.realpath(file.path) for file in trained.files}
+    shared = [file.path for file in scored.files if os.path.realpath(file.path) in known]
     if not shared:
         return ""
     names = first_names([os.path.basename(path) for path in shared])
     verb = "is" if len(shared) == 1 else "are"
-    consequence = f"the {split} loss is contaminated and will look too low"
-    return printable(f"{len(shared)} of the files of --{split}_file {verb} trained on too ({names}): {consequence}")
+    consequence = f"the {loss} is contaminated and will look too low"
+    return printable(f"{len(shared)} of the {what} {verb} trained on too ({names}): {consequence}")
+
+
+def with_notes_of_shared_files(texts: Mapping[str, dict[str, Source]]) -> dict[str, dict[str, Source]]:
+    """The texts of a mix; the training text of each also says which files of the others it has that are scored."""
+    return {
+        name: with_note(sources, "; ".join(filter(None, _scored_in_others(name, texts))))
+        for name, sources in texts.items()
+    }
+
+
+def _scored_in_others(name: str, texts: Mapping[str, dict[str, Source]]) -> Iterator[str]:
+    trained = texts[name].get("train")
+    for other, sources in texts.items():
+        for split in SPLITS[1:]:
+            is_cut = split == "validation" and split not in sources
+            scored = sources.get("train" if is_cut else split)
+            if other == name or not isinstance(scored, FileSource) or not isinstance(trained, FileSource):
+                continue
+            if is_cut and "validation" not in texts[name] and scored.files == trained.files:
+                continue  # the same documents are set aside from both
+            of_a_part = ", of which a part is set aside," if is_cut else ""
+            what = f"{'train' if is_cut else split} files of {other}{of_a_part}"
+            yield _contamination(scored, trained, what, f"{split} loss of {other}")
+
+
+def with_note(sources: dict[str, Source], note: str) -> dict[str, Source]:
+    """The sources, one of which tells the user something more; it is said once, not of each split."""
+    if not note or not sources:
+        return sources
+    first = "train" if "train" in sources else next(iter(sources))
+    source = sources[first]
+    assert isinstance(source, FileSource | RowSource)
+    noted = dataclasses.replace(source, note="; ".join(filter(None, [source.note, note])))
+    return {**sources, first: noted}
 
 
 def first_names(names: Sequence[str]) -> str:

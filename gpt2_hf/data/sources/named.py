@@ -18,8 +18,8 @@ from ..fingerprints import cache_root, file_key
 from ..folders import PlainFolder, plain_folder, visible_files
 from ..readers import text_file
 from .columns import find_text_column, unit_of_rows
-from .files import check_columns, file_source, first_names
-from .source import SPLITS, FileSource, RowSource, Source
+from .files import check_columns, file_source, first_names, with_note
+from .source import SPLITS, RowSource, Source
 
 # Of a builder's config: which files, what they are called, and the separator, which `readers` take.
 _NO_READING_OPTIONS = {"name", "version", "data_dir", "data_files", "description", "features", "sep", "delimiter"}
@@ -67,7 +67,8 @@ def _sources_of_library(
         return _row_sources(dict(datasets.load_dataset(name, config_name)), args)
     cache = None if content is None else str(cache_root() / "library" / content)
     builder = datasets.load_dataset_builder(name, config_name, cache_dir=cache)
-    version = f"{builder.config_id} {builder.hash} {content}"
+    # the library's hash of local files goes by their places and dates
+    version = f"{builder.config_id} {builder.hash if content is None else _reading_options(builder.config)} {content}"
     if args.streaming:
         return _row_sources(dict(builder.as_streaming_dataset()), args, version)
     return _row_sources(dict(datasets.load_dataset(name, config_name, cache_dir=cache)), args, version)
@@ -88,7 +89,7 @@ def _sources_of_folder(name: str, args: DataArguments) -> dict[str, Source]:
         if sources is None:
             sources = _sources_of_library(name, config_name, args, _content_key(config))
         unread = _unread_files(name, folder, config)
-        return _with_note(sources, unread)
+        return with_note(sources, unread)
 
 
 def _content_key(config: Any) -> str:
@@ -97,17 +98,6 @@ def _content_key(config: Any) -> str:
     for split, paths in config.data_files.items():
         parts += [str(split), *(file_key(path) if os.path.isfile(path) else path for path in map(str, paths))]
     return entry_key(*parts)
-
-
-def _with_note(sources: dict[str, Source], note: str) -> dict[str, Source]:
-    """The sources, one of which tells the user something more; it is said once, not of each split."""
-    if not note or not sources:
-        return sources
-    first = "train" if "train" in sources else next(iter(sources))
-    source = sources[first]
-    assert isinstance(source, FileSource | RowSource)
-    noted = dataclasses.replace(source, note="; ".join(filter(None, [source.note, note])))
-    return {**sources, first: noted}
 
 
 def _known_splits(found: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -128,7 +118,7 @@ def _known_splits(found: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 def _sources_of_disk(name: str, args: DataArguments) -> dict[str, Source]:
     """What `save_to_disk` of the datasets library has written; a dataset without splits is the training split."""
     _refuse_config(args, f"{name} was written by save_to_disk, without configs")
-    loaded = datasets.load_from_disk(name)
+    loaded = datasets.load_from_disk(name, keep_in_memory=False)  # in memory rows would not know their files
     splits = {"train": loaded} if isinstance(loaded, Dataset) else loaded
     known, note = _known_splits(splits)
     sources: dict[str, Source] = {}
@@ -136,7 +126,7 @@ def _sources_of_disk(name: str, args: DataArguments) -> dict[str, Source]:
         # the fingerprint goes by what was done to the rows, not by what it gave
         version = repr([file_key(file["filename"]) for file in rows.cache_files])
         sources[split] = _row_source(split, rows, args, version)
-    return _with_note(sources, note)
+    return with_note(sources, note)
 
 
 def _sources_of_files_in(folder: PlainFolder, config: Any, args: DataArguments) -> dict[str, Source] | None:
@@ -162,7 +152,7 @@ def _sources_of_files_in(folder: PlainFolder, config: Any, args: DataArguments) 
             files = [dataclasses.replace(file, delimiter=config.sep) for file in files]
         sources[split] = file_source(split, files, args)
     check_columns(sources.values(), args)
-    return _with_note(sources, note)
+    return with_note(sources, note)
 
 
 def _is_text(path: str) -> bool:
@@ -203,6 +193,12 @@ def _has_reading_options(config: Any) -> bool:
     return any(getattr(config, name) != getattr(usual, name) for name in names)
 
 
+def _reading_options(config: Any) -> dict[str, Any]:
+    """Everything that a config says but which files there are."""
+    fields = (field.name for field in dataclasses.fields(config) if field.name not in ("data_files", "data_dir"))
+    return {"type": type(config).__name__, **{name: getattr(config, name) for name in fields}}
+
+
 def _refuse_config(args: DataArguments, why: str) -> None:
     """Refuse the name of a config where there are none; the arguments forget one that came along."""
     if args.dataset_config_name is not None and not isinstance(args.dataset_config_name, Preferred):
@@ -231,7 +227,7 @@ def _choose_config(name: str, args: DataArguments) -> str | None:
 
 def _row_sources(loaded: Mapping[str, Any], args: DataArguments, version: str = "") -> dict[str, Source]:
     known, note = _known_splits(loaded)
-    return _with_note({split: _row_source(split, rows, args, version) for split, rows in known.items()}, note)
+    return with_note({split: _row_source(split, rows, args, version) for split, rows in known.items()}, note)
 
 
 def _row_source(split: str, dataset: Dataset | IterableDataset, args: DataArguments, version: str = "") -> RowSource:
