@@ -205,10 +205,9 @@ def _text(data: LoadedData, args: EvaluationArguments, max_length: int) -> Text:
         return Text.in_pieces(samples, data.collator, places, samples.document_starts)
     # Of blocks the stream that they are cut from, with <|endoftext|> where the model was taught to expect it.
     if isinstance(samples, BlockSamples):
-        stream = samples.read(0, samples.accounting.scored_tokens + 1)
+        windows = SlidingWindows(samples.read, samples.accounting.scored_tokens + 1, max_length, args.stride)
     else:
-        stream = documents.read(0, documents.num_tokens)
-    windows = SlidingWindows(stream, max_length, args.stride)
+        windows = SlidingWindows(documents.read, documents.num_tokens, max_length, args.stride)
     places = Places(windows.first_targets, windows.lengths)
     return Text.in_pieces(windows, collate_windows, places, samples.document_starts)
 

@@ -1,9 +1,9 @@
 """A text in windows that overlap, so that nearly every token is scored with a long context before it.
 
-In: one stream of token ids, a length, a stride. Out: samples and their collator. Next stage: `scoring`.
+In: a stream of token ids, a length, a stride. Out: samples and their collator. Next stage: `scoring`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -22,38 +22,40 @@ class SlidingWindows(Dataset):
     guide's figure is this one. With less it weighs each window but the first as if it had one target less, because it
     subtracts one for the shift where no target is lost: its mean is of the same token losses, off in the weights by
     about one part in `stride`. Here every scored token weighs the same.
+
+    Args:
+        read: gives the tokens of a span of the stream; a window is read when it is asked for.
+        num_tokens: of the stream.
+        max_length: of a window, in tokens.
+        stride: how far a window begins from the one before; at most `max_length`.
+
+    Attributes:
+        first_targets: int64 `[windows]`, the place of each window's first scored token in the stream.
+        lengths: int64 `[windows]`, the scored tokens of each window.
     """
 
-    def __init__(self, stream: np.ndarray, max_length: int, stride: int):
-        self.stream = stream
-        self.windows = list(_windows(len(stream), max_length, stride))
-        places = np.array(self.windows, dtype=np.int64).reshape(-1, 3)
-        self.first_targets = places[:, 1]  # place of each window's first scored token in the stream
-        self.lengths = places[:, 2] - places[:, 1]  # scored tokens of each window
+    def __init__(self, read: Callable[[int, int], np.ndarray], num_tokens: int, max_length: int, stride: int):
+        self._read = read
+        starts = np.arange(0, num_tokens, stride)
+        stops = np.minimum(starts + max_length, num_tokens)
+        # the very first token has no context
+        scored_until = np.maximum(np.concatenate([np.ones(1, np.int64), stops[:-1]]), 1)[: len(stops)]
+        adds = stops > scored_until
+        self._starts, self._stops = starts[adds], stops[adds]
+        # a window's own first token has no context inside it and was scored by the one before, if at all
+        self.first_targets = np.maximum(scored_until[adds], self._starts + 1)
+        self.lengths = self._stops - self.first_targets
 
     def __len__(self) -> int:
-        return len(self.windows)
+        return len(self.lengths)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        start, first_scored, stop = self.windows[index]
-        ids = self.stream[start:stop]
+        start, first_scored, stop = int(self._starts[index]), int(self.first_targets[index]), int(self._stops[index])
+        ids = self._read(start, stop)
         targets = np.full(len(ids), IGNORE_INDEX, dtype=np.int64)
         offset = first_scored - start - 1  # position whose target is the first scored token
         targets[offset:-1] = ids[offset + 1 :]
         return {"input_ids": ids, "shift_labels": targets}
-
-
-def _windows(num_tokens: int, max_length: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """`(start, first scored token, stop)` of each window."""
-    scored_until = 1  # the very first token has no context
-    for start in range(0, num_tokens, stride):
-        stop = min(start + max_length, num_tokens)
-        if stop > scored_until:
-            # a window's own first token has no context inside it and was scored by the one before, if at all
-            yield start, max(scored_until, start + 1), stop
-            scored_until = stop
-        if stop == num_tokens:
-            return
 
 
 def collate_windows(samples: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:

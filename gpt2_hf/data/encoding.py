@@ -100,28 +100,15 @@ class Encoder:
         return EncodedBatch(np.concatenate(ids), lengths.astype(np.int32), have_text)
 
     def _pieces(self, text: str) -> list[str]:
-        """Cut a long text where the tokenizer begins a new word anyhow, so that the ids stay the same.
-
-        Where a text has no such place for a million characters it is cut all the same: every character is kept,
-        and one word of a million characters becomes two.
-        """
-        if len(text) <= _PIECE_CHARACTERS:
-            return [text]
-        if not self._cuts_anywhere:
-            if len(text) > MAX_ROW_CHARACTERS:
-                raise UserError(
-                    f"--document_unit: a document of {len(text):,} characters is too long for this tokenizer, which "
-                    "cannot work in pieces; use --document_unit line or paragraph"
-                )
-            return [text]
-        pieces = []
-        begin = 0
-        while len(text) - begin > _PIECE_CHARACTERS:
-            border = _WORD_BORDER.search(text, begin + _PIECE_CHARACTERS, begin + _MAX_PIECE_CHARACTERS)
-            end = border.start() if border else min(begin + _MAX_PIECE_CHARACTERS, len(text))
-            pieces.append(text[begin:end])
-            begin = end
-        return [*pieces, text[begin:]] if begin < len(text) else pieces
+        """Cut a long text so that the ids stay the same."""
+        if self._cuts_anywhere:
+            return pieces_of(text)
+        if len(text) > MAX_ROW_CHARACTERS:
+            raise UserError(
+                f"--document_unit: a document of {len(text):,} characters is too long for this tokenizer, which "
+                "cannot work in pieces; use --document_unit line or paragraph"
+            )
+        return [text]
 
     def encode_stream(self, texts: Iterable[str | None]) -> Iterator[EncodedBatch]:
         """Tokenise any number of documents in order; only a few batches are in memory at a time."""
@@ -144,6 +131,22 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def pieces_of(text: str) -> list[str]:
+    """Cut a long text where a byte-level BPE begins a new word anyhow.
+
+    Where a text has no such place for a million characters it is cut all the same: every character is kept, and one
+    word of a million characters becomes two.
+    """
+    pieces = []
+    begin = 0
+    while len(text) - begin > _PIECE_CHARACTERS:
+        border = _WORD_BORDER.search(text, begin + _PIECE_CHARACTERS, begin + _MAX_PIECE_CHARACTERS)
+        end = border.start() if border else min(begin + _MAX_PIECE_CHARACTERS, len(text))
+        pieces.append(text[begin:end])
+        begin = end
+    return [*pieces, text[begin:]] if begin < len(text) else pieces
 
 
 def batches_of(texts: Iterable[_Text]) -> Iterator[list[_Text]]:

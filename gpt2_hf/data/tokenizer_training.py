@@ -8,6 +8,7 @@ reads it, and figures per byte are exact.
 """
 
 import contextlib
+import itertools
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from ..checkpoints.new_folder import require_new_folder, staged_folder
 from ..errors import EXIT_OK, UserError, first_line, printable
 from ..options.arguments import DataArguments, option
 from ..options.values import check_values
-from .encoding import batches_of, has_text
+from .encoding import batches_of, has_text, pieces_of
 from .sources import Source, load_sources
 from .tokenizer import END_OF_TEXT
 
@@ -211,7 +212,8 @@ def _source(args: TokenizerTrainingArguments) -> Source:
 
 
 def _texts(source: Source) -> Iterator[list[str]]:
-    return batches_of(text for text, _ in source.documents() if has_text(text))
+    documents = (text for text, _ in source.documents() if has_text(text))
+    return batches_of(itertools.chain.from_iterable(map(pieces_of, documents)))
 
 
 class _Measured(NamedTuple):

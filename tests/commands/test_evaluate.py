@@ -38,13 +38,21 @@ def test_sliding_windows_score_each_token_at_most_once(num_tokens, max_length, d
     """With stride < context every token but the first is scored once; with stride = context, window starts are not."""
     stride = data.draw(st.integers(1, max_length))
     stream = np.arange(num_tokens) + 100
-    scored = []
-    for window in SlidingWindows(stream, max_length, stride):
+    scored, reads = [], []
+
+    def read(start, stop):
+        reads.append(stop - start)
+        return stream[start:stop]
+
+    windows = SlidingWindows(read, num_tokens, max_length, stride)
+    assert not reads and len(windows.first_targets) == len(windows)
+    for window in windows:
         targets = window["shift_labels"]
         scored += targets[targets >= 0].tolist()
         assert len(window["input_ids"]) <= max_length
     expected = [token for i, token in enumerate(stream) if i and not (stride == max_length and i % max_length == 0)]
     assert sorted(scored) == expected
+    assert max(reads) <= max_length and int(windows.lengths.sum()) == len(scored)
 
 
 @pytest.fixture(scope="module")

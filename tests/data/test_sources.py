@@ -27,6 +27,7 @@ from datasets.table import CastError, InMemoryTable
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpt2_hf.checkpoints import written
 from gpt2_hf.data import load_data, readers, tokenization
 from gpt2_hf.data.encoding import Encoder
 from gpt2_hf.data.folders import visible_files
@@ -225,6 +226,24 @@ def test_recursive_glob(tmp_path):
     (tmp_path / "x" / "y").mkdir(parents=True)
     write(tmp_path / "x" / "y", ".txt", ["deep"])
     assert read(file_arguments(tmp_path / "**" / "*.txt")) == ["deep\n"]
+
+
+def test_what_a_run_wrote_is_no_text_of_a_glob(tmp_path, gpt2):
+    """Its model cards lie where a pattern finds them: they are left out, which is said; a path takes them in."""
+    (tmp_path / "README.md").write_text("Text of mine.\n")
+    run = tmp_path / "checkpoints"
+    (run / "best_model").mkdir(parents=True)
+    for name in ("README.md", "best_model/README.md"):
+        written.write_text(run, name, "# A model\n")
+    arguments = file_arguments(tmp_path / "**" / "*.md")
+    assert read(arguments) == ["Text of mine.\n"]
+    layout = load_sources(arguments)["train"].layout
+    assert "NOT READ: 2 that --train_file matches and a run wrote (" in layout
+    assert f"{Path('checkpoints', 'best_model', 'README.md')}" in layout
+    assert read(file_arguments(run / "README.md")) == ["# A model\n"]
+    assert "only files that runs wrote" in error_of(file_arguments(run / "*.md"))
+    (run / "README.md").write_text("Edited by hand.\n")
+    assert read(arguments) == ["Text of mine.\n", "Edited by hand.\n"]
 
 
 def test_marks_of_a_glob_in_a_name(tmp_path):

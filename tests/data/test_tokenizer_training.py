@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from gpt2_hf.commands.model_loading import build_config
 from gpt2_hf.commands.text_units import TextUnits
+from gpt2_hf.data import encoding, tokenizer_training
 from gpt2_hf.data.tokenizer import END_OF_TEXT, load_tokenizer
 from gpt2_hf.data.tokenizer_training import TokenizerTrainingArguments, run_tokenizer_training
 from gpt2_hf.errors import UserError
@@ -48,6 +49,24 @@ def test_it_is_deterministic(trained, tmp_path):
     assert (tmp_path / "b" / "tokenizer.json").read_bytes() == (trained[1] / "tokenizer.json").read_bytes()
 
 
+def test_a_whole_file_is_learned_in_pieces(tmp_path, monkeypatch):
+    """The trainer never has a long document as one string, which takes much memory, and learns the same from it."""
+    text = "".join(f"Line {i} of the text, it's number {i * i}.\n" for i in range(500))
+    whole = learned(tmp_path / "whole", text, document_unit="file").backend_tokenizer.to_str()
+    sizes = []
+    original = tokenizer_training._not_blank
+
+    def watched(texts, origin):
+        for batch in original(texts, origin):
+            sizes.extend(map(len, batch))
+            yield batch
+
+    monkeypatch.setattr(tokenizer_training, "_not_blank", watched)
+    monkeypatch.setattr(encoding, "_PIECE_CHARACTERS", 100)
+    assert learned(tmp_path / "pieces", text, document_unit="file").backend_tokenizer.to_str() == whole
+    assert sum(sizes) == len(text) and max(sizes) < 150
+
+
 SCRIPTS = {
     "Latin": "All human beings are born free and equal in dignity and rights. Größe, ça va, naïve, Łódź, œuvre.",
     "Cyrillic": "Все люди рождаются свободными и равными в своём достоинстве и правах.",
@@ -59,6 +78,7 @@ SCRIPTS = {
 
 def learned(tmp_path, text, **options):
     """A tokenizer learned from a text, as it is loaded for a training."""
+    tmp_path.mkdir(exist_ok=True)
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
     folder = str(tmp_path / "own")
     arguments = TokenizerTrainingArguments(train_file=str(tmp_path / "text.txt"), output_dir=folder, **options)

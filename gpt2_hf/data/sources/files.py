@@ -1,10 +1,13 @@
 """--train_file, --validation_file and --test_file: paths and globs to sources, and how each file is to be read."""
 
 import dataclasses
+import functools
 import glob
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
+from ...checkpoints import written
 from ...errors import UserError, printable
 from ...options.arguments import DataArguments
 from ..readers import DocumentUnit, Format, TextFile, columns_of, headers_of, text_file
@@ -18,15 +21,19 @@ _NAMES_SHOWN = 3
 def sources_of_files(args: DataArguments) -> dict[str, Source]:
     """train_file, validation_file and test_file, each a path or a glob."""
     sources: dict[str, FileSource] = {}
+    notes: list[str] = []
     for split in SPLITS:
         pattern = getattr(args, f"{split}_file")
         if pattern is not None:
             option = f"--{split}_file"
-            files = [text_file(path, option) for path in _matches(pattern, option)]
-            sources[split] = file_source(split, files, args)
+            paths, left_out = _matches(pattern, option)
+            sources[split] = file_source(split, [text_file(path, option) for path in paths], args)
+            if left_out:
+                names = first_names(left_out)
+                notes.append(printable(f"NOT READ: {len(left_out):,} that {option} matches and a run wrote ({names})"))
     check_columns(sources.values(), args)
-    notes = filter(None, (_shared_with_training(split, sources) for split in SPLITS[1:]))
-    return with_note(dict(sources), "; ".join(notes))
+    notes += (_shared_with_training(split, sources) for split in SPLITS[1:])
+    return with_note(dict(sources), "; ".join(filter(None, notes)))
 
 
 def _shared_with_training(split: str, sources: dict[str, FileSource]) -> str:
@@ -150,7 +157,8 @@ def _with_header(file: TextFile, args: DataArguments) -> TextFile | None:
     return dataclasses.replace(file, delimiter=delimiter, column=find_text_column(columns, args, file.path))
 
 
-def _matches(pattern: str, option: str) -> list[str]:
+def _matches(pattern: str, option: str) -> tuple[list[str], list[str]]:
+    """The files of a path or pattern, and those that a pattern matches because a run has put them there."""
     expanded = os.path.expanduser(pattern)
     if os.path.isdir(expanded):
         raise UserError(
@@ -162,7 +170,24 @@ def _matches(pattern: str, option: str) -> list[str]:
     files = {os.path.realpath(path): path for path in reversed(paths) if os.path.isfile(path)}
     if not files:
         raise UserError(f"{option}: {_why_no_file(pattern, expanded)}")
-    return sorted(files.values())
+    found = sorted(files.values())
+    left_out = [] if os.path.lexists(expanded) else _written_by_runs(found)  # a name is no pattern
+    if len(left_out) == len(found):
+        raise UserError(f"{option}: {pattern} matches only files that runs wrote, such as {found[0]}; give its path")
+    return [path for path in found if path not in left_out], left_out
+
+
+def _written_by_runs(paths: Iterable[str]) -> list[str]:
+    """Those that a run wrote, in its folder or that of its best model: model cards, results."""
+    holds_record = functools.cache(written.holds_record)
+    found = []
+    for path in paths:
+        place = Path(os.path.abspath(path))
+        for folder in (place.parent, place.parent.parent):
+            if holds_record(folder) and written.is_own(folder, place.relative_to(folder).as_posix()):
+                found.append(path)
+                break
+    return found
 
 
 def _why_no_file(pattern: str, expanded: str) -> str:
