@@ -186,13 +186,15 @@ class RunLock:
         deadline = time.monotonic() + _STALE_SECONDS
         while time.monotonic() < deadline:
             time.sleep(_HEARTBEAT_SECONDS / 5)
-            if self._modified() != first:
-                return self.path.exists()
+            if (modified := self._modified()) != first:
+                return modified is not None
         return False
 
     def _modified(self) -> int | None:
+        # Opened, since NFS may answer a mere `stat` from its cache for a minute, but asks the server at each opening.
         try:
-            return self.path.stat().st_mtime_ns
+            with open(self.path, "rb") as file:
+                return os.fstat(file.fileno()).st_mtime_ns
         except FileNotFoundError:
             return None
 

@@ -8,6 +8,7 @@ In: names and contents. Out: a file in one step, or an error. `ownership` looks 
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -35,6 +36,8 @@ TEMPORARY_PREFIX = "tmp-"
 # Of the picture that versions without a record drew, in pixels.
 _CURVES_SIZE = (1320, 770)
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
+# What a file system says that syncs no files.
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
@@ -187,12 +190,20 @@ def sha256(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or folder to the disk, where the platform can."""
+    """Flush a file or folder to the disk, where the platform can.
+
+    Raises:
+        OSError: if the content of a file did not reach the disk.
+    """
     if path.is_dir() and os.name == "nt":
         return  # Windows cannot open a folder for syncing; its renames are journalled
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
-        with contextlib.suppress(OSError):  # some network file systems do not sync folders
-            os.fsync(descriptor)
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems sync no folders, and some no files. Any other error of a file means that its
+        # content did not reach the disk: NFS and FUSE report a full disk or a quota only here.
+        if not path.is_dir() and error.errno not in _CANNOT_SYNC:
+            raise
     finally:
         os.close(descriptor)

@@ -28,6 +28,7 @@ from ..data.tokenizer import same_tokens
 from ..errors import UserError
 from ..options.arguments import DataArguments, EvaluationArguments, Split
 from ..options.mixture import DATA_FILES
+from ..runtime import distributed
 from ..runtime.own_process import suit_changing_shapes
 from ..runtime.precision import current_device_type, resolve_precision
 from .averaging import ScoredText, score_texts
@@ -49,6 +50,7 @@ def run_evaluation(args: EvaluationArguments, data_args: DataArguments, given: d
         args.split = _split_of_the_file(given)
     transformers_logging.disable_progress_bar()
     processes = PartialState(cpu=current_device_type(use_cpu=False) == "cpu")
+    distributed.set_timeout(distributed.PATIENCE_SECONDS)
     try:
         _evaluate(args, data_args, given, processes)
     finally:

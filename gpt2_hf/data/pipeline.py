@@ -26,8 +26,6 @@ from .tokenizer import separator_id
 
 # Share of a validation text, above which it is said that the training text has it too.
 _MUCH_THAT_IS_KNOWN = 0.01
-# One host may have to tokenize a large text that another has in its cache.
-_PATIENCE_SECONDS = 2 * 24 * 3600.0
 
 
 @dataclass
@@ -112,8 +110,7 @@ def load_same_data(*args: Any, **options: Any) -> LoadedData:
     Raises:
         UserError: as `load_data`; and on all processes, if they have not all read the same text.
     """
-    with distributed.finished_together(_PATIENCE_SECONDS):
-        data = load_data(*args, **options)
+    data = load_data(*args, **options)
     first = distributed.decided_by_first(lambda: data.fingerprints)
     differs = distributed.largest_of_each(*(first.get(split) != data.fingerprints.get(split) for split in SPLITS))
     if any(differs):

@@ -38,7 +38,7 @@ from .check import begin_reports, check_training
 from .preparation import announce, build
 from .resolved_config import resolved_config
 from .results import closing_seconds, finish, sample_writer
-from .resuming import check_resumable, check_shared, find_checkpoint
+from .resuming import check_resumable, check_shared, find_checkpoint, refuse_present_run
 from .run import Run, surroundings
 
 # What remains of a cosine by time then is a learning rate of less than a hundredth of the peak.
@@ -71,13 +71,16 @@ def train(
     """
     run = Run(model_args, data_args, args, watch or Stopwatch(age_at_start=0.0), given=given or {})
     with surroundings(run), RunLock(run.output_dir) as lock:
+        distributed.set_timeout(distributed.PATIENCE_SECONDS)
         # What a living run is writing just now may look like somebody else's.
         distributed.decided_by_first(lock.check_free)
         deleting = run.args.overwrite_output_dir
         distributed.decided_by_first(lambda: refuse_foreign(run.output_dir, deleting, run.name))
+        distributed.decided_by_first(lambda: refuse_present_run(run))  # before the lock, which is not to be taken then
         # The lock comes before anything of an earlier run is read. A folder that is not there yet is only made once
-        # nothing can be wrong with the input any more. All processes look before the first one makes it.
-        was_there = distributed.any_process(run.output_dir.is_dir())
+        # nothing can be wrong with the input any more. Only the first process looks: NFS would go on telling another
+        # host that nothing is there, after it was made.
+        was_there = distributed.decided_by_first(run.output_dir.is_dir)
         if was_there:
             take_folder(run, lock)
             if run.is_first_process:
@@ -104,6 +107,7 @@ def train(
         distributed.barrier()
 
         run.signals.immediate = False
+        distributed.set_timeout(run.args.ddp_timeout)
         try:
             train_metrics = run_training(run, trainer, checkpoint)
         except BaseException:
@@ -111,6 +115,7 @@ def train(
                 trainer.close_reports()
                 delete_run(run)  # no step was made: the corrected command finds an empty folder
             raise
+        distributed.set_timeout(distributed.PATIENCE_SECONDS)
         if train_metrics is None:
             return run.signals.exit_code
         run.signals.immediate = True  # the last checkpoint is written
@@ -122,10 +127,11 @@ def train(
 
 @contextlib.contextmanager
 def leaving_no_folder(path: Path) -> Iterator[None]:
-    """Make a folder, once. If something is wrong, remove it again, and those above it, unless they were there."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    """The first process makes a folder. If something is wrong, it removes it again, and those above that it made."""
+    missing: list[Path] = []
 
     def make() -> None:
+        missing.extend(folder for folder in (path, *path.parents) if not folder.exists())
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -136,7 +142,7 @@ def leaving_no_folder(path: Path) -> Iterator[None]:
         yield
     except BaseException:
         for folder in missing:
-            with contextlib.suppress(OSError):  # another process was quicker, or has something in it
+            with contextlib.suppress(OSError):  # somebody has put something in it
                 folder.rmdir()
         raise
 

@@ -62,7 +62,7 @@ def finish(
         write_state(run.output_dir, trainer.state)
     if train_metrics:
         write_metrics(run, "train", train_metrics)
-    saved = saved_model(run.output_dir)
+    saved = distributed.decided_by_first(lambda: saved_model(run.output_dir))  # another host may see an older folder
     if saved is not None:
         trainer.load_weights(saved)
     eval_metrics = best_eval_metrics(trainer.state)

@@ -26,8 +26,9 @@ from ..trainer.remaining import num_samples_of
 from .resolved_config import plain_value, resolved_config
 from .run import Run
 
-# How long a network file system may take to show a file to other hosts.
-_SECONDS_TO_APPEAR = 10.0
+# How long a network file system may take to show a file to other hosts: NFS remembers for up to a minute (`acdirmax`)
+# that a name was not there.
+_SECONDS_TO_APPEAR = 90.0
 
 # A resumed run must keep these as they were: they decide which samples a step sees, and what it does with them.
 _FIXED_ON_RESUME = (
@@ -78,16 +79,22 @@ def check_shared(run: Run, path: Path) -> None:
         )
 
 
+def refuse_present_run(run: Run) -> None:
+    """Refuse a folder that holds a run, if it is neither to go on nor to be deleted."""
+    begins = run.args.resume_from_checkpoint is None and not run.args.overwrite_output_dir
+    if begins and folders.holds_run(run.output_dir):
+        raise UserError(
+            f"{run.output_dir} already holds a run: go on with --resume_from latest, choose another "
+            "--checkpoint_dir, or delete it with --overwrite_output_dir"
+        )
+
+
 def _choose_checkpoint(run: Run) -> Path | None:
     reference = run.args.resume_from_checkpoint
     if run.output_dir.exists() and not run.output_dir.is_dir():
         raise UserError(f"--checkpoint_dir: {run.output_dir} is a file; give a folder")
+    refuse_present_run(run)
     if reference is None:
-        if folders.holds_run(run.output_dir) and not run.args.overwrite_output_dir:
-            raise UserError(
-                f"{run.output_dir} already holds a run: go on with --resume_from latest, choose another "
-                "--checkpoint_dir, or delete it with --overwrite_output_dir"
-            )
         return None
     if run.args.overwrite_output_dir:
         raise UserError("--resume_from and --overwrite_output_dir contradict each other; give one of them")

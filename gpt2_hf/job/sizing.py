@@ -243,9 +243,14 @@ def settle_size(chooser: Chooser, tokenizer: PreTrainedTokenizerBase, data: Load
         )
     _settle_steps(chooser)
     meter = _Meter(chooser, tokenizer, data)
-    found = distributed.decided_by_first(lambda: _search(chooser, meter, text_tokens, data))
+
+    def choose() -> tuple[list[Candidate], Task]:
+        found = _search(chooser, meter, text_tokens, data)
+        return found, _task(chooser, text_tokens, data)
+
+    # The task too, which each process would reckon by a clock of its own: all must evaluate and end at the same steps.
+    found, task = distributed.decided_by_first(choose)
     chosen = best(found)
-    task = _task(chooser, text_tokens, data)
     _settle_recipe(chooser, chosen, task)
     return Sizing(found, chosen, task, chooser.choices)
 

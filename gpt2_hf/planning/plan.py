@@ -17,6 +17,7 @@ from transformers.trainer_utils import IntervalStrategy
 from ..data import LoadedData, PaddingCollator, Samples
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.training_arguments import GPT2HFTrainingArguments, divide_batch
+from ..runtime.distributed import any_process, largest_of_each
 from ..runtime.stopwatch import duration
 from ..runtime.utilization import card_memory, device_memory, held_memory, is_out_of_memory
 from ..trainer.gpt2_trainer import GPT2HFTrainer
@@ -285,14 +286,16 @@ def make_plan(
     with tempfile.TemporaryDirectory() as folder:
         trainer = probe.make_probe_trainer(args, model, data, folder, teachers)
         teacher_bytes, flops_of_teachers = probe.cost_of_teachers(args, trainer)
-        memory, held = device_memory(args.device), held_memory(args.device)
+        # All processes must do the same, or they would wait for each other: the smallest memory and the largest need
+        # of them count.
+        memory, held = -int(largest_of_each(-device_memory(args.device))[0]), held_memory(args.device)
         measured, activations = None, 0
         # What does not fit must not be tried: on a CPU the system would kill the process. Where there is ample room
         # the activations are counted last, since memory that was used and freed before blurs the measured peak.
-        in_doubt = probe.generous_peak_bytes(args, model, batches) + teacher_bytes > memory
+        in_doubt = any_process(probe.generous_peak_bytes(args, model, batches) + teacher_bytes > memory)
         if in_doubt:
             activations = _activation_bytes(trainer, samples, batches, memory)
-        peak = probe.least_peak_bytes(args, held, num_parameters, kept_bytes, activations)
+        peak = int(largest_of_each(probe.least_peak_bytes(args, held, num_parameters, kept_bytes, activations))[0])
         if peak <= memory:
             try:
                 measured = probe.measure(args, trainer, data, batches, write_sample)

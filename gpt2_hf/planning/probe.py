@@ -31,6 +31,7 @@ from ..data.sampling import FILLER
 from ..errors import UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.training_arguments import GPT2HFTrainingArguments
+from ..runtime.distributed import any_process, largest_of_each
 from ..runtime.fallbacks import padding_to_the_longest
 from ..runtime.own_process import own_process
 from ..runtime.utilization import held_memory, used_memory
@@ -173,7 +174,12 @@ def activation_bytes(trainer: GPT2HFTrainer, samples: Samples, batches: Batches)
     padded = getattr(trainer.data_collator, "pad_to_length", None)
     length = padded or len(longest["input_ids"]) - 1
     half = {**longest, "input_ids": longest["input_ids"][: length // 2 + 1]}  # its own half, if rows are not padded
-    one, two, halved = (_saved_bytes(trainer, batch) for batch in ([longest], [longest, longest], [half]))
+    model, place = trainer.model, next(trainer.model.parameters()).device
+    model.to(trainer.args.device)  # FSDP leaves it on the CPU until training begins
+    try:
+        one, two, halved = (_saved_bytes(trainer, batch) for batch in ([longest], [longest, longest], [half]))
+    finally:
+        model.to(place)
     constant, of_one = 2 * one - two, two - one
     # a L + b L² for the whole one, a l + b l² for its half; no half where rows are padded to one length
     short = 0 if padded else length // 2
@@ -287,7 +293,8 @@ class _StepTimes(TrainerCallback):
             self.batches.append(self._gradients - self._end)
             self.optimizer.append(now - self._gradients)
             enough = now - self._began > _SECONDS and len(self.batches) >= _MIN_STEPS
-            control.should_training_stop |= enough
+            control.should_training_stop |= any_process(enough)
+            now = _now(args.device)
         self._end = now
 
 
@@ -403,6 +410,7 @@ def quick_step_seconds(
     """
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_probe_trainer(args, model, data, folder)
+        model.to(args.device)  # FSDP leaves it on the CPU until training begins
         optimizer = trainer.create_optimizer()
         samples, rows = data.samples["train"], trainer.args.train_batch_size
         chosen = np.linspace(0, len(samples) - 1, rows * (2 + most_steps)).round().astype(int).reshape(-1, rows)
@@ -453,7 +461,8 @@ def _evaluation_seconds(trainer: GPT2HFTrainer, samples: Samples, times: _StepTi
     batch_seconds = statistics.median(times.batches) / trainer.args.gradient_accumulation_steps
     batch = trainer.args.per_device_eval_batch_size
     seconds_per_sample = batch_seconds / 3 / trainer.args.per_device_train_batch_size
-    count = max(2 * batch, round(_EVALUATION_SECONDS / seconds_per_sample))
+    # the same on all processes, each of which has another speed
+    count = int(largest_of_each(max(2 * batch, round(_EVALUATION_SECONDS / seconds_per_sample)))[0])
     chosen = np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int)).tolist()
     begin = _now(trainer.args.device)
     trainer.evaluate(Subset(samples, chosen))

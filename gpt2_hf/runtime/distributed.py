@@ -1,20 +1,19 @@
 """The few things that processes of one run must agree on."""
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 
 _T = TypeVar("_T")
 
-# What `set_timeout` has said last; torch's own until then.
-_timeout = dist.distributed_c10d.default_pg_timeout.total_seconds()
+# How long processes wait for one that tokenises, writes or publishes alone; `--ddp_timeout` is for training.
+PATIENCE_SECONDS = 24 * 3600.0
 
 
 def is_distributed() -> bool:
@@ -63,7 +62,13 @@ def _cpu_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
     """All processes, talking between CPUs: a question to the others never waits for the accelerator's queue."""
     if dist.get_backend(world) == dist.Backend.GLOO:
         return world
-    return dist.new_group(backend=dist.Backend.GLOO)
+    try:
+        return dist.new_group(backend=dist.Backend.GLOO)
+    except RuntimeError as error:
+        raise UserError(
+            f"the processes cannot reach each other between CPUs ({first_line(error)}); if all of them are running, "
+            "name the network that joins the hosts: export GLOO_SOCKET_IFNAME=<interface>"
+        ) from error
 
 
 def decided_by_first(decide: Callable[[], _T]) -> _T:
@@ -95,27 +100,8 @@ def barrier() -> None:
 
 def set_timeout(seconds: float) -> None:
     """How long a process waits for the others before it gives up; transformers sets it on accelerators alone."""
-    global _timeout
-    _timeout = seconds
     if is_distributed():
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), _cpu_group(dist.group.WORLD))
-
-
-@contextlib.contextmanager
-def finished_together(patience: float) -> Iterator[None]:
-    """Work that may take one process much longer than another: at its end all wait for the last, so many seconds.
-
-    An error ends the process that has it; the others then lose their connection to it.
-    """
-    if is_distributed():
-        _cpu_group(dist.group.WORLD)  # making it is itself a meeting, with the usual timeout
-    yield
-    usual = _timeout
-    set_timeout(patience)
-    try:
-        barrier()
-    finally:
-        set_timeout(usual)
 
 
 def is_lost_connection(error: Exception) -> bool:

@@ -35,8 +35,12 @@ _PEAKS = [
     ("V100", 125e12),
     ("T4", 65e12),
 ]
-# What torch says of a CPU, and of Apple's GPUs, for which it has no class of errors.
-_OUT_OF_MEMORY = ("DefaultCPUAllocator: ", "std::bad_alloc", "MPS backend out of memory")
+# What torch says where it has no class of errors for it: of a CPU, of Apple's GPUs, and of CUDA and its libraries when
+# other programs hold the GPU's memory.
+_OUT_OF_MEMORY = (
+    *("DefaultCPUAllocator: ", "std::bad_alloc", "MPS backend out of memory"),
+    *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+)
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:

@@ -338,8 +338,7 @@ class CheckpointingTrainer(Trainer):
             wanted: a path or a name such as latest; `True` for the newest intact one in `output_dir`.
 
         Raises:
-            ValueError: if `output_dir` holds none.
-            UserError: if there is no such checkpoint, or it is damaged.
+            UserError: if `output_dir` holds none, if there is no such checkpoint, or if it is damaged.
         """
         if not wanted:
             return None
@@ -349,7 +348,7 @@ class CheckpointingTrainer(Trainer):
             for line in passed_over:
                 print(f"warning: {line}", file=sys.stderr)
             if newest is None:
-                raise ValueError(f"No valid checkpoint found in output directory ({run_dir})")
+                raise UserError(f"No valid checkpoint found in output directory ({run_dir})")
             return str(newest)
         folder = folders.resolve(str(wanted), run_dir)
         if (problem := folders.damage(folder)) is not None:

@@ -314,7 +314,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             if self._looks_after_folder:
                 run_dir = self._get_output_dir(trial)
                 distributed.decided_by_first(lambda: folders.repair(run_dir))
-            resume_from_checkpoint = self.find_checkpoint(resume_from_checkpoint)
+            wanted = resume_from_checkpoint
+            resume_from_checkpoint = distributed.decided_by_first(lambda: self.find_checkpoint(wanted))
         self._reset_training()
         # A compiler would make a graph for the first length, and another one as soon as it changes. The plugin is
         # shared by all trainers of a process.

@@ -24,6 +24,7 @@ from gpt2_hf.checkpoints import folders
 from gpt2_hf.checkpoints.sharding import check_engine
 from gpt2_hf.checkpoints.state_files import load_state
 from gpt2_hf.errors import UserError
+from gpt2_hf.job import results
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 from gpt2_hf.trainer.callbacks import NonFiniteGuard
 
@@ -308,6 +309,40 @@ def test_a_process_that_dies_takes_the_run_with_it(tiny_options, tmp_path):
     assert "error: another process of the run is gone" in logs[0].read_text()
     newest, passed_over = folders.newest_valid(tmp_path / "run")
     assert newest is not None and not passed_over
+
+
+def slow_report():
+    """The first process takes its time, and the second looks at nothing."""
+    if os.environ["RANK"] == "1":
+        results.saved_model = None  # another host may see the folder as it was
+    write = results.write_report
+
+    def slowly(*given):
+        print("the report begins")
+        time.sleep(3.5)
+        return write(*given)
+
+    results.write_report = slowly
+
+
+def test_who_reports_alone_is_waited_for(tiny_options, tmp_path):
+    """--ddp_timeout is for training: an upload, or a report on a slow disk, may take longer."""
+    options = ["--max_steps", "2", "--ddp_timeout", "3", "--checkpoint_dir", str(tmp_path / "run")]
+    text = ranks.run(2, ["train", *tiny_options, *options], tmp_path / "log", prepare=slow_report)
+    assert "results: " in text
+
+
+def test_who_waits_for_a_report_learns_of_a_death(tiny_options, tmp_path):
+    """kill -9 on the process that writes it: the other ends within seconds, however patient it is."""
+    logs = [tmp_path / "log0", tmp_path / "log1"]
+    argv = ["train", *tiny_options, "--max_steps", "2", "--checkpoint_dir", str(tmp_path / "run")]
+    first, second = harness.start_ranks(argv, logs, slow_report)
+    harness.wait_for(logs[0], "the report begins")
+    first.kill()
+    killed = time.monotonic()
+    assert harness.join([second]) == [1], logs[1].read_text()
+    assert time.monotonic() - killed < 25
+    assert "another process of the run is gone" in logs[1].read_text()
 
 
 # ---- what a process draws and sees ----

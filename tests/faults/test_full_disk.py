@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ import time
 import pytest
 
 from gpt2_hf.checkpoints import folders
+from gpt2_hf.checkpoints.written import sync
 
 from . import harness
 
@@ -74,6 +76,36 @@ def test_whatever_the_file_system_refuses_is_said(train_tiny, tmp_path, capsys, 
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert os.strerror(code) in last and "checkpoint-10 is intact" in last
     assert not list((tmp_path / "run").glob("tmp-*"))
+
+
+@pytest.mark.parametrize("code", [errno.EDQUOT, errno.ENOSPC, errno.EIO])
+def test_a_file_that_does_not_reach_the_disk_is_no_checkpoint(train_tiny, tmp_path, capsys, monkeypatch, code):
+    """NFS and FUSE tell only a sync of a full disk or a quota: the file reads well from the cache, and is lost."""
+    run, fsync = tmp_path / "run", os.fsync
+
+    def refuse_large_files(descriptor):
+        status = os.fstat(descriptor)
+        if stat.S_ISREG(status.st_mode) and status.st_size > 10_000 and (run / "checkpoint-10").is_dir():
+            raise OSError(code, os.strerror(code))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_large_files)
+    assert train_tiny(run) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert os.strerror(code) in last and "checkpoint-10 is intact" in last
+    assert [path.name for path in folders.list_checkpoints(run)] == ["checkpoint-10"]
+
+
+def test_a_file_system_that_cannot_sync_is_no_error(tmp_path, monkeypatch):
+    """Neither for files, nor for folders, of which some servers say so in their own way."""
+
+    def refuse(descriptor):
+        raise OSError(errno.EIO if stat.S_ISDIR(os.fstat(descriptor).st_mode) else errno.EINVAL, "no sync")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    (tmp_path / "file").write_text("content")
+    for path in (tmp_path / "file", tmp_path):
+        sync(path)
 
 
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write to read-only folders")

@@ -1,6 +1,7 @@
 """The main job from end to end: what it leaves, how it goes on, how it ends."""
 
 import functools
+import json
 import os
 import shlex
 import shutil
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gpt2_hf.__main__ import main
 from gpt2_hf.checkpoints import folders
+from gpt2_hf.checkpoints.run_lock import RunLock
 from gpt2_hf.commands.report import read_run
 from gpt2_hf.job import main_job, preparation
 from gpt2_hf.job.results import report_seconds
@@ -334,15 +336,32 @@ def test_what_cannot_change_on_resume_is_refused(train_tiny, finished_run, tmp_p
 
 
 def test_a_run_is_never_overwritten_unasked(train_tiny, finished_run, tmp_path, capsys):
-    """A folder that holds a run is refused, and replaced only when that is asked for."""
+    """A folder that holds a run is refused, its lock left alone, and replaced only when that is asked for."""
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
+    lock = RunLock(run)
+    lock.acquire()
+    dead = {**json.loads(lock.path.read_text()), "pid": 2**22 + 1, "started": 1.0}
+    lock.release()
+    lock.path.write_text(json.dumps(dead))
     before = sorted(path.stat().st_mtime_ns for path in run.rglob("*"))
     assert train_tiny(run) == 2
     assert "already holds a run" in capsys.readouterr().err
     assert sorted(path.stat().st_mtime_ns for path in run.rglob("*")) == before
     assert train_tiny(run, "--max_steps", "2", "--overwrite_output_dir") == 0
     assert [path.name for path in folders.list_checkpoints(run)] == ["checkpoint-2"]
+
+
+def test_the_timeout_is_for_training(train_tiny, tmp_path, monkeypatch):
+    """Before and after it one process may read, write or publish for long, while the others wait."""
+    calls = []
+    monkeypatch.setattr(main_job.distributed, "set_timeout", calls.append)
+    for name in ("build", "clear_folder", "run_training", "finish"):
+        stage = getattr(main_job, name)
+        monkeypatch.setattr(main_job, name, lambda *given, n=name, stage=stage: calls.append(n) or stage(*given))
+    assert train_tiny(tmp_path / "run", "--max_steps", "1", "--ddp_timeout", "600") == 0
+    day = 24 * 3600
+    assert calls == [600, day, "build", "clear_folder", 600, "run_training", day, "finish"]
 
 
 # ---- how a run ends ----

@@ -1,5 +1,7 @@
 """What a run goes on from: chosen by one process, seen by all, and compared by what the options do."""
 
+import functools
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -123,8 +125,6 @@ def test_a_run_from_python_goes_on_with_what_was_set(corpus_folder, tokenizer_fo
 
 def hide_from_second_process():
     """A folder of its own under the same name, as on a host without the shared disk: nothing is in it."""
-    import os
-
     if os.environ["RANK"] == "1":
         seen = folders.Path.is_file
         folders.Path.is_file = lambda self: "checkpoint-10" not in str(self) and self.name != "run.lock" and seen(self)
@@ -144,6 +144,30 @@ def test_a_folder_that_is_not_shared_is_refused_by_all(tiny_options, finished_ru
     assert harness.join(processes) == [2, 2], logs[0].read_text() + logs[1].read_text()
     assert all("the folder must be shared by all hosts" in log.read_text() for log in logs)
     assert sorted(path.relative_to(run) for path in run.rglob("*")) == before
+
+
+def remember_what_is_not_there():
+    """As NFS does for up to a minute: what the second process did not find, it goes on not to find."""
+    if os.environ["RANK"] == "1":
+        missed = set()
+
+        def look(path, seen):
+            there = not missed & {path, *path.parents} and seen(path)
+            if not there and "new" in path.parts:
+                missed.add(path)
+            return there
+
+        for name in ("exists", "is_dir", "is_file"):
+            setattr(folders.Path, name, functools.partialmethod(look, getattr(folders.Path, name)))
+        resuming._SECONDS_TO_APPEAR = 0.2
+
+
+def test_a_new_folder_is_not_looked_for_before_it_is_there(tiny_options, tmp_path):
+    """Another host would go on not to see it, and refuse a shared folder."""
+    logs = [tmp_path / "log0", tmp_path / "log1"]
+    command = ["train", *tiny_options, "--max_steps", "1", "--checkpoint_dir", str(tmp_path / "new" / "run")]
+    processes = harness.start_ranks(command, logs, remember_what_is_not_there)
+    assert harness.join(processes) == [0, 0], logs[0].read_text() + logs[1].read_text()
 
 
 def test_the_first_process_decides_for_all(monkeypatch):

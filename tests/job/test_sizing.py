@@ -7,10 +7,14 @@ import json
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from gpt2_hf.__main__ import main
+from gpt2_hf.data import PaddingCollator
+from gpt2_hf.data.samples import BlockSamples
 from gpt2_hf.job import sizing
 from gpt2_hf.job.run import Run
 from gpt2_hf.options.arguments import DataArguments, ModelArguments
@@ -21,6 +25,8 @@ from gpt2_hf.runtime.stopwatch import Stopwatch
 
 from .. import ranks
 from ..conftest import read_json
+from ..data_fixtures import documents_of
+from ..tiny_models import make_model
 
 # With it size counts for nothing, so that the smallest is the best: it reads most.
 RULE_OF_THE_SMALL = replace(RULE, capacity=0.0)
@@ -100,6 +106,29 @@ def test_each_size_that_is_tried_is_freed(options, tmp_path, monkeypatch):
 def test_a_size_leaves_room_on_a_gpu(peak, fits):
     """The steps that are measured have no dropout, no evaluation and no average of the weights."""
     assert sizing._leaves_room(peak, memory=1000) == fits
+
+
+def test_what_is_measured_is_on_the_device(tmp_path, monkeypatch):
+    """Before the optimizer is made: with FSDP the Trainer leaves a model on the CPU until it trains."""
+    args = GPT2HFTrainingArguments(str(tmp_path), use_cpu=True, precision="fp32", per_device_train_batch_size=2)
+    text = BlockSamples(documents_of([[5, 6, 7] * 10] * 20), 16, separator_id=0)
+    data = SimpleNamespace(samples={"train": text, "validation": text}, collator=PaddingCollator(0))
+    model, calls, make = make_model(), [], probe.make_probe_trainer
+
+    def watched(*given):
+        trainer = make(*given)
+        create = trainer.create_optimizer
+        model.to = lambda device: calls.append(device)
+        trainer.create_optimizer = lambda: calls.append("optimizer") or create()
+        return trainer
+
+    monkeypatch.setattr(probe, "make_probe_trainer", watched)
+    assert probe.quick_step_seconds(args, model, data, most_steps=2, seconds=0.0) > 0
+    assert calls == [args.device, "optimizer"]
+    trainer = make(args, model, data, str(tmp_path))
+    calls.clear()
+    assert probe.activation_bytes(trainer, text, probe.first_epoch(args, text, data.collator, model)) > 0
+    assert calls == [args.device, torch.device("cpu")]  # and back, so that FSDP finds it where it was
 
 
 def test_a_few_lines_say_what_was_chosen_and_why(sized_run):
@@ -294,3 +323,30 @@ def test_processes_agree_on_a_choice(tmp_path, tokenizer_folder):
     record = read_json(tmp_path / "run" / "resolved_config.json")
     assert record["per_device_train_batch_size"] == 8 and record["provenance"]["samples_per_step"] == 16
     assert out.count("chosen: ") == 1 and record["provenance"]["size"]["chosen"] == "16x1"
+
+
+def test_processes_agree_on_the_steps(tmp_path, monkeypatch):
+    """Of two that began 20 seconds apart the second takes over what the first reckons, not only the size."""
+    monkeypatch.setattr(sizing, "_search", lambda *_: [Candidate(Size(64, 2), Measured(10**6, 20_000), 10**6, 1, 4.0)])
+    decided = []
+    monkeypatch.setattr(
+        sizing.distributed,
+        "decided_by_first",
+        lambda decide: decided[0] if decided else decided.append(decide()) or decided[0],
+    )
+    text = BlockSamples(documents_of([list(range(1000))] * 1000), 128, separator_id=0)
+    data = SimpleNamespace(samples={"train": text, "validation": text})
+    settled = []
+    for age in (20.0, 40.0):
+        args = GPT2HFTrainingArguments(
+            str(tmp_path),
+            use_cpu=True,
+            max_training_hours=0.03,
+            lr_scheduler_type="linear",
+            per_device_train_batch_size=2,
+        )
+        given = dict.fromkeys(("lr_scheduler_type", "per_device_train_batch_size"), "command line")
+        run = Run(ModelArguments(size="auto", max_length=128), DataArguments(), args, Stopwatch(age), given=given)
+        sizing.settle_size(sizing.Chooser(run), None, data)
+        settled.append((args.max_steps, args.eval_steps, args.logging_steps, args.warmup_steps, args.num_train_epochs))
+    assert settled[0] == settled[1] and settled[0][0] > 100

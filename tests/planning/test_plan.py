@@ -22,6 +22,7 @@ from gpt2_hf.planning.plan import Plan
 from gpt2_hf.planning.probe import Measurement, checkpoint_bytes, completed_by_fillers, first_epoch
 from gpt2_hf.planning.steps import list_events, make_schedule
 
+from .. import ranks
 from ..conftest import REPOSITORY, read_json
 from ..data_fixtures import documents_of
 from ..tiny_models import make_model
@@ -265,6 +266,42 @@ def test_a_machine_that_is_too_small_is_not_probed(plan_of, capsys, monkeypatch)
     monkeypatch.setattr(plan_module, "device_memory", lambda device: 1000)
     assert plan_of().measured is None
     assert "advice: weights, gradients and optimizer alone do not fit" in capsys.readouterr().out
+
+
+def test_a_machine_that_is_too_small_for_one_process_is_not_probed(plan_of, capsys, monkeypatch):
+    """The others do not try either: they would wait for it."""
+    from gpt2_hf.planning import plan as plan_module
+
+    of_another = iter([-1000.0])  # its memory, and no need of its own
+    monkeypatch.setattr(plan_module, "largest_of_each", lambda value: (max(value, next(of_another, 0.0)),))
+    assert plan_of().measured is None
+    assert "the device has 0 MiB free" in capsys.readouterr().out
+
+
+def time_as_this_process_alone():
+    """The first process has seen enough after a few steps and a few samples, the second not."""
+    from gpt2_hf.planning import probe
+
+    seconds = {"0": 0.0, "1": 1000.0}[os.environ["RANK"]]
+    probe._SECONDS = probe._EVALUATION_SECONDS = seconds
+    evaluate = GPT2HFTrainer.evaluate
+
+    def say(self, samples):
+        print(f"scores {len(samples)} samples")
+        return evaluate(self, samples)
+
+    GPT2HFTrainer.evaluate = say
+
+
+@pytest.mark.distributed
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
+def test_processes_agree_on_when_they_have_measured_enough(tiny_options, tmp_path):
+    """Of two under torchrun, each with a clock of its own: as many steps, and as many samples of the evaluation."""
+    options = ["--eval_batch_size", "1", "--ddp_timeout", "20", "--checkpoint_dir", str(tmp_path / "run")]
+    text = ranks.run(2, ["plan", *tiny_options, *options], tmp_path / "log", prepare=time_as_this_process_alone)
+    assert "(measured on 4 steps)" in text
+    scored = sorted(re.findall(r"scores (\d+) samples", text))
+    assert scored and scored[::2] == scored[1::2]
 
 
 def test_a_plan_needs_a_place_to_write_to(tiny_options, tmp_path, capsys):

@@ -5,7 +5,14 @@ import mmap
 import pytest
 import torch
 
-from gpt2_hf.runtime.utilization import flops_per_token, free_unused, held_memory, peak_flops, used_memory
+from gpt2_hf.runtime.utilization import (
+    flops_per_token,
+    free_unused,
+    held_memory,
+    is_out_of_memory,
+    peak_flops,
+    used_memory,
+)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +54,21 @@ def test_what_is_held_and_the_most_that_was(monkeypatch):
     free_unused(card)
     free_unused(torch.device("cpu"))
     assert calls == ["cache", "peak"]
+
+
+@pytest.mark.parametrize(
+    ("message", "known"),
+    [
+        ("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("MPS backend out of memory (MPS allocated: 3 GB)", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_a_memory_that_is_too_small_is_known_by_what_is_said(message, known):
+    """Also by what CUDA and its libraries say, where other programs hold the memory of a GPU."""
+    assert is_out_of_memory(RuntimeError(message)) is known
 
 
 def test_memory_of_a_process_counts_its_tensors():

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
-from transformers import TrainerCallback, default_data_collator
+from transformers import Trainer, TrainerCallback, default_data_collator
 
 from gpt2_hf import GPT2HFTrainer, GPT2HFTrainingArguments
+from gpt2_hf.checkpoints import folders
 from gpt2_hf.errors import UserError
 
 from .helpers import BLOCKS, make_model, make_trainer, settings
@@ -100,6 +102,27 @@ def test_two_shards(tmp_path):
         assert result["accumulated"] == [[2, True], [2, True]]
         of_adapter, of_module = result["refused"]
         assert "which PeftModel is not" in of_adapter and "which Bigram is not" in of_module
+
+
+def resumes_from(folder):
+    """What each process goes on from, if the newest checkpoint that the second one sees is an older one."""
+    seen = {"0": Path(folder, "checkpoint-4"), "1": Path(folder, "checkpoint-2")}
+    trainer, rank, given, refused = make_trainer(folder), os.environ["RANK"], [], ""
+    Trainer.train = lambda self, checkpoint, *_: given.append(checkpoint)
+    folders.newest_valid = lambda run_dir: (seen[rank], [])
+    trainer.train(resume_from_checkpoint=True)
+    seen["0"] = None
+    try:
+        trainer.train(resume_from_checkpoint=True)
+    except ValueError as error:
+        refused = str(error)
+    return {"from": [Path(checkpoint).name for checkpoint in given], "refused": refused}
+
+
+def test_processes_resume_from_the_same_checkpoint(tmp_path):
+    """That which the first one sees; and none, if it sees none."""
+    for result in on_two(resumes_from, tmp_path):
+        assert result["from"] == ["checkpoint-4"] and "No valid checkpoint found" in result["refused"]
 
 
 def per_rank_loss(folder, average):
