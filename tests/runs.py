@@ -41,12 +41,15 @@ def assert_same_state(a, b):
             assert torch.equal(a[name][key], b[name][key]), (name, key)
 
 
-def make_checkpoint(run, step, content="weights"):
-    """A small committed checkpoint."""
+def make_checkpoint(run, step, content="weights", further=()):
+    """A small committed checkpoint; `further` are names of files that it has besides."""
     staging = folders.open_staging(run, folders.checkpoint_folder(step))
     (staging / "model.safetensors").write_text(content)
     (staging / "config.json").write_text("{}")
     (staging / "trainer_state.json").write_text("{}")
+    for name in further:
+        (staging / name).parent.mkdir(exist_ok=True)
+        (staging / name).write_text(f"{name} of step {step}")
     folders.commit(staging, run / folders.checkpoint_folder(step))
     return run / folders.checkpoint_folder(step)
 

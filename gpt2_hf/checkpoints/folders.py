@@ -8,6 +8,7 @@ Only folders that were written so are ever moved or deleted, and files that some
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -42,11 +43,12 @@ _OWN_FILE = re.compile(rf"^({'|'.join(map(re.escape, (*written.FILE_NAMES, writt
 _STEP_NAME = re.compile(r"^checkpoint_step_(\d+)$")
 # Files that run code when they are read; none is ever written here.
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-# What a folder needs to be loaded with from_pretrained.
+# What from_pretrained reads of a folder, whatever else there is in it.
 _MODEL_FILE_PATTERNS = ("*.json", "model*.safetensors", "adapter_model*.safetensors", "*.py", "*.txt", "*.jinja")
 _CHECKPOINT_FILE_PATTERNS = ("*.json", "*.safetensors", "*.py", "*.txt", "*.jinja")
+# The other tensors of a checkpoint are the state of its training.
+_WEIGHT_PATTERNS = ("model*.safetensors", "adapter_model*.safetensors")
 _NO_CONTENT = (MANIFEST_NAME, _STAGING_MARK)
-_NOT_MODEL_FILES = (MANIFEST_NAME, TRAINER_STATE_NAME)
 
 
 def checkpoint_folder(step: int) -> str:
@@ -130,8 +132,11 @@ def commit(staging: Path, target: Path) -> None:
         if os.path.lexists(path) and not is_own(path):
             raise FileExistsError(f"{path} was not written by a run of gpt2_hf; it is left as it is")
     if target.exists():
-        _delete(replaced)
+        if replaced.exists():
+            _retire(replaced, target)
         os.replace(target, replaced)
+    else:
+        _forget_names(target)
     os.replace(staging, target)
     sync(target.parent)
     if replaced.exists():
@@ -139,14 +144,26 @@ def commit(staging: Path, target: Path) -> None:
 
 
 def _retire(replaced: Path, successor: Path) -> None:
-    """Delete a folder that has a successor, which takes over what somebody has added to it."""
+    """Delete a folder that has a successor, which takes over what somebody has added to it.
+
+    Where the successor has a file of the same name, somebody's is kept beside it.
+    """
+    kept = _free_name(successor.with_name(f"{successor.name}.kept"))
     for path in extras(replaced):
-        moved = successor / path.relative_to(replaced)
+        name = path.relative_to(replaced)
+        moved = successor / name
         if os.path.lexists(moved):
-            return  # nothing of somebody else's is deleted
+            moved = kept / name
+            print(f"{successor / name} was changed by somebody else; that file is now {moved}", flush=True)
         moved.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, moved)
     _delete(replaced)
+
+
+def _free_name(path: Path) -> Path:
+    """The path, with a number behind its name if there is something already."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(place for place in itertools.chain([path], numbered) if not os.path.lexists(place))
 
 
 def write_manifest(folder: Path) -> None:
@@ -214,9 +231,19 @@ def publish_best_model(checkpoint: Path, output_dir: Path) -> None:
 
 
 def model_files(checkpoint: Path) -> list[Path]:
-    """The files of a checkpoint that `from_pretrained` needs; the others are the state of the training."""
-    found = [path for pattern in _MODEL_FILE_PATTERNS for path in checkpoint.rglob(pattern)]
-    return [path for path in found if path.name not in _NOT_MODEL_FILES]
+    """The files of a checkpoint that `from_pretrained` needs.
+
+    Those that the run wrote, without the state of its training and without pickles: a tokenizer may call its
+    vocabulary anything. What somebody has added is not among them, since they are uploaded.
+    """
+    recorded = _manifest_files(checkpoint) or {}
+    return [path for path in _files_of(checkpoint) if _name_in(checkpoint, path) in recorded and _is_of_model(path)]
+
+
+def _is_of_model(path: Path) -> bool:
+    if path.suffix == ".safetensors":
+        return any(path.match(pattern) for pattern in _WEIGHT_PATTERNS)
+    return path.name != TRAINER_STATE_NAME and path.suffix not in _PICKLE_SUFFIXES
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -273,6 +300,14 @@ def add_names(output_dir: str | Path, folder: str, names: list[str]) -> None:
         written.write_json(Path(output_dir), NAMES_FILE, {**read_names(output_dir), **dict.fromkeys(names, folder)})
 
 
+def _forget_names(checkpoint: Path) -> None:
+    """Let no name of an earlier checkpoint stand for a new one that gets its folder."""
+    names = written.read_object(checkpoint.parent / NAMES_FILE)
+    left = {name: folder for name, folder in names.items() if folder != checkpoint.name}
+    if left != names and written.is_own(checkpoint.parent, NAMES_FILE):
+        written.write_json(checkpoint.parent, NAMES_FILE, left)
+
+
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
     """Checkpoint folders of a run, oldest step first."""
     output_dir = Path(output_dir)
@@ -281,17 +316,26 @@ def list_checkpoints(output_dir: str | Path) -> list[Path]:
     return sorted((path for path in output_dir.iterdir() if path.is_dir() and step_of(path) >= 0), key=step_of)
 
 
-def rotate(output_dir: str | Path, keep_last: int | None, just_saved: str = "") -> None:
+def rotate(output_dir: str | Path, keep_last: int | None, just_saved: str = "") -> list[Path]:
     """Delete all but the last few checkpoints; those that a name stands for stay, and the one just saved.
 
     So does one that is not a run's, and one to which somebody has added a file. Below 1, transformers keeps all.
+
+    Returns:
+        A file that somebody has added, of each checkpoint that stays because of it.
     """
     if keep_last is None or keep_last < 1:
-        return
+        return []
+    added: list[Path] = []
     named = {just_saved, *read_names(output_dir).values()}
     for path in list_checkpoints(output_dir)[:-keep_last]:
-        if path.name not in named and is_own(path) and not extras(path):
+        if path.name in named or not is_own(path):
+            continue
+        if files := extras(path):
+            added.append(files[0])
+        else:
             _delete(path)
+    return added
 
 
 def set_aside_after(output_dir: str | Path, step: int, prefix: str = ABANDONED_PREFIX) -> list[str]:
@@ -381,19 +425,40 @@ def is_own(folder: Path) -> bool:
 
 
 def extras(folder: Path) -> list[Path]:
-    """Files that somebody has added to a folder of a run."""
+    """Files that somebody has added to a folder of a run, or has put in place of those of the best model."""
     files = _manifest_files(folder)
     reported: set[str] = set()
+    found: list[Path] = []
     if folder.name.removesuffix(OLD_SUFFIX) == BEST_MODEL:
         reported = {name.removeprefix(f"{BEST_MODEL}/") for name in written.BEST_MODEL_FILES}
-    found = []
+        found = changed(folder)
     for path in _files_of(folder):
-        name = path.relative_to(folder).as_posix()
+        name = _name_in(folder, path)
         if name in reported and written.is_own(folder.parent, f"{folder.name}/{name}"):
             continue
         # without a manifest, by the kinds of files that a checkpoint has
         known = name in files if files is not None else any(path.match(kind) for kind in _CHECKPOINT_FILE_PATTERNS)
         if not known:
+            found.append(path)
+    return found
+
+
+def changed(folder: Path) -> list[Path]:
+    """Files of a folder that are there, and no longer what its manifest says.
+
+    Weights, which may be large, are not read unless they were touched after it was written.
+    """
+    files = _manifest_files(folder)
+    if files is None:
+        return []
+    described = (folder / MANIFEST_NAME).stat().st_mtime_ns
+    found = []
+    for path in _files_of(folder):
+        entry, status = files.get(_name_in(folder, path)), path.stat()
+        if entry is None:
+            continue
+        untouched = path.suffix == ".safetensors" and max(status.st_mtime_ns, status.st_ctime_ns) < described
+        if status.st_size != entry["size"] or not (untouched or sha256(path) == entry["sha256"]):
             found.append(path)
     return found
 
@@ -499,6 +564,11 @@ def _delete(folder: Path) -> None:
         with contextlib.suppress(OSError):  # not there, or not to be deleted
             path.unlink()
     shutil.rmtree(folder, ignore_errors=True)  # folders alone
+
+
+def _name_in(folder: Path, path: Path) -> str:
+    """A file's name in the manifest of a folder."""
+    return path.relative_to(folder).as_posix()
 
 
 def _files_of(folder: Path) -> Iterator[Path]:

@@ -44,9 +44,12 @@ def refuse_foreign_checkpoints(run_dir: Path, publishes_best: bool) -> None:
     """
     if not run_dir.is_dir():
         return
-    found = [path for path in _foreign_folders(run_dir) if path.parent == run_dir]  # the best model may have a card
+    found = list(_foreign_folders(run_dir))
+    # a card in the best model may be transformers', and is not written over
+    found = [path for path in found if path.relative_to(run_dir).as_posix() not in written.BEST_MODEL_FILES]
     if not publishes_best:
-        found = [path for path in found if path.name.removesuffix(folders.OLD_SUFFIX) != folders.BEST_MODEL]
+        best = (folders.BEST_MODEL, folders.BEST_MODEL + folders.OLD_SUFFIX)
+        found = [path for path in found if path.relative_to(run_dir).parts[0] not in best]
     if (run_dir / written.NAMES_FILE).exists() and not written.is_own(run_dir, written.NAMES_FILE):
         found.append(run_dir / written.NAMES_FILE)
     _refuse(found, "output_dir")
@@ -101,6 +104,9 @@ def _foreign_in_folder(run_dir: Path, path: Path, deleting: bool) -> Iterator[Pa
         for name in written.BEST_MODEL_FILES:
             if (run_dir / name).exists() and not written.is_own(run_dir, name):
                 yield run_dir / name
+        if not deleting:
+            # Weights that a checkpoint has too may be damaged with it; a run that goes on from another one keeps them.
+            yield from (each for each in folders.changed(path) if each.stat().st_nlink == 1)
     if deleting:
         yield from folders.extras(path)
 

@@ -283,10 +283,12 @@ class GPT2HFPreTrainedModel(PreTrainedModel):
         """Save as transformers does; where the source travels along, every Auto class finds its model in it."""
         if self._auto_class is not None:
             module = __name__.rpartition(".")[2]
-            self.config.auto_map = {
+            ours = {
                 "AutoModel": f"{module}.GPT2HFModel",
                 "AutoModelForCausalLM": f"{module}.GPT2HFForCausalLM",
             }
+            # beside the source of a subclass, which transformers names itself, this file is not saved
+            self.config.auto_map = ours if type(self).__module__ == __name__ else {}
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def resize_token_embeddings(
@@ -536,6 +538,7 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         self.transformer = GPT2HFModel(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.unused_tokens = None
+        self.returns_logits: bool | None = None  # for calls without `return_logits`
         self.post_init()
 
     def tie_unused_tokens(self, used_ids: Tensor) -> int:
@@ -604,7 +607,8 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
                 (`[T']`, or `[B, T']` for each row), or where this mask `[B, T]` is true.
             return_logits: force or forbid the logits. By default they are left out while training with labels,
                 where only the loss is needed and `[B, T, V]` would be the largest tensor of the step. A loss of your
-                own under transformers' Trainer passes `True`; `GPT2HFTrainer` does so for a subclass with one.
+                own under transformers' Trainer passes `True`; under `GPT2HFTrainer` it need not: that sets the
+                attribute `returns_logits`, which holds where this is left out.
             num_items_in_batch: divide the summed loss by this instead of by the number of scored positions.
             **kwargs: `shift_labels`, int64 `[B, T]`, already shifted: the target of each position, used instead of
                 `labels`; `label_smoothing`, the share of the target mass that is spread evenly over the vocabulary;
@@ -624,6 +628,7 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         # batch must hold, and finds no loss where one is missing.
         shift_labels, label_smoothing = kwargs.pop("shift_labels", None), kwargs.pop("label_smoothing", 0.0)
         summed_loss = kwargs.pop("summed_loss", None)
+        return_logits = self.returns_logits if return_logits is None else return_logits
         reduction = kwargs.pop("reduction", "mean")
         if reduction != "mean":
             _check_reduction(reduction, label_smoothing, num_items_in_batch)

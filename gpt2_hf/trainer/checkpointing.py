@@ -77,6 +77,7 @@ class CheckpointingTrainer(Trainer):
     later_than: int | None = None
     _gathered: _Gathered | None = None  # while a sharded run is being saved
     _best_before: _Best = _NO_BEST  # before the last evaluation
+    _passed_over: frozenset[Path] = frozenset()  # checkpoints of which it was said that they stay
 
     def process_state(self) -> dict[str, Any]:
         """What else a process needs to resume exactly; plain data and tensors."""
@@ -142,7 +143,10 @@ class CheckpointingTrainer(Trainer):
                 print(f"a checkpoint of an earlier run is set aside as {run_dir / name}", flush=True)
         folders.commit(folders.staging_of(target), target)
         self._publish_checkpoint(run_dir, target)
-        folders.rotate(run_dir, self.args.save_total_limit, just_saved=target.name)
+        for added in folders.rotate(run_dir, self.args.save_total_limit, just_saved=target.name):
+            if (checkpoint := added.parent) not in self._passed_over:
+                self._passed_over |= {checkpoint}
+                print(f"{checkpoint} is kept beyond save_total_limit: {added.name} was added to it", flush=True)
 
     def _publish_checkpoint(self, run_dir: Path, folder: Path) -> None:
         """What follows a checkpoint's commit: its names, and the best model if it is the best."""

@@ -115,5 +115,9 @@ def _of_the_rest(
             "--overwrite_output_dir is read by the main job; leave it out: when training begins, later checkpoints of "
             "an earlier run are set aside"
         )
+    if args.sample_tokens not in (0, GPT2HFTrainingArguments.sample_tokens) and not has_job:
+        yield "--sample_tokens is read by the main job; leave it out, and let a callback generate texts"
+    if args.verbose and not has_job:
+        yield "--verbose is read by the main job; leave it out"
     if args.push_to_hub and not has_job and args.hub_strategy != HubStrategy.END:
         yield "--push_to_hub uploads nothing while it trains; set --hub_strategy end and call push_to_hub() afterwards"

@@ -263,9 +263,11 @@ class ExactEvaluationTrainer(LossTrainer):
         inputs = self._without_repeated(self._prepare_inputs(inputs))
         targets = targets_of(inputs, self.scores_first_token)
         if self._sums is None or targets is None:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+            with self.cache_by_arguments():
+                return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         num_tokens = (targets != IGNORE_INDEX).sum()
-        loss, outputs = self._evaluation_loss(model, dict(inputs), num_tokens, prediction_loss_only)
+        with self.cache_by_arguments(), self.returned_logits(not prediction_loss_only or self.has_own_loss):
+            loss, outputs = self._evaluation_loss(model, dict(inputs), num_tokens)
         self._sums.add(loss, num_tokens)
         mean = loss / num_tokens.clamp(min=1) if self._keeps_losses else None
         if prediction_loss_only:
@@ -277,11 +279,9 @@ class ExactEvaluationTrainer(LossTrainer):
         return mean, logits[0] if len(logits) == 1 else logits, labels
 
     def _evaluation_loss(
-        self, model: nn.Module, inputs: dict[str, Any], num_tokens: torch.Tensor, loss_only: bool
+        self, model: nn.Module, inputs: dict[str, Any], num_tokens: torch.Tensor
     ) -> tuple[torch.Tensor, Any]:
         """The loss of a batch on this process, as `compute_loss` has it, times its tokens; and the model's outputs."""
-        if self.is_own_model:
-            inputs["return_logits"] = not loss_only or self.has_own_loss
         # The sum of this package's model is taken as it is. The loss of another model, or of the user's own, may be
         # divided by the number that it is given, or be a mean from the first.
         gives_sum = type(self.plain_model).forward is GPT2HFForCausalLM.forward and not self.has_own_loss

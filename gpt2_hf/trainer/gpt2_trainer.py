@@ -43,7 +43,7 @@ from ..data.sampling import STRATEGIES
 from ..errors import TrainingDivergedError, UserError
 from ..metrics import perplexity
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
-from ..options.training_arguments import with_own_fields
+from ..options.training_arguments import GPT2HFTrainingArguments, with_own_fields
 from ..runtime import distributed
 from ..runtime.own_process import suit_changing_shapes
 from ..runtime.random_state import preserved_rng
@@ -105,6 +105,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
 
     is_in_train: bool
     early_stopping: EarlyStoppingCallback | None = None  # of `--early_stopping_patience`
+    _ignores_data_skip: bool | None = None  # what the arguments said, while the data are a stream
 
     def __init__(
         self,
@@ -125,6 +126,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         job: JobContext | None = None,
         teachers: Sequence[GPT2HFForCausalLM] = (),
     ):
+        self._has_own_arguments = isinstance(args, GPT2HFTrainingArguments)
         args = with_own_fields(args)
         self._counts_from_train = job is None
         self.job = job if job is not None else JobContext(Stopwatch(age_at_start=0.0))
@@ -150,7 +152,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         if args.early_stopping_patience is not None:
             self.early_stopping = EarlyStoppingCallback(args.early_stopping_patience)
             own_callbacks.append(self.early_stopping)
-        self._ignores_data_skip = args.ignore_data_skip
+        self._uses_cache = _uses_cache(model)
         self._reset_training()
         super().__init__(
             model,
@@ -187,7 +189,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
                 self.remove_callback(callback)
         self.add_callback(TerminalCallback(self.watch, self.args.max_training_hours))
         if any(type(callback) is TensorBoardCallback for callback in added):
-            tensorboard = ContinuousTensorBoardCallback(self.job.run_files)
+            tensorboard = ContinuousTensorBoardCallback(self.job.run_files, keeps_earlier=self._counts_from_train)
             tensorboard.on_init_end(self.args, self.state, self.control)
             self.add_callback(tensorboard)
 
@@ -220,14 +222,27 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             check_teachers(self.plain_model, self.distillation.teachers)
         if self.is_own_model:
             self.label_smoother = None  # the model smooths, without logits
-            # The Trainer turns the cache off in the config that it saves. The model needs no such help: it never
-            # builds a cache when it computes a loss.
-            self.plain_model.config.use_cache = True
+            # The Trainer turns the cache off in the config that it saves; here it is off in each step.
+            self.plain_model.config.use_cache = self._uses_cache
+            further = {"--label_smoothing_factor": "label_smoothing"} if self.args.label_smoothing_factor else {}
+            further |= {"teachers": "summed_loss"} if self.distillation is not None else {}
+            for option, argument in further.items():
+                if not self.model_takes(argument):
+                    raise UserError(
+                        f"{option}: {type(self.plain_model).__name__}.forward takes no {argument}; give it **kwargs, "
+                        "and let it hand them to the forward of its base class"
+                    )
         self.num_parameters = sum(p.numel() for p in self.model.parameters())
         model = self.plain_model
         is_counted = isinstance(model, PreTrainedModel)  # what another module calls num_parameters may be anything
         self._flops_per_token = 6 * model.num_parameters(exclude_embeddings=True) if is_counted else 0
         self.speed.peak = self.peak_tokens_per_second
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """The base class's; what the new model's config says of the cache is kept."""
+        model = super().call_model_init(trial)
+        self._uses_cache = _uses_cache(model)
+        return model
 
     def create_accelerator_and_postprocess(self) -> None:
         """The base class's engine, unless it would be unsafe or inexact."""
@@ -310,10 +325,16 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             UserError: if there is no such checkpoint, or it is damaged.
         """
         if self._counts_from_train:
+            asked = self.args.resume_from_checkpoint
+            # transformers' own arguments have it for scripts, which read it themselves
+            if resume_from_checkpoint is None and trial is None and self._has_own_arguments and asked is not None:
+                raise UserError(
+                    "resume_from_checkpoint of the arguments is read by the main job; call "
+                    f"train(resume_from_checkpoint={asked!r})"
+                )
             self.watch.restart()
             if self._looks_after_folder:
-                run_dir = self._get_output_dir(trial)
-                distributed.decided_by_first(lambda: folders.repair(run_dir))
+                self._prepare_folder(Path(self._get_output_dir(trial)))
             wanted = resume_from_checkpoint
             resume_from_checkpoint = distributed.decided_by_first(lambda: self.find_checkpoint(wanted))
         self._reset_training()
@@ -336,6 +357,17 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             for line in self.time_budget.end_lines(self.state.global_step):
                 print(line, flush=True)
         return output
+
+    def _prepare_folder(self, run_dir: Path) -> None:
+        """Clear what a killed process left, once it is known that nothing there is somebody else's."""
+        evaluates = self.args.eval_strategy != IntervalStrategy.NO
+        publishes_best = evaluates and self.args.metric_for_best_model is not None
+
+        def prepare() -> None:
+            refuse_foreign_checkpoints(run_dir, publishes_best)
+            folders.repair(run_dir)
+
+        distributed.decided_by_first(prepare)
 
     def _leave_training(self) -> None:
         """What the base class leaves undone when training is broken off."""
@@ -397,10 +429,6 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             self._look_at_model()
             self._draw_apart()  # the base class has seeded all alike, for the weights
         run_dir = Path(self._get_output_dir(trial))
-        if self._looks_after_folder:
-            evaluates = self.args.eval_strategy != IntervalStrategy.NO
-            publishes_best = evaluates and self.args.metric_for_best_model is not None
-            distributed.decided_by_first(lambda: refuse_foreign_checkpoints(run_dir, publishes_best))
         result = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
@@ -471,7 +499,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
     def get_train_dataloader(self) -> Any:
         """The base class's loader, or for text that is not stored one that knows exactly where it is."""
         self.cadence.has_epochs = not isinstance(self.train_dataset, StreamingSamples)
-        self.args.ignore_data_skip = self._ignores_data_skip
+        if self._ignores_data_skip is not None:
+            self.args.ignore_data_skip, self._ignores_data_skip = self._ignores_data_skip, None
         if not isinstance(self.train_dataset, StreamingSamples):
             with columns_of(self.args, self.train_dataset):
                 return shield_workers(super().get_train_dataloader())
@@ -487,7 +516,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
         # A stream continues at its position, so that there is nothing to skip.
-        self.args.ignore_data_skip = True
+        self._ignores_data_skip, self.args.ignore_data_skip = self.args.ignore_data_skip, True
         return self._stream
 
     # ---- logs ----
@@ -628,6 +657,11 @@ class _Asking:
 
     def __setstate__(self, state: tuple[Any, str]) -> None:
         self._trainer, self._method = weakref.ref(state[0]), state[1]
+
+
+def _uses_cache(model: Any) -> bool:
+    """What a model's config says of the cache."""
+    return getattr(getattr(model, "config", None), "use_cache", True)
 
 
 def _objective(metrics: dict[str, float]) -> float:

@@ -10,6 +10,7 @@ What differs from the base class:
   - a loss of the user's own (`compute_loss` of a subclass, `compute_loss_func`) gets the logits it may ask for.
 """
 
+import contextlib
 import inspect
 import itertools
 from collections.abc import Iterator, Mapping
@@ -28,16 +29,18 @@ from .distillation import Distillation
 _WITH_EMBEDDINGS_BEFORE = ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING")
 
 
-def targets_of(batch: Mapping[str, Any], scores_first: bool = False) -> torch.Tensor | None:
+def targets_of(batch: Any, scores_first: bool = False) -> torch.Tensor | None:
     """The tokens to be predicted, −100 where none is; `None` for a batch without labels.
 
     Args:
-        batch: with `shift_labels` `[B, T]`, or `labels` `[B, T]`, or neither.
+        batch: with `shift_labels` `[B, T]`, or `labels` `[B, T]`, or neither; one that is no mapping has no labels.
         scores_first: whether something before a row predicts its first token.
 
     Returns:
         int64 `[B, T]`, or `[B, T − 1]` where the labels are shifted here and the first token is not scored.
     """
+    if not isinstance(batch, Mapping):
+        return None
     if batch.get("shift_labels") is not None:
         return batch["shift_labels"]
     labels = batch.get("labels")
@@ -70,6 +73,13 @@ class LossTrainer(CheckpointingTrainer):
         """Whether the model is this package's."""
         return isinstance(self.plain_model, GPT2HFForCausalLM)
 
+    def model_takes(self, argument: str) -> bool:
+        """Whether the model is this package's, and its `forward` takes an argument, by name or among others."""
+        if not self.is_own_model:
+            return False
+        parameters = inspect.signature(type(self.plain_model).forward).parameters
+        return argument in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+
     @property
     def scores_first_token(self) -> bool:
         """Whether the first token of a row is scored too, since an adapter puts embeddings before it."""
@@ -91,8 +101,8 @@ class LossTrainer(CheckpointingTrainer):
         # The base class would drop columns of the user's that the model takes by keyword, for itself or its blocks.
         super()._set_signature_columns_if_needed()
         if isinstance(model := self.plain_model, GPT2HFForCausalLM):
-            of_blocks = inspect.signature(model.transformer.forward).parameters
-            self._signature_columns = list({*self._signature_columns, *of_blocks, "shift_labels"})
+            further = {*inspect.signature(model.transformer.forward).parameters, "shift_labels"}
+            self._signature_columns = list({*self._signature_columns, *filter(self.model_takes, further)})
 
     def compute_loss(
         self,
@@ -105,22 +115,42 @@ class LossTrainer(CheckpointingTrainer):
 
         Labels are smoothed, and teachers asked, in training alone, so that the perplexity of an evaluation is one.
         """
-        if not return_outputs:  # then the logits are of no use, even to a subclass that calls this
-            inputs.pop("return_logits", None)
         smoother = self.label_smoother if model.training else None
         if model.training and self.args.label_smoothing_factor and smoother is None:
             inputs = {**inputs, "label_smoothing": self.args.label_smoothing_factor}
         if model.training and self.distillation is not None:
             with self.accelerator.autocast():
                 inputs = {**inputs, "summed_loss": self.distillation.read(inputs)}
-        with temporarily(self, label_smoother=smoother):
+        # In training they are of use to a caller who asks for outputs alone, also where a subclass calls this.
+        wanted = self.returned_logits(return_outputs or None) if model.training else contextlib.nullcontext()
+        with temporarily(self, label_smoother=smoother), wanted:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def returned_logits(self, wanted: bool | None) -> contextlib.AbstractContextManager[None]:
+        """Let this package's model return logits, or none, where its caller does not say; `None`: as it does itself.
+
+        Not among the inputs: a loss of the user's own may do something to each of these, and so may a `forward`.
+        """
+        return temporarily(self.plain_model, returns_logits=wanted) if self.is_own_model else contextlib.nullcontext()
+
+    def cache_by_arguments(self) -> contextlib.AbstractContextManager[None]:
+        """The config of this package's model has the arguments' `use_cache`, False by default.
+
+        Not always, as with the base class: what is saved would have it, and what is done with the model afterwards.
+        """
+        if not self.is_own_model:
+            return contextlib.nullcontext()
+        return temporarily(self.plain_model.config, use_cache=self.args.use_cache)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        # The model leaves logits out in training. A subclass may have a loss, a step, or both.
+        with self.returned_logits(self.overrides_loss or None):
+            return super()._run_epoch(*args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """One forward and backward pass."""
-        if self.overrides_loss and self.is_own_model:
-            inputs = {**inputs, "return_logits": True}  # which the model leaves out in training
-        return super().training_step(model, inputs, num_items_in_batch)
+        with self.cache_by_arguments():
+            return super().training_step(model, inputs, num_items_in_batch)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device

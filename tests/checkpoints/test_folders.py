@@ -2,10 +2,11 @@
 
 import json
 import os
+import time
 
 import pytest
 
-from gpt2_hf.checkpoints import folders
+from gpt2_hf.checkpoints import folders, written
 from gpt2_hf.errors import UserError
 
 from ..runs import make_checkpoint
@@ -107,6 +108,16 @@ def test_names_never_dangle(tmp_path):
         folders.resolve("checkpoint_epoch_1", tmp_path)
 
 
+def test_a_name_does_not_pass_to_another_checkpoint_of_the_step(tmp_path):
+    """What gets the place of one that was set aside, or deleted, has the names that it is given."""
+    for _ in range(2):
+        folders.add_names(tmp_path, make_checkpoint(tmp_path, 10).name, ["best_model"])
+    assert folders.read_names(tmp_path) == {"best_model": "checkpoint-10"}  # saved twice, it is the same one
+    folders.set_aside_after(tmp_path, 5)
+    make_checkpoint(tmp_path, 10)
+    assert folders.read_names(tmp_path) == {}
+
+
 def test_unknown_name_lists_what_there_is(tmp_path):
     """The error for a wrong name names the right ones."""
     make_checkpoint(tmp_path, 10)
@@ -125,6 +136,8 @@ def test_rotation_keeps_recent_and_named(tmp_path):
         "checkpoint-4",
         "checkpoint-5",
     ]
+    (tmp_path / "checkpoint-4" / "sample.txt").write_text("mine")
+    assert folders.rotate(tmp_path, keep_last=1) == [tmp_path / "checkpoint-4" / "sample.txt"]
     for everything in (None, 0, -1):  # the last two by transformers' own arguments
         folders.rotate(tmp_path, keep_last=everything)
         assert len(folders.list_checkpoints(tmp_path)) == 3
@@ -156,16 +169,38 @@ def test_best_model_holds_the_model_only(tmp_path):
 
 def test_best_model_keeps_the_folders_of_a_checkpoint(tmp_path):
     """An adapter with a name of its own lies in one; what has nothing in it is replaced all the same."""
-    for step, name in ((10, None), (20, "style"), (30, "style")):
-        folder = make_checkpoint(tmp_path, step)
-        if name is None:
+    name = "style/adapter_model.safetensors"
+    for step, further in ((10, []), (20, [name]), (30, [name])):
+        folder = make_checkpoint(tmp_path, step, further=further)
+        if not further:
             (folder / "config.json").unlink(), (folder / "model.safetensors").unlink()
-        else:
-            (folder / name).mkdir()
-            (folder / name / "adapter_model.safetensors").write_text(f"of step {step}")
         folders.publish_best_model(folder, tmp_path)
-    assert (tmp_path / "best_model" / "style" / "adapter_model.safetensors").read_text() == "of step 30"
+    assert (tmp_path / "best_model" / name).read_text() == f"{name} of step 30"
     assert folders.damage(tmp_path / "best_model") is None
+
+
+def test_best_model_has_all_that_the_run_saved_of_model_and_tokenizer(tmp_path):
+    """A vocabulary of any name. No state of the training, no pickle, and nothing that somebody has added."""
+    vocabulary = ["spiece.model", "source.spm", "bpe.codes", "vocab.txt"]
+    state = ["optimizer.safetensors", "process_state_0.safetensors", "unaveraged_weights.safetensors"]
+    folder = make_checkpoint(tmp_path, 10, further=[*vocabulary, *state, "training_args.bin", "head.pt"])
+    (folder / "notes.txt").write_text("mine")
+    folders.publish_best_model(folder, tmp_path)
+    expected = {"config.json", "model.safetensors", "manifest.json", *vocabulary}
+    assert {path.name for path in (tmp_path / "best_model").iterdir()} == expected
+
+
+def test_a_new_best_model_reads_no_weights_again(tmp_path, monkeypatch):
+    """To see whether somebody has written over the earlier one: those that were not touched since are as they were."""
+    folders.publish_best_model(make_checkpoint(tmp_path, 10), tmp_path)
+    later = time.time() + 1  # the weights of a test are written in the same tick of the clock
+    os.utime(tmp_path / "best_model" / "manifest.json", (later, later))
+    second, read = make_checkpoint(tmp_path, 20), []
+    monkeypatch.setattr(folders, "sha256", lambda path: read.append(path) or written.sha256(path))
+    assert folders.changed(tmp_path / "best_model") == []
+    assert [path.name for path in read] == ["config.json"]
+    folders.publish_best_model(second, tmp_path)
+    assert not (tmp_path / "best_model.kept").exists()
 
 
 def test_delete_run_leaves_other_files(tmp_path):

@@ -1,6 +1,7 @@
 """What stands in a folder under the names of a run is a run's, or it is never touched."""
 
 import contextlib
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -182,6 +183,42 @@ def test_files_added_to_a_checkpoint_stay(tmp_path):
     refuse_foreign(tmp_path)
     with pytest.raises(UserError, match=r"notes\.txt was not written by a run"):
         refuse_foreign(tmp_path, deleting=True)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("content", ["mine", "MINE !!"], ids=["another size", "the same size"])
+def test_what_somebody_saves_over_the_best_model_is_kept(tmp_path, name, content, capsys):
+    """A run is refused; one that is under way keeps it beside the next best model, and the one after that too."""
+    best = tmp_path / "best_model"
+    for step in (1, 2):
+        folders.publish_best_model(make_checkpoint(tmp_path, step, further=["config.json"]), tmp_path)
+        refuse_foreign(tmp_path)
+        if content != "mine":
+            content = "M" * (best / name).stat().st_size
+        (best / name).unlink()
+        (best / name).write_text(content)
+        for refuse in (refuse_foreign, lambda run: refuse_foreign_checkpoints(run, publishes_best=True)):
+            with pytest.raises(UserError, match=rf"best_model.{re.escape(name)} was not written by a run of gpt2_hf"):
+                refuse(tmp_path)
+        refuse_foreign_checkpoints(tmp_path, publishes_best=False)
+    folders.publish_best_model(make_checkpoint(tmp_path, 3), tmp_path)
+    assert (tmp_path / "best_model.kept" / name).read_text() == (tmp_path / "best_model.kept-2" / name).read_text()
+    assert (tmp_path / "best_model.kept" / name).read_text() == content and folders.damage(best) is None
+    refuse_foreign(tmp_path)
+    assert capsys.readouterr().out.splitlines() == [
+        f"{best / name} was changed by somebody else; that file is now {tmp_path / folder / name}"
+        for folder in ("best_model.kept", "best_model.kept-2")
+    ]
+
+
+def test_a_damaged_checkpoint_is_no_reason_to_refuse_its_best_model(tmp_path):
+    """They have their weights in common: what is saved over these is kept, and damage stops no run."""
+    folders.publish_best_model(make_checkpoint(tmp_path, 1), tmp_path)
+    (tmp_path / "best_model" / "model.safetensors").write_text("half")
+    assert "model.safetensors" in (folders.damage(tmp_path / "checkpoint-1") or "")
+    refuse_foreign(tmp_path)
+    folders.publish_best_model(make_checkpoint(tmp_path, 2), tmp_path)
+    assert (tmp_path / "best_model.kept" / "model.safetensors").read_text() == "half"
 
 
 def test_names_stand_for_checkpoints_of_the_run_alone(tmp_path):

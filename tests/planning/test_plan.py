@@ -241,10 +241,11 @@ def test_every_mode_is_planned_and_nothing_is_written(plan_of, capsys, mode):
 
 
 def test_options_of_the_run_that_a_probe_does_without(plan_of, monkeypatch):
-    """Early stopping, an evaluation at the start and an upload are no matter of a plan, and nothing is uploaded."""
+    """Early stopping, an upload and what else is no matter of a plan; nothing is uploaded."""
     monkeypatch.setattr("transformers.trainer.Trainer.init_hf_repo", lambda self, *args: pytest.fail("uploads"))
     upload = ("--push_to_hub", "--hub_model_id", "someone/model")
-    made = plan_of("--early_stopping_patience", "2", "--eval_on_start", *upload)
+    of_the_job = ("--overwrite_output_dir", "--sample_tokens", "9", "--verbose")
+    made = plan_of("--early_stopping_patience", "2", "--eval_on_start", *upload, *of_the_job)
     assert made.measured.step_seconds > 0
 
 

@@ -25,7 +25,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import HPSearchBackend
 
-from gpt2_hf import GPT2HFTrainer, GPT2HFTrainingArguments, load_tokenizer
+from gpt2_hf import GPT2HFForCausalLM, GPT2HFTrainer, GPT2HFTrainingArguments, load_tokenizer
 from gpt2_hf.checkpoints import folders
 from gpt2_hf.checkpoints.state_files import load_state, save_state
 from gpt2_hf.commands.model_loading import load_trained
@@ -36,8 +36,19 @@ from gpt2_hf.trainer.callbacks import ContinuousTensorBoardCallback
 from gpt2_hf.trainer.callbacks import ProgressCallback as TerminalCallback
 from gpt2_hf.trainer.gpt2_trainer import _Asking, _objective
 
+from ..conftest import read_json
 from ..data_fixtures import streamed_lines
-from .helpers import BLOCKS, COLLATORS, assert_exact, logged, make_model, make_trainer, settings, true_loss
+from .helpers import (
+    BLOCKS,
+    COLLATORS,
+    LossOfOutputs,
+    assert_exact,
+    logged,
+    make_model,
+    make_trainer,
+    settings,
+    true_loss,
+)
 
 
 def weights_of(model):
@@ -70,6 +81,16 @@ def test_plain_arguments_act_where_transformers_does(tmp_path, strategy):
     assert [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry] == evaluated[strategy]
     kept = {path.name for path in tmp_path.glob("checkpoint-*")}
     assert "checkpoint-18" in kept and kept <= {"checkpoint-18", f"checkpoint-{trainer.state.best_global_step}"}
+
+
+def test_plain_arguments_save_each_best_too(tmp_path):
+    """With a metric for the best model, between those checkpoints that transformers saves."""
+    options = {"eval_steps": 1, "save_steps": 4, "lr_scheduler_type": "constant"}
+    for metric, expected in ((None, [4]), ("loss", [1, 2, 3, 4])):
+        trainer = make_trainer(tmp_path / str(metric), plain=True, metric_for_best_model=metric, **options)
+        trainer.train()
+        assert logged(trainer, "eval_loss") == sorted(logged(trainer, "eval_loss"), reverse=True)
+        assert [folders.step_of(path) for path in folders.list_checkpoints(tmp_path / str(metric))] == expected
 
 
 def test_a_run_that_was_moved_ends_with_its_best_model(tmp_path):
@@ -391,6 +412,65 @@ def test_a_plain_module_is_saved_and_resumed(tmp_path):
         resumed._issue_warnings_after_load(resumed.model.load_state_dict({}, strict=False))
 
 
+class OfTwoArguments(GPT2HFForCausalLM):
+    """A subclass with a `forward` of its own, which takes what it names."""
+
+    def forward(self, input_ids, labels=None):
+        return super().forward(input_ids, labels=labels)
+
+
+def test_a_model_that_takes_what_it_names(tmp_path):
+    """It is evaluated and trained, with a loss of the user's own too, without the columns that it does not take."""
+    datasets = pytest.importorskip("datasets")
+    rows = [{name: values.tolist() for name, values in row.items()} for row in BLOCKS]
+    columns = datasets.Dataset.from_list([{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows])
+    for kind in (GPT2HFTrainer, LossOfOutputs):
+        model = make_model()
+        model.__class__ = OfTwoArguments
+        # not saved: transformers would copy this file of tests
+        options = {"train_dataset": columns, "eval_dataset": columns, "save_strategy": "no"}
+        trainer = make_trainer(tmp_path, kind, model, **options)
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(true_loss(make_model(), BLOCKS), abs=1e-5)
+        trainer.train()
+        assert len(logged(trainer, "loss")) == 4 and len(logged(trainer, "eval_loss")) == 2
+    for option, given in (("--label_smoothing_factor", {"label_smoothing_factor": 0.1}), ("teachers", {})):
+        given |= {"teachers": [make_model()]} if option == "teachers" else {}
+        with pytest.raises(UserError, match=rf"^{option}: OfTwoArguments.forward takes no .*; give it \*\*kwargs"):
+            make_trainer(tmp_path, model=model, **given)
+
+
+class OfTuples(GPT2HFTrainer):
+    """A subclass for batches that are no mappings."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        ids, labels = inputs
+        return model(input_ids=ids, labels=labels).loss
+
+
+def test_batches_that_are_tuples(tmp_path):
+    """With a collator and a loss for them."""
+
+    def collate(rows):
+        return tuple(torch.stack([row[name] for row in rows]) for name in ("input_ids", "labels"))
+
+    trainer = make_trainer(tmp_path, OfTuples, data_collator=collate, eval_strategy="no", save_strategy="no")
+    trainer.train()
+    assert len(logged(trainer, "loss")) == 4
+
+
+def test_a_saved_subclass_names_no_source_that_is_not_there(tmp_path, monkeypatch):
+    """That of one from a notebook is not saved, and this package's model is not beside it."""
+    monkeypatch.setattr(OfTwoArguments, "__module__", "__main__")
+    model = make_model()
+    for kind, expected in ((type(model), {"AutoConfig", "AutoModel", "AutoModelForCausalLM"}), (OfTwoArguments, None)):
+        model.__class__ = kind
+        model.save_pretrained(tmp_path / kind.__name__)
+        names = read_json(tmp_path / kind.__name__ / "config.json")["auto_map"]
+        there = {path.name for path in (tmp_path / kind.__name__).iterdir()}
+        assert {f"{name.partition('.')[0]}.py" for name in names.values()} <= there
+        assert names.keys() == (expected or {"AutoConfig"})
+
+
 def test_frozen_layers_stay_as_they_are(tmp_path):
     """With frozen embeddings, AdamW and Muon train the rest."""
     for optim in ("adamw_torch", "muon"):
@@ -553,6 +633,42 @@ def test_a_checkpoint_that_was_set_aside_takes_no_names(tmp_path):
     assert (tmp_path / "best_model" / "model.safetensors").read_bytes() == best
 
 
+def test_names_of_an_earlier_run_do_not_pass_to_a_new_one(tmp_path):
+    """Its checkpoint of the same step is not the best one, if nothing was evaluated; nor is an earlier one."""
+    make_trainer(tmp_path).train()
+    make_trainer(tmp_path, eval_strategy="no").train()
+    assert checkpoints_in(tmp_path)[2:] == ["checkpoint-2", "checkpoint-4"] and folders.read_names(tmp_path) == {}
+
+
+class WritesInto(TrainerCallback):
+    """Adds a file to each checkpoint."""
+
+    def on_save(self, args, state, control, **kwargs):
+        (folders.list_checkpoints(args.output_dir)[-1] / "sample.txt").write_text("Once upon a time")
+
+
+def test_a_checkpoint_with_a_file_of_somebody_elses_stays_and_is_named(tmp_path, capsys):
+    """Once each: else `save_total_limit` would be without effect, and nobody would know why."""
+    options = {"eval_strategy": "no", "save_steps": 1, "save_total_limit": 2}
+    make_trainer(tmp_path, callbacks=[WritesInto()], **options).train()
+    assert len(checkpoints_in(tmp_path)) == 4
+    said = [line for line in capsys.readouterr().out.splitlines() if "save_total_limit" in line]
+    assert said == [
+        f"{tmp_path / name} is kept beyond save_total_limit: sample.txt was added to it"
+        for name in ("checkpoint-1", "checkpoint-2")
+    ]
+
+
+@pytest.mark.parametrize("name", ["best_model/generation_config.json", "tmp-README.md", "tmp-curves.png"])
+def test_files_of_the_users_are_not_replaced(tmp_path, name):
+    """One saved over a file of the best model, and one that has a temporary name: refused, and left as it is."""
+    make_trainer(tmp_path).train()
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"^output_dir: .*{name} was not written by a run of gpt2_hf"):
+        make_trainer(tmp_path).train()
+    assert (tmp_path / name).read_text() == "mine"
+
+
 @pytest.mark.parametrize("name", ["best_model", "checkpoint-300", "tmp-checkpoint-2", "checkpoint_names.json"])
 def test_a_name_that_is_taken_is_found_before_the_first_step(tmp_path, name):
     """Not at the first checkpoint or best model, when the training until then would be lost."""
@@ -579,10 +695,24 @@ def test_what_transformers_writes_in_the_folder_is_no_obstacle(tmp_path, options
     assert trainer.state.global_step == 2 and not (tmp_path / "best_model" / "manifest.json").exists()
 
 
-def test_an_earlier_run_is_not_deleted_by_an_option(tmp_path):
-    """`overwrite_output_dir` is the main job's."""
-    with pytest.raises(UserError, match="--overwrite_output_dir is read by the main job; leave it out"):
-        make_trainer(tmp_path, overwrite_output_dir=True)
+@pytest.mark.parametrize("option", [{"overwrite_output_dir": True}, {"sample_tokens": 9}, {"verbose": True}], ids=str)
+def test_what_the_main_job_reads_is_refused(tmp_path, option):
+    """Where it would do nothing: delete an earlier run, write a text, print an account."""
+    with pytest.raises(UserError, match=f"--{next(iter(option))} is read by the main job; leave it out"):
+        make_trainer(tmp_path, **option)
+    make_trainer(tmp_path, sample_tokens=0)
+
+
+def test_a_checkpoint_in_the_arguments_is_not_passed_over(tmp_path):
+    """The main job reads it, and so may a script, which hands it on; a run would have begun anew."""
+    make_trainer(tmp_path).train()
+    trainer = make_trainer(tmp_path, resume_from_checkpoint="checkpoint-2")
+    with pytest.raises(UserError, match=r"call train\(resume_from_checkpoint='checkpoint-2'\)$"):
+        trainer.train()
+    assert checkpoints_in(tmp_path) == ["checkpoint-2", "checkpoint-4"]
+    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    assert checkpoints_in(tmp_path) == ["_abandoned-checkpoint-4", "checkpoint-2", "checkpoint-4"]
+    make_trainer(tmp_path, plain=True, resume_from_checkpoint="latest", save_strategy="no", max_steps=1).train()
 
 
 def test_a_budget_that_ends_a_training_says_so(tmp_path, capsys):

@@ -237,6 +237,9 @@ def test_guard_leaves_ordinary_fp16_overflows_to_the_scaler():
 def test_guard_does_not_save_weights_that_are_not_finite():
     """An update can overflow although the gradient was finite."""
     model = torch.nn.Linear(2, 2)
+    model.quantised = torch.nn.Parameter(torch.zeros(2).to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(NotImplementedError):
+        torch.isfinite(model.quantised)  # which is not trained
     NonFiniteGuard().check_weights(model, step=3)
     model.weight.data[0, 0] = math.inf
     with pytest.raises(TrainingDivergedError, match="step 3"):

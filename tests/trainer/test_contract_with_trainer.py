@@ -125,6 +125,7 @@ WORKS = {
     "trackio_bucket_id": TOGETHER,
     "trackio_static_space_id": TOGETHER,
     "skip_memory_metrics": TOGETHER,
+    "use_cache": EVALUATION + "test_no_cache_is_built_for_a_loss",
     # evaluations
     "eval_strategy": JOB + "test_epoch_strategies_evaluate_and_save_once_per_epoch_and_at_each_best",
     "eval_steps": PLAIN,
@@ -177,7 +178,6 @@ REFUSED = {
 }
 
 NO_MEANING = {
-    "use_cache": "no cache is built for a loss; the config keeps it on, for who generates with the model",
     "local_rank": "the launcher sets it",
     "on_push_begin": "nothing is pushed while training; push_to_hub() calls it as always",
 }

@@ -11,19 +11,20 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, default_data_collator
+from transformers import DynamicCache, EarlyStoppingCallback, Trainer, TrainingArguments, default_data_collator
 
 from gpt2_hf import GPT2HFForCausalLM, GPT2HFTrainer
 from gpt2_hf.errors import UserError
 from gpt2_hf.trainer.callbacks import EvaluationInterruptedError
 
-from ..conftest import REPOSITORY
+from ..conftest import REPOSITORY, read_json
 from ..faults.harness import free_port
 from .helpers import (
     BLOCKS,
     COLLATORS,
     DOCUMENTS,
     KeepsBatchLosses,
+    LossOfOutputs,
     Stream,
     assert_exact,
     logged,
@@ -177,9 +178,11 @@ def padded_with_labels(rows):
 
 def test_predict_without_labels_gives_logits_alone(tmp_path):
     """Rows that have no labels: no loss, and no metric of one."""
-    output = make_trainer(tmp_path).predict([{"input_ids": row["input_ids"]} for row in BLOCKS[:7]])
-    assert output.predictions.shape[:2] == (7, 32) and output.label_ids is None
-    assert not {"test_loss", "test_perplexity", "test_tokens"} & output.metrics.keys()
+    for ignored in (None, ["hidden_states"]):
+        rows = [{"input_ids": row["input_ids"]} for row in BLOCKS[:7]]
+        output = make_trainer(tmp_path).predict(rows, ignore_keys=ignored)
+        assert output.predictions.shape == (7, 32, 97) and output.label_ids is None
+        assert not {"test_loss", "test_perplexity", "test_tokens"} & output.metrics.keys()
 
 
 def test_predict_after_an_interrupted_evaluation(tmp_path):
@@ -281,6 +284,68 @@ def test_a_loss_of_the_users_own_is_trained_on_and_evaluated(tmp_path, kind, giv
     first = logged(trainer, "loss")[0]
     assert first > 10 * 0.8 * math.log(97) and not logged(trainer, "perplexity")
     assert logged(trainer, "eval_loss")[0] == pytest.approx(trainer.state.log_history[2]["eval_loss"])
+
+
+class RDrop(GPT2HFTrainer):
+    """A loss that does the same to each of the inputs, and asks for logits too."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**{name: torch.cat([each, each]) for name, each in inputs.items()})
+        loss = outputs.loss + torch.nn.functional.mse_loss(*outputs.logits.chunk(2))
+        return (loss, outputs) if return_outputs else loss
+
+
+class OwnStep(GPT2HFTrainer):
+    """A step of the user's own, which asks for outputs, or leaves that to a loss of the user's own."""
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        loss, outputs = self.compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        loss = loss + outputs.logits.logsumexp(-1).square().mean()
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+
+class OwnStepAndLoss(OwnStep, FromLogits):
+    """Both."""
+
+
+@pytest.mark.parametrize("kind", [RDrop, OwnStep, OwnStepAndLoss])
+def test_a_loss_or_a_step_of_the_users_own_gets_logits(tmp_path, kind):
+    """Whatever it does to the inputs, and whoever makes the step; afterwards the model is as it was."""
+    trainer = make_trainer(tmp_path, kind, max_steps=2)
+    trainer.train()
+    assert len(logged(trainer, "loss")) == 2 and math.isfinite(logged(trainer, "eval_loss")[0])
+    ids = BLOCKS[0]["input_ids"][None]
+    assert trainer.model.returns_logits is None and trainer.model.train()(ids, labels=ids).logits is None
+
+
+@pytest.mark.parametrize(
+    "given", [{"kind": LossOfOutputs}, {"compute_loss_func": ten_times}], ids=["class", "function"]
+)
+def test_no_cache_is_built_for_a_loss(tmp_path, monkeypatch, given):
+    """Nor for its evaluation, unless the arguments say `use_cache`; the model saves its own, and generates with it."""
+    built, begin = [], DynamicCache.__init__
+
+    def count(cache, *args, **kwargs):
+        built.append(cache)
+        begin(cache, *args, **kwargs)
+
+    monkeypatch.setattr(DynamicCache, "__init__", count)
+    for own in (True, False):
+        model = make_model()
+        model.config.use_cache = own
+        trainer = make_trainer(tmp_path / str(own), model=model, **given)
+        trainer.train()
+        assert not built
+        for folder in ("checkpoint-4", "best_model"):
+            assert read_json(tmp_path / str(own) / folder / "config.json")["use_cache"] is own
+        trainer.model.generate(BLOCKS[0]["input_ids"][None, :4], max_new_tokens=2)
+        assert len(built) == 1
+        built.clear()
+    make_trainer(tmp_path, use_cache=True, max_steps=1, eval_strategy="no", **given).train()
+    assert len(built) == 1
 
 
 def test_a_loss_function_needs_labels(tmp_path):

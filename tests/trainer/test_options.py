@@ -261,6 +261,10 @@ def test_data_may_be_read_again_from_the_start(tmp_path):
     resumed = make_trainer(tmp_path, ignore_data_skip=True)
     resumed.train(resume_from_checkpoint="checkpoint-2")
     assert resumed.state.global_step == 4 and logged(resumed, "loss")[2:] != logged(whole, "loss")[2:]
+    later = make_trainer(tmp_path)
+    later.args.ignore_data_skip = True
+    later.train(resume_from_checkpoint="checkpoint-2")
+    assert later.args.ignore_data_skip and logged(later, "loss") == logged(resumed, "loss")
 
 
 def test_checkpoints_without_the_optimizer(tmp_path):

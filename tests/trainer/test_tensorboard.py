@@ -12,6 +12,8 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from gpt2_hf.trainer.callbacks import ContinuousTensorBoardCallback, tensorboard
 
+from .helpers import make_trainer
+
 SMOOTHING = 0.6  # TensorBoard's default
 
 
@@ -153,6 +155,20 @@ def test_a_resume_goes_on_in_both_curves(tmp_path, monkeypatch):
     folder = tmp_path / "book" / "runs" / "book"
     assert values_of(folder, "curves/loss") == {1: 8.0, 2: 7.0, 3: 3.0, 4: 4.0, 5: 5.0}
     assert values_of(folder / "validation", "curves/loss") == {1: 8.5, 2: 7.5, 3: 6.0, 4: 8.0, 5: 10.0}
+
+
+def test_a_training_that_begins_anew_leaves_the_curves_of_an_earlier_one(tmp_path):
+    """Each gets a name of its own, and goes on under it when it is resumed; a search replaces those of its trials."""
+
+    def train(resumed=None, **options):
+        make_trainer(tmp_path / "book", report_to="tensorboard", eval_strategy="no", **options).train(resumed)
+        return {path.name: list(values_of(path, "train/loss")) for path in (tmp_path / "book" / "runs").iterdir()}
+
+    assert train(max_steps=3, save_steps=2) == {"book": [1, 2, 3]}
+    assert train() == {"book": [1, 2, 3], "book-2": [1, 2, 3, 4]}
+    assert train(max_steps=1) == {"book": [1, 2, 3], "book-2": [1, 2, 3, 4], "book-3": [1]}
+    longer = train(str(tmp_path / "book" / "_abandoned-checkpoint-4"), max_steps=5)
+    assert longer == {"book": [1, 2, 3], "book-2": [1, 2, 3, 4, 5], "book-3": [1]}
 
 
 def test_runs_are_told_apart(tmp_path, monkeypatch):

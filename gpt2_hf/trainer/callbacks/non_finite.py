@@ -68,7 +68,8 @@ class NonFiniteGuard(TrainerCallback):
 
     def check_weights(self, model: nn.Module, step: int) -> None:
         """Raise if a weight is not finite, as a learning rate beyond reason can make it in one step."""
-        shards = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
+        trained = [p for p in model.parameters() if p.requires_grad]  # quantised ones, which are not, may not be asked
+        shards = [p.to_local() if isinstance(p, DTensor) else p for p in trained]
         flags: dict[torch.device, list[torch.Tensor]] = {}
         for shard in shards:
             flags.setdefault(shard.device, []).append(torch.isfinite(shard).all())

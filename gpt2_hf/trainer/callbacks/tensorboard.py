@@ -14,6 +14,7 @@ write a point several times is no remedy: TensorBoard's loader keeps one point a
 """
 
 import contextlib
+import itertools
 import os
 import sys
 import time
@@ -26,8 +27,15 @@ from torch.utils.tensorboard.summary import scalar
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.integrations.integration_utils import rewrite_logs
+from transformers.trainer_callback import ExportableState
 
-from ...checkpoints.event_files import EVENT_FILE_SUFFIX, RUNS_FOLDER, VALIDATION_FOLDER, event_folder_name
+from ...checkpoints.event_files import (
+    EVENT_FILE_SUFFIX,
+    RUNS_FOLDER,
+    VALIDATION_FOLDER,
+    event_files,
+    event_folder_name,
+)
 
 _OWN_TAGS = {
     "tokens_per_second": "speed/tokens_per_second",
@@ -73,7 +81,7 @@ _VALIDATION_CURVES = {"eval_loss": "curves/loss", "eval_perplexity": "curves/per
 _RETRY_SECONDS = 60.0
 
 
-class ContinuousTensorBoardCallback(TensorBoardCallback):
+class ContinuousTensorBoardCallback(TensorBoardCallback, ExportableState):
     """Writes to `output_dir/runs/NAME`, not to a new folder per start; NAME is `run_name`, or that of the folder.
 
     Steps that an interrupted run logged after its last checkpoint are purged when they are run again. What the disk
@@ -81,14 +89,18 @@ class ContinuousTensorBoardCallback(TensorBoardCallback):
 
     Args:
         texts: JSON files (`name: path`) to be shown as texts, such as the resolved config.
+        keeps_earlier: a training that begins anew where there are curves of an earlier one writes to `NAME-2`, and so
+            on. Otherwise it takes their place.
     """
 
     tb_writer: SummaryWriter | None
     logging_dir: str | None
 
-    def __init__(self, texts: Mapping[str, Path] | None = None):
+    def __init__(self, texts: Mapping[str, Path] | None = None, keeps_earlier: bool = False):
         super().__init__()
         self.texts = texts or {}
+        self.keeps_earlier = keeps_earlier
+        self.number = 1  # of the training among those of its name; a checkpoint has it
         self._folder_of_all = self.logging_dir  # of the environment: TENSORBOARD_LOGGING_DIR
         self._validation_writer: SummaryWriter | None = None
         self._purge_steps: dict[str, int] = {}  # of each folder, until something is written there
@@ -125,7 +137,20 @@ class ContinuousTensorBoardCallback(TensorBoardCallback):
     ) -> None:
         # Known from the beginning, because a run with nothing left to train logs its test score all the same.
         above = self._folder_of_all or os.path.join(str(args.output_dir), RUNS_FOLDER)
-        self.logging_dir = os.path.join(above, event_folder_name(str(args.output_dir), args.run_name))
+        self._first_folder = os.path.join(above, event_folder_name(str(args.output_dir), args.run_name))
+        self.logging_dir = self._first_folder
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"args": {}, "attributes": {"number": self.number}}
+
+    def _choose_folder(self, begins: bool) -> None:
+        if begins and not self._trial:  # trials have folders of their own
+            self.number = next(each for each in itertools.count(1) if not event_files(Path(self._folder_of(each))))
+        self.logging_dir = self._folder_of(self.number)
+
+    def _folder_of(self, number: int) -> str:
+        return self._first_folder if number == 1 else f"{self._first_folder}-{number}"
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -135,6 +160,8 @@ class ContinuousTensorBoardCallback(TensorBoardCallback):
         if self.tb_writer is None:
             self._purge_steps = dict.fromkeys(("", VALIDATION_FOLDER), state.global_step + 1)
             self._trial = state.trial_name or ""  # a search has a curve per trial
+            if self.keeps_earlier:
+                self._choose_folder(begins=state.global_step == 0)
         texts = {Path(name).stem: path.read_text(encoding="utf-8") for name, path in self.texts.items()}
         with self._writing():
             self._writer().add_custom_scalars(_LAYOUT)
