@@ -27,6 +27,7 @@ from hypothesis import HealthCheck, settings
 from transformers import PreTrainedTokenizerFast
 
 from gpt2_hf.__main__ import main
+from gpt2_hf.model import chunked_loss
 from gpt2_hf.runtime.precision import resolve_precision
 
 from .faults import harness
@@ -61,6 +62,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("wikitext") and not wikitext_folder().is_dir():
             reason = f"no WikiText-2 in {wikitext_folder()} (GPT2_HF_WIKITEXT names another place)"
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def several_softmax_blocks(monkeypatch):
+    """A softmax of few logits at a time: all rows of a small vocabulary would be in one block."""
+    monkeypatch.setattr(chunked_loss, "_CPU_LOGITS_PER_SOFTMAX", 16 * 50)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,6 +5,7 @@ from ..options.arguments import ClusterArguments, DataArguments, ModelArguments
 from ..options.training_arguments import GPT2HFTrainingArguments
 from ..planning import parallel_plan
 from ..planning.plan import make_plan
+from ..runtime import distributed
 from ..runtime.stopwatch import Stopwatch
 from .preparation import announce, build
 from .results import closing_seconds, sample_writer
@@ -39,7 +40,9 @@ def plan(
             raise UserError("a plan counts samples, which --streaming does not; leave it out for the plan")
         if args.resume_from_checkpoint is not None:
             raise UserError("--resume_from has no effect: a plan is that of a whole run; leave it out for the plan")
+        distributed.set_timeout(distributed.PATIENCE_SECONDS)
         tokenizer, data, model = build(run)
+        distributed.set_timeout(args.ddp_timeout)
         if run.sizing is not None:
             for line in run.sizing.table():
                 run.say(line)

@@ -311,7 +311,7 @@ def test_a_process_that_dies_takes_the_run_with_it(tiny_options, tmp_path):
     assert newest is not None and not passed_over
 
 
-def slow_report():
+def slow_report(seconds):
     """The first process takes its time, and the second looks at nothing."""
     if os.environ["RANK"] == "1":
         results.saved_model = None  # another host may see the folder as it was
@@ -319,7 +319,7 @@ def slow_report():
 
     def slowly(*given):
         print("the report begins")
-        time.sleep(3.5)
+        time.sleep(seconds)
         return write(*given)
 
     results.write_report = slowly
@@ -327,8 +327,10 @@ def slow_report():
 
 def test_who_reports_alone_is_waited_for(tiny_options, tmp_path):
     """--ddp_timeout is for training: an upload, or a report on a slow disk, may take longer."""
-    options = ["--max_steps", "2", "--ddp_timeout", "3", "--checkpoint_dir", str(tmp_path / "run")]
-    text = ranks.run(2, ["train", *tiny_options, *options], tmp_path / "log", prepare=slow_report)
+    options = ["--max_steps", "2", "--ddp_timeout", "10", "--checkpoint_dir", str(tmp_path / "run")]
+    text = ranks.run(
+        2, ["train", *tiny_options, *options], tmp_path / "log", prepare=functools.partial(slow_report, 11)
+    )
     assert "results: " in text
 
 
@@ -336,7 +338,7 @@ def test_who_waits_for_a_report_learns_of_a_death(tiny_options, tmp_path):
     """kill -9 on the process that writes it: the other ends within seconds, however patient it is."""
     logs = [tmp_path / "log0", tmp_path / "log1"]
     argv = ["train", *tiny_options, "--max_steps", "2", "--checkpoint_dir", str(tmp_path / "run")]
-    first, second = harness.start_ranks(argv, logs, slow_report)
+    first, second = harness.start_ranks(argv, logs, functools.partial(slow_report, 60))
     harness.wait_for(logs[0], "the report begins")
     first.kill()
     killed = time.monotonic()

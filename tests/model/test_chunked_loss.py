@@ -12,11 +12,7 @@ from hypothesis import strategies as st
 from gpt2_hf.model import chunked_loss
 from gpt2_hf.model.chunked_loss import IGNORE_INDEX, chunked_cross_entropy, chunked_token_losses
 
-
-@pytest.fixture(autouse=True)
-def several_softmax_blocks(monkeypatch):
-    """A small vocabulary's rows would all be in one block."""
-    monkeypatch.setattr(chunked_loss, "_CPU_LOGITS_PER_SOFTMAX", 16 * 50)
+pytestmark = pytest.mark.usefixtures("several_softmax_blocks")
 
 
 def make_inputs(rows, width=16, vocab=50, ignored=0.0, dtype=torch.float32, padding=0, seed=0):

@@ -17,10 +17,12 @@ from gpt2_hf import GPT2HFTrainer
 from gpt2_hf.__main__ import main
 from gpt2_hf.checkpoints.folders import list_checkpoints
 from gpt2_hf.data import DocumentSamples, FlatteningCollator, Samples
+from gpt2_hf.job import dry_run
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 from gpt2_hf.planning.plan import Plan
 from gpt2_hf.planning.probe import Measurement, checkpoint_bytes, completed_by_fillers, first_epoch
 from gpt2_hf.planning.steps import list_events, make_schedule
+from gpt2_hf.runtime import distributed
 
 from .. import ranks
 from ..conftest import REPOSITORY, read_json
@@ -182,6 +184,18 @@ def test_a_device_that_is_smaller_than_expected_is_told(tiny_options, tmp_path, 
     monkeypatch.setattr("gpt2_hf.planning.probe.activation_bytes", run_out)
     assert main(["plan", *tiny_options, "--checkpoint_dir", str(tmp_path / "run")]) == 0
     assert "does not fit" in capsys.readouterr().out
+
+
+def test_the_timeout_is_for_the_steps(tiny_options, tmp_path, monkeypatch):
+    """As in a run: before them one process may tokenise for long, while the others wait."""
+    calls = []
+    monkeypatch.setattr(distributed, "set_timeout", calls.append)
+    for name in ("build", "make_plan"):
+        stage = getattr(dry_run, name)
+        monkeypatch.setattr(dry_run, name, lambda *given, n=name, stage=stage: calls.append(n) or stage(*given))
+    options = ["--ddp_timeout", "600", "--checkpoint_dir", str(tmp_path / "run")]
+    assert main(["plan", *tiny_options, *options]) == 0
+    assert calls[:5] == [600, 24 * 3600, "build", 600, "make_plan"]
 
 
 def test_a_full_disk_and_long_evaluations_are_told(plan):

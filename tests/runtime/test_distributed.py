@@ -34,6 +34,27 @@ def wait_for_a_slow_one(folder):
     return True
 
 
+def give_up_on_a_slow_one(folder):
+    """The second process needs longer than the timeout, which was not set again."""
+    dist.init_process_group("gloo")
+    distributed.barrier()
+    distributed.set_timeout(0.5)
+    time.sleep(5 * dist.get_rank())
+    try:
+        distributed.barrier()
+    except RuntimeError:
+        return "gave up"
+    return "waited"
+
+
+@pytest.mark.distributed
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
+def test_a_timeout_is_heeded(tmp_path):
+    """Or the next test would say nothing."""
+    assert on_two(give_up_on_a_slow_one, tmp_path)[0] == "gave up"
+
+
+@pytest.mark.distributed
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
 def test_a_process_may_take_longer_than_the_timeout(tmp_path):
     """As one whose host has nothing in its cache: the other waits for as long as was said last."""

@@ -19,13 +19,8 @@ from ..tiny_models import N_POSITIONS, VOCAB_SIZE, make_model, make_stock, rando
 from . import helpers
 from .helpers import DOCUMENTS, logged, true_loss
 
+pytestmark = pytest.mark.usefixtures("several_softmax_blocks")
 USED = torch.arange(0, VOCAB_SIZE, 2)  # every other token
-
-
-@pytest.fixture(autouse=True)
-def several_softmax_blocks(monkeypatch):
-    """A small vocabulary's rows would all be in one block."""
-    monkeypatch.setattr(chunked_loss, "_CPU_LOGITS_PER_SOFTMAX", 16 * VOCAB_SIZE)
 
 
 def reference(hidden, weight, labels, teachers, alpha, temperature):
