@@ -316,23 +316,23 @@ def list_checkpoints(output_dir: str | Path) -> list[Path]:
     return sorted((path for path in output_dir.iterdir() if path.is_dir() and step_of(path) >= 0), key=step_of)
 
 
-def rotate(output_dir: str | Path, keep_last: int | None, just_saved: str = "") -> list[Path]:
+def rotate(output_dir: str | Path, keep_last: int | None, just_saved: str = "") -> list[tuple[Path, Path]]:
     """Delete all but the last few checkpoints; those that a name stands for stay, and the one just saved.
 
     So does one that is not a run's, and one to which somebody has added a file. Below 1, transformers keeps all.
 
     Returns:
-        A file that somebody has added, of each checkpoint that stays because of it.
+        The checkpoints that stay because of a file that somebody has added, and that file.
     """
     if keep_last is None or keep_last < 1:
         return []
-    added: list[Path] = []
+    added: list[tuple[Path, Path]] = []
     named = {just_saved, *read_names(output_dir).values()}
     for path in list_checkpoints(output_dir)[:-keep_last]:
         if path.name in named or not is_own(path):
             continue
         if files := extras(path):
-            added.append(files[0])
+            added.append((path, files[0]))
         else:
             _delete(path)
     return added
@@ -431,7 +431,8 @@ def extras(folder: Path) -> list[Path]:
     found: list[Path] = []
     if folder.name.removesuffix(OLD_SUFFIX) == BEST_MODEL:
         reported = {name.removeprefix(f"{BEST_MODEL}/") for name in written.BEST_MODEL_FILES}
-        found = changed(folder)
+        # weights that a checkpoint has too may be damaged with it
+        found = [path for path in changed(folder) if path.stat().st_nlink == 1]
     for path in _files_of(folder):
         name = _name_in(folder, path)
         if name in reported and written.is_own(folder.parent, f"{folder.name}/{name}"):

@@ -197,6 +197,8 @@ class RunLock:
                 return os.fstat(file.fileno()).st_mtime_ns
         except FileNotFoundError:
             return None
+        except OSError:  # on Windows just while it is replaced
+            return self.path.stat().st_mtime_ns if self.path.exists() else None
 
     def _beat(self) -> None:
         touched = time.time()

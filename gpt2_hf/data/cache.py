@@ -1,8 +1,8 @@
 """Folders that are complete or absent, made once however many processes ask.
 
 An entry is a folder named by the key of what it holds. It is written under another name, with a record of the hash
-of every file, and renamed at the end; opening it checks the record. So an entry that was half written, damaged or
-tampered with is made again, and one key never means two contents.
+of every file, and renamed at the end; opening it checks the record. So an entry that was half written or changed is
+made again, and one key never means two contents.
 
 A lock lets one process of a machine make an entry. On network file systems other machines may not see it, so that each
 makes the entry in a folder of its own, and the first one's is kept.
@@ -106,8 +106,10 @@ def _publish(staging: Path, folder: Path, record: dict[str, Any]) -> dict[str, A
 
 
 def _remove_damaged(folder: Path) -> None:
+    if not folder.exists():
+        return
     aside = _staging(folder)
-    with contextlib.suppress(FileNotFoundError):  # there is none, or another machine has found it, too
+    with contextlib.suppress(FileNotFoundError):  # another machine has found it, too
         os.replace(folder, aside)
         shutil.rmtree(aside)
 

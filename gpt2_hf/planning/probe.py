@@ -175,8 +175,8 @@ def activation_bytes(trainer: GPT2HFTrainer, samples: Samples, batches: Batches)
     length = padded or len(longest["input_ids"]) - 1
     half = {**longest, "input_ids": longest["input_ids"][: length // 2 + 1]}  # its own half, if rows are not padded
     model, place = trainer.model, next(trainer.model.parameters()).device
-    model.to(trainer.args.device)  # FSDP leaves it on the CPU until training begins
     try:
+        model.to(trainer.args.device)  # FSDP leaves it on the CPU until training begins
         one, two, halved = (_saved_bytes(trainer, batch) for batch in ([longest], [longest, longest], [half]))
     finally:
         model.to(place)

@@ -143,8 +143,8 @@ class CheckpointingTrainer(Trainer):
                 print(f"a checkpoint of an earlier run is set aside as {run_dir / name}", flush=True)
         folders.commit(folders.staging_of(target), target)
         self._publish_checkpoint(run_dir, target)
-        for added in folders.rotate(run_dir, self.args.save_total_limit, just_saved=target.name):
-            if (checkpoint := added.parent) not in self._passed_over:
+        for checkpoint, added in folders.rotate(run_dir, self.args.save_total_limit, just_saved=target.name):
+            if checkpoint not in self._passed_over:
                 self._passed_over |= {checkpoint}
                 print(f"{checkpoint} is kept beyond save_total_limit: {added.name} was added to it", flush=True)
 

@@ -121,9 +121,11 @@ class LossTrainer(CheckpointingTrainer):
         if model.training and self.distillation is not None:
             with self.accelerator.autocast():
                 inputs = {**inputs, "summed_loss": self.distillation.read(inputs)}
-        # In training they are of use to a caller who asks for outputs alone, also where a subclass calls this.
-        wanted = self.returned_logits(return_outputs or None) if model.training else contextlib.nullcontext()
-        with temporarily(self, label_smoother=smoother), wanted:
+        logits: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if model.training and (return_outputs or self.overrides_loss):
+            # of use to a caller who asks for outputs alone, also where a subclass calls this
+            logits = self.returned_logits(return_outputs or None)
+        with temporarily(self, label_smoother=smoother), logits:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def returned_logits(self, wanted: bool | None) -> contextlib.AbstractContextManager[None]:
@@ -131,25 +133,29 @@ class LossTrainer(CheckpointingTrainer):
 
         Not among the inputs: a loss of the user's own may do something to each of these, and so may a `forward`.
         """
-        return temporarily(self.plain_model, returns_logits=wanted) if self.is_own_model else contextlib.nullcontext()
+        model = self.plain_model
+        is_own = isinstance(model, GPT2HFForCausalLM)
+        return temporarily(model, returns_logits=wanted) if is_own else contextlib.nullcontext()
 
     def cache_by_arguments(self) -> contextlib.AbstractContextManager[None]:
         """The config of this package's model has the arguments' `use_cache`, False by default.
 
         Not always, as with the base class: what is saved would have it, and what is done with the model afterwards.
         """
-        if not self.is_own_model:
+        model = self.plain_model
+        if not isinstance(model, GPT2HFForCausalLM):
             return contextlib.nullcontext()
-        return temporarily(self.plain_model.config, use_cache=self.args.use_cache)
+        return temporarily(model.config, use_cache=self.args.use_cache)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
-        # The model leaves logits out in training. A subclass may have a loss, a step, or both.
+        # The model leaves logits out in training; the loss of a subclass may want them.
         with self.returned_logits(self.overrides_loss or None):
             return super()._run_epoch(*args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """One forward and backward pass."""
-        with self.cache_by_arguments():
+        # The model makes no cache where it computes the loss.
+        with self.cache_by_arguments() if self.has_own_loss else contextlib.nullcontext():
             return super().training_step(model, inputs, num_items_in_batch)
 
     def get_batch_samples(

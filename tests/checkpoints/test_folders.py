@@ -137,7 +137,9 @@ def test_rotation_keeps_recent_and_named(tmp_path):
         "checkpoint-5",
     ]
     (tmp_path / "checkpoint-4" / "sample.txt").write_text("mine")
-    assert folders.rotate(tmp_path, keep_last=1) == [tmp_path / "checkpoint-4" / "sample.txt"]
+    assert folders.rotate(tmp_path, keep_last=1) == [
+        (tmp_path / "checkpoint-4", tmp_path / "checkpoint-4" / "sample.txt")
+    ]
     for everything in (None, 0, -1):  # the last two by transformers' own arguments
         folders.rotate(tmp_path, keep_last=everything)
         assert len(folders.list_checkpoints(tmp_path)) == 3
