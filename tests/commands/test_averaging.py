@@ -238,8 +238,9 @@ def test_the_average_over_several_texts(folders, corpus_folder, capsys):
 
 def test_wikitexts_own_count_of_words(folders, tmp_path, capsys):
     """Blank rows of the split are counted, and perplexity per word with their line ends, unless a part is left out."""
-    text = tmp_path / "text.txt"
-    text.write_text("The statement is\n\na simple statement.\n\n\n" * 5)
+    rows = ["The statement is\n", "", "a simple statement.\n", "", ""] * 5  # as on the hub
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     options = [
         "--model_path",
         folders[0],
@@ -251,7 +252,8 @@ def test_wikitexts_own_count_of_words(folders, tmp_path, capsys):
         "true",
     ]
     printed = evaluate(capsys, *options)
-    assert printed["words"] + printed["blank_rows"] == len(text.read_text().split()) + text.read_text().count("\n")
+    assert printed["blank_rows"] == 15
+    assert printed["words"] + printed["blank_rows"] == sum(len(row.split()) for row in rows) + len(rows)
     nll = printed["loss"] * printed["tokens"]
     assert printed["word_perplexity_with_blank_rows"] == pytest.approx(math.exp(nll / (printed["words"] + 15)))
     part = evaluate(capsys, *options, "--max_eval_samples", "1")
