@@ -431,8 +431,7 @@ def extras(folder: Path) -> list[Path]:
     found: list[Path] = []
     if folder.name.removesuffix(OLD_SUFFIX) == BEST_MODEL:
         reported = {name.removeprefix(f"{BEST_MODEL}/") for name in written.BEST_MODEL_FILES}
-        # weights that a checkpoint has too may be damaged with it
-        found = [path for path in changed(folder) if path.stat().st_nlink == 1]
+        found = changed(folder)
     for path in _files_of(folder):
         name = _name_in(folder, path)
         if name in reported and written.is_own(folder.parent, f"{folder.name}/{name}"):
