@@ -148,14 +148,15 @@ class LossTrainer(CheckpointingTrainer):
         return temporarily(model.config, use_cache=self.args.use_cache)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
-        # The model leaves logits out in training; the loss of a subclass may want them.
+        # A subclass with a loss of its own, which gets logits, may have a step of its own too.
         with self.returned_logits(self.overrides_loss or None):
             return super()._run_epoch(*args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """One forward and backward pass."""
-        # The model makes no cache where it computes the loss.
-        with self.cache_by_arguments() if self.has_own_loss else contextlib.nullcontext():
+        if not self.has_own_loss:  # then the model computes it, without a cache and without logits
+            return super().training_step(model, inputs, num_items_in_batch)
+        with self.cache_by_arguments(), self.returned_logits(self.overrides_loss or None):
             return super().training_step(model, inputs, num_items_in_batch)
 
     def get_batch_samples(
