@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,6 +45,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Where the package refuses or avoids bf16, there is nothing of it to test.
 needs_bf16 = pytest.mark.skipif(resolve_precision("auto", "cpu").name != "bf16", reason="this CPU has no bf16")
+# Processes are forked from one that has imported everything.
+needs_fork_server = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
 
 TINY_MODEL = ["--d_model", "32", "--num_layers", "2", "--num_heads", "2", "--max_length", "32"]
 

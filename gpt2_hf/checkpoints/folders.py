@@ -44,10 +44,10 @@ _STEP_NAME = re.compile(r"^checkpoint_step_(\d+)$")
 # Files that run code when they are read; none is ever written here.
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 # What from_pretrained reads of a folder, whatever else there is in it.
-_MODEL_FILE_PATTERNS = ("*.json", "model*.safetensors", "adapter_model*.safetensors", "*.py", "*.txt", "*.jinja")
-_CHECKPOINT_FILE_PATTERNS = ("*.json", "*.safetensors", "*.py", "*.txt", "*.jinja")
-# The other tensors of a checkpoint are the state of its training.
+_TEXT_PATTERNS = ("*.json", "*.py", "*.txt", "*.jinja")
 _WEIGHT_PATTERNS = ("model*.safetensors", "adapter_model*.safetensors")
+# The other tensors of a checkpoint are the state of its training.
+_CHECKPOINT_FILE_PATTERNS = (*_TEXT_PATTERNS, "*.safetensors")
 _NO_CONTENT = (MANIFEST_NAME, _STAGING_MARK)
 
 
@@ -403,7 +403,7 @@ def unreadable(folder: Path) -> str | None:
     """What of a saved model this user has no permission to read, in a few words; `None` if there is no such file."""
     try:
         os.listdir(folder)  # glob finds nothing in a folder that may not be listed
-        for pattern in _MODEL_FILE_PATTERNS:
+        for pattern in (*_TEXT_PATTERNS, *_WEIGHT_PATTERNS):
             for path in sorted(folder.glob(pattern)):
                 if not os.path.isdir(path):
                     open(path, "rb").close()

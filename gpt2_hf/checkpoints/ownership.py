@@ -104,11 +104,11 @@ def _foreign_in_folder(run_dir: Path, path: Path, deleting: bool) -> Iterator[Pa
         for name in written.BEST_MODEL_FILES:
             if (run_dir / name).exists() and not written.is_own(run_dir, name):
                 yield run_dir / name
-        if not deleting:
-            # Weights that a checkpoint has too may be damaged with it; a run that goes on from another one keeps them.
-            yield from (each for each in folders.changed(path) if each.stat().st_nlink == 1)
     if deleting:
         yield from folders.extras(path)
+    elif path.name == folders.BEST_MODEL:
+        # Weights that a checkpoint has too may be damaged with it; a run that goes on from another one keeps them.
+        yield from (each for each in folders.changed(path) if each.stat().st_nlink == 1)
 
 
 def _foreign_events(run_dir: Path, name: str | None) -> Iterator[Path]:

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 from gpt2_hf.data import cache, encoding, fingerprints
 from gpt2_hf.data.encoding import Encoder
-from gpt2_hf.data.sources import Cursor, FileSource, load_sources
+from gpt2_hf.data.sources import FileSource, load_sources
 from gpt2_hf.data.tokenization import TokenizedDocuments, is_set_aside, tokenize, tokenize_and_cut
 from gpt2_hf.errors import UserError
 
@@ -422,8 +422,8 @@ def test_machines_that_do_not_see_each_others_locks(corpus, gpt2, monkeypatch, d
 
     @dataclasses.dataclass(frozen=True)
     class MadeMeanwhile(FileSource):
-        def documents(self, start=Cursor()):  # noqa: B008
-            yield from super().documents(start)
+        def documents(self, *start):
+            yield from super().documents(*start)
             machines.append("second")
             made.append(tokenize(source_of(corpus), gpt2))
             machines.pop()
@@ -439,8 +439,8 @@ def test_file_that_changes_while_it_is_read(corpus, gpt2):
 
     @dataclasses.dataclass(frozen=True)
     class Growing(FileSource):
-        def documents(self, start=Cursor()):  # noqa: B008
-            yield from super().documents(start)
+        def documents(self, *start):
+            yield from super().documents(*start)
             with corpus.open("a") as stream:
                 stream.write("One line more.\n")
 

@@ -29,13 +29,13 @@ from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 from gpt2_hf.trainer.callbacks import NonFiniteGuard
 
 from .. import ranks
-from ..conftest import REPOSITORY, needs_bf16, read_json
+from ..conftest import REPOSITORY, needs_bf16, needs_fork_server, read_json
 from ..faults import harness
 from ..runs import history
 
 pytestmark = [
     pytest.mark.distributed,
-    pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server"),
+    needs_fork_server,
 ]
 
 # Two epochs of 43 samples, 8 a step: the last step of an epoch has 3 samples, so that of 4 processes one has none.

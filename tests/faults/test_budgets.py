@@ -1,7 +1,6 @@
 """A run that is given H hours has ended within H hours, by the real clock."""
 
 import itertools
-import sys
 import time
 
 import pytest
@@ -9,10 +8,11 @@ import pytest
 from gpt2_hf.checkpoints import folders
 from gpt2_hf.trainer.callbacks import StopCallback
 
+from ..conftest import needs_fork_server
 from ..runs import history
 from . import harness
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
+pytestmark = needs_fork_server
 
 
 def command(tiny_options, folder, seconds, *options):

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 
 import pytest
 import torch
@@ -11,11 +10,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gpt2_hf.checkpoints import folders
 
-from ..conftest import read_json
+from ..conftest import needs_fork_server, read_json
 from ..runs import assert_same_state, final_state, history
 from . import harness
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
+pytestmark = needs_fork_server
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ import pytest
 from gpt2_hf.checkpoints import folders
 from gpt2_hf.trainer.callbacks import StopCallback
 
-from ..conftest import REPOSITORY, read_json
+from ..conftest import REPOSITORY, needs_fork_server, read_json
 from ..runs import assert_same_state, final_state, history
 from . import harness
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
+pytestmark = needs_fork_server
 
 
 @pytest.fixture(scope="module")

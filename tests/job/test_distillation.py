@@ -1,7 +1,6 @@
 """`--distill_from` on the command line: what is refused, what is written down, and that a run goes on exactly."""
 
 import shutil
-import sys
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 from gpt2_hf.trainer.distillation import fingerprint
 
 from .. import ranks
-from ..conftest import read_json
+from ..conftest import needs_fork_server, read_json
 from ..runs import assert_same_state, final_state, history
 from ..tiny_models import make_model, make_stock
 
@@ -140,7 +139,7 @@ def test_a_fingerprint_is_that_of_the_numbers():
 
 
 @pytest.mark.distributed
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
+@needs_fork_server
 @pytest.mark.parametrize("fsdp", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_processes_learn_the_same_as_one(tiny_options, finished_run, tied_run, tmp_path, fsdp):
     """Copies of the student, or shards of it: the losses of one process, plain ones included, to rounding."""

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 
 import pytest
 import torch
@@ -24,6 +23,7 @@ from gpt2_hf.planning.parallel_plan import (
 )
 
 from .. import ranks
+from ..conftest import needs_fork_server
 from ..faults import harness
 
 _SIZES = {"vocab_size": 96, "n_positions": 32, "n_embd": 384, "n_layer": 4, "n_head": 4}
@@ -83,7 +83,7 @@ def _step(path, rank, port, fsdp):
 
 
 @pytest.mark.distributed
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
+@needs_fork_server
 @pytest.mark.parametrize("fsdp", [False, True], ids=["ddp", "fsdp2"])
 def test_two_processes_send_and_hold_what_the_formulas_say(tmp_path, fsdp):
     """To the byte what is sent; within a thousandth what is held between steps, for shards are rounded up."""

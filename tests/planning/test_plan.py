@@ -25,7 +25,7 @@ from gpt2_hf.planning.steps import list_events, make_schedule
 from gpt2_hf.runtime import distributed
 
 from .. import ranks
-from ..conftest import REPOSITORY, read_json
+from ..conftest import REPOSITORY, needs_fork_server, read_json
 from ..data_fixtures import documents_of
 from ..tiny_models import make_model
 
@@ -309,7 +309,7 @@ def time_as_this_process_alone():
 
 
 @pytest.mark.distributed
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
+@needs_fork_server
 def test_processes_agree_on_when_they_have_measured_enough(tiny_options, tmp_path):
     """Of two under torchrun, each with a clock of its own: as many steps, and as many samples of the evaluation."""
     options = ["--eval_batch_size", "1", "--ddp_timeout", "20", "--checkpoint_dir", str(tmp_path / "run")]

@@ -11,10 +11,11 @@ import pytest
 
 from gpt2_hf.planning import plan, probe
 
+from ..conftest import needs_fork_server
 from ..faults import harness
 from ..tiny_models import word_tokenizer
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
+pytestmark = needs_fork_server
 
 MIB = 2**20
 WORDS = 200

@@ -1,6 +1,5 @@
 """What processes agree on, they do without the accelerator's queue."""
 
-import sys
 import time
 
 import pytest
@@ -9,6 +8,7 @@ import torch.distributed as dist
 from gpt2_hf.errors import UserError
 from gpt2_hf.runtime import distributed
 
+from ..conftest import needs_fork_server
 from ..trainer.processes import on_two
 
 
@@ -48,14 +48,14 @@ def give_up_on_a_slow_one(folder):
 
 
 @pytest.mark.distributed
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
+@needs_fork_server
 def test_a_timeout_is_heeded(tmp_path):
     """Or the next test would say nothing."""
     assert on_two(give_up_on_a_slow_one, tmp_path)[0] == "gave up"
 
 
 @pytest.mark.distributed
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
+@needs_fork_server
 def test_a_process_may_take_longer_than_the_timeout(tmp_path):
     """As one whose host has nothing in its cache: the other waits for as long as was said last."""
     assert on_two(wait_for_a_slow_one, tmp_path) == [True, True]

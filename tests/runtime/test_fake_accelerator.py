@@ -2,16 +2,16 @@
 
 import contextlib
 import importlib
-import sys
 import traceback
 
 import pytest
 from torch.utils import backend_registration
 
+from ..conftest import needs_fork_server
 from ..faults import harness
 
 pytestmark = [
-    pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server"),
+    needs_fork_server,
     # What makes a device out of Python alone is private to torch, and there are releases without it.
     pytest.mark.skipif(
         not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"), reason="an older torch"

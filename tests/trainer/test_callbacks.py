@@ -239,7 +239,7 @@ def test_guard_does_not_save_weights_that_are_not_finite():
     model = torch.nn.Linear(2, 2)
     model.quantised = torch.nn.Parameter(torch.zeros(2).to(torch.float8_e4m3fn), requires_grad=False)
     with pytest.raises(NotImplementedError):
-        torch.isfinite(model.quantised)  # which is not trained
+        torch.isfinite(model.quantised)  # torch cannot tell, as of quantised weights; it is not trained
     NonFiniteGuard().check_weights(model, step=3)
     model.weight.data[0, 0] = math.inf
     with pytest.raises(TrainingDivergedError, match="step 3"):

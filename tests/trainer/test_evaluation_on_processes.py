@@ -1,7 +1,6 @@
 """A user's own dataset on two processes: every row is scored once, and no process waits for another."""
 
 import functools
-import sys
 
 import pytest
 import torch
@@ -9,12 +8,13 @@ from transformers import DataCollatorWithFlattening, default_data_collator
 
 from gpt2_hf.data import FlatteningCollator
 
+from ..conftest import needs_fork_server
 from .helpers import BLOCKS, DOCUMENTS, KeepsBatchLosses, Stream, make_trainer
 from .processes import on_two
 
 pytestmark = [
     pytest.mark.distributed,
-    pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server"),
+    needs_fork_server,
 ]
 
 # On two processes of five rows each: the last batches are full and of two rows, and of three rows and none.

@@ -3,7 +3,6 @@
 import functools
 import importlib.util
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,13 +16,14 @@ from gpt2_hf import GPT2HFTrainer, GPT2HFTrainingArguments
 from gpt2_hf.checkpoints import folders
 from gpt2_hf.errors import UserError
 
+from ..conftest import needs_fork_server
 from .helpers import BLOCKS, make_model, make_trainer, settings
 from .processes import on_two
 from .test_as_trainer import Bigram
 
 pytestmark = [
     pytest.mark.distributed,
-    pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server"),
+    needs_fork_server,
 ]
 
 
