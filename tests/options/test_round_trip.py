@@ -15,6 +15,8 @@ from gpt2_hf.options.training_arguments import (
     GPT2HFTrainingArguments,
 )
 
+from ..conftest import needs_bf16
+
 TYPES = [ModelArguments, DataArguments, GPT2HFTrainingArguments]
 OPTIONS = {option.name: option for dataclass_type in TYPES for option in group_of(dataclass_type).options}
 
@@ -71,7 +73,13 @@ def read(tmp_path, content):
     return {name: value for part in parse(TYPES, [], str(path)).values for name, value in vars(part).items()}
 
 
-@pytest.mark.parametrize("name", sorted(set(OPTIONS) - REFUSED - ONLY_IN_PYTHON - {"ddp_backend"}))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=needs_bf16) if name == "bf16" else name
+        for name in sorted(set(OPTIONS) - REFUSED - ONLY_IN_PYTHON - {"ddp_backend"})
+    ],
+)
 def test_a_written_value_is_read_again(tmp_path, name):
     """From a file to the arguments, to resolved_config.json, and back: the same value, and the same file."""
     value = other_value(OPTIONS[name])
