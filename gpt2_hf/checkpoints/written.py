@@ -14,11 +14,15 @@ import json
 import os
 import re
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..options.parsing import PROVENANCE_KEY
+
+if sys.platform != "win32":
+    import fcntl
 
 RECORD_NAME = "written_files.json"
 NAMES_FILE = "checkpoint_names.json"
@@ -44,6 +48,8 @@ _CANNOT_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 def replacing(run_dir: Path, name: str) -> Iterator[Path]:
     """Replace a file of a run in one step by what is written to the path that this gives.
 
+    Only one process does so at a time: `gpt2-hf report` may be asked for a run that goes on.
+
     Args:
         run_dir: the run's folder, in which the record is kept.
         name: of the file, relative to the folder.
@@ -52,18 +58,19 @@ def replacing(run_dir: Path, name: str) -> Iterator[Path]:
         FileExistsError: if there is a file of that name which no run wrote; it is left as it is.
     """
     path = run_dir / name
-    refuse_foreign(run_dir, name)
-    if not is_record(run_dir / RECORD_NAME):
-        _save(run_dir, _read(run_dir))  # first, so that a file that was torn off is known for a run's
-    temporary = path.with_name(TEMPORARY_PREFIX + path.name)
-    try:
-        yield temporary
-        sync(temporary)
-        _note(run_dir, name, sha256(temporary))
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with _alone_in(run_dir):
+        refuse_foreign(run_dir, name)
+        if not is_record(run_dir / RECORD_NAME):
+            _save(run_dir, _read(run_dir))  # first, so that a file that was torn off is known for a run's
+        temporary = path.with_name(TEMPORARY_PREFIX + path.name)
+        try:
+            yield temporary
+            sync(temporary)
+            _note(run_dir, name, sha256(temporary))
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def write_text(run_dir: Path, name: str, text: str) -> None:
@@ -107,6 +114,21 @@ def is_record(path: Path) -> bool:
 
 
 # ---- the record ----
+
+
+@contextlib.contextmanager
+def _alone_in(run_dir: Path) -> Iterator[None]:
+    """Wait for another process that writes in the folder, where platform and file system can; nothing is left there."""
+    descriptor = None
+    with contextlib.suppress(OSError):
+        if sys.platform != "win32":
+            descriptor = os.open(run_dir, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _note(run_dir: Path, name: str, digest: str) -> None:

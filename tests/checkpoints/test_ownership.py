@@ -1,9 +1,11 @@
 """What stands in a folder under the names of a run is a run's, or it is never touched."""
 
 import contextlib
+import json
 import re
 import shutil
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,15 @@ def test_what_a_run_wrote_is_its_own_until_it_is_edited(tmp_path):
         refuse_foreign(tmp_path)
     written.delete(tmp_path, "README.md")
     assert (tmp_path / "README.md").read_text() == "first, and a word of mine"
+
+
+def test_two_writers_at_once_know_each_others_files(tmp_path):
+    """A run that goes on, and a report of it."""
+    names = ("all_results.json", "README.md")
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda i: written.write_text(tmp_path, names[i % 2], f"{{{i}}}"), range(80)))
+    assert all(written.is_own(tmp_path, name) for name in names)
+    assert len(json.loads((tmp_path / written.RECORD_NAME).read_text())["sha256"]["README.md"]) == 40
 
 
 @pytest.mark.parametrize("size", [0, 1, 9, 40])
