@@ -56,6 +56,8 @@ _ACTS_BESIDE = {
     **dict.fromkeys(("distill_alpha", "distill_temperature"), "distill_from"),
     **dict.fromkeys(("hub_model_id", "hub_revision", "hub_private_repo"), "push_to_hub"),
 }
+# Options of one tracker, which keeps its curves on the hub if it is told to.
+_OF_TRACKIO = ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
 # What no run heeds; the configs that earlier versions have left state it.
 _POINTLESS = {"remove_unused_columns": "samples have no columns that the model does not take; leave it out"}
 # Optimizers of transformers that have none of AdamW's settings.
@@ -399,9 +401,15 @@ def check_acting(value: Any, command_line: Collection[str], unsettled: Collectio
             continue
         if name in command_line and hasattr(value, other) and _setting(value, other) not in acting:
             raise UserError(f"--{name} has no effect with --{other} {_setting(value, other)}; leave it out")
+    uses_trackio = "trackio" in getattr(value, "report_to", [])
     for name, other in _ACTS_BESIDE.items():
-        if name in command_line and hasattr(value, other) and not getattr(value, other):
+        acts = getattr(value, other, True) or (name == "hub_private_repo" and uses_trackio)
+        if name in command_line and not acts:
             raise UserError(f"--{name} has no effect without --{other}; leave it out")
+    for name in _OF_TRACKIO:
+        if name in command_line and hasattr(value, name) and not uses_trackio:
+            remedy = "for W&B set the environment variable WANDB_PROJECT" if name == "project" else "leave it out"
+            raise UserError(f"--{name} has no effect without --report_to trackio; {remedy}")
     for name, remedy in _POINTLESS.items():
         if name in command_line and hasattr(value, name):
             raise UserError(f"--{name} has no effect: {remedy}")

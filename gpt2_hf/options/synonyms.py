@@ -162,7 +162,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "eval_iters": ("max_eval_samples",),
     "init_from": ("model_name_or_path", "resume_from"),
     "wandb_log": ("report_to",),
-    "wandb_project": ("project",),
+    "wandb_project": ("report_to",),
     "wandb_run_name": ("run_name",),
     "max_iters": ("max_steps",),
     "beta1": ("adam_beta1",),
