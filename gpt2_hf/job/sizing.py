@@ -443,5 +443,8 @@ def restore(chooser: Chooser, checkpoint: Path) -> None:
     for name, kind in (("save_strategy", SaveStrategy), ("eval_strategy", IntervalStrategy)):
         if name in values:
             values[name] = kind(values[name])
+    if chooser.is_stated("global_batch_size"):
+        values.pop("gradient_accumulation_steps", None)  # which follows from it and the number of devices
     chooser.set(**values)
+    chooser.run.args.divide_global_batch()
     chooser.finish()

@@ -263,7 +263,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
         self.activation_checkpointing = self.gradient_checkpointing = recompute
         # Two devices in one process would need torch's DataParallel, which cannot divide a row without padding.
         self._n_gpu = min(self.n_gpu, 1)
-        self._divide_global_batch()
+        self.divide_global_batch()
         distributed.set_timeout(self.ddp_timeout)
 
     @property
@@ -276,8 +276,12 @@ class GPT2HFTrainingArguments(TrainingArguments):
         """Samples in a micro-batch of a device."""
         return self._share or self.per_device_train_batch_size
 
-    def _divide_global_batch(self) -> None:
-        """Choose accumulation and micro-batch for `global_batch_size`."""
+    def divide_global_batch(self) -> None:
+        """Choose accumulation and micro-batch for `global_batch_size`, if there is one.
+
+        Raises:
+            UserError: if it cannot be divided among the devices, or is too large.
+        """
         if self.global_batch_size is not None:
             self._share, self.gradient_accumulation_steps = divide_batch(
                 self.global_batch_size, self.world_size, self.per_device_train_batch_size
@@ -297,6 +301,8 @@ class GPT2HFTrainingArguments(TrainingArguments):
         return self.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
     def _check_output_dir(self) -> None:
+        if self.output_dir is None:  # transformers would write to a folder of a name of its own
+            raise UserError("--checkpoint_dir cannot be none; leave it out for checkpoints")
         if not _is_unicode(str(self.output_dir)):
             raise UserError(
                 f"--checkpoint_dir: {self.output_dir} is not UTF-8, and safetensors and TensorBoard cannot write it; "

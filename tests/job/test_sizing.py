@@ -264,6 +264,19 @@ def test_a_resumed_run_keeps_its_choice(options, tmp_path, capsys, monkeypatch):
     assert "size: " not in out and "chosen: " not in out
 
 
+@pytest.mark.parametrize("stated_by", [0, 1])
+def test_a_resumed_run_divides_its_batch_anew(options, tmp_path, stated_by):
+    """Whichever of the two states it, as is advised for another number of devices."""
+    calls = [(*AUTO, "--num_layers", "1"), ("--size", "auto", "--max_training_hours", "1", "--max_steps", "8")]
+    calls[stated_by] += ("--global_batch_size", "16")
+    calls[1] += ("--sample_tokens", "0", "--resume_from", "latest")
+    for words in calls:
+        save = ("--save_strategy", "steps", "--save_every", "3", "--checkpoint_dir", str(tmp_path / "run"))
+        assert main([*options, *words, *save]) == 0
+    config = read_json(tmp_path / "run" / "resolved_config.json")
+    assert config["provenance"]["samples_per_step"] == 16 and config["global_batch_size"] == 16
+
+
 @pytest.mark.parametrize(
     ("words", "remedy"),
     [
