@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, constants, create_commit, upload_folder
+from huggingface_hub import CommitOperationAdd, constants, create_branch, create_commit, upload_folder
 
 from ..errors import SaveError, UserError, first_line
 
@@ -42,7 +42,7 @@ def upload_model(
         folder: of the model.
         repo_id: the repository, `USER/NAME`.
         token: of the hub; that of `hf auth login` or of the environment when left out.
-        revision: branch of the repository.
+        revision: branch of the repository, made if it is not there.
         left_out: names of files that stay here.
         events: TensorBoard files by their paths in the repository, such as `runs/NAME/…`, where the hub looks for
             curves to draw. They are a second commit.
@@ -57,6 +57,8 @@ def upload_model(
     curves = _commands_for_events(repo_id, revision, events or {})
     again = [_hf_upload(repo_id, str(folder), revision, *(f"--exclude={name}" for name in left_out)), *curves]
     try:
+        if revision is not None:
+            create_branch(repo_id, branch=revision, token=token, exist_ok=True)
         commit = upload_folder(
             folder_path=folder, ignore_patterns=list(left_out), commit_message="Trained with gpt2_hf", **login
         )
