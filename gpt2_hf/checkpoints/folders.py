@@ -484,6 +484,14 @@ def newest_valid(output_dir: str | Path) -> tuple[Path | None, list[str]]:
     return None, passed_over
 
 
+def newest_intact(output_dir: str | Path) -> Path | None:
+    """The newest undamaged checkpoint, for a message; `None` also where the folder cannot be read."""
+    try:
+        return newest_valid(output_dir)[0]
+    except OSError:
+        return None
+
+
 def resolve(reference: str, output_dir: str | Path) -> Path:
     """Find the checkpoint folder that a name or path stands for.
 

@@ -38,7 +38,13 @@ from .check import begin_reports, check_training
 from .preparation import announce, build
 from .resolved_config import resolved_config
 from .results import closing_seconds, finish, sample_writer
-from .resuming import check_resumable, check_shared, find_checkpoint, refuse_present_run
+from .resuming import (
+    check_resumable,
+    check_shared,
+    find_checkpoint,
+    refuse_deleting_sources,
+    refuse_present_run,
+)
 from .run import Run, surroundings
 
 # What remains of a cosine by time then is a learning rate of less than a hundredth of the peak.
@@ -76,6 +82,7 @@ def train(
         distributed.decided_by_first(lock.check_free)
         deleting = run.args.overwrite_output_dir
         distributed.decided_by_first(lambda: refuse_foreign(run.output_dir, deleting, run.name))
+        distributed.decided_by_first(lambda: refuse_deleting_sources(run))
         distributed.decided_by_first(lambda: refuse_present_run(run))  # before the lock, which is not to be taken then
         # The lock comes before anything of an earlier run is read. A folder that is not there yet is only made once
         # nothing can be wrong with the input any more. Only the first process looks: NFS would go on telling another
@@ -119,6 +126,8 @@ def train(
         if train_metrics is None:
             return run.signals.exit_code
         run.signals.immediate = True  # the last checkpoint is written
+        if distributed.any_process(run.signals.received is not None):  # while nothing was left to train
+            return run.signals.exit_code
         if distributed.any_process(lock.lost):
             raise FolderLostError(run.output_dir)
         finish(run, trainer, tokenizer, data, train_metrics)
@@ -250,6 +259,7 @@ def run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> d
         run.say(f"{checkpoint} {reason}; nothing is left to train")
         trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         trainer.complete_publication(str(checkpoint))
+        trainer.load_weights(checkpoint)  # of another folder's run, which leaves no model in this one
         return {}
     if at_end:
         run.say(f"{checkpoint} is at the last step; the evaluation that a signal broke off is done now")

@@ -13,6 +13,7 @@ from typing import Any
 from ..checkpoints import folders
 from ..checkpoints.folders import RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME
 from ..checkpoints.written import sha256
+from ..commands.model_loading import DEFAULT_OUTPUT_DIR
 from ..commands.training_protocol import read_trained_config
 from ..data import LoadedData
 from ..errors import UserError
@@ -87,6 +88,31 @@ def refuse_present_run(run: Run) -> None:
             f"{run.output_dir} already holds a run: go on with --resume_from latest, choose another "
             "--checkpoint_dir, or delete it with --overwrite_output_dir"
         )
+
+
+def refuse_deleting_sources(run: Run) -> None:
+    """Refuse to delete the run whose model, tokenizer or teacher this one begins with.
+
+    Raises:
+        UserError: with the option that names it.
+    """
+    if not run.args.overwrite_output_dir:
+        return
+    named = [("model_name_or_path", run.model_args.model_name_or_path)]
+    named += [("tokenizer_name", run.data_args.tokenizer_name)]
+    named += [("distill_from", teacher) for teacher in run.args.distill_from or []]
+    for option, source in named:
+        if source is None:
+            continue
+        try:
+            folder = folders.resolve_model(source, DEFAULT_OUTPUT_DIR)
+        except UserError:
+            continue  # of the hub, or nothing, which is said where it is read
+        if run.output_dir.resolve() in (folder.resolve(), *folder.resolve().parents):
+            raise UserError(
+                f"--overwrite_output_dir would delete {source}, which --{option} names; choose another "
+                "--checkpoint_dir"
+            )
 
 
 def _choose_checkpoint(run: Run) -> Path | None:

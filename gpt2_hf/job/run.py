@@ -83,7 +83,7 @@ def surroundings(run: Run) -> Iterator[None]:
         except SaveError:
             raise
         except OSError as error:  # what no stage has expected: a disk that fails under the report
-            newest, _ = folders.newest_valid(run.output_dir)
+            newest = folders.newest_intact(run.output_dir)
             kept = f"{newest} is intact, go on with --resume_from latest" if newest else "nothing was saved, restart"
             raise SaveError(f"the system refused a file ({error}); {kept} once that is fixed") from error
         finally:

@@ -158,7 +158,7 @@ class CheckpointingTrainer(Trainer):
         """Leave no half checkpoint, and continue or stop as `--on_save_error` says."""
         if self.args.should_save:
             folders.delete_staging(target)
-        newest, _ = folders.newest_valid(run_dir)
+        newest = folders.newest_intact(run_dir)
         what = f"checkpoint {target}" if newest != target else "the best model, or the names of checkpoints,"
         message = (
             f"{what} could not be saved ({problem or 'another process failed'}); "

@@ -342,7 +342,12 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         # shared by all trainers of a process.
         self.accelerator.state.dynamo_plugin.dynamic = True if self._shapes_change else None
         try:
-            with suit_changing_shapes(self.args.device.type, self._shapes_change):
+            # A resumed training has started before; one evaluation more would be one more without a better loss.
+            starts = self.args.eval_on_start and not resume_from_checkpoint
+            with (
+                temporarily(self.args, eval_on_start=starts),
+                suit_changing_shapes(self.args.device.type, self._shapes_change),
+            ):
                 output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         except TrainingDivergedError as error:
             message = f"{error}{self._divergence_context(error.step)}"

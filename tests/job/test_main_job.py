@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +28,7 @@ from gpt2_hf.options.arguments import DataArguments, ModelArguments
 from gpt2_hf.options.parsing import parse
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 from gpt2_hf.runtime.stopwatch import Stopwatch
+from gpt2_hf.trainer.gpt2_trainer import GPT2HFTrainer
 
 from ..conftest import REPOSITORY, read_json
 from ..faults import harness
@@ -244,6 +246,32 @@ def test_resuming_a_finished_run_trains_nothing(train_tiny, finished_run, tmp_pa
     assert train_tiny(tmp_path / "run", "--resume_from", "latest") == 0
     assert "nothing is left to train" in capsys.readouterr().out
     assert read_json(tmp_path / "run" / "eval_results.json") == read_json(finished_run / "eval_results.json")
+
+
+def test_a_finished_checkpoint_has_its_own_scores_elsewhere(train_tiny, finished_run, tmp_path):
+    """In a folder without a best model nothing is trained, and the weights of the checkpoint are those that count."""
+    run = tmp_path / "run"
+    assert train_tiny(run, "--resume_from", str(finished_run / "checkpoint-25")) == 0
+    expected = read_json(finished_run / "test_results.json")["test_loss"]
+    assert read_json(run / "test_results.json")["test_loss"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_signal_where_nothing_is_left_to_train_is_heeded(train_tiny, finished_run, tmp_path, monkeypatch):
+    """While the last publication is made up for: the next invocation scores and reports."""
+    shutil.copytree(finished_run, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(GPT2HFTrainer, "complete_publication", lambda *args: signal.raise_signal(signal.SIGTERM))
+        assert train_tiny(tmp_path / "run", "--resume_from", "latest") == 75
+
+
+def test_only_a_new_run_is_evaluated_on_start(train_tiny, finished_run, tmp_path):
+    """--eval_on_start: one more evaluation at each resume would use up --early_stopping_patience."""
+    run = tmp_path / "run"
+    assert train_tiny(run, "--eval_on_start", "--max_steps", "10") == 0
+    assert [entry["step"] for entry in history(run) if "eval_loss" in entry] == [0, 10]
+    options = ("--eval_on_start", "--early_stopping_patience", "1", "--resume_from", "latest")
+    assert train_tiny(run, *options, "--max_steps", "20", "--lr_scheduler_type", "constant") == 0
+    assert [entry["step"] for entry in history(run) if "eval_loss" in entry] == [0, 10, 20]
 
 
 def test_a_run_that_goes_on_forgets_its_earlier_end(train_tiny, finished_run, tmp_path):
@@ -750,6 +778,33 @@ def test_overwriting_waits_until_nothing_can_be_wrong(train_tiny, finished_run, 
     assert folders.list_checkpoints(run)[-1].name == "checkpoint-25"
 
 
+@pytest.mark.parametrize("option", ["--model_name_or_path", "--tokenizer_name", "--distill_from"])
+def test_what_a_run_begins_with_is_not_overwritten(train_tiny, finished_run, tmp_path, capsys, option):
+    """Nothing would be left of it if the new run failed."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert main(["train", "--overwrite_output_dir", option, str(run / "best_model"), "--checkpoint_dir", str(run)]) == 2
+    assert f"would delete {run / 'best_model'}, which {option} names" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_that_may_not_be_read_is_one_line(train_tiny, tmp_path, capsys, monkeypatch):
+    """Also where the message would name a checkpoint in it."""
+    (tmp_path / "run").mkdir()
+    entries = Path.iterdir
+
+    def refuse(path):
+        if path == tmp_path / "run":
+            raise PermissionError(13, "Permission denied", str(path))
+        return entries(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert train_tiny(tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert "Permission denied" in error and error.count("\n") == 1
+
+
 def test_a_checkpoint_of_another_run_is_not_mixed_in(train_tiny, finished_run, tmp_path, capsys):
     """--resume_from a path beside an output folder that holds a run of its own is refused."""
     run = tmp_path / "run"
@@ -840,6 +895,14 @@ def test_the_best_model_is_uploaded_once_with_its_card(train_tiny, tmp_path, cap
     written = {path.relative_to(tmp_path / "run").as_posix(): path.read_bytes() for path in runs.rglob("*.gpt2_hf")}
     assert hub.further_files == written
     assert {name.rpartition("/")[0] for name in written} == {"runs/run", "runs/run/validation"}
+
+
+def test_a_branch_of_the_hub_is_made_for_a_model(train_tiny, tmp_path, monkeypatch):
+    """--hub_revision with a name that is new."""
+    hub = Hub(monkeypatch)
+    options = ("--push_to_hub", "--hub_model_id", "tiny", "--hub_revision", "draft", "--max_steps", "2")
+    assert train_tiny(tmp_path / "run", *options) == 0
+    assert len(hub.uploads) == 1 and hub.branches == ["main", "draft"]
 
 
 def test_what_has_no_best_model_is_uploaded_without_its_training(train_tiny, tmp_path, capsys, monkeypatch):
