@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import profile, record_function
 
 from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM
@@ -40,6 +41,8 @@ def shares(events: Iterable[Any], device: str) -> dict[str, float]:
     """The share of each kind in the time that operations take by themselves, the largest first."""
     times: Counter[str] = Counter()
     for event in events:
+        if event.device_type != DeviceType.CPU:
+            continue  # a kernel, whose time the operation that started it has as well
         times[kind_of(event)] += event.self_cpu_time_total if device == "cpu" else event.self_device_time_total
     return {kind: time / times.total() for kind, time in times.most_common()}
 

@@ -386,7 +386,7 @@ def bare_loop(model: Any, args: Any, samples: Any, collate: Any, turns: Turns) -
     loader = DataLoader(
         samples, args.per_device_train_batch_size, sampler=sampler, collate_fn=collate, pin_memory=device != "cpu"
     )
-    with suit_changing_shapes(device):
+    with suit_changing_shapes(args.device.type, shapes_change=False):
         for batch in itertools.chain.from_iterable(itertools.repeat(loader)):
             turns.wait()
             batch = {k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
@@ -631,6 +631,7 @@ def main() -> None:
     parser.add_argument("--dataset_config_name", help="as in training")
     parser.add_argument("--output_file", help="also write the JSON here; cases that are in it are not run again")
     options = parser.parse_args()
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # the stock Trainer would use all cards of a machine
 
     import torch
     import transformers

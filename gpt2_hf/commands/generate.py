@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from ..errors import UserError, printable
 from ..options.arguments import GenerationArguments
 from ..options.fields import default_value
-from ..runtime.own_process import suit_changing_shapes
+from ..runtime.own_process import unplanned_attention
 from ..runtime.precision import current_device_type, resolve_precision
 from .model_loading import load_trained
 from .output_files import is_same_file, is_stdout, partial_of, replacing, require_writable
@@ -158,7 +158,8 @@ def _generate(
     place = 0
     for numbers in _batches(rows, batch_size):
         batch = [rows[number].ids for number in numbers]
-        with _evaluation_mode(model), _own_random_numbers(model.device, seed + numbers[0]):
+        # Each token changes the shapes.
+        with _evaluation_mode(model), _own_random_numbers(model.device, seed + numbers[0]), unplanned_attention():
             output = model.generate(
                 _left_padded(batch, padding_id or 0).to(model.device),
                 attention_mask=_left_padded([torch.ones_like(ids) for ids in batch], 0).to(model.device),
@@ -240,9 +241,7 @@ def run_generation(args: GenerationArguments, given: dict[str, str]) -> int:
     # Generation reads every weight once a token, so half the bytes are nearly half the time.
     model.to(device, dtype=resolve_precision(args.precision, device).dtype)
     session = _Session(args, model, tokenizer)
-    # On a CPU, a cache that grows by each token would leave gaps in memory that is kept.
-    settings = suit_changing_shapes(device) if device == "cuda" else contextlib.nullcontext()
-    with settings, packed_weights(model):
+    with packed_weights(model):
         if interactive:
             _converse(session)
         elif args.output_file is not None:

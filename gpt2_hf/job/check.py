@@ -20,6 +20,7 @@ from ..planning.steps import make_schedule
 from ..runtime import distributed
 from ..runtime.random_state import preserved_rng
 from ..runtime.temporary import temporarily
+from ..runtime.utilization import is_out_of_memory
 from ..trainer.distillation import Distillation
 from ..trainer.gpt2_trainer import GPT2HFTrainer
 from ..trainer.remaining import num_samples_of
@@ -160,5 +161,7 @@ def _named(option: str, remedy: Callable[[str], str] = _no_remedy) -> Iterator[N
     except UserError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise  # whatever the option, the device is full
         message = " ".join(str(error).split()) or type(error).__name__
         raise UserError(remedy(f"{option}: {message}")) from error

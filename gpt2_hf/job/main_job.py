@@ -29,6 +29,7 @@ from ..planning.steps import make_schedule
 from ..runtime import distributed
 from ..runtime.hub import ensure_hub_or_offline
 from ..runtime.stopwatch import Stopwatch
+from ..runtime.utilization import is_out_of_memory
 from ..trainer.callbacks import EvaluationInterruptedError, TimeBudgetCallback, is_out_of_patience
 from ..trainer.exact_evaluation import owes_evaluation
 from ..trainer.gpt2_trainer import GPT2HFTrainer
@@ -243,6 +244,8 @@ def make_trainer(
             teachers=[teacher.model for teacher in run.teachers],
         )
     except (RuntimeError, ImportError, ValueError, TypeError, KeyError, OSError) as error:
+        if is_out_of_memory(error):
+            raise
         # What transformers refuses only now: a reporter that is not installed, a hub that does not answer.
         raise UserError(" ".join(str(error).split())) from error
 

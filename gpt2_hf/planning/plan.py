@@ -301,7 +301,8 @@ def make_plan(
                 measured = probe.measure(args, trainer, data, batches, write_sample)
                 peak = measured.peak_bytes
             except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
+                alone = args.world_size > 1 and trainer.shapes_change  # others may wait in the middle of a step
+                if alone or not is_out_of_memory(error):
                     raise
                 peak = max(peak, memory + 1)
         if not in_doubt:

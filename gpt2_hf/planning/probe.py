@@ -33,7 +33,7 @@ from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.training_arguments import GPT2HFTrainingArguments
 from ..runtime.distributed import any_process, largest_of_each
 from ..runtime.fallbacks import padding_to_the_longest
-from ..runtime.own_process import own_process
+from ..runtime.own_process import own_process, suit_changing_shapes
 from ..runtime.utilization import held_memory, used_memory
 from ..trainer.callbacks import ProgressCallback
 from ..trainer.gpt2_trainer import GPT2HFTrainer
@@ -417,20 +417,21 @@ def quick_step_seconds(
         samples, rows = data.samples["train"], trainer.args.train_batch_size
         chosen = np.linspace(0, len(samples) - 1, rows * (2 + most_steps)).round().astype(int).reshape(-1, rows)
         times: list[float] = []
-        for batch in chosen:
-            start = _now(args.device)
-            inputs = trainer._prepare_inputs(trainer.data_collator([samples[int(row)] for row in batch]))
-            trainer.model.train()
-            with trainer.accelerator.autocast():
-                loss = trainer.compute_loss(trainer.model, inputs)
-            loss.backward()
-            batch_end = _now(args.device)
-            optimizer.step()
-            optimizer.zero_grad()
-            end = _now(args.device)
-            times.append((batch_end - start) * args.gradient_accumulation_steps + end - batch_end)
-            if sum(times[2:]) > seconds:
-                break
+        with suit_changing_shapes(args.device.type, trainer.shapes_change):
+            for batch in chosen:
+                start = _now(args.device)
+                inputs = trainer._prepare_inputs(trainer.data_collator([samples[int(row)] for row in batch]))
+                trainer.model.train()
+                with trainer.accelerator.autocast():
+                    loss = trainer.compute_loss(trainer.model, inputs)
+                loss.backward()
+                batch_end = _now(args.device)
+                optimizer.step()
+                optimizer.zero_grad()
+                end = _now(args.device)
+                times.append((batch_end - start) * args.gradient_accumulation_steps + end - batch_end)
+                if sum(times[2:]) > seconds:
+                    break
     return statistics.median(times[2:])
 
 

@@ -34,9 +34,7 @@ def own_process() -> psutil.Process:
 def suit_changing_shapes(device_type: str, shapes_change: bool = True) -> Iterator[None]:
     """Let a CPU keep the memory that a step frees, but few kernels; keep CUDA from planning attention for each shape.
 
-    torch prefers cuDNN's attention on the newest GPUs. It makes a plan for every new shape, which takes longer than
-    the step, and lines of text, evaluations and generated tokens bring new ones all the time; torch's own flash kernel
-    needs no plan. Blocks of one length need one plan, which is made.
+    Lines of text and evaluations bring new shapes all the time. Blocks of one length need one plan, which is made.
 
     Args:
         device_type: `cpu`, `cuda`, …; the others are left as they are.
@@ -46,16 +44,26 @@ def suit_changing_shapes(device_type: str, shapes_change: bool = True) -> Iterat
         with keep_few_kernels(), keep_freed_memory():
             yield
     elif device_type == "cuda" and shapes_change:
-        import torch
-
-        planned = torch.backends.cuda.cudnn_sdp_enabled()
-        torch.backends.cuda.enable_cudnn_sdp(False)
-        try:
+        with unplanned_attention():
             yield
-        finally:
-            torch.backends.cuda.enable_cudnn_sdp(planned)
     else:
         yield
+
+
+@contextlib.contextmanager
+def unplanned_attention() -> Iterator[None]:
+    """Leave out cuDNN's attention, which torch prefers on the newest GPUs; without one this does nothing.
+
+    It makes a plan for every new shape, which takes longer than a step; torch's own flash kernel needs none.
+    """
+    import torch
+
+    planned = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(planned)
 
 
 @contextlib.contextmanager

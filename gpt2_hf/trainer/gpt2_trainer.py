@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.utils.data import Subset
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
@@ -38,7 +39,7 @@ from ..checkpoints import folders
 from ..checkpoints.ownership import refuse_foreign_checkpoints
 from ..checkpoints.sharding import check_engine
 from ..data import EpochSampler, Samples, StreamingLoader, StreamingSamples, train_sampler
-from ..data.samples import BlockSamples, SequenceMode
+from ..data.samples import BlockSamples, MixedSamples, SequenceMode
 from ..data.sampling import STRATEGIES
 from ..errors import TrainingDivergedError, UserError
 from ..metrics import perplexity
@@ -259,6 +260,10 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         # The base class writes into it, and refuses at the next Trainer, or trial, what it has written.
         with temporarily(config, gradient_accumulation_kwargs=accumulation):
             super().create_accelerator_and_postprocess()
+        if self.args.torch_compile and self.args.device.type == "cuda":
+            # transformers and accelerate switch TF32 on, the one in one of torch's two settings, at whose
+            # difference the compiler may fail. This writes both.
+            torch.set_float32_matmul_precision("high" if self.args.tf32 else "highest")
         if (ddp := getattr(self.accelerator, "ddp_handler", None)) is not None:
             # Else the gradients are held twice, and buffers, which the model has none of that change, are sent around.
             ddp.gradient_as_bucket_view = True
@@ -340,13 +345,13 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         self._reset_training()
         # A compiler would make a graph for the first length, and another one as soon as it changes. The plugin is
         # shared by all trainers of a process.
-        self.accelerator.state.dynamo_plugin.dynamic = True if self._shapes_change else None
+        self.accelerator.state.dynamo_plugin.dynamic = True if self.shapes_change else None
         try:
             # A resumed training has started before; one evaluation more would be one more without a better loss.
             starts = self.args.eval_on_start and not resume_from_checkpoint
             with (
                 temporarily(self.args, eval_on_start=starts),
-                suit_changing_shapes(self.args.device.type, self._shapes_change),
+                suit_changing_shapes(self.args.device.type, self.shapes_change),
             ):
                 output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         except TrainingDivergedError as error:
@@ -410,12 +415,14 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
                 )
 
     @property
-    def _shapes_change(self) -> bool:
+    def shapes_change(self) -> bool:
         """Whether batches differ in length."""
         if getattr(self.data_collator, "pad_to_length", None) is not None:
             return False
-        in_blocks = getattr(self.train_dataset, "mode", None) is SequenceMode.BLOCKS  # a stream's
-        return not (in_blocks or isinstance(self.train_dataset, BlockSamples))
+        samples = self.train_dataset.dataset if isinstance(self.train_dataset, Subset) else self.train_dataset
+        parts = samples.texts.values() if isinstance(samples, MixedSamples) else [samples]
+        in_blocks = getattr(samples, "mode", None) is SequenceMode.BLOCKS  # a stream's
+        return not (in_blocks or all(isinstance(part, BlockSamples) for part in parts))
 
     @property
     def _looks_after_folder(self) -> bool:
@@ -574,7 +581,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate exactly, and during training show a text that the model writes."""
-        with suit_changing_shapes(self.args.device.type, self._shapes_change):
+        with suit_changing_shapes(self.args.device.type, self.shapes_change):
             metrics = super().evaluate(*args, **kwargs)
         is_part = self._is_evaluating  # of several splits
         if self.job.write_sample is not None and self.is_in_train and not self.is_fsdp_enabled and not is_part:
@@ -586,8 +593,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         """Generate a text with the weights as they are, for whoever shows texts; the first process alone does."""
         if not self.is_world_process_zero():
             return
-        # each token changes the shapes
-        with suit_changing_shapes(self.args.device.type), self.averaged_weights():
+        with self.averaged_weights():
             text = write_sample(self.unwrapped_model())
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TerminalCallback | ContinuousTensorBoardCallback):

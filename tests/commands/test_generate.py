@@ -221,6 +221,20 @@ def test_a_seed_gives_one_text_and_leaves_the_callers_numbers_alone(model, token
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+def test_attention_is_not_planned_anew_for_each_token(model, tokenizer, monkeypatch):
+    """On a GPU a plan takes longer than the token; the caller's setting is as it was."""
+    planned, seen, forward = torch.backends.cuda.cudnn_sdp_enabled(), [], model.forward
+
+    def look(*args, **kwargs):
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", look)
+    generate_text(model, tokenizer, "The", max_new_tokens=2)
+    assert seen == [False] * len(seen) and len(seen) >= 1
+    assert torch.backends.cuda.cudnn_sdp_enabled() == planned
+
+
 def test_samples_differ_and_greedy_ones_do_not(model, tokenizer):
     """num_samples texts come back, each with the prompt; at temperature 0 they are all the likeliest one."""
     sampled = generate_text(model, tokenizer, "The", num_samples=3, max_new_tokens=8, temperature=1.0)

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
 from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM
 from gpt2_hf.data import DocumentSamples, PaddingCollator
@@ -108,6 +109,8 @@ def test_the_parts_of_a_step_are_told_apart():
             optimizer.step()
     shares = profile_step.shares(profiler.events(), "cpu")
     assert sum(shares.values()) == pytest.approx(1.0)
+    kernels = [SimpleNamespace(name=name, device_type=DeviceType.CUDA) for name in ("gemm", "optimizer")]
+    assert profile_step.shares([*profiler.events(), *kernels], "cpu") == shares  # they are counted where they began
     assert {"head: products", "products of the blocks", "attention", "optimizer", "the rest"} <= set(shares)
 
 

@@ -35,6 +35,19 @@ def test_a_refused_command_writes_nothing(train_tiny, tmp_path, capsys, options,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("place", ["gpt2_hf.job.check._forward_and_backward", "gpt2_hf.job.main_job.GPT2HFTrainer"])
+def test_a_device_that_is_full_is_not_the_fault_of_an_option(train_tiny, tmp_path, capsys, monkeypatch, place):
+    """Another program may have its memory."""
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+    monkeypatch.setattr(place, fail)
+    assert train_tiny(tmp_path / "run") == 2
+    err = capsys.readouterr().err
+    assert "the memory is too small to train" in err and "--attn_implementation" not in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     "options",
     [

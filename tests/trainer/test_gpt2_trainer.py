@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, set_seed
 from transformers.integrations import TensorBoardCallback, integration_utils
 
@@ -16,6 +16,7 @@ from gpt2_hf.checkpoints.state_files import save_state
 from gpt2_hf.commands.generate import generate_text
 from gpt2_hf.data import load_data
 from gpt2_hf.data.collators import PaddingCollator
+from gpt2_hf.data.samples import MixedSamples
 from gpt2_hf.data.tokenizer import load_tokenizer
 from gpt2_hf.model.chunked_loss import IGNORE_INDEX
 from gpt2_hf.model.configuration_gpt2_hf import GPT2HFConfig
@@ -339,7 +340,7 @@ def test_settings_of_a_cuda_device(monkeypatch):
     trainer.accelerator = None
     for device, pinned in (("cuda", True), ("cuda", False), ("cpu", True)):
         config = SimpleNamespace(non_blocking=False, dispatch_batches=None, gradient_accumulation_kwargs=None)
-        options = {"dataloader_pin_memory": pinned, "wants_fsdp": False, "world_size": 1}
+        options = {"dataloader_pin_memory": pinned, "wants_fsdp": False, "world_size": 1, "torch_compile": False}
         trainer.args = SimpleNamespace(device=torch.device(device), accelerator_config=config, **options)
         trainer.create_accelerator_and_postprocess()
         assert config.non_blocking == (device == "cuda" and pinned)
@@ -349,6 +350,32 @@ def test_settings_of_a_cuda_device(monkeypatch):
     assert torch.backends.cuda.cudnn_sdp_enabled() == planned
     with suit_changing_shapes("cuda", shapes_change=False):
         assert torch.backends.cuda.cudnn_sdp_enabled() == planned
+
+
+@pytest.mark.parametrize(("tf32", "expected"), [(None, "highest"), (False, "highest"), (True, "high")])
+def test_a_compiler_brings_no_other_precision(monkeypatch, tf32, expected):
+    """transformers switches TF32 on beside it, in one of torch's two settings; reading the other is an error then."""
+
+    def switch_on(self):
+        torch.backends.fp32_precision = "tf32"
+
+    monkeypatch.setattr(CheckpointingTrainer, "create_accelerator_and_postprocess", switch_on)
+    monkeypatch.setattr("gpt2_hf.trainer.gpt2_trainer.check_engine", lambda *args: None)
+    trainer = object.__new__(GPT2HFTrainer)
+    trainer.accelerator = None
+    config = SimpleNamespace(non_blocking=False, dispatch_batches=None, gradient_accumulation_kwargs=None)
+    options = {"dataloader_pin_memory": True, "wants_fsdp": False, "world_size": 1, "torch_compile": True}
+    trainer.args = SimpleNamespace(
+        device=torch.device("cuda"), accelerator_config=config, tf32=tf32, seed=1, data_seed=None, **options
+    )
+    before = torch.backends.fp32_precision
+    try:
+        trainer.create_accelerator_and_postprocess()
+        assert torch.get_float32_matmul_precision() == expected
+        assert (torch.backends.cuda.matmul.fp32_precision == "tf32") == (expected == "high")
+    finally:
+        torch.backends.fp32_precision = before
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.parametrize(("mode", "change"), [("padded", True), ("padding_free", True), ("blocks", False)])
@@ -361,8 +388,12 @@ def test_only_blocks_have_one_shape(tmp_path, load, tokenizer, monkeypatch, mode
     trainer = make_trainer(tmp_path, data, tokenizer, max_steps=1)
     trainer.train()
     assert suited == [change] and trainer.accelerator.state.dynamo_plugin.dynamic == (True if change else None)
+    trainer.train_dataset = Subset(trainer.train_dataset, [0, 1])  # of a plan
+    assert trainer.shapes_change == change
+    trainer.train_dataset = MixedSamples({"one": data.samples["train"], "two": data.samples["train"]})
+    assert trainer.shapes_change == change
     trainer.data_collator = PaddingCollator(0, pad_to_length=MAX_LENGTH)
-    assert not trainer._shapes_change
+    assert not trainer.shapes_change
 
 
 def test_gradients_under_ddp_are_held_once(tmp_path, load, tokenizer):
