@@ -218,7 +218,7 @@ def _printable_numbers(value: Any) -> Any:
     """The same without infinity and NaN, which JSON does not know: perplexity per word of a text without spaces."""
     if isinstance(value, dict):
         return {name: _printable_numbers(entry) for name, entry in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_printable_numbers(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

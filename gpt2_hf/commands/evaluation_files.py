@@ -55,5 +55,5 @@ def _in_words(first: dict[str, Any], second: dict[str, Any], label: str, other_l
             f"{label} and {other_label} cannot be compared: they were scored on other tokens, or in another way "
             "(fingerprint, protocol, context, stride)"
         )
-    losses = [np.array(result["pieces"]["nll"]) for result in (first, second)]
+    losses = [np.array(result["pieces"]["nll"], dtype=float) for result in (first, second)]
     return paired_difference(losses[0], losses[1], np.array(tokens)).in_words(label, other_label)

@@ -168,9 +168,12 @@ def summary(report: dict[str, Any]) -> list[str]:
     lines.append(f"{average}{_line(report)} over {report['tokens']:,} tokens")
     if report["words"] is None:
         lines.append("no figures per word and per byte: the tokenizer does not keep the bytes of the text")
-    elif report["words"]:
+    elif report["bytes"]:
+        per_word = report["word_perplexity"] if report["words"] else None
+        # A line of Chinese is one word, and its perplexity a number of hundreds of digits.
+        shown = f"perplexity {per_word:.2f} per word, " if per_word is not None and per_word < 1e9 else ""
         lines.append(
-            f"perplexity {report['word_perplexity']:.2f} per word, {report['bits_per_byte']:.4f} bits per byte over "
+            f"{shown}{report['bits_per_byte']:.4f} bits per byte over "
             f"{report['words']:,} words ({report['line_ends']:,} of them line ends), {report['bytes']:,} bytes"
         )
     if against is not None:

@@ -8,6 +8,7 @@ is resampled are long segments of the text, as long as there are still enough of
 that follow each other, with about equally many scored tokens.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -81,7 +82,7 @@ class Difference(NamedTuple):
 
     Attributes:
         nats: per token; positive if the second model is the better one.
-        interval: of confidence, in nats per token; `None` if the text is too short for one.
+        interval: of confidence, in nats per token; `None` if the text is too short for one, or a loss is not finite.
         pieces: segments of the text, with scored tokens in them.
     """
 
@@ -96,6 +97,8 @@ class Difference(NamedTuple):
 
     def in_words(self, first: str, second: str) -> str:
         """A sentence that tells which of the models is better, and whether that is statistically significant."""
+        if not math.isfinite(self.nats):
+            return f"{first} and {second} cannot be compared: a loss is not a finite number"
         if self.nats == 0:
             return f"{first} and {second} have the same loss"
         better, worse, sign = (first, second, -1) if self.nats < 0 else (second, first, 1)
@@ -137,7 +140,7 @@ def paired_difference(
     tokens = tokens[tokens > 0]
     pieces = len(tokens)
     nats = float(differences.sum() / tokens.sum())
-    if pieces < _FEWEST_PIECES:
+    if pieces < _FEWEST_PIECES or not math.isfinite(nats):
         return Difference(nats, None, pieces)
     generator = np.random.default_rng(seed)
     drawn = []

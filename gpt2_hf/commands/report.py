@@ -396,7 +396,7 @@ def _metadata(config: dict[str, Any], results: dict[str, Any]) -> str:
         pipeline_tag="text-generation",
         tags=["gpt2_hf"],
         datasets=[hub_dataset] if hub_dataset else None,
-        base_model=base_model if base_model and is_hub_id(base_model) else None,
+        base_model=base_model if base_model and base_model.count("/") < 2 and is_hub_id(base_model) else None,
         metrics=["perplexity"] if measured else None,
         model_name="gpt2_hf" if measured else None,
         eval_results=measured or None,

@@ -83,7 +83,10 @@ def run_tokenizer_training(args: TokenizerTrainingArguments) -> int:
         if isinstance(error, UserError):
             raise
         raise UserError(f"--output_dir: {folder} cannot be written ({first_line(error)})") from error
-    few = f" (fewer than --vocab_size {args.vocab_size:,}: the text has no more to learn)"
+    few = (
+        f" (fewer than --vocab_size {args.vocab_size:,}: nothing else that fits occurs --min_frequency "
+        f"{args.min_frequency} times)"
+    )
     print(f"text: {source.layout}")
     print(f"tokenizer: {len(tokenizer):,} ids{few if len(tokenizer) < args.vocab_size else ''}")
     print(

@@ -55,7 +55,8 @@ def plan(
         for line in made.lines():
             run.say(line)
         if cluster.nproc * cluster.nodes > 1:
-            per_sample = made.measured.step_seconds / args.samples_per_step if made.measured else None
+            on_a_device = args.samples_per_step / args.world_size
+            per_sample = made.measured.step_seconds / on_a_device if made.measured else None
             for line in parallel_plan.describe(args, cluster, model, per_sample, made.teacher_bytes):
                 run.say(line)
         return EXIT_OK

@@ -305,6 +305,7 @@ def make_plan(
                 if alone or not is_out_of_memory(error):
                     raise
                 peak = max(peak, memory + 1)
+        peak = int(largest_of_each(peak)[0])
         if not in_doubt:
             activations = _activation_bytes(trainer, samples, batches, memory)
     place = _existing_parent(Path(str(args.output_dir)))

@@ -76,7 +76,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Batches:
-    """The batches of a device in the first epoch.
+    """The batches of all devices in the first epoch.
 
     Attributes:
         rows: sample indices of each batch.
@@ -357,7 +357,9 @@ def measure(
     largest = [batch for batch in batches.extremes for _ in range(accumulation)]
     chosen = [*chosen[:first], *largest, *chosen[first:]]
     size = trainer.args.train_batch_size
-    rows = [number for batch in chosen for number in completed_by_fillers(batches.rows[batch], size)]
+    # Each process gets every batch: batches are dealt out in turn.
+    dealt = [batch for batch in chosen for _ in range(args.world_size)]
+    rows = [number for batch in dealt for number in completed_by_fillers(batches.rows[batch], size)]
     untimed = _FIRST_STEPS + len(batches.extremes)
     trainer.args.max_steps = untimed + _MAX_STEPS
     train_samples = data.samples["train"]
@@ -388,8 +390,8 @@ def measure(
         num_steps=len(times.batches),
         tokens_per_second=tokens_per_second,
         share_of_peak=tokens_per_second * args.world_size / peak_speed if peak_speed is not None else None,
-        evaluation_seconds=validation * float(data.samples["validation"].lengths.sum()) / args.world_size,
-        test_seconds=validation * float(test.lengths.sum()) / args.world_size if test is not None else 0.0,
+        evaluation_seconds=validation * float(data.samples["validation"].lengths.sum()),
+        test_seconds=validation * float(test.lengths.sum()) if test is not None else 0.0,
         sample_seconds=sampling,
         peak_bytes=peak[0],
     )
@@ -460,7 +462,7 @@ def _evaluate_largest(trainer: GPT2HFTrainer, samples: Samples) -> None:
 
 
 def _evaluation_seconds(trainer: GPT2HFTrainer, samples: Samples, times: _StepTimes) -> float:
-    """Seconds to evaluate a token, from samples all over the split."""
+    """Seconds that all processes together take to evaluate a token, from samples all over the split."""
     batch_seconds = statistics.median(times.batches) / trainer.args.gradient_accumulation_steps
     batch = trainer.args.per_device_eval_batch_size
     seconds_per_sample = batch_seconds / 3 / trainer.args.per_device_train_batch_size

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -170,7 +171,9 @@ def test_a_text_without_spaces_is_valid_json(stock_folder, tmp_path, capsys):
     def refuse(constant):
         raise AssertionError(f"{constant} is no JSON")
 
-    for line in (capsys.readouterr().out.splitlines()[-1], (tmp_path / "figures.json").read_text()):
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert "bits per byte over" in lines[-1] and not re.search(r"\d{20}|inf", lines[-1])
+    for line in (last, (tmp_path / "figures.json").read_text()):
         report = json.loads(line, parse_constant=refuse)
         assert report["word_perplexity"] is None and report["perplexity"] > 1
 

@@ -103,3 +103,6 @@ def test_what_is_said_of_a_difference():
         "the text is too short for a significance test, which takes at least 20 segments of 100 scored tokens"
     )
     assert paired_difference(noise, noise, tokens).in_words("a", "b") == "a and b have the same loss"
+    broken = paired_difference(np.full(100, np.nan), noise, tokens)
+    assert broken.is_beyond_chance is None
+    assert broken.in_words("a", "b") == "a and b cannot be compared: a loss is not a finite number"

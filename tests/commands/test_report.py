@@ -59,7 +59,8 @@ def test_best_model_can_be_published_as_it_is(finished_run):
 def test_card_names_the_weights_it_started_from():
     """A model of the hub is linked as the base model, a folder is not."""
     assert "base_model: openai-community/gpt2" in model_card({"model_name_or_path": "openai-community/gpt2"}, {}, None)
-    assert "base_model" not in model_card({"model_name_or_path": "./mine"}, {}, None)
+    for folder in ("./mine", "runs/first/best_model"):
+        assert "base_model" not in model_card({"model_name_or_path": folder}, {}, None)
 
 
 def test_card_records_settings_and_circumstances(finished_run):
@@ -169,7 +170,8 @@ def write_evaluation(path, nll, **changes):
     """As `evaluate --output_file` writes it: a text of 40 pieces."""
     how = {"fingerprint": "f", "protocol": "blocks", "context": 32, "stride": None}
     pieces = {"tokens": [1000] * len(nll), "nll": nll}
-    path.write_text(json.dumps({"loss": sum(nll) / 1000 / len(nll), **how, "pieces": pieces, **changes}))
+    loss = None if None in nll else sum(nll) / 1000 / len(nll)
+    path.write_text(json.dumps({"loss": loss, **how, "pieces": pieces, **changes}))
 
 
 def test_runs_that_are_scored_on_one_text_are_compared(finished_run, tmp_path, capsys):
@@ -182,19 +184,21 @@ def test_runs_that_are_scored_on_one_text_are_compared(finished_run, tmp_path, c
         write_evaluation(folder / "validation.json", [a + b for a, b in zip(hard_or_easy, wobble, strict=True)])
         write_evaluation(folder / "test.json", hard_or_easy, stride=16 if number else None)
         write_evaluation(folder / f"of_{number}.json", hard_or_easy)
+        write_evaluation(folder / "broken.json", [None] * 40 if number else hard_or_easy)  # as NaN is written
         (folder / "notes.json").write_text("no JSON")
         (folder / "other.json").write_text("[1]")
     picture = str(tmp_path / "comparison.png")
     assert main(["report", *map(str, folders), "--output_file", picture]) == 0
     out = capsys.readouterr().out.splitlines()
-    *_, test_2, validation_2, test_3, validation_3, _written = out
+    *_, broken_2, test_2, validation_2, broken_3, test_3, validation_3, _written = out
+    assert broken_2.startswith("broken.json: first and second cannot be compared: a loss is not") and "third" in broken_3
     assert validation_2.startswith(
         "validation.json: second is better than first by 0.0103 nats per token (95% interval "
     )
     assert validation_3.startswith("validation.json: third is better than first by 0.0205 nats")
     assert validation_2.endswith("over 40 segments of the text): statistically significant (95% interval excludes 0)")
     assert test_2.startswith("test.json: first and second cannot be compared") and "third cannot" in test_3
-    assert len(out) == 1 + 3 + 4 + 1
+    assert len(out) == 1 + 3 + 6 + 1
 
 
 def test_runs_of_one_name_are_told_apart(finished_run, tmp_path):

@@ -306,17 +306,29 @@ def time_as_this_process_alone():
         return evaluate(self, samples)
 
     GPT2HFTrainer.evaluate = say
+    training_step = GPT2HFTrainer.training_step
+
+    def say_tokens(self, model, inputs, *args):
+        print(f"rank {os.environ['RANK']} trains on {inputs['input_ids'].numel()}\n", end="")
+        return training_step(self, model, inputs, *args)
+
+    GPT2HFTrainer.training_step = say_tokens
 
 
 @pytest.mark.distributed
 @needs_fork_server
 def test_processes_agree_on_when_they_have_measured_enough(tiny_options, tmp_path):
-    """Of two under torchrun, each with a clock of its own: as many steps, and as many samples of the evaluation."""
+    """Of two under torchrun, each with a clock of its own: as many steps, and as many samples of the evaluation.
+
+    Both train on the same batches, the largest among them.
+    """
     options = ["--eval_batch_size", "1", "--ddp_timeout", "20", "--checkpoint_dir", str(tmp_path / "run")]
     text = ranks.run(2, ["plan", *tiny_options, *options], tmp_path / "log", prepare=time_as_this_process_alone)
     assert "(measured on 4 steps)" in text
     scored = sorted(re.findall(r"scores (\d+) samples", text))
     assert scored and scored[::2] == scored[1::2]
+    trained = [re.findall(rf"rank {rank} trains on (\d+)", text) for rank in (0, 1)]
+    assert trained[0] == trained[1] and len(set(trained[0])) > 2
 
 
 def test_a_plan_needs_a_place_to_write_to(tiny_options, tmp_path, capsys):
