@@ -256,8 +256,12 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         # Gradients kept whole until the last accumulated batch would take the memory that sharding saves.
         by_sharding = {"sync_each_batch": True} if self.args.wants_fsdp else {}
         accumulation = {**by_sharding, **(config.gradient_accumulation_kwargs or {})}
-        # The base class writes into it, and refuses at the next Trainer, or trial, what it has written.
-        with temporarily(config, gradient_accumulation_kwargs=accumulation):
+        with (
+            # The base class writes into it, and refuses at the next Trainer, or trial, what it has written.
+            temporarily(config, gradient_accumulation_kwargs=accumulation),
+            # Without one, accelerate takes whatever seed torch was last given as that of the data order.
+            temporarily(self.args, data_seed=self.args.order_seed),
+        ):
             super().create_accelerator_and_postprocess()
         if (ddp := getattr(self.accelerator, "ddp_handler", None)) is not None:
             # Else the gradients are held twice, and buffers, which the model has none of that change, are sent around.
@@ -492,8 +496,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         if self._train_sampler is not None:
             self._train_sampler.set_epoch(epoch)
         if self._grouped_sampler is not None:  # which would take the random numbers that happen to be there
-            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            self._grouped_sampler.generator = torch.Generator().manual_seed(seed + epoch)
+            self._grouped_sampler.generator = torch.Generator().manual_seed(self.args.order_seed + epoch)
         return super()._run_epoch(model=model, epoch=epoch, **kwargs)
 
     def get_train_dataloader(self) -> Any:
