@@ -263,6 +263,8 @@ class GPT2HFTrainingArguments(TrainingArguments):
         self._divide_global_batch()
         distributed.set_timeout(self.ddp_timeout)
 
+    __repr__ = TrainingArguments.__str__  # which masks tokens
+
     @property
     def uses_muon(self) -> bool:
         """Whether matrices are trained by Muon."""
@@ -453,7 +455,7 @@ def with_own_fields(args: TrainingArguments | None) -> GPT2HFTrainingArguments:
     _refuse(args, {name: remedy for name, remedy in _WITHOUT_EFFECT.items() if name not in _HARMLESS})
     kind: type = GPT2HFTrainingArguments
     if type(args) is not TrainingArguments:  # a subclass keeps its methods
-        kind = dataclass(type(type(args).__name__, (GPT2HFTrainingArguments, type(args)), {}), init=False)
+        kind = dataclass(type(type(args).__name__, (GPT2HFTrainingArguments, type(args)), {}), init=False, repr=False)
     inherited = {entry.name for entry in fields(args)}
     result: GPT2HFTrainingArguments = object.__new__(kind)
     result.__dict__ = vars(args)
