@@ -105,7 +105,6 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
 
     is_in_train: bool
     early_stopping: EarlyStoppingCallback | None = None  # of `--early_stopping_patience`
-    _ignores_data_skip: bool | None = None  # what the arguments said, while the data are a stream
 
     def __init__(
         self,
@@ -345,8 +344,13 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         # A compiler would make a graph for the first length, and another one as soon as it changes. The plugin is
         # shared by all trainers of a process.
         self.accelerator.state.dynamo_plugin.dynamic = True if self._shapes_change else None
+        # A stream continues at its position, so that there is nothing to skip.
+        skips_nothing = self.args.ignore_data_skip or isinstance(self.train_dataset, StreamingSamples)
         try:
-            with suit_changing_shapes(self.args.device.type, self._shapes_change):
+            with (
+                suit_changing_shapes(self.args.device.type, self._shapes_change),
+                temporarily(self.args, ignore_data_skip=skips_nothing),
+            ):
                 output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         except TrainingDivergedError as error:
             message = f"{error}{self._divergence_context(error.step)}"
@@ -502,8 +506,6 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
     def get_train_dataloader(self) -> Any:
         """The base class's loader, or for text that is not stored one that knows exactly where it is."""
         self.cadence.has_epochs = not isinstance(self.train_dataset, StreamingSamples)
-        if self._ignores_data_skip is not None:
-            self.args.ignore_data_skip, self._ignores_data_skip = self._ignores_data_skip, None
         if not isinstance(self.train_dataset, StreamingSamples):
             with columns_of(self.args, self.train_dataset):
                 return shield_workers(super().get_train_dataloader())
@@ -518,8 +520,6 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             pin_memory=self.args.dataloader_pin_memory,
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
-        # A stream continues at its position, so that there is nothing to skip.
-        self._ignores_data_skip, self.args.ignore_data_skip = self.args.ignore_data_skip, True
         return self._stream
 
     # ---- logs ----

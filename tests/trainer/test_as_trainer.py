@@ -122,6 +122,14 @@ def test_a_stream_goes_on_with_as_many_processes(tmp_path):
         make_trainer(tmp_path / "run", train_dataset=stream, **options).train(resume_from_checkpoint=str(checkpoint))
 
 
+def test_a_stream_leaves_the_arguments_as_they_were(tmp_path):
+    """The next Trainer that has them may have data of which a resumed run must skip what was seen."""
+    options = {"data_collator": FlatteningCollator(), "eval_strategy": "no", "max_steps": 1}
+    trainer = make_trainer(tmp_path / "run", train_dataset=streamed_lines(tmp_path, [9] * 400), **options)
+    trainer.train()
+    assert trainer.args.ignore_data_skip is False
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"ema_decay": 0.9}, {"max_training_hours": 1.0, "schedule_by_time": True}], ids=str
 )
