@@ -26,7 +26,7 @@ from safetensors.torch import save_model
 from torch import nn
 from transformers import Trainer, set_seed
 from transformers.trainer_callback import ExportableState, TrainerState
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME, PushToHubMixin
 
 from ..checkpoints import folders
 from ..checkpoints.sharding import divided, divided_as, load_whole_weights, plain_twin, reshard, whole, whole_weights
@@ -226,7 +226,7 @@ class CheckpointingTrainer(Trainer):
         unwrapped = self.unwrapped_model()
         if self.is_fsdp_enabled:
             unwrapped = plain_twin(unwrapped)
-        if hasattr(unwrapped, "save_pretrained"):
+        if isinstance(unwrapped, PushToHubMixin):  # transformers' models and peft's
             unwrapped.save_pretrained(output_dir, state_dict=state_dict)
         else:  # tensors that share memory once, under the name that `_load_from_checkpoint` finds them by
             os.makedirs(output_dir, exist_ok=True)

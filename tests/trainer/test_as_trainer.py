@@ -391,7 +391,7 @@ def test_a_loss_of_logits_under_transformers_own_trainer(tmp_path):
 
 
 class Bigram(torch.nn.Module):
-    """A model that is no PreTrainedModel, with a tied head."""
+    """A model that is no PreTrainedModel, with a tied head and a method for its users."""
 
     def __init__(self):
         super().__init__()
@@ -404,6 +404,9 @@ class Bigram(torch.nn.Module):
     def forward(self, input_ids, labels=None):
         logits = self.head(self.embedding(input_ids))
         return {"loss": torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())}
+
+    def save_pretrained(self, path):
+        raise AssertionError("is not transformers'")
 
 
 def test_a_plain_module_is_saved_and_resumed(tmp_path):
