@@ -36,6 +36,7 @@ from ..options.training_arguments import GPT2HFTrainingArguments
 from ..runtime import distributed
 from ..runtime.random_state import get_rng_state, set_rng_state
 from ..runtime.temporary import temporarily
+from .callbacks import TimeBudgetCallback
 from .callbacks.cadence import ends_epoch
 from .job_context import JobContext
 from .weight_average import WeightAverage, on_this_process
@@ -328,8 +329,8 @@ class CheckpointingTrainer(Trainer):
         """Give callbacks what they kept in the checkpoint; their settings are those of this run."""
         left = {name: list(entries) if isinstance(entries, list) else [entries] for name, entries in saved.items()}
         for callback in self.callback_handler.callbacks:
-            # one with a method of its own for it is asked elsewhere
-            if isinstance(callback, ExportableState) and not hasattr(callback, "restore"):
+            # the budget is asked elsewhere, before the schedule is made
+            if isinstance(callback, ExportableState) and not isinstance(callback, TimeBudgetCallback):
                 for state in left.get(type(callback).__name__, [])[:1]:
                     left[type(callback).__name__].pop(0)
                     for attribute, value in state.get("attributes", {}).items():

@@ -22,7 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import HPSearchBackend
 
 from gpt2_hf import GPT2HFForCausalLM, GPT2HFTrainer, GPT2HFTrainingArguments, load_tokenizer
@@ -884,6 +884,30 @@ def test_early_stopping_survives_a_resume(tmp_path):
         resumed.train(resume_from_checkpoint=True)
         assert resumed.state.global_step == 4
         assert (tmp_path / name / "checkpoint-4").is_dir()
+
+
+class CountsSteps(TrainerCallback, ExportableState):
+    """A callback with a state, and with the method that callbacks for averages of weights have."""
+
+    def __init__(self):
+        self.number = 0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.number += 1
+
+    def restore(self):
+        raise AssertionError("nobody asks it here")
+
+    def state(self):
+        return {"args": {}, "attributes": {"number": self.number}}
+
+
+def test_the_state_of_a_callback_survives_a_resume(tmp_path):
+    """Whatever its methods are called."""
+    make_trainer(tmp_path, callbacks=[CountsSteps]).train()
+    counter = CountsSteps()
+    make_trainer(tmp_path, callbacks=[counter]).train(resume_from_checkpoint="checkpoint-2")
+    assert counter.number == 4
 
 
 def test_early_stopping_needs_evaluations(tmp_path):
