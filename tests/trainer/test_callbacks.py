@@ -336,7 +336,7 @@ def test_evaluations_have_no_clock_and_unknown_numbers_no_line(capsys):
         ("my_metric", "train/my_metric"),
         ("eval_my_metric", "eval/my_metric"),
         ("train_runtime", None),
-        ("train_loss", None),
+        ("train_accuracy", "train/train_accuracy"),
         ("eval_tokens", None),
         ("eval_samples_per_second", None),
         ("eval_model_preparation_time", None),

@@ -144,6 +144,15 @@ def test_a_run_without_evaluation_has_no_empty_companion(tmp_path):
     assert not (tmp_path / "book" / "runs" / "book" / "validation").exists()
 
 
+def test_numbers_of_the_users_have_curves_and_the_closing_summary_has_none(tmp_path):
+    """Also those of an evaluation on the training text; what transformers says at the end is one number a run."""
+    summary = {"train_loss": 1.0, "train_runtime": 2.0, "total_flos": 1.0}
+    write(tmp_path / "book", [(1, {"train_accuracy": 0.5}), (2, {"train_loss": 3.0}), (3, summary)])
+    folder = tmp_path / "book" / "runs" / "book"
+    assert values_of(folder, "train/train_accuracy") == {1: 0.5}
+    assert values_of(folder, "train/train_loss") == {2: 3.0}
+
+
 def test_a_resume_goes_on_in_both_curves(tmp_path, monkeypatch):
     """Points after the checkpoint that is resumed from are replaced, in training and in validation."""
     # files of one second are read in the order of this number as text, in which 10 comes before 9

@@ -43,8 +43,7 @@ _OWN_TAGS = {
     "memory_gib": "speed/memory_gib",
     "eval_runtime": "speed/evaluation_seconds",
 }
-# One number a run, the clock that TensorBoard has itself, and what never changes: no curves, only clutter.
-_NO_CURVES = ("train_", "total_flos")
+# The clock that TensorBoard has itself, and what never changes: no curves, only clutter.
 _NO_CURVE_ENDINGS = ("hours", "_tokens", "_per_second", "_runtime", "_preparation_time")
 # A margin chart takes its middle and both its margins from a tag each; these margins have no width.
 _LAYOUT = {
@@ -182,6 +181,8 @@ class ContinuousTensorBoardCallback(TensorBoardCallback, ExportableState):
             self._write_logs(logs, state.global_step)
 
     def _write_logs(self, logs: dict[str, Any], step: int) -> None:
+        if "total_flos" in logs:
+            return  # the Trainer's closing summary: one number a run
         for name, value in logs.items():
             if not isinstance(value, int | float):
                 continue
@@ -239,7 +240,7 @@ def tag_of(name: str) -> str | None:
     """The tag under which a logged number is found; `None` for what is no curve."""
     if name in _OWN_TAGS:
         return _OWN_TAGS[name]
-    if name.startswith(_NO_CURVES) or name.endswith(_NO_CURVE_ENDINGS):
+    if name.endswith(_NO_CURVE_ENDINGS):
         return None
     (tag,) = rewrite_logs({name: 0.0})
     return str(tag)
