@@ -318,11 +318,18 @@ def test_one_line_per_log_has_numbers_and_clock(capsys):
     assert "budget" not in progress_at(100, logs, capsys)
 
 
-def test_evaluations_have_no_clock_and_unknown_numbers_no_line(capsys):
+def test_evaluations_have_no_clock_and_the_closing_summary_no_line(capsys):
     """A validation line says loss and perplexity; the Trainer's closing summary is not repeated."""
     line = progress_at(100, {"eval_loss": 3.0, "eval_perplexity": 20.09, "eval_tokens": 5000}, capsys, max_hours=2.0)
     assert line == "step 100/1,000: validation loss 3.0000, validation perplexity 20.09, 5,000 tokens\n"
-    assert progress_at(100, {"train_runtime": 5.0}, capsys) == ""
+    assert progress_at(100, {"train_runtime": 5.0, "train_loss": 3.0, "total_flos": 1.0}, capsys) == ""
+
+
+def test_numbers_that_a_user_logs_are_shown(capsys):
+    """In the line of their log, or in one of their own; the test score has its line in the job."""
+    assert ": loss 3.5000, kl 0.25, 1:00:00 elapsed, " in progress_at(100, {"loss": 3.5, "kl": 0.25}, capsys)
+    assert progress_at(100, {"kl": 0.25, "epoch": 0.5}, capsys) == "step 100/1,000: kl 0.25\n"
+    assert progress_at(100, {"test_loss": 3.5, "epoch": 0.5}, capsys) == ""
 
 
 @pytest.mark.parametrize(
