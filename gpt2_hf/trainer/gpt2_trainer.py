@@ -37,7 +37,15 @@ from transformers.trainer_utils import (
 from ..checkpoints import folders
 from ..checkpoints.ownership import refuse_foreign_checkpoints
 from ..checkpoints.sharding import check_engine
-from ..data import EpochSampler, Samples, StreamingLoader, StreamingSamples, train_sampler
+from ..data import (
+    EpochSampler,
+    FlatteningCollator,
+    PaddingCollator,
+    Samples,
+    StreamingLoader,
+    StreamingSamples,
+    train_sampler,
+)
 from ..data.samples import BlockSamples, SequenceMode
 from ..data.sampling import STRATEGIES
 from ..errors import TrainingDivergedError, UserError
@@ -216,6 +224,13 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             raise UserError(
                 f"FSDP saves models that are a PreTrainedModel, which {type(self.unwrapped_model()).__name__} is not; "
                 "leave FSDP out"
+            )
+        kind, collator = type(self.plain_model), self.data_collator
+        is_shifted = isinstance(collator, FlatteningCollator | PaddingCollator) and not self.overrides_loss
+        if is_shifted and kind.__module__.startswith("transformers."):
+            raise UserError(
+                f"this package's collators give shift_labels, which {kind.__name__} does not read; use a collator of "
+                "transformers, or a GPT2HFForCausalLM"
             )
         if self.distillation is not None:
             check_teachers(self.plain_model, self.distillation.teachers)

@@ -314,6 +314,15 @@ def test_stock_gpt2_is_trained_and_evaluated_exactly(tmp_path):
     assert trainers[1].model.config.use_cache is False
 
 
+@pytest.mark.parametrize("collator", ["padded", "padding_free"])
+def test_stock_gpt2_is_refused_with_a_collator_that_it_does_not_understand(tmp_path, collator):
+    """Before the first step, which would find no loss; a loss of the user's own may read them."""
+    options = {"model": make_model("stock"), "data_collator": COLLATORS[collator]}
+    with pytest.raises(UserError, match="give shift_labels, which GPT2LMHeadModel does not read; use a collator of"):
+        make_trainer(tmp_path, **options)
+    make_trainer(tmp_path, LossOfOutputs, **options)
+
+
 def test_an_adapter(tmp_path):
     """best_model/ holds the adapter and loads with peft; resumed equals uninterrupted; our commands name it."""
     peft = pytest.importorskip("peft")
