@@ -235,7 +235,6 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         if self.distillation is not None:
             check_teachers(self.plain_model, self.distillation.teachers)
         if self.is_own_model:
-            self.label_smoother = None  # the model smooths, without logits
             # The Trainer turns the cache off in the config that it saves; here it is off in each step.
             self.plain_model.config.use_cache = self._uses_cache
             further = {"--label_smoothing_factor": "label_smoothing"} if self.args.label_smoothing_factor else {}
