@@ -180,6 +180,33 @@ def test_a_training_that_begins_anew_leaves_the_curves_of_an_earlier_one(tmp_pat
     assert longer == {"book": [1, 2, 3], "book-2": [1, 2, 3, 4, 5], "book-3": [1]}
 
 
+def test_an_evaluation_is_in_the_curve_of_its_training(tmp_path, monkeypatch):
+    """Of the first one still to come, else of the last; the next training has a curve of its own all the same."""
+    # files of one second are read in the order of this number as text, in which 10 comes before 9
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
+    options = {"report_to": "tensorboard", "eval_strategy": "no"}
+    whole = [1, 2, 3, 4]
+
+    def steps_of(tag):
+        return [list(values_of(path, tag)) for path in sorted((tmp_path / "book" / "runs").iterdir())]
+
+    trainer = make_trainer(tmp_path / "book", **options)
+    trainer.train()
+    trainer.evaluate()
+    trainer.train()
+    assert steps_of("train/loss") == [whole, whole]
+    other = make_trainer(tmp_path / "book", **options)
+    other.evaluate()
+    other.train()
+    other.evaluate()
+    assert steps_of("train/loss") == [whole, whole, whole]
+    book, _, third = sorted((tmp_path / "book" / "runs").iterdir())
+    assert [list(values_of(path, "eval/loss")) for path in (book, third)] == [[4], [0, 4]]
+    other.train(resume_from_checkpoint="checkpoint-2")
+    assert steps_of("train/loss") == [whole, whole, whole]
+    assert list(values_of(third, "eval/loss")) == [0]  # what came after the checkpoint is purged
+
+
 def test_runs_are_told_apart(tmp_path, monkeypatch):
     """In one folder for all runs each has one of its own, called as --run_name says; a search has one per trial."""
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "all"))
