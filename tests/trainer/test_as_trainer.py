@@ -663,8 +663,11 @@ def test_names_of_an_earlier_run_do_not_pass_to_a_new_one(tmp_path):
 class WritesInto(TrainerCallback):
     """Adds a file to each checkpoint."""
 
+    def __init__(self, name="sample.txt"):
+        self.name = name
+
     def on_save(self, args, state, control, **kwargs):
-        (folders.list_checkpoints(args.output_dir)[-1] / "sample.txt").write_text("Once upon a time")
+        torch.save({"text": "Once upon a time"}, folders.list_checkpoints(args.output_dir)[-1] / self.name)
 
 
 def test_a_checkpoint_with_a_file_of_somebody_elses_stays_and_is_named(tmp_path, capsys):
@@ -677,6 +680,15 @@ def test_a_checkpoint_with_a_file_of_somebody_elses_stays_and_is_named(tmp_path,
         f"{tmp_path / name} is kept beyond save_total_limit: sample.txt was added to it"
         for name in ("checkpoint-1", "checkpoint-2")
     ]
+
+
+def test_a_checkpoint_with_weights_of_a_callback_is_resumed(tmp_path):
+    """Nobody reads a pickle of that name; those that could be read are refused."""
+    make_trainer(tmp_path, callbacks=[WritesInto("ema.pt")]).train()
+    resumed = make_trainer(tmp_path, max_steps=6)
+    assert resumed.find_checkpoint(True) == str(tmp_path / "checkpoint-4")
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 6 and (tmp_path / "checkpoint-4" / "ema.pt").is_file()
 
 
 @pytest.mark.parametrize("name", ["best_model/generation_config.json", "tmp-README.md", "tmp-curves.png"])
