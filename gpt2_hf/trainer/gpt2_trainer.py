@@ -212,6 +212,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         self._stream: StreamingLoader | None = None
         self._train_sampler: EpochSampler | None = None
         self._grouped_sampler: LengthGroupedSampler | None = None  # of data that are not this package's
+        self._evaluated_at = self._saved_at = -1  # the last steps that were
         self._owes_evaluation = False
         if self.distillation is not None:
             self.distillation.reset()
@@ -464,6 +465,17 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         self.time_budget.restore(self.state)  # before the schedule is made, which follows it
         return result
 
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        # The base class comes here after each step and at the end of each epoch. What epoch strategies ask for there
+        # was done after the epoch's last step, unless nobody knew that it was the last: data have no length, or a
+        # callback has ended the training.
+        step = self.state.global_step
+        self.control.should_evaluate &= step != self._evaluated_at
+        self.control.should_save &= step != self._saved_at
+        if self.control.should_evaluate:
+            self._evaluated_at = step
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         # With save_total_limit 1 the base class deletes all but the best checkpoint, the newest among them.
         with temporarily(self.args, save_total_limit=None):
@@ -632,6 +644,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         self.non_finite_guard.check()
         self.non_finite_guard.check_weights(model, self.state.global_step)
         super()._save_checkpoint(model, trial)
+        self._saved_at = self.state.global_step
 
     def checkpoint_names(self) -> list[str]:
         """With the name that the budget gives."""

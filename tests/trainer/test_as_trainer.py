@@ -866,6 +866,54 @@ def test_callbacks_that_change_control(tmp_path):
     assert trainer.state.global_step == 3 and (tmp_path / "checkpoint-3").is_dir()
 
 
+class StopsAt(TrainerCallback):
+    """Ends the training after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop |= state.global_step == self.step
+
+
+def evaluated(trainer, name="eval_loss"):
+    """The steps after which a number of an evaluation was logged."""
+    return [entry["step"] for entry in trainer.state.log_history if name in entry]
+
+
+def test_a_callback_that_stops_in_mid_epoch_gets_what_the_epoch_strategy_gives(tmp_path):
+    """An evaluation, and a checkpoint that remembers it, as from transformers."""
+    options = {"eval_strategy": "epoch", "save_strategy": "epoch"}
+    trainer = make_trainer(tmp_path, callbacks=[StopsAt(2)], **options)
+    trainer.train()
+    assert evaluated(trainer) == [2] and checkpoints_in(tmp_path) == ["checkpoint-2"]
+    resumed = make_trainer(tmp_path, **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert evaluated(resumed) == [2, 4]
+
+
+class ScoresTrainingText(TrainerCallback):
+    """A recipe that many copy: where an epoch is evaluated, the training text is scored too."""
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if not control.should_evaluate:
+            return None
+        kept = copy.deepcopy(control)
+        self.trainer.evaluate(self.trainer.train_dataset, metric_key_prefix="train")
+        return kept
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_callback_sees_what_is_due_at_the_end_of_an_epoch(tmp_path, plain):
+    """And nothing is done twice."""
+    options = {"eval_strategy": "epoch", "save_strategy": "epoch", "max_steps": -1, "num_train_epochs": 2}
+    scores = ScoresTrainingText()
+    scores.trainer = make_trainer(tmp_path, plain=plain, callbacks=[scores], **options)
+    scores.trainer.train()
+    assert evaluated(scores.trainer) == evaluated(scores.trainer, "train_perplexity") == [6, 12]
+    assert checkpoints_in(tmp_path) == ["checkpoint-12", "checkpoint-6"]
+
+
 class TheirProgress(ProgressCallback):
     """A bar of the user's own."""
 

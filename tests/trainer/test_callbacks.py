@@ -2,6 +2,7 @@
 
 import math
 import re
+import signal
 import sys
 import time
 from types import SimpleNamespace
@@ -136,6 +137,18 @@ def test_a_budget_says_what_it_ended_and_left_out():
     budget.remaining = lambda: RemainingWork(checkpoint=5000.0)  # of a run that is not evaluated
     budget.stop(state_at(100, 1.0), TrainerControl())
     assert budget.end_lines(100) == []
+
+
+def test_after_a_signal_nothing_waits_for_the_end_of_the_epoch(args):
+    """The Trainer takes it for the end of one, and asks for what a strategy by epochs would do there."""
+    signals, control = SignalWatch(), TrainerControl()
+    stop = StopCallback(TimeBudgetCallback(None, FixedWatch()), signals)
+    signals.received = signal.SIGTERM
+    stop.on_step_end(args, state_at(3, 0.5), control)
+    assert control.should_save and control.should_training_stop
+    control.should_evaluate = control.should_log = True
+    stop.on_epoch_end(args, state_at(3, 0.5), control)
+    assert not (control.should_evaluate or control.should_save or control.should_log)
 
 
 def test_budget_counts_earlier_invocations(args):
