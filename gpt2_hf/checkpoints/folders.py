@@ -43,6 +43,12 @@ _OWN_FILE = re.compile(rf"^({'|'.join(map(re.escape, (*written.FILE_NAMES, writt
 _STEP_NAME = re.compile(r"^checkpoint_step_(\d+)$")
 # Files that run code when they are read; none is ever written here.
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+# Names by which transformers, peft and accelerate read one, or an index that may name some. Other files nobody reads.
+_READ_AS_PICKLE = re.compile(
+    r"(pytorch_model|adapter_model|optimizer).*\.(bin|pt)|(scheduler|scaler)\.pt|rng_state.*\.pth|training_args\.bin"
+    r"|.*\.index\.json",
+    re.IGNORECASE,
+)
 # What from_pretrained reads of a folder, whatever else there is in it.
 _TEXT_PATTERNS = ("*.json", "*.py", "*.txt", "*.jinja")
 _WEIGHT_PATTERNS = ("model*.safetensors", "adapter_model*.safetensors")
@@ -383,7 +389,7 @@ def damage(folder: str | Path) -> str | None:
         return f"{MANIFEST_NAME} is damaged"
     for path in _files_of(folder):
         name = path.relative_to(folder).as_posix()
-        if path.suffix in _PICKLE_SUFFIXES and name not in files:
+        if _READ_AS_PICKLE.fullmatch(path.name) and name not in files:
             return f"{name} was put there by somebody else and could run code"
     for name, entry in files.items():
         path = folder / name

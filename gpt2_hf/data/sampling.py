@@ -195,7 +195,7 @@ def train_sampler(args: "GPT2HFTrainingArguments", samples: "Samples") -> EpochS
     is_single = args.world_size <= 1 and args.train_batch_size >= len(samples)
     return EpochSampler(
         len(samples),
-        args.seed if args.data_seed is None else args.data_seed,
+        args.order_seed,
         1 if is_single else args.train_batch_size * args.world_size,
         lengths=samples.lengths if args.train_sampling_strategy == "group_by_length" else None,
         shuffle=args.train_sampling_strategy != "sequential",

@@ -79,9 +79,8 @@ def _load_tokenizer(run: Run) -> PreTrainedTokenizerBase:
 
 def _load_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> LoadedData:
     with run.watch.measure("data"):
-        seed = run.args.seed if run.args.data_seed is None else run.args.data_seed
         splits = ("train", "validation", *(["test"] if run.args.do_predict else []))
-        length, batch_size = run.model_args.max_length, run.args.train_batch_size
+        length, batch_size, seed = run.model_args.max_length, run.args.train_batch_size, run.args.order_seed
         data = load_same_data(run.data_args, tokenizer, length, splits, batch_size=batch_size, seed=seed)
     if "train" not in data.samples:
         raise UserError("there is no training text: give --train_file, or a --dataset_name with a train split")

@@ -245,9 +245,6 @@ class GPT2HFTrainingArguments(TrainingArguments):
         self.bf16 = self.resolved_precision.name == "bf16"
         # Without an accelerator the Trainer refuses bf16 and pins memory unless it is told that it is on a CPU.
         self.use_cpu = self.use_cpu or device_type == "cpu"
-        if self.data_seed is None:
-            # Otherwise accelerate takes whatever seed torch was last given as that of the data order.
-            self.data_seed = self.seed
         recompute = self.activation_checkpointing or self.gradient_checkpointing
         # Beside FSDP transformers would advise FSDP's own, which `sharding` refuses; it need not know yet.
         self.activation_checkpointing = self.gradient_checkpointing = False
@@ -265,6 +262,8 @@ class GPT2HFTrainingArguments(TrainingArguments):
         self._n_gpu = min(self.n_gpu, 1)
         self.divide_global_batch()
         distributed.set_timeout(self.ddp_timeout)
+
+    __repr__ = TrainingArguments.__str__  # which masks tokens
 
     @property
     def uses_muon(self) -> bool:
@@ -289,6 +288,11 @@ class GPT2HFTrainingArguments(TrainingArguments):
             largest = LARGEST_BATCH * self._share * self.world_size
             if self.global_batch_size > largest:
                 raise UserError(f"--global_batch_size must be at most {largest:,}, got {self.global_batch_size:,}")
+
+    @property
+    def order_seed(self) -> int:
+        """Seed of the data order."""
+        return self.seed if self.data_seed is None else self.data_seed
 
     @property
     def samples_per_step(self) -> int:
@@ -457,7 +461,7 @@ def with_own_fields(args: TrainingArguments | None) -> GPT2HFTrainingArguments:
     _refuse(args, {name: remedy for name, remedy in _WITHOUT_EFFECT.items() if name not in _HARMLESS})
     kind: type = GPT2HFTrainingArguments
     if type(args) is not TrainingArguments:  # a subclass keeps its methods
-        kind = dataclass(type(type(args).__name__, (GPT2HFTrainingArguments, type(args)), {}), init=False)
+        kind = dataclass(type(type(args).__name__, (GPT2HFTrainingArguments, type(args)), {}), init=False, repr=False)
     inherited = {entry.name for entry in fields(args)}
     result: GPT2HFTrainingArguments = object.__new__(kind)
     result.__dict__ = vars(args)
@@ -472,8 +476,6 @@ def with_own_fields(args: TrainingArguments | None) -> GPT2HFTrainingArguments:
     if (result.metric_for_best_model or "").endswith("perplexity"):
         result.greater_is_better = False  # the base class has already taken it for one that should be high
     result._settle_precision()
-    if result.data_seed is None:
-        result.data_seed = result.seed
     result._n_gpu = min(result.n_gpu, 1)
     return result
 

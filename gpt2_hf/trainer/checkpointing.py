@@ -26,7 +26,7 @@ from safetensors.torch import save_model
 from torch import nn
 from transformers import Trainer, set_seed
 from transformers.trainer_callback import ExportableState, TrainerState
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME, PushToHubMixin
 
 from ..checkpoints import folders
 from ..checkpoints.sharding import divided, divided_as, load_whole_weights, plain_twin, reshard, whole, whole_weights
@@ -36,6 +36,7 @@ from ..options.training_arguments import GPT2HFTrainingArguments
 from ..runtime import distributed
 from ..runtime.random_state import get_rng_state, set_rng_state
 from ..runtime.temporary import temporarily
+from .callbacks import TimeBudgetCallback
 from .callbacks.cadence import ends_epoch
 from .job_context import JobContext
 from .weight_average import WeightAverage, on_this_process
@@ -226,7 +227,7 @@ class CheckpointingTrainer(Trainer):
         unwrapped = self.unwrapped_model()
         if self.is_fsdp_enabled:
             unwrapped = plain_twin(unwrapped)
-        if hasattr(unwrapped, "save_pretrained"):
+        if isinstance(unwrapped, PushToHubMixin):  # transformers' models and peft's
             unwrapped.save_pretrained(output_dir, state_dict=state_dict)
         else:  # tensors that share memory once, under the name that `_load_from_checkpoint` finds them by
             os.makedirs(output_dir, exist_ok=True)
@@ -328,8 +329,8 @@ class CheckpointingTrainer(Trainer):
         """Give callbacks what they kept in the checkpoint; their settings are those of this run."""
         left = {name: list(entries) if isinstance(entries, list) else [entries] for name, entries in saved.items()}
         for callback in self.callback_handler.callbacks:
-            # one with a method of its own for it is asked elsewhere
-            if isinstance(callback, ExportableState) and not hasattr(callback, "restore"):
+            # the budget is asked elsewhere, before the schedule is made
+            if isinstance(callback, ExportableState) and not isinstance(callback, TimeBudgetCallback):
                 for state in left.get(type(callback).__name__, [])[:1]:
                     left[type(callback).__name__].pop(0)
                     for attribute, value in state.get("attributes", {}).items():

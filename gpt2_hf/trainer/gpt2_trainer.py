@@ -38,7 +38,15 @@ from transformers.trainer_utils import (
 from ..checkpoints import folders
 from ..checkpoints.ownership import refuse_foreign_checkpoints
 from ..checkpoints.sharding import check_engine
-from ..data import EpochSampler, Samples, StreamingLoader, StreamingSamples, train_sampler
+from ..data import (
+    EpochSampler,
+    FlatteningCollator,
+    PaddingCollator,
+    Samples,
+    StreamingLoader,
+    StreamingSamples,
+    train_sampler,
+)
 from ..data.samples import BlockSamples, MixedSamples, SequenceMode
 from ..data.sampling import STRATEGIES
 from ..errors import TrainingDivergedError, UserError
@@ -106,7 +114,6 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
 
     is_in_train: bool
     early_stopping: EarlyStoppingCallback | None = None  # of `--early_stopping_patience`
-    _ignores_data_skip: bool | None = None  # what the arguments said, while the data are a stream
 
     def __init__(
         self,
@@ -206,6 +213,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         self._stream: StreamingLoader | None = None
         self._train_sampler: EpochSampler | None = None
         self._grouped_sampler: LengthGroupedSampler | None = None  # of data that are not this package's
+        self._evaluated_at = self._saved_at = -1  # the last steps that were
         self._owes_evaluation = False
         if self.distillation is not None:
             self.distillation.reset()
@@ -219,10 +227,16 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
                 f"FSDP saves models that are a PreTrainedModel, which {type(self.unwrapped_model()).__name__} is not; "
                 "leave FSDP out"
             )
+        kind, collator = type(self.plain_model), self.data_collator
+        is_shifted = isinstance(collator, FlatteningCollator | PaddingCollator) and not self.overrides_loss
+        if is_shifted and kind.__module__.startswith("transformers."):
+            raise UserError(
+                f"this package's collators give shift_labels, which {kind.__name__} does not read; use a collator of "
+                "transformers, or a GPT2HFForCausalLM"
+            )
         if self.distillation is not None:
             check_teachers(self.plain_model, self.distillation.teachers)
         if self.is_own_model:
-            self.label_smoother = None  # the model smooths, without logits
             # The Trainer turns the cache off in the config that it saves; here it is off in each step.
             self.plain_model.config.use_cache = self._uses_cache
             further = {"--label_smoothing_factor": "label_smoothing"} if self.args.label_smoothing_factor else {}
@@ -257,8 +271,12 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         # Gradients kept whole until the last accumulated batch would take the memory that sharding saves.
         by_sharding = {"sync_each_batch": True} if self.args.wants_fsdp else {}
         accumulation = {**by_sharding, **(config.gradient_accumulation_kwargs or {})}
-        # The base class writes into it, and refuses at the next Trainer, or trial, what it has written.
-        with temporarily(config, gradient_accumulation_kwargs=accumulation):
+        with (
+            # The base class writes into it, and refuses at the next Trainer, or trial, what it has written.
+            temporarily(config, gradient_accumulation_kwargs=accumulation),
+            # Without one, accelerate takes whatever seed torch was last given as that of the data order.
+            temporarily(self.args, data_seed=self.args.order_seed),
+        ):
             super().create_accelerator_and_postprocess()
         if self.args.torch_compile and self.args.device.type == "cuda":
             # transformers and accelerate switch TF32 on, the one in one of torch's two settings, at whose
@@ -346,12 +364,14 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         # A compiler would make a graph for the first length, and another one as soon as it changes. The plugin is
         # shared by all trainers of a process.
         self.accelerator.state.dynamo_plugin.dynamic = True if self.shapes_change else None
+        # A resumed training has started before; one evaluation more would be one more without a better loss.
+        starts = self.args.eval_on_start and not resume_from_checkpoint
+        # A stream continues at its position, so that there is nothing to skip.
+        skips_nothing = self.args.ignore_data_skip or isinstance(self.train_dataset, StreamingSamples)
         try:
-            # A resumed training has started before; one evaluation more would be one more without a better loss.
-            starts = self.args.eval_on_start and not resume_from_checkpoint
             with (
-                temporarily(self.args, eval_on_start=starts),
                 suit_changing_shapes(self.args.device.type, self.shapes_change),
+                temporarily(self.args, eval_on_start=starts, ignore_data_skip=skips_nothing),
             ):
                 output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         except TrainingDivergedError as error:
@@ -454,6 +474,17 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         self.time_budget.restore(self.state)  # before the schedule is made, which follows it
         return result
 
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        # The base class comes here after each step and at the end of each epoch. What epoch strategies ask for there
+        # was done after the epoch's last step, unless nobody knew that it was the last: data have no length, or a
+        # callback has ended the training.
+        step = self.state.global_step
+        self.control.should_evaluate &= step != self._evaluated_at
+        self.control.should_save &= step != self._saved_at
+        if self.control.should_evaluate:
+            self._evaluated_at = step
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         # With save_total_limit 1 the base class deletes all but the best checkpoint, the newest among them.
         with temporarily(self.args, save_total_limit=None):
@@ -504,15 +535,12 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         if self._train_sampler is not None:
             self._train_sampler.set_epoch(epoch)
         if self._grouped_sampler is not None:  # which would take the random numbers that happen to be there
-            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            self._grouped_sampler.generator = torch.Generator().manual_seed(seed + epoch)
+            self._grouped_sampler.generator = torch.Generator().manual_seed(self.args.order_seed + epoch)
         return super()._run_epoch(model=model, epoch=epoch, **kwargs)
 
     def get_train_dataloader(self) -> Any:
         """The base class's loader, or for text that is not stored one that knows exactly where it is."""
         self.cadence.has_epochs = not isinstance(self.train_dataset, StreamingSamples)
-        if self._ignores_data_skip is not None:
-            self.args.ignore_data_skip, self._ignores_data_skip = self._ignores_data_skip, None
         if not isinstance(self.train_dataset, StreamingSamples):
             with columns_of(self.args, self.train_dataset):
                 return shield_workers(super().get_train_dataloader())
@@ -527,8 +555,6 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             pin_memory=self.args.dataloader_pin_memory,
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
-        # A stream continues at its position, so that there is nothing to skip.
-        self._ignores_data_skip, self.args.ignore_data_skip = self.args.ignore_data_skip, True
         return self._stream
 
     # ---- logs ----
@@ -626,6 +652,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         self.non_finite_guard.check()
         self.non_finite_guard.check_weights(model, self.state.global_step)
         super()._save_checkpoint(model, trial)
+        self._saved_at = self.state.global_step
 
     def checkpoint_names(self) -> list[str]:
         """With the name that the budget gives."""

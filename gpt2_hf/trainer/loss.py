@@ -115,9 +115,10 @@ class LossTrainer(CheckpointingTrainer):
 
         Labels are smoothed, and teachers asked, in training alone, so that the perplexity of an evaluation is one.
         """
-        smoother = self.label_smoother if model.training else None
-        if model.training and self.args.label_smoothing_factor and smoother is None:
-            inputs = {**inputs, "label_smoothing": self.args.label_smoothing_factor}
+        smoothing = self.args.label_smoothing_factor if model.training else 0.0
+        smoother = self.label_smoother if smoothing else None
+        if smoothing and self.is_own_model:  # which smooths itself, without logits
+            inputs, smoother = {**inputs, "label_smoothing": smoothing}, None
         if model.training and self.distillation is not None:
             with self.accelerator.autocast():
                 inputs = {**inputs, "summed_loss": self.distillation.read(inputs)}

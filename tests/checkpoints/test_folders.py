@@ -37,11 +37,21 @@ def test_every_kind_of_damage_is_found(tmp_path, name, kind):
     assert name in (folders.damage(folder) or "")
 
 
-def test_a_planted_pickle_is_refused(tmp_path):
-    """A file that could run code and was not written with the checkpoint makes it unusable."""
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("optimizer.pt", "scheduler.pt", "rng_state_0.pth", "training_args.bin", "pytorch_model.bin", "Optimizer.PT"),
+        *("pytorch_model-00001-of-00002.bin", "style/adapter_model.bin", "model.safetensors.index.json"),
+    ],
+)
+def test_a_planted_pickle_is_refused(tmp_path, name):
+    """A file that could run code, was not written with the checkpoint and would be read makes it unusable."""
     folder = make_checkpoint(tmp_path, 10)
-    (folder / "optimizer.pt").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    assert "optimizer.pt was put there by somebody else" in (folders.damage(folder) or "")
+    (folder / "style").mkdir()
+    (folder / "ema.pt").write_bytes(b"a callback's own")
+    assert folders.damage(folder) is None
+    (folder / name).write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    assert f"{name} was put there by somebody else" in (folders.damage(folder) or "")
 
 
 def test_newest_valid_passes_over_damage(tmp_path):

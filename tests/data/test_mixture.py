@@ -305,7 +305,7 @@ def train_sampler_of(samples):
     """The first epoch of a run without batches by length."""
 
     class Args:
-        seed, data_seed, train_batch_size, world_size, samples_per_step = 1, None, 8, 1, 8
+        order_seed, train_batch_size, world_size, samples_per_step = 1, 8, 1, 8
         train_sampling_strategy = "sequential"
 
     return train_sampler(Args(), samples)

@@ -150,7 +150,7 @@ def test_filler_has_no_targets():
 )
 def test_a_batch_larger_than_the_text_is_not_filled_up(batch_size, world_size, length):
     """Five samples: batches have one size, and every process its share; a single batch needs neither."""
-    args = SimpleNamespace(seed=1, data_seed=None, train_batch_size=batch_size, world_size=world_size)
+    args = SimpleNamespace(order_seed=1, train_batch_size=batch_size, world_size=world_size)
     args.samples_per_step, args.train_sampling_strategy = batch_size * world_size, "sequential"
 
     class Samples:

@@ -13,7 +13,7 @@ from gpt2_hf.__main__ import main
 from gpt2_hf.checkpoints import folders
 from gpt2_hf.job.results import has_secrets
 from gpt2_hf.options.secrets import hide, is_secret, without_secrets
-from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
+from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments, with_own_fields
 
 from ..conftest import read_json
 from .fake_hub import Hub
@@ -59,6 +59,19 @@ def test_ordinary_texts_stay_as_they_are():
     """Addresses without credentials, mail addresses, options that merely sound alike."""
     for text in ("https://huggingface.co/openai-community/gpt2", "a@b.c", "--sample_tokens 0", "key=1", "a/b@main"):
         assert hide(text) == text
+
+
+@dataclasses.dataclass
+class TheirArguments(TrainingArguments):
+    """A subclass of the user's own."""
+
+
+@pytest.mark.parametrize("kind", [GPT2HFTrainingArguments, TrainingArguments, TheirArguments])
+def test_arguments_are_shown_without_their_token(tmp_path, kind):
+    """In a notebook or a traceback, as transformers shows its own."""
+    args = with_own_fields(kind(str(tmp_path), use_cpu=True, hub_token=MARK))
+    assert args.hub_token == MARK and f"seed={args.seed}" in repr(args)
+    assert MARK not in repr(args) + str(args)
 
 
 @pytest.fixture

@@ -28,6 +28,10 @@ _EPOCH = (
     "steps_trained_in_current_epoch",
 )
 _TRAINING_STATE = ("max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial")
+_WHAT_IS_DUE = (
+    *("tr_loss", "grad_norm", "model", "trial", "epoch", "ignore_keys_for_eval", "start_time"),
+    "learning_rate",
+)
 
 OVERRIDDEN = {
     "_determine_best_metric": Hook(
@@ -70,6 +74,11 @@ OVERRIDDEN = {
         ("checkpoint",), ("_run_epoch",), "the state of the process; comes when the data are at their place"
     ),
     "_load_scaler": Hook(("checkpoint",), ("_prepare_for_training",), "no pickle"),
+    "_maybe_log_save_evaluate": Hook(
+        _WHAT_IS_DUE,
+        ("_run_epoch",),
+        "comes after each step and at the end of each epoch; does what `control` asks for",
+    ),
     "_run_epoch": Hook(_EPOCH, ("_inner_training_loop",), "the epoch reaches the sampler of every process"),
     "_save": Hook(("output_dir", "state_dict"), ("save_model",), "without training_args.bin, a pickle"),
     "_set_signature_columns_if_needed": Hook(
@@ -89,7 +98,6 @@ USED = {
     "_eval_dataloaders": "with persistent workers, the loader of a split",
     "_get_output_dir": "where checkpoints go, for a trial too",
     "_globalstep_last_logged": "step of the last log",
-    "_maybe_log_save_evaluate": "does what `control` asks for",
     "_prepare_inputs": "moves a batch to the device",
     "_signature_columns": "names of the columns that a loader keeps",
     "_total_loss_scalar": "summed loss of this call up to the last log",

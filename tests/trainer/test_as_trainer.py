@@ -22,7 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import HPSearchBackend
 
 from gpt2_hf import GPT2HFForCausalLM, GPT2HFTrainer, GPT2HFTrainingArguments, load_tokenizer
@@ -120,6 +120,14 @@ def test_a_stream_goes_on_with_as_many_processes(tmp_path):
     folders.write_manifest(checkpoint)
     with pytest.raises(UserError, match="a streamed run resumes with as many processes as before, 2, not 1"):
         make_trainer(tmp_path / "run", train_dataset=stream, **options).train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_a_stream_leaves_the_arguments_as_they_were(tmp_path):
+    """The next Trainer that has them may have data of which a resumed run must skip what was seen."""
+    options = {"data_collator": FlatteningCollator(), "eval_strategy": "no", "max_steps": 1}
+    trainer = make_trainer(tmp_path / "run", train_dataset=streamed_lines(tmp_path, [9] * 400), **options)
+    trainer.train()
+    assert trainer.args.ignore_data_skip is False
 
 
 @pytest.mark.parametrize(
@@ -306,6 +314,15 @@ def test_stock_gpt2_is_trained_and_evaluated_exactly(tmp_path):
     assert trainers[1].model.config.use_cache is False
 
 
+@pytest.mark.parametrize("collator", ["padded", "padding_free"])
+def test_stock_gpt2_is_refused_with_a_collator_that_it_does_not_understand(tmp_path, collator):
+    """Before the first step, which would find no loss; a loss of the user's own may read them."""
+    options = {"model": make_model("stock"), "data_collator": COLLATORS[collator]}
+    with pytest.raises(UserError, match="give shift_labels, which GPT2LMHeadModel does not read; use a collator of"):
+        make_trainer(tmp_path, **options)
+    make_trainer(tmp_path, LossOfOutputs, **options)
+
+
 def test_an_adapter(tmp_path):
     """best_model/ holds the adapter and loads with peft; resumed equals uninterrupted; our commands name it."""
     peft = pytest.importorskip("peft")
@@ -383,7 +400,7 @@ def test_a_loss_of_logits_under_transformers_own_trainer(tmp_path):
 
 
 class Bigram(torch.nn.Module):
-    """A model that is no PreTrainedModel, with a tied head."""
+    """A model that is no PreTrainedModel, with a tied head and a method for its users."""
 
     def __init__(self):
         super().__init__()
@@ -396,6 +413,9 @@ class Bigram(torch.nn.Module):
     def forward(self, input_ids, labels=None):
         logits = self.head(self.embedding(input_ids))
         return {"loss": torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())}
+
+    def save_pretrained(self, path):
+        raise AssertionError("is not transformers'")
 
 
 def test_a_plain_module_is_saved_and_resumed(tmp_path):
@@ -643,8 +663,11 @@ def test_names_of_an_earlier_run_do_not_pass_to_a_new_one(tmp_path):
 class WritesInto(TrainerCallback):
     """Adds a file to each checkpoint."""
 
+    def __init__(self, name="sample.txt"):
+        self.name = name
+
     def on_save(self, args, state, control, **kwargs):
-        (folders.list_checkpoints(args.output_dir)[-1] / "sample.txt").write_text("Once upon a time")
+        torch.save({"text": "Once upon a time"}, folders.list_checkpoints(args.output_dir)[-1] / self.name)
 
 
 def test_a_checkpoint_with_a_file_of_somebody_elses_stays_and_is_named(tmp_path, capsys):
@@ -657,6 +680,15 @@ def test_a_checkpoint_with_a_file_of_somebody_elses_stays_and_is_named(tmp_path,
         f"{tmp_path / name} is kept beyond save_total_limit: sample.txt was added to it"
         for name in ("checkpoint-1", "checkpoint-2")
     ]
+
+
+def test_a_checkpoint_with_weights_of_a_callback_is_resumed(tmp_path):
+    """Nobody reads a pickle of that name; those that could be read are refused."""
+    make_trainer(tmp_path, callbacks=[WritesInto("ema.pt")]).train()
+    resumed = make_trainer(tmp_path, max_steps=6)
+    assert resumed.find_checkpoint(True) == str(tmp_path / "checkpoint-4")
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 6 and (tmp_path / "checkpoint-4" / "ema.pt").is_file()
 
 
 @pytest.mark.parametrize("name", ["best_model/generation_config.json", "tmp-README.md", "tmp-curves.png"])
@@ -834,6 +866,54 @@ def test_callbacks_that_change_control(tmp_path):
     assert trainer.state.global_step == 3 and (tmp_path / "checkpoint-3").is_dir()
 
 
+class StopsAt(TrainerCallback):
+    """Ends the training after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop |= state.global_step == self.step
+
+
+def evaluated(trainer, name="eval_loss"):
+    """The steps after which a number of an evaluation was logged."""
+    return [entry["step"] for entry in trainer.state.log_history if name in entry]
+
+
+def test_a_callback_that_stops_in_mid_epoch_gets_what_the_epoch_strategy_gives(tmp_path):
+    """An evaluation, and a checkpoint that remembers it, as from transformers."""
+    options = {"eval_strategy": "epoch", "save_strategy": "epoch"}
+    trainer = make_trainer(tmp_path, callbacks=[StopsAt(2)], **options)
+    trainer.train()
+    assert evaluated(trainer) == [2] and checkpoints_in(tmp_path) == ["checkpoint-2"]
+    resumed = make_trainer(tmp_path, **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert evaluated(resumed) == [2, 4]
+
+
+class ScoresTrainingText(TrainerCallback):
+    """A recipe that many copy: where an epoch is evaluated, the training text is scored too."""
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if not control.should_evaluate:
+            return None
+        kept = copy.deepcopy(control)
+        self.trainer.evaluate(self.trainer.train_dataset, metric_key_prefix="train")
+        return kept
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_callback_sees_what_is_due_at_the_end_of_an_epoch(tmp_path, plain):
+    """And nothing is done twice."""
+    options = {"eval_strategy": "epoch", "save_strategy": "epoch", "max_steps": -1, "num_train_epochs": 2}
+    scores = ScoresTrainingText()
+    scores.trainer = make_trainer(tmp_path, plain=plain, callbacks=[scores], **options)
+    scores.trainer.train()
+    assert evaluated(scores.trainer) == evaluated(scores.trainer, "train_perplexity") == [6, 12]
+    assert checkpoints_in(tmp_path) == ["checkpoint-12", "checkpoint-6"]
+
+
 class TheirProgress(ProgressCallback):
     """A bar of the user's own."""
 
@@ -873,6 +953,30 @@ def test_early_stopping_survives_a_resume(tmp_path):
         resumed.train(resume_from_checkpoint=True)
         assert resumed.state.global_step == 4
         assert (tmp_path / name / "checkpoint-4").is_dir()
+
+
+class CountsSteps(TrainerCallback, ExportableState):
+    """A callback with a state, and with the method that callbacks for averages of weights have."""
+
+    def __init__(self):
+        self.number = 0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.number += 1
+
+    def restore(self):
+        raise AssertionError("nobody asks it here")
+
+    def state(self):
+        return {"args": {}, "attributes": {"number": self.number}}
+
+
+def test_the_state_of_a_callback_survives_a_resume(tmp_path):
+    """Whatever its methods are called."""
+    make_trainer(tmp_path, callbacks=[CountsSteps]).train()
+    counter = CountsSteps()
+    make_trainer(tmp_path, callbacks=[counter]).train(resume_from_checkpoint="checkpoint-2")
+    assert counter.number == 4
 
 
 def test_early_stopping_needs_evaluations(tmp_path):

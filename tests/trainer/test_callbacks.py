@@ -2,6 +2,7 @@
 
 import math
 import re
+import signal
 import sys
 import time
 from types import SimpleNamespace
@@ -136,6 +137,18 @@ def test_a_budget_says_what_it_ended_and_left_out():
     budget.remaining = lambda: RemainingWork(checkpoint=5000.0)  # of a run that is not evaluated
     budget.stop(state_at(100, 1.0), TrainerControl())
     assert budget.end_lines(100) == []
+
+
+def test_after_a_signal_nothing_waits_for_the_end_of_the_epoch(args):
+    """The Trainer takes it for the end of one, and asks for what a strategy by epochs would do there."""
+    signals, control = SignalWatch(), TrainerControl()
+    stop = StopCallback(TimeBudgetCallback(None, FixedWatch()), signals)
+    signals.received = signal.SIGTERM
+    stop.on_step_end(args, state_at(3, 0.5), control)
+    assert control.should_save and control.should_training_stop
+    control.should_evaluate = control.should_log = True
+    stop.on_epoch_end(args, state_at(3, 0.5), control)
+    assert not (control.should_evaluate or control.should_save or control.should_log)
 
 
 def test_budget_counts_earlier_invocations(args):
@@ -318,11 +331,18 @@ def test_one_line_per_log_has_numbers_and_clock(capsys):
     assert "budget" not in progress_at(100, logs, capsys)
 
 
-def test_evaluations_have_no_clock_and_unknown_numbers_no_line(capsys):
+def test_evaluations_have_no_clock_and_the_closing_summary_no_line(capsys):
     """A validation line says loss and perplexity; the Trainer's closing summary is not repeated."""
     line = progress_at(100, {"eval_loss": 3.0, "eval_perplexity": 20.09, "eval_tokens": 5000}, capsys, max_hours=2.0)
     assert line == "step 100/1,000: validation loss 3.0000, validation perplexity 20.09, 5,000 tokens\n"
-    assert progress_at(100, {"train_runtime": 5.0}, capsys) == ""
+    assert progress_at(100, {"train_runtime": 5.0, "train_loss": 3.0, "total_flos": 1.0}, capsys) == ""
+
+
+def test_numbers_that_a_user_logs_are_shown(capsys):
+    """In the line of their log, or in one of their own; the test score has its line in the job."""
+    assert ": loss 3.5000, kl 0.25, 1:00:00 elapsed, " in progress_at(100, {"loss": 3.5, "kl": 0.25}, capsys)
+    assert progress_at(100, {"kl": 0.25, "epoch": 0.5}, capsys) == "step 100/1,000: kl 0.25\n"
+    assert progress_at(100, {"test_loss": 3.5, "epoch": 0.5}, capsys) == ""
 
 
 @pytest.mark.parametrize(
@@ -336,7 +356,7 @@ def test_evaluations_have_no_clock_and_unknown_numbers_no_line(capsys):
         ("my_metric", "train/my_metric"),
         ("eval_my_metric", "eval/my_metric"),
         ("train_runtime", None),
-        ("train_loss", None),
+        ("train_accuracy", "train/train_accuracy"),
         ("eval_tokens", None),
         ("eval_samples_per_second", None),
         ("eval_model_preparation_time", None),

@@ -368,6 +368,24 @@ def test_smoothing_is_for_training_alone(tmp_path):
     assert abs(first["stock", 0.3] - first["stock", 0.0]) > 1e-3
 
 
+class CopiedLoss(GPT2HFTrainer):
+    """A subclass whose loss is a copy of transformers', with which many of their own begin."""
+
+    compute_loss = Trainer.compute_loss
+
+
+def test_a_copy_of_transformers_loss_smooths_as_that_does(tmp_path):
+    """It asks for the `label_smoother`, and for labels and logits."""
+    first = {}
+    for kind, smoothing in ((GPT2HFTrainer, 0.3), (CopiedLoss, 0.3), (CopiedLoss, 0.0)):
+        options = {"eval_strategy": "no", "save_strategy": "no", "max_steps": 1}
+        trainer = make_trainer(tmp_path, kind, label_smoothing_factor=smoothing, **options)
+        trainer.train()
+        first[kind, smoothing] = logged(trainer, "loss")[0]
+    assert first[CopiedLoss, 0.3] == pytest.approx(first[GPT2HFTrainer, 0.3], abs=1e-5)
+    assert abs(first[CopiedLoss, 0.3] - first[CopiedLoss, 0.0]) > 1e-3
+
+
 # ---- splits ----
 
 SPLITS = {"news": BLOCKS[:7], "books": BLOCKS[7:18]}

@@ -341,7 +341,8 @@ def test_settings_of_a_cuda_device(monkeypatch):
     for device, pinned in (("cuda", True), ("cuda", False), ("cpu", True)):
         config = SimpleNamespace(non_blocking=False, dispatch_batches=None, gradient_accumulation_kwargs=None)
         options = {"dataloader_pin_memory": pinned, "wants_fsdp": False, "world_size": 1, "torch_compile": False}
-        trainer.args = SimpleNamespace(device=torch.device(device), accelerator_config=config, **options)
+        seeds = {"data_seed": None, "order_seed": 1}
+        trainer.args = SimpleNamespace(device=torch.device(device), accelerator_config=config, **options, **seeds)
         trainer.create_accelerator_and_postprocess()
         assert config.non_blocking == (device == "cuda" and pinned)
     planned = torch.backends.cuda.cudnn_sdp_enabled()
@@ -366,7 +367,7 @@ def test_a_compiler_brings_no_other_precision(monkeypatch, tf32, expected):
     config = SimpleNamespace(non_blocking=False, dispatch_batches=None, gradient_accumulation_kwargs=None)
     options = {"dataloader_pin_memory": True, "wants_fsdp": False, "world_size": 1, "torch_compile": True}
     trainer.args = SimpleNamespace(
-        device=torch.device("cuda"), accelerator_config=config, tf32=tf32, seed=1, data_seed=None, **options
+        device=torch.device("cuda"), accelerator_config=config, tf32=tf32, data_seed=None, order_seed=1, **options
     )
     before = torch.backends.fp32_precision
     try:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import TrainerCallback, default_data_collator
 
-from gpt2_hf import GPT2HFForCausalLM
+from gpt2_hf import GPT2HFForCausalLM, GPT2HFTrainer
 from gpt2_hf.errors import UserError
 from gpt2_hf.options.arguments import names_of
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
@@ -166,6 +166,18 @@ def test_the_order_has_a_seed_of_its_own(tmp_path):
     first, second, _, fourth = (trainer.model.state_dict() for trainer in trainers)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not all(torch.equal(first[name], fourth[name]) for name in first)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_order_follows_a_seed_that_is_changed(tmp_path, plain):
+    """One object of arguments for several seeds: `data_seed` stays what it was set to, nothing."""
+    args = make_trainer(tmp_path, plain=plain).args
+    batches = []
+    for args.seed in (1, 2, 1):
+        trainer = GPT2HFTrainer(make_model(), args, default_data_collator, BLOCKS, BLOCKS)
+        batches.append(first_batch(trainer))
+    assert batches[0] == batches[2] != batches[1]
+    assert args.data_seed is None
 
 
 def test_foreign_data_by_length_go_on_exactly(tmp_path):

@@ -144,6 +144,15 @@ def test_a_run_without_evaluation_has_no_empty_companion(tmp_path):
     assert not (tmp_path / "book" / "runs" / "book" / "validation").exists()
 
 
+def test_numbers_of_the_users_have_curves_and_the_closing_summary_has_none(tmp_path):
+    """Also those of an evaluation on the training text; what transformers says at the end is one number a run."""
+    summary = {"train_loss": 1.0, "train_runtime": 2.0, "total_flos": 1.0}
+    write(tmp_path / "book", [(1, {"train_accuracy": 0.5}), (2, {"train_loss": 3.0}), (3, summary)])
+    folder = tmp_path / "book" / "runs" / "book"
+    assert values_of(folder, "train/train_accuracy") == {1: 0.5}
+    assert values_of(folder, "train/train_loss") == {2: 3.0}
+
+
 def test_a_resume_goes_on_in_both_curves(tmp_path, monkeypatch):
     """Points after the checkpoint that is resumed from are replaced, in training and in validation."""
     # files of one second are read in the order of this number as text, in which 10 comes before 9
@@ -169,6 +178,33 @@ def test_a_training_that_begins_anew_leaves_the_curves_of_an_earlier_one(tmp_pat
     assert train(max_steps=1) == {"book": [1, 2, 3], "book-2": [1, 2, 3, 4], "book-3": [1]}
     longer = train(str(tmp_path / "book" / "_abandoned-checkpoint-4"), max_steps=5)
     assert longer == {"book": [1, 2, 3], "book-2": [1, 2, 3, 4, 5], "book-3": [1]}
+
+
+def test_an_evaluation_is_in_the_curve_of_its_training(tmp_path, monkeypatch):
+    """Of the first one still to come, else of the last; the next training has a curve of its own all the same."""
+    # files of one second are read in the order of this number as text, in which 10 comes before 9
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
+    options = {"report_to": "tensorboard", "eval_strategy": "no"}
+    whole = [1, 2, 3, 4]
+
+    def steps_of(tag):
+        return [list(values_of(path, tag)) for path in sorted((tmp_path / "book" / "runs").iterdir())]
+
+    trainer = make_trainer(tmp_path / "book", **options)
+    trainer.train()
+    trainer.evaluate()
+    trainer.train()
+    assert steps_of("train/loss") == [whole, whole]
+    other = make_trainer(tmp_path / "book", **options)
+    other.evaluate()
+    other.train()
+    other.evaluate()
+    assert steps_of("train/loss") == [whole, whole, whole]
+    book, _, third = sorted((tmp_path / "book" / "runs").iterdir())
+    assert [list(values_of(path, "eval/loss")) for path in (book, third)] == [[4], [0, 4]]
+    other.train(resume_from_checkpoint="checkpoint-2")
+    assert steps_of("train/loss") == [whole, whole, whole]
+    assert list(values_of(third, "eval/loss")) == [0]  # what came after the checkpoint is purged
 
 
 def test_runs_are_told_apart(tmp_path, monkeypatch):

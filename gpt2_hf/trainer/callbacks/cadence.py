@@ -2,7 +2,9 @@
 
 The Trainer knows either steps or epochs. This adds, to the step strategy, the end of each epoch, and to both the very
 end, without doing anything twice. All of it is decided at the end of a step, so that an evaluation always comes before
-the checkpoint that is to remember it. Each new best is saved by `ExactEvaluationTrainer._determine_best_metric`.
+the checkpoint that is to remember it. At the end of an epoch the Trainer asks again, where callbacks see it, and
+`GPT2HFTrainer._maybe_log_save_evaluate` leaves out what is done. Each new best is saved by
+`ExactEvaluationTrainer._determine_best_metric`.
 """
 
 from typing import Any
@@ -38,16 +40,6 @@ class CadenceCallback(TrainerCallback):
         elif args.save_strategy == SaveStrategy.EPOCH:
             control.should_save |= is_last or at_epoch
         control.should_log |= is_last or (at_epoch and args.logging_strategy == IntervalStrategy.EPOCH)
-        return control
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        # The Trainer's own place for epoch strategies. It comes after the checkpoint of the epoch's last step, which
-        # could not remember what happens here, and also in mid-epoch when a run stops. But of data without a length
-        # nobody knows before that a step is the last one of an epoch.
-        if ends_epoch(state) or control.should_training_stop or state.global_step >= state.max_steps:
-            control.should_log = control.should_evaluate = control.should_save = False
         return control
 
 

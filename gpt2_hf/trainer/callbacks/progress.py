@@ -25,8 +25,9 @@ _FORMATS = {
     "memory_gib": "{:.1f} GiB",
     "eval_tokens": "{:,.0f} tokens",
 }
-# Numbers of an evaluation that are no metrics.
+# Numbers of a log that a line leaves out: times of an evaluation, and what other lines say.
 _TIMES = ("_runtime", "_per_second", "_preparation_time")
+_ELSEWHERE = ("epoch", "hours", "session_hours", "num_input_tokens_seen")
 # What the bar keeps showing between two logs.
 _ON_BAR = ("loss", "perplexity", "tokens_per_second", "mfu", "memory_gib")
 # The same for a narrow terminal, where what remains of the line must be enough for the budget.
@@ -93,8 +94,10 @@ class ProgressCallback(TransformersProgressCallback):
         **kwargs: Any,
     ) -> None:
         logs = logs or {}
+        if "total_flos" in logs:
+            return  # the Trainer's closing summary
         parts = [text.format(logs[name]) for name, text in _FORMATS.items() if name in logs]
-        parts += [f"{_spoken(name)} {value:.4g}" for name, value in logs.items() if _is_further_metric(name, value)]
+        parts += [f"{_spoken(name)} {value:.4g}" for name, value in logs.items() if _is_further(name, value)]
         if not state.is_world_process_zero or not parts:
             return
         if "loss" in logs:
@@ -173,14 +176,16 @@ class ProgressCallback(TransformersProgressCallback):
             print(line, flush=True)
 
 
-def _is_further_metric(name: str, value: Any) -> bool:
-    """Whether a number of an evaluation is of one of several splits, or of a metric that the user computes."""
-    known = name in _FORMATS or name.endswith(_TIMES)
-    return name.startswith("eval_") and not known and isinstance(value, int | float)
+def _is_further(name: str, value: Any) -> bool:
+    """Whether a number is of one of several splits, or the user's own: computed as a metric, or logged."""
+    said = name in _FORMATS or name in _ELSEWHERE or name.startswith("test_") or name.endswith(_TIMES)
+    return isinstance(value, int | float) and not said
 
 
 def _spoken(name: str) -> str:
-    """`eval_news_loss` as `validation loss of news`, `eval_accuracy` as `validation accuracy`."""
+    """`eval_news_loss` as `validation loss of news`, `eval_accuracy` as `validation accuracy`; others as they are."""
+    if not name.startswith("eval_"):
+        return name
     *split, metric = name.removeprefix("eval_").split("_")
     of_split = bool(split) and metric in ("loss", "perplexity", "tokens")
     return f"validation {metric} of {'_'.join(split)}" if of_split else f"validation {'_'.join([*split, metric])}"

@@ -33,6 +33,12 @@ class StopCallback(TrainerCallback):
         self.budget = budget
         self.signals = signals
         self.folder_is_lost = folder_is_lost
+        self._has_stopped = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._has_stopped = False
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -59,4 +65,12 @@ class StopCallback(TrainerCallback):
             self.budget.stop(state, control)
         if received:
             control.should_save = control.should_training_stop = True
+        self._has_stopped = bool(used_up or received)
+        return control
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        if self._has_stopped:  # the Trainer takes a stop for the end of the epoch; what there is time for is done
+            control.should_log = control.should_evaluate = control.should_save = False
         return control

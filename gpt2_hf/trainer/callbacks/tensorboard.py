@@ -43,8 +43,7 @@ _OWN_TAGS = {
     "memory_gib": "speed/memory_gib",
     "eval_runtime": "speed/evaluation_seconds",
 }
-# One number a run, the clock that TensorBoard has itself, and what never changes: no curves, only clutter.
-_NO_CURVES = ("train_", "total_flos")
+# The clock that TensorBoard has itself, and what never changes: no curves, only clutter.
 _NO_CURVE_ENDINGS = ("hours", "_tokens", "_per_second", "_runtime", "_preparation_time")
 # A margin chart takes its middle and both its margins from a tag each; these margins have no width.
 _LAYOUT = {
@@ -90,7 +89,7 @@ class ContinuousTensorBoardCallback(TensorBoardCallback, ExportableState):
     Args:
         texts: JSON files (`name: path`) to be shown as texts, such as the resolved config.
         keeps_earlier: a training that begins anew where there are curves of an earlier one writes to `NAME-2`, and so
-            on. Otherwise it takes their place.
+            on, as do evaluations before it. Otherwise it takes their place.
     """
 
     tb_writer: SummaryWriter | None
@@ -105,6 +104,7 @@ class ContinuousTensorBoardCallback(TensorBoardCallback, ExportableState):
         self._validation_writer: SummaryWriter | None = None
         self._purge_steps: dict[str, int] = {}  # of each folder, until something is written there
         self._trial = ""
+        self._has_trained = False
         self._refused_at: float | None = None
 
     @contextlib.contextmanager
@@ -138,16 +138,15 @@ class ContinuousTensorBoardCallback(TensorBoardCallback, ExportableState):
         # Known from the beginning, because a run with nothing left to train logs its test score all the same.
         above = self._folder_of_all or os.path.join(str(args.output_dir), RUNS_FOLDER)
         self._first_folder = os.path.join(above, event_folder_name(str(args.output_dir), args.run_name))
-        self.logging_dir = self._first_folder
+        self._free_number = self._next_free() if self.keeps_earlier else 1
+        self.logging_dir = self._folder_of(self._free_number)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {"args": {}, "attributes": {"number": self.number}}
 
-    def _choose_folder(self, begins: bool) -> None:
-        if begins and not self._trial:  # trials have folders of their own
-            self.number = next(each for each in itertools.count(1) if not event_files(Path(self._folder_of(each))))
-        self.logging_dir = self._folder_of(self.number)
+    def _next_free(self) -> int:
+        return next(each for each in itertools.count(1) if not event_files(Path(self._folder_of(each))))
 
     def _folder_of(self, number: int) -> str:
         return self._first_folder if number == 1 else f"{self._first_folder}-{number}"
@@ -157,11 +156,16 @@ class ContinuousTensorBoardCallback(TensorBoardCallback, ExportableState):
     ) -> None:
         if not state.is_world_process_zero:
             return
-        if self.tb_writer is None:
-            self._purge_steps = dict.fromkeys(("", VALIDATION_FOLDER), state.global_step + 1)
-            self._trial = state.trial_name or ""  # a search has a curve per trial
-            if self.keeps_earlier:
-                self._choose_folder(begins=state.global_step == 0)
+        # Evaluations before the first training belong to its curve, later ones to that of the training before.
+        free = self._free_number if self.tb_writer is not None and not self._has_trained else None
+        self._has_trained = True
+        self.close()
+        self._purge_steps = dict.fromkeys(("", VALIDATION_FOLDER), state.global_step + 1)
+        self._trial = state.trial_name or ""  # a search has a curve per trial, in folders of their own
+        if self.keeps_earlier:
+            if state.global_step == 0 and not self._trial:
+                self.number = free or self._next_free()
+            self.logging_dir = self._folder_of(self.number)
         texts = {Path(name).stem: path.read_text(encoding="utf-8") for name, path in self.texts.items()}
         with self._writing():
             self._writer().add_custom_scalars(_LAYOUT)
@@ -182,6 +186,8 @@ class ContinuousTensorBoardCallback(TensorBoardCallback, ExportableState):
             self._write_logs(logs, state.global_step)
 
     def _write_logs(self, logs: dict[str, Any], step: int) -> None:
+        if "total_flos" in logs:
+            return  # the Trainer's closing summary: one number a run
         for name, value in logs.items():
             if not isinstance(value, int | float):
                 continue
@@ -239,7 +245,7 @@ def tag_of(name: str) -> str | None:
     """The tag under which a logged number is found; `None` for what is no curve."""
     if name in _OWN_TAGS:
         return _OWN_TAGS[name]
-    if name.startswith(_NO_CURVES) or name.endswith(_NO_CURVE_ENDINGS):
+    if name.endswith(_NO_CURVE_ENDINGS):
         return None
     (tag,) = rewrite_logs({name: 0.0})
     return str(tag)
