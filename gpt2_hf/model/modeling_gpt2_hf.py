@@ -277,7 +277,17 @@ class GPT2HFPreTrainedModel(PreTrainedModel):
 
         transformers reads a `pytorch_model.bin` wherever there is no `model.safetensors`.
         """
-        return super().from_pretrained(*args, use_safetensors=use_safetensors is not False, **kwargs)
+        try:
+            return super().from_pretrained(*args, use_safetensors=use_safetensors is not False, **kwargs)
+        except OSError as error:
+            if use_safetensors is not None or "file named model" not in str(error):
+                raise
+            # transformers advises against an option that the caller has not set.
+            reason, *_ = str(error).split(" Please do not")
+            raise OSError(
+                f"{reason} gpt2_hf reads no pickle by itself: pass use_safetensors=False for weights that you trust, "
+                "or save them anew with GPT2LMHeadModel"
+            ) from error
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save as transformers does; where the source travels along, every Auto class finds its model in it."""
