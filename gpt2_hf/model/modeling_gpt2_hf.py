@@ -613,6 +613,8 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         Args:
             labels: int64 `[B, T]`, the input ids themselves; shifted here, with `cu_seq_lens_q` within each document.
                 −100 is not scored.
+            use_cache: return the cache. Left out, the config says so, but a training step, with labels and without a
+                cache to continue, builds none.
             logits_to_keep: compute logits for this number of last positions only (0: all), for these indices
                 (`[T']`, or `[B, T']` for each row), or where this mask `[B, T]` is true.
             return_logits: force or forbid the logits. By default they are left out while training with labels,
@@ -643,6 +645,8 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         if reduction != "mean":
             _check_reduction(reduction, label_smoothing, num_items_in_batch)
         scored = labels is not None or shift_labels is not None
+        if use_cache is None and scored and self.training and past_key_values is None:
+            use_cache = False
         outputs = self.transformer(
             input_ids,
             past_key_values=past_key_values,
@@ -650,7 +654,7 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
-            use_cache=False if use_cache is None and scored else use_cache,
+            use_cache=use_cache,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state  # [B, T, C]

@@ -178,6 +178,24 @@ def test_cache_with_left_padding_equals_stock():
     assert worst(*results) <= TOLERANCE
 
 
+@torch.no_grad()
+def test_a_text_scored_in_pieces_keeps_its_context():
+    """In evaluation a loss comes with the cache, so that the next piece goes on from it as in stock."""
+    stock = make_stock()
+    stock.loss_type = "ForCausalLM"
+    ids = random_ids(2, 12)
+    losses = []
+    for model in (stock, twin_of(stock)):
+        past = None
+        for end, piece in zip((5, 9, 12), ids.split([5, 4, 3], dim=1), strict=True):
+            out = model(piece, labels=piece, past_key_values=past)
+            past = out.past_key_values
+            assert past.get_seq_length() == end
+            losses.append(out.loss)
+    assert worst(torch.stack(losses[3:]), torch.stack(losses[:3])) <= TOLERANCE
+    assert model.train()(ids, labels=ids).past_key_values is None
+
+
 def test_parameters_that_a_token_is_multiplied_with():
     """Embeddings are looked up; the head counts, whether its weight is the embedding's or its own."""
     for tied in (True, False):
