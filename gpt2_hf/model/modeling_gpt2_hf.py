@@ -369,8 +369,10 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
 
         Raises:
             ValueError: if both or neither of ids and embeddings are given, if the sequence is longer than
-                `n_positions`, or if packing is combined with a mask or a cache (documents would see each other).
+                `n_positions`, if packing is combined with a mask or a cache (documents would see each other), or if
+                attention is not to be causal (`is_causal=False`, here or in the config).
         """
+        self._refuse_other_attention(kwargs)
         wants_probabilities = kwargs.pop("output_attentions", None)  # both are read by the decorator
         wants_hidden_states = kwargs.pop("output_hidden_states", None)
         inputs_embeds = self._embed_tokens(input_ids, inputs_embeds)  # [B, T, C]
@@ -425,6 +427,14 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
             last_hidden_state=self.ln_f(hidden_states)[:, :num_tokens],
             past_key_values=past_key_values if use_cache else None,
         )
+
+    def _refuse_other_attention(self, kwargs: dict[str, Any]) -> None:
+        """Raise a `ValueError` for attention that this model does not have, and would leave out in silence."""
+        if kwargs.get("is_causal") is False or not getattr(self.config, "is_causal", True):
+            raise ValueError(
+                "this model attends causally only (is_causal=False); gpt2-hf export writes a stock GPT-2, which can "
+                "attend in both directions"
+            )
 
     def _embed_tokens(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         """The token embeddings `[B, T, C]`, looked up or given."""

@@ -350,6 +350,20 @@ def test_ids_or_embeddings_but_not_both():
         model(random_ids(1, 3), inputs_embeds=torch.zeros(1, 3, SIZES["n_embd"]))
 
 
+@pytest.mark.parametrize("inputs", ["batch", "left"])
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@pytest.mark.parametrize("by", ["call", "config"])
+def test_attention_in_both_directions_is_refused(by, backend, inputs):
+    """It would be obeyed or not by backend and padding; that the model is causal may be said."""
+    model = make_model(backend)
+    batch = {"input_ids": random_ids(3, 12)} if inputs == "batch" else padded_batch("left")
+    assert torch.equal(model(**batch, is_causal=True).logits, model(**batch).logits)
+    options = {"is_causal": False} if by == "call" else {}
+    model.config.is_causal = by == "call"
+    with pytest.raises(ValueError, match="is_causal"):
+        model(**batch, **options)
+
+
 # --- initialisation ---
 
 INIT_SIZES = {**SIZES, "n_embd": 128, "n_head": 4, "n_layer": 6, "vocab_size": 500, "n_positions": 200}
