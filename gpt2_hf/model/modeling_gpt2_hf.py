@@ -46,7 +46,7 @@ from .chunked_loss import (
     product_dtype,
     with_few_lengths,
 )
-from .configuration_gpt2_hf import GPT2HFConfig
+from .configuration_gpt2_hf import NO_CROSS_ATTENTION, GPT2HFConfig
 from .dropout import Dropout
 from .packing import LengthClass, PackedDocuments, Packing, lengths_of_documents, without_first_tokens
 from .unused_tokens import UnusedTokens
@@ -320,6 +320,8 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
     def __init__(self, config: GPT2HFConfig):
         super().__init__(config)
         config.check_heads()
+        if getattr(config, "add_cross_attention", False):  # set after the config was made
+            raise ValueError(NO_CROSS_ATTENTION)
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.drop = Dropout(config.embd_pdrop)
@@ -370,7 +372,8 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
         Raises:
             ValueError: if both or neither of ids and embeddings are given, if the sequence is longer than
                 `n_positions`, if packing is combined with a mask or a cache (documents would see each other), or if
-                attention is not to be causal (`is_causal=False`, here or in the config).
+                attention is not to be causal self-attention (`is_causal=False`, here or in the config, or
+                `encoder_hidden_states`).
         """
         self._refuse_other_attention(kwargs)
         wants_probabilities = kwargs.pop("output_attentions", None)  # both are read by the decorator
@@ -435,6 +438,8 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
                 "this model attends causally only (is_causal=False); gpt2-hf export writes a stock GPT-2, which can "
                 "attend in both directions"
             )
+        if kwargs.get("encoder_hidden_states") is not None:
+            raise ValueError("gpt2_hf has no cross-attention; leave out encoder_hidden_states")
 
     def _embed_tokens(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         """The token embeddings `[B, T, C]`, looked up or given."""

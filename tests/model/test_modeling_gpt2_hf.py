@@ -364,6 +364,17 @@ def test_attention_in_both_directions_is_refused(by, backend, inputs):
         model(**batch, **options)
 
 
+def test_cross_attention_is_refused():
+    """By a call, and by a config that asked for it after it was made, as an encoder-decoder model does."""
+    model = make_model()
+    with pytest.raises(ValueError, match="no cross-attention"):
+        model(random_ids(1, 3), encoder_hidden_states=torch.zeros(1, 3, SIZES["n_embd"]))
+    model.config.add_cross_attention = True
+    for model_class in (GPT2HFModel, GPT2HFForCausalLM):
+        with pytest.raises(ValueError, match="no cross-attention"):
+            model_class(model.config)
+
+
 # --- initialisation ---
 
 INIT_SIZES = {**SIZES, "n_embd": 128, "n_head": 4, "n_layer": 6, "vocab_size": 500, "n_positions": 200}
