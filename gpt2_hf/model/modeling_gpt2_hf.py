@@ -566,6 +566,18 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         self.returns_logits: bool | None = None  # for calls without `return_logits`
         self.post_init()
 
+    @property
+    def loss_function(self) -> Any:
+        """transformers' loss. It is not called: this model makes its loss in chunks."""
+        return super().loss_function
+
+    @loss_function.setter
+    def loss_function(self, value: Any) -> None:
+        raise ValueError(
+            "this model makes its loss in chunks and calls no loss_function; pass compute_loss_func to the Trainer, or "
+            "call the model without labels and compute your loss from the logits"
+        )
+
     def tie_unused_tokens(self, used_ids: Tensor) -> int:
         """Give all tokens that a training text does not use one common embedding, and train the head faster for it.
 

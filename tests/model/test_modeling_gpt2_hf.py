@@ -306,6 +306,12 @@ def test_the_loss_of_each_position_is_for_scoring():
             model(ids, labels=ids, reduction="sum")
 
 
+def test_a_loss_function_is_refused():
+    """transformers' models call what is assigned here; this one would ignore it in silence."""
+    with pytest.raises(ValueError, match="compute_loss_func"):
+        make_model().loss_function = F.mse_loss
+
+
 # --- activation checkpointing, errors ---
 
 
