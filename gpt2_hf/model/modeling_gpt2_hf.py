@@ -397,7 +397,8 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
         in_one_class = self.config.output_attentions if wants_probabilities is None else wants_probabilities
         documents, for_backend = self._for_the_backend(documents, packing, inputs_embeds, in_one_class)
         if documents is None:
-            mask = self._causal_mask(inputs_embeds, attention_mask, past_key_values, position_ids, packing)
+            looked_at = position_ids if packing.looks_at_positions(use_cache) else None
+            mask = self._causal_mask(inputs_embeds, attention_mask, past_key_values, looked_at)
         else:
             mask = [self._class_mask(inputs_embeds, of_class) for of_class in documents.classes]
         # Not before the mask: for a call with a cache, even an empty one, restarting positions are not looked at.
@@ -509,18 +510,18 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
         attention_mask: Tensor | None,
         past_key_values: Cache | None,
         position_ids: Tensor | None,
-        packing: Packing,
     ) -> Any:
         """The mask in the backend's form; `None` where being causal is all that is asked.
 
-        Position ids that restart, stock's convention for packed rows, cost a full `T × T` mask.
+        Position ids that restart, stock's convention for packed rows, cost a full `T × T` mask; without a cache others
+        that jump are taken for a restart, as in stock.
         """
         return create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
-            position_ids=None if packing.lengths else position_ids,
+            position_ids=position_ids,
         )
 
     def _class_mask(self, inputs_embeds: Tensor, documents: LengthClass) -> Any:

@@ -61,7 +61,9 @@ def gradients(model, **inputs):
 # --- equal to stock GPT-2 ---
 
 
-@pytest.mark.parametrize("inputs", ["batch", "single", "left", "right", "positions", "token_types", "embeddings"])
+@pytest.mark.parametrize(
+    "inputs", ["batch", "single", "left", "right", "positions", "jumping", "token_types", "embeddings"]
+)
 @pytest.mark.parametrize("backend", ["eager", "sdpa", "flex_attention"])
 @torch.no_grad()
 def test_logits_equal_stock(backend, inputs):
@@ -73,6 +75,7 @@ def test_logits_equal_stock(backend, inputs):
         "left": padded_batch("left"),
         "right": padded_batch("right"),
         "positions": {"input_ids": random_ids(2, 9), "position_ids": torch.arange(5, 14).expand(2, -1)},
+        "jumping": {"input_ids": random_ids(1, 5), "position_ids": torch.tensor([[0, 1, 2, 10, 11]])},
         "token_types": {"input_ids": random_ids(2, 9), "token_type_ids": random_ids(2, 9, seed=5)},
         "embeddings": {"inputs_embeds": torch.randn(2, 9, SIZES["n_embd"])},
     }[inputs]
