@@ -390,7 +390,7 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
         )
         use_cache = self._decide_use_cache(use_cache, past_key_values, attention_mask, packing)
         documents = packing.documents(inputs_embeds)
-        self._check_positions(position_ids, inputs_embeds.shape[1], past_key_values, packing)
+        self._check_positions(position_ids, inputs_embeds.shape[1], attention_mask, past_key_values, packing)
         given_position_ids = position_ids
         if position_ids is None and documents is not None:
             position_ids = documents.positions().unsqueeze(0)
@@ -475,15 +475,21 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
         return self.config.use_cache if use_cache is None else use_cache
 
     def _check_positions(
-        self, position_ids: Tensor | None, num_tokens: int, past_key_values: Cache | None, packing: Packing
+        self,
+        position_ids: Tensor | None,
+        num_tokens: int,
+        attention_mask: Any,
+        past_key_values: Cache | None,
+        packing: Packing,
     ) -> None:
         """Refuse more positions than the model has, where the host can tell."""
         compiling = torch.compiler.is_compiling()
+        may_be_fewer = position_ids is not None and (compiling or attention_mask is not None)
         if packing.lengths:
             self.check_length(packing.lengths["max_length_q"] or 0)
-        elif not (packing.restarts or packing.paged or (position_ids is not None and compiling)):
-            # A row whose positions restart may be longer, but a compiler cannot look at them. A compileable cache
-            # counts on the device; reading it here would stall decoding.
+        elif not (packing.restarts or packing.paged or may_be_fewer):
+            # A row with padding, or whose positions restart, may be longer, but a compiler cannot look at them. A
+            # compileable cache counts on the device; reading it here would stall decoding.
             past_length = _past_length(past_key_values)
             self.check_length(num_tokens + (past_length if isinstance(past_length, int) else 0))
         if position_ids is not None and position_ids.device.type == "cpu" and not compiling:
@@ -763,12 +769,30 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         return create_masks_for_generate(config, attention_mask=attention_mask, **kwargs)
 
     def _prepare_generated_length(self, generation_config: Any, **kwargs: Any) -> Any:
-        """Refuse a text that learned positions cannot hold, before `generate` runs the model."""
+        """Refuse a prompt that leaves no room for the default length, where the base class advises to raise that."""
         generation_config = super()._prepare_generated_length(generation_config, **kwargs)
-        # Prompts given as embeddings are not counted in max_length.
-        num_prompt, num_ids = kwargs["inputs_tensor"].shape[1], kwargs["input_ids_length"]
-        self.transformer.check_length(max(generation_config.max_length + num_prompt - num_ids, num_prompt))
+        if kwargs["has_default_max_length"] and generation_config.max_new_tokens is None:
+            self.transformer.check_length(kwargs["input_ids_length"])
         return generation_config
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        batch_size: int,
+        max_cache_length: int,
+        *args: Any,
+    ) -> Any:
+        """Refuse a text that learned positions cannot hold, before `generate` runs the model; padding takes none."""
+        num_tokens = max_cache_length + 1
+        positions = model_kwargs.get("position_ids")  # of the prompt
+        if positions is not None and positions.numel():
+            num_tokens = int(positions.max()) + 1 + max(num_tokens - positions.shape[-1], 0)
+        self.transformer.check_length(num_tokens)
+        return super()._prepare_cache_for_generation(
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length, *args
+        )
 
 
 def _next_tokens(labels: Tensor | None, cu_seq_lens: Tensor | None) -> Tensor:

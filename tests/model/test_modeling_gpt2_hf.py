@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM, GPT2HFModel
 
 from ..tiny_models import (
+    N_POSITIONS,
     NO_DROPOUT,
     SIZES,
     VOCAB_SIZE,
@@ -62,7 +63,7 @@ def gradients(model, **inputs):
 
 
 @pytest.mark.parametrize(
-    "inputs", ["batch", "single", "left", "right", "positions", "jumping", "token_types", "embeddings"]
+    "inputs", ["batch", "single", "left", "long_left", "right", "positions", "jumping", "token_types", "embeddings"]
 )
 @pytest.mark.parametrize("backend", ["eager", "sdpa", "flex_attention"])
 @torch.no_grad()
@@ -73,6 +74,7 @@ def test_logits_equal_stock(backend, inputs):
         "batch": {"input_ids": random_ids(3, 20)},
         "single": {"input_ids": random_ids(1, 1)},
         "left": padded_batch("left"),
+        "long_left": {name: F.pad(given, (N_POSITIONS, 0)) for name, given in padded_batch("left").items()},
         "right": padded_batch("right"),
         "positions": {"input_ids": random_ids(2, 9), "position_ids": torch.arange(5, 14).expand(2, -1)},
         "jumping": {"input_ids": random_ids(1, 5), "position_ids": torch.tensor([[0, 1, 2, 10, 11]])},
