@@ -754,7 +754,10 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
     def _head_is_plain(self) -> bool:
         """Whether the head is the product with its weight; one that is adapted, quantised or offloaded is not."""
         head = self.lm_head
-        return type(head) is nn.Linear and head.bias is None and not head.weight.is_meta
+        if type(head) is not nn.Linear or head.bias is not None:
+            return False
+        # torchao quantises in place: the weight is a tensor around other tensors, which have this method.
+        return not head.weight.is_meta and not hasattr(head.weight, "__tensor_flatten__")
 
     def _loss_of_logits(self, hidden_states: Tensor, shift_labels: Tensor, **options: Any) -> Tensor:
         """torch's cross-entropy, with the logits of all positions at once."""

@@ -265,7 +265,28 @@ class Scaled(nn.Linear):
         return 2 * super().forward(hidden_states)
 
 
-@pytest.mark.parametrize("head", ["bias", "subclass", "sequential"])
+class Quantised(torch.Tensor):
+    """A weight that is more than its numbers, as torchao's are."""
+
+    def __tensor_flatten__(self):
+        return [], None
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is F.linear:
+            with torch._C.DisableTorchFunctionSubclass():
+                return 2 * func(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def quantised_head(width):
+    """A plain layer with such a weight."""
+    head = nn.Linear(width, VOCAB_SIZE, bias=False)
+    head.weight = nn.Parameter(head.weight.detach().as_subclass(Quantised))
+    return head
+
+
+@pytest.mark.parametrize("head", ["bias", "subclass", "sequential", "quantised"])
 def test_a_swapped_head_is_used_in_the_loss(head):
     """With another head in place of lm_head, the loss is that of the logits it gives."""
     model = make_model()
@@ -274,6 +295,7 @@ def test_a_swapped_head_is_used_in_the_loss(head):
         "bias": lambda: nn.Linear(width, VOCAB_SIZE),
         "subclass": lambda: Scaled(width, VOCAB_SIZE, bias=False),
         "sequential": lambda: nn.Sequential(nn.Linear(width, 8), nn.ReLU(), nn.Linear(8, VOCAB_SIZE)),
+        "quantised": lambda: quantised_head(width),
     }[head]()
     ids = random_ids(2, 8)
     out = model(ids, labels=ids, label_smoothing=0.1)
