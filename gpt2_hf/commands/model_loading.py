@@ -220,7 +220,13 @@ def load_weights(source: str, config: GPT2HFConfig, attn_implementation: str | N
             output_loading_info=True,
         )
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{option}: the weights of {source!r} cannot be loaded: {first_line(error)}") from error
+        reason, *advice = first_line(error).split(" Please do not")
+        if advice:  # against the option that is set here
+            reason += (
+                f" If you trust them, save them anew: GPT2LMHeadModel.from_pretrained({source!r})"
+                ".save_pretrained(FOLDER), with the tokenizer beside it"
+            )
+        raise UserError(f"{option}: the weights of {source!r} cannot be loaded: {reason}") from error
     except (ImportError, ValueError) as error:
         raise _attention_error(attn_implementation, error) from error
     # transformers would draw them at random and go on.

@@ -144,7 +144,7 @@ def _score(
             scored = targets != IGNORE_INDEX
             batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                losses = model(**batch, reduction="none", return_logits=False).loss
+                losses = model(**batch, reduction="none", return_logits=False, use_cache=False).loss
             yield _ScoredTokens(
                 losses.cpu()[scored].double().numpy(), input_ids[scored].numpy(), targets[scored].numpy()
             )

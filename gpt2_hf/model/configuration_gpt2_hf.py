@@ -13,6 +13,8 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+NO_CROSS_ATTENTION = "add_cross_attention=True is not supported: gpt2_hf has no cross-attention; set it to false"
+
 # Fields of transformers' GPT2Config that only its double-heads model reads.
 _STOCK_HEAD_FIELDS = (
     "summary_type",
@@ -89,9 +91,7 @@ class GPT2HFConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if kwargs.pop("add_cross_attention", False):
-            raise ValueError(
-                "add_cross_attention=True is not supported: gpt2_hf has no cross-attention; set it to false"
-            )
+            raise ValueError(NO_CROSS_ATTENTION)
         super().__post_init__(**kwargs)  # which takes the general names, such as hidden_size
         self.check_sizes()
 

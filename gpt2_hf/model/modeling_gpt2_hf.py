@@ -46,7 +46,7 @@ from .chunked_loss import (
     product_dtype,
     with_few_lengths,
 )
-from .configuration_gpt2_hf import GPT2HFConfig
+from .configuration_gpt2_hf import NO_CROSS_ATTENTION, GPT2HFConfig
 from .dropout import Dropout
 from .packing import LengthClass, PackedDocuments, Packing, lengths_of_documents, without_first_tokens
 from .unused_tokens import UnusedTokens
@@ -277,7 +277,17 @@ class GPT2HFPreTrainedModel(PreTrainedModel):
 
         transformers reads a `pytorch_model.bin` wherever there is no `model.safetensors`.
         """
-        return super().from_pretrained(*args, use_safetensors=use_safetensors is not False, **kwargs)
+        try:
+            return super().from_pretrained(*args, use_safetensors=use_safetensors is not False, **kwargs)
+        except OSError as error:
+            if use_safetensors is not None or "file named model" not in str(error):
+                raise
+            # transformers advises against an option that the caller has not set.
+            reason, *_ = str(error).split(" Please do not")
+            raise OSError(
+                f"{reason} gpt2_hf reads no pickle by itself: pass use_safetensors=False for weights that you trust, "
+                "or save them anew with GPT2LMHeadModel"
+            ) from error
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save as transformers does; where the source travels along, every Auto class finds its model in it."""
@@ -310,6 +320,8 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
     def __init__(self, config: GPT2HFConfig):
         super().__init__(config)
         config.check_heads()
+        if getattr(config, "add_cross_attention", False):  # set after the config was made
+            raise ValueError(NO_CROSS_ATTENTION)
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.drop = Dropout(config.embd_pdrop)
@@ -359,8 +371,11 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
 
         Raises:
             ValueError: if both or neither of ids and embeddings are given, if the sequence is longer than
-                `n_positions`, or if packing is combined with a mask or a cache (documents would see each other).
+                `n_positions`, if packing is combined with a mask or a cache (documents would see each other), or if
+                attention is not to be causal self-attention (`is_causal=False`, here or in the config, or
+                `encoder_hidden_states`).
         """
+        self._refuse_other_attention(kwargs)
         wants_probabilities = kwargs.pop("output_attentions", None)  # both are read by the decorator
         wants_hidden_states = kwargs.pop("output_hidden_states", None)
         inputs_embeds = self._embed_tokens(input_ids, inputs_embeds)  # [B, T, C]
@@ -375,14 +390,15 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
         )
         use_cache = self._decide_use_cache(use_cache, past_key_values, attention_mask, packing)
         documents = packing.documents(inputs_embeds)
-        self._check_positions(position_ids, inputs_embeds.shape[1], past_key_values, packing)
+        self._check_positions(position_ids, inputs_embeds.shape[1], attention_mask, past_key_values, packing)
         given_position_ids = position_ids
         if position_ids is None and documents is not None:
             position_ids = documents.positions().unsqueeze(0)
         in_one_class = self.config.output_attentions if wants_probabilities is None else wants_probabilities
         documents, for_backend = self._for_the_backend(documents, packing, inputs_embeds, in_one_class)
         if documents is None:
-            mask = self._causal_mask(inputs_embeds, attention_mask, past_key_values, position_ids, packing)
+            looked_at = position_ids if packing.looks_at_positions(use_cache) else None
+            mask = self._causal_mask(inputs_embeds, attention_mask, past_key_values, looked_at)
         else:
             mask = [self._class_mask(inputs_embeds, of_class) for of_class in documents.classes]
         # Not before the mask: for a call with a cache, even an empty one, restarting positions are not looked at.
@@ -415,6 +431,16 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
             last_hidden_state=self.ln_f(hidden_states)[:, :num_tokens],
             past_key_values=past_key_values if use_cache else None,
         )
+
+    def _refuse_other_attention(self, kwargs: dict[str, Any]) -> None:
+        """Raise a `ValueError` for attention that this model does not have, and would leave out in silence."""
+        if kwargs.get("is_causal") is False or not getattr(self.config, "is_causal", True):
+            raise ValueError(
+                "this model attends causally only (is_causal=False); gpt2-hf export writes a stock GPT-2, which can "
+                "attend in both directions"
+            )
+        if kwargs.get("encoder_hidden_states") is not None:
+            raise ValueError("gpt2_hf has no cross-attention; leave out encoder_hidden_states")
 
     def _embed_tokens(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         """The token embeddings `[B, T, C]`, looked up or given."""
@@ -449,15 +475,21 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
         return self.config.use_cache if use_cache is None else use_cache
 
     def _check_positions(
-        self, position_ids: Tensor | None, num_tokens: int, past_key_values: Cache | None, packing: Packing
+        self,
+        position_ids: Tensor | None,
+        num_tokens: int,
+        attention_mask: Any,
+        past_key_values: Cache | None,
+        packing: Packing,
     ) -> None:
         """Refuse more positions than the model has, where the host can tell."""
         compiling = torch.compiler.is_compiling()
+        may_be_fewer = position_ids is not None and (compiling or attention_mask is not None)
         if packing.lengths:
             self.check_length(packing.lengths["max_length_q"] or 0)
-        elif not (packing.restarts or packing.paged or (position_ids is not None and compiling)):
-            # A row whose positions restart may be longer, but a compiler cannot look at them. A compileable cache
-            # counts on the device; reading it here would stall decoding.
+        elif not (packing.restarts or packing.paged or may_be_fewer):
+            # A row with padding, or whose positions restart, may be longer, but a compiler cannot look at them. A
+            # compileable cache counts on the device; reading it here would stall decoding.
             past_length = _past_length(past_key_values)
             self.check_length(num_tokens + (past_length if isinstance(past_length, int) else 0))
         if position_ids is not None and position_ids.device.type == "cpu" and not compiling:
@@ -484,18 +516,18 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
         attention_mask: Tensor | None,
         past_key_values: Cache | None,
         position_ids: Tensor | None,
-        packing: Packing,
     ) -> Any:
         """The mask in the backend's form; `None` where being causal is all that is asked.
 
-        Position ids that restart, stock's convention for packed rows, cost a full `T × T` mask.
+        Position ids that restart, stock's convention for packed rows, cost a full `T × T` mask; without a cache others
+        that jump are taken for a restart, as in stock.
         """
         return create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
-            position_ids=None if packing.lengths else position_ids,
+            position_ids=position_ids,
         )
 
     def _class_mask(self, inputs_embeds: Tensor, documents: LengthClass) -> Any:
@@ -540,6 +572,18 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         self.unused_tokens = None
         self.returns_logits: bool | None = None  # for calls without `return_logits`
         self.post_init()
+
+    @property
+    def loss_function(self) -> Any:
+        """transformers' loss. It is not called: this model makes its loss in chunks."""
+        return super().loss_function
+
+    @loss_function.setter
+    def loss_function(self, value: Any) -> None:
+        raise ValueError(
+            "this model makes its loss in chunks and calls no loss_function; pass compute_loss_func to the Trainer, or "
+            "call the model without labels and compute your loss from the logits"
+        )
 
     def tie_unused_tokens(self, used_ids: Tensor) -> int:
         """Give all tokens that a training text does not use one common embedding, and train the head faster for it.
@@ -603,6 +647,8 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         Args:
             labels: int64 `[B, T]`, the input ids themselves; shifted here, with `cu_seq_lens_q` within each document.
                 −100 is not scored.
+            use_cache: return the cache. Left out, the config says so, but a training step, with labels and without a
+                cache to continue, builds none.
             logits_to_keep: compute logits for this number of last positions only (0: all), for these indices
                 (`[T']`, or `[B, T']` for each row), or where this mask `[B, T]` is true.
             return_logits: force or forbid the logits. By default they are left out while training with labels,
@@ -633,6 +679,8 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         if reduction != "mean":
             _check_reduction(reduction, label_smoothing, num_items_in_batch)
         scored = labels is not None or shift_labels is not None
+        if use_cache is None and scored and self.training and past_key_values is None:
+            use_cache = False
         outputs = self.transformer(
             input_ids,
             past_key_values=past_key_values,
@@ -640,7 +688,7 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
-            use_cache=False if use_cache is None and scored else use_cache,
+            use_cache=use_cache,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state  # [B, T, C]
@@ -706,7 +754,10 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
     def _head_is_plain(self) -> bool:
         """Whether the head is the product with its weight; one that is adapted, quantised or offloaded is not."""
         head = self.lm_head
-        return type(head) is nn.Linear and head.bias is None and not head.weight.is_meta
+        if type(head) is not nn.Linear or head.bias is not None:
+            return False
+        # torchao quantises in place: the weight is a tensor around other tensors, which have this method.
+        return not head.weight.is_meta and not hasattr(head.weight, "__tensor_flatten__")
 
     def _loss_of_logits(self, hidden_states: Tensor, shift_labels: Tensor, **options: Any) -> Tensor:
         """torch's cross-entropy, with the logits of all positions at once."""
@@ -721,12 +772,30 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         return create_masks_for_generate(config, attention_mask=attention_mask, **kwargs)
 
     def _prepare_generated_length(self, generation_config: Any, **kwargs: Any) -> Any:
-        """Refuse a text that learned positions cannot hold, before `generate` runs the model."""
+        """Refuse a prompt that leaves no room for the default length, where the base class advises to raise that."""
         generation_config = super()._prepare_generated_length(generation_config, **kwargs)
-        # Prompts given as embeddings are not counted in max_length.
-        num_prompt, num_ids = kwargs["inputs_tensor"].shape[1], kwargs["input_ids_length"]
-        self.transformer.check_length(max(generation_config.max_length + num_prompt - num_ids, num_prompt))
+        if kwargs["has_default_max_length"] and generation_config.max_new_tokens is None:
+            self.transformer.check_length(kwargs["input_ids_length"])
         return generation_config
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        batch_size: int,
+        max_cache_length: int,
+        *args: Any,
+    ) -> Any:
+        """Refuse a text that learned positions cannot hold, before `generate` runs the model; padding takes none."""
+        num_tokens = max_cache_length + 1
+        positions = model_kwargs.get("position_ids")  # of the prompt
+        if positions is not None and positions.numel():
+            num_tokens = int(positions.max()) + 1 + max(num_tokens - positions.shape[-1], 0)
+        self.transformer.check_length(num_tokens)
+        return super()._prepare_cache_for_generation(
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length, *args
+        )
 
 
 def _next_tokens(labels: Tensor | None, cu_seq_lens: Tensor | None) -> Tensor:

@@ -223,6 +223,14 @@ class Packing(NamedTuple):
         """Whether it is the model that keeps documents apart."""
         return self.restarts or (bool(self.lengths) and not self.paged)
 
+    def looks_at_positions(self, use_cache: bool) -> bool:
+        """Whether the mask is to part documents where the position ids jump.
+
+        Where a cache is returned, whose next call sees all tokens, nothing is parted; but a compiler cannot look at
+        the positions, and so does not know whether they restart.
+        """
+        return not self.lengths and (not use_cache or torch.compiler.is_compiling())
+
     def refuse_leaks(self, **leaks: Any) -> None:
         """Raise a `ValueError` for an argument that is given and would let the documents see each other."""
         for name, value in leaks.items():

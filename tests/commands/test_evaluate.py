@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import DynamicCache, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from gpt2_hf import load_tokenizer
 from gpt2_hf.__main__ import main
@@ -102,6 +102,13 @@ def test_stock_gpt2_is_scored_as_in_the_perplexity_guide(stock_folder, tmp_path,
     assert printed["tokens"] == targets
     assert printed["loss"] == pytest.approx(exact, abs=1e-6)
     assert printed["loss"] == pytest.approx(guide, abs=1e-6 if stride == 32 else 0.02)
+
+
+def test_no_cache_is_built_for_a_score(stock_folder, corpus_folder, capsys, monkeypatch):
+    """It would cost time and memory for nothing."""
+    monkeypatch.setattr(DynamicCache, "__init__", lambda *_, **__: pytest.fail("a cache was built"))
+    text = ["--test_file", str(corpus_folder / "test.txt"), "--sequence_mode", "blocks"]
+    assert evaluate(capsys, "--model_path", str(stock_folder), *text)["loss"] > 0
 
 
 @pytest.mark.parametrize(

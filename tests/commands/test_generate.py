@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -24,7 +25,16 @@ from gpt2_hf.__main__ import main
 from gpt2_hf.commands import generate as generate_command
 from gpt2_hf.errors import UserError
 
-from ..tiny_models import N_POSITIONS, attention_backend, make_model, make_stock, padded_batch, random_ids, twin_of
+from ..tiny_models import (
+    LENGTHS,
+    N_POSITIONS,
+    attention_backend,
+    make_model,
+    make_stock,
+    padded_batch,
+    random_ids,
+    twin_of,
+)
 
 WAYS = {
     "greedy": {"do_sample": False},
@@ -144,7 +154,7 @@ def test_continuing_from_a_cache():
 
 
 @pytest.mark.parametrize("cache", [None, "static"])
-@pytest.mark.parametrize("by", ["prompt", "max_new_tokens", "max_length", "embeddings", "beams"])
+@pytest.mark.parametrize("by", ["prompt", "max_new_tokens", "max_length", "embeddings", "beams", "padded"])
 def test_beyond_the_positions_is_refused_before_the_model_runs(by, cache):
     """A prompt or a length beyond n_positions is a ValueError with both numbers, and not one forward pass is made."""
     model = make_model()
@@ -155,6 +165,11 @@ def test_beyond_the_positions_is_refused_before_the_model_runs(by, cache):
         "max_length": {"input_ids": ids, "max_length": 33},
         "embeddings": {"inputs_embeds": model.get_input_embeddings()(ids), "max_new_tokens": 3},
         "beams": {"input_ids": ids, "max_new_tokens": 3, "num_beams": 2},
+        "padded": {
+            "input_ids": F.pad(ids, (10, 0)),
+            "attention_mask": F.pad(torch.ones_like(ids), (10, 0)),
+            "max_new_tokens": 3,
+        },
     }[by]
     model.register_forward_pre_hook(lambda *args: pytest.fail("the model was run"))
     with pytest.raises(ValueError, match=r"33 tokens but the model has 32 positions \(n_positions\)"):
@@ -169,6 +184,16 @@ def test_the_last_position_can_be_used(cache):
     ids = random_ids(1, 30)
     assert model.generate(ids, max_new_tokens=2, cache_implementation=cache).shape[1] == N_POSITIONS
     assert model.generate(ids, cache_implementation=cache).shape[1] == N_POSITIONS
+
+
+@pytest.mark.parametrize("options", [{}, {"cache_implementation": "static"}, {"use_cache": False}])
+def test_padding_takes_no_position(options):
+    """A batch that is padded on the left to n_positions is continued as by stock."""
+    stock = make_stock()
+    padding = (N_POSITIONS - max(LENGTHS), 0)
+    inputs = {name: F.pad(given, padding) for name, given in padded_batch("left").items() if name != "position_ids"}
+    expected = generate(stock, inputs, do_sample=False, **options)
+    assert torch.equal(generate(twin_of(stock), inputs, do_sample=False, **options), expected)
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from transformers import (
     GPT2DoubleHeadsModel,
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
+    PreTrainedModel,
     pipeline,
 )
 
@@ -232,11 +233,29 @@ def test_no_pickle_is_read_beside_missing_weights(tmp_path, model_class):
     model.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    for options in ({}, {"use_safetensors": None}, {"use_safetensors": True}):
-        with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+    for options in ({}, {"use_safetensors": None}):
+        with pytest.raises(OSError, match=r"no file named model\.safetensors .* pass use_safetensors=False"):
             model_class.from_pretrained(tmp_path, **options)
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        model_class.from_pretrained(tmp_path, use_safetensors=True)
     loaded = model_class.from_pretrained(tmp_path, use_safetensors=False)
     assert torch.equal(loaded.get_input_embeddings().weight, model.lm_head.weight)
+
+
+def test_a_pickle_on_the_hub_is_refused_with_the_remedy(monkeypatch):
+    """transformers advises against an option that the user has not set; here it is what to do."""
+
+    def refuse(*args, **kwargs):
+        raise OSError(
+            "someone/gpt2 does not appear to have a file named model.safetensors or model.safetensors.index.json and "
+            "thus cannot be loaded with `safetensors`. Please do not set `use_safetensors=True`."
+        )
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", refuse)
+    with pytest.raises(OSError, match=r"with `safetensors`\. gpt2_hf .* pass use_safetensors=False [^`]*$"):
+        GPT2HFForCausalLM.from_pretrained("someone/gpt2")
+    with pytest.raises(UserError, match=r"`safetensors`\. If .* GPT2LMHeadModel\.from_pretrained.*save_pretrained"):
+        load_weights("someone/gpt2", make_model().config, None, "--model_path")
 
 
 def test_training_can_start_from_stock_weights(tmp_path, tokenizer):

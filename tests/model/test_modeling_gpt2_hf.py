@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM, GPT2HFModel
 
 from ..tiny_models import (
+    N_POSITIONS,
     NO_DROPOUT,
     SIZES,
     VOCAB_SIZE,
@@ -61,7 +62,9 @@ def gradients(model, **inputs):
 # --- equal to stock GPT-2 ---
 
 
-@pytest.mark.parametrize("inputs", ["batch", "single", "left", "right", "positions", "token_types", "embeddings"])
+@pytest.mark.parametrize(
+    "inputs", ["batch", "single", "left", "long_left", "right", "positions", "jumping", "token_types", "embeddings"]
+)
 @pytest.mark.parametrize("backend", ["eager", "sdpa", "flex_attention"])
 @torch.no_grad()
 def test_logits_equal_stock(backend, inputs):
@@ -71,8 +74,10 @@ def test_logits_equal_stock(backend, inputs):
         "batch": {"input_ids": random_ids(3, 20)},
         "single": {"input_ids": random_ids(1, 1)},
         "left": padded_batch("left"),
+        "long_left": {name: F.pad(given, (N_POSITIONS, 0)) for name, given in padded_batch("left").items()},
         "right": padded_batch("right"),
         "positions": {"input_ids": random_ids(2, 9), "position_ids": torch.arange(5, 14).expand(2, -1)},
+        "jumping": {"input_ids": random_ids(1, 5), "position_ids": torch.tensor([[0, 1, 2, 10, 11]])},
         "token_types": {"input_ids": random_ids(2, 9), "token_type_ids": random_ids(2, 9, seed=5)},
         "embeddings": {"inputs_embeds": torch.randn(2, 9, SIZES["n_embd"])},
     }[inputs]
@@ -178,6 +183,24 @@ def test_cache_with_left_padding_equals_stock():
     assert worst(*results) <= TOLERANCE
 
 
+@torch.no_grad()
+def test_a_text_scored_in_pieces_keeps_its_context():
+    """In evaluation a loss comes with the cache, so that the next piece goes on from it as in stock."""
+    stock = make_stock()
+    stock.loss_type = "ForCausalLM"
+    ids = random_ids(2, 12)
+    losses = []
+    for model in (stock, twin_of(stock)):
+        past = None
+        for end, piece in zip((5, 9, 12), ids.split([5, 4, 3], dim=1), strict=True):
+            out = model(piece, labels=piece, past_key_values=past)
+            past = out.past_key_values
+            assert past.get_seq_length() == end
+            losses.append(out.loss)
+    assert worst(torch.stack(losses[3:]), torch.stack(losses[:3])) <= TOLERANCE
+    assert model.train()(ids, labels=ids).past_key_values is None
+
+
 def test_parameters_that_a_token_is_multiplied_with():
     """Embeddings are looked up; the head counts, whether its weight is the embedding's or its own."""
     for tied in (True, False):
@@ -242,7 +265,28 @@ class Scaled(nn.Linear):
         return 2 * super().forward(hidden_states)
 
 
-@pytest.mark.parametrize("head", ["bias", "subclass", "sequential"])
+class Quantised(torch.Tensor):
+    """A weight that is more than its numbers, as torchao's are."""
+
+    def __tensor_flatten__(self):
+        return [], None
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is F.linear:
+            with torch._C.DisableTorchFunctionSubclass():
+                return 2 * func(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def quantised_head(width):
+    """A plain layer with such a weight."""
+    head = nn.Linear(width, VOCAB_SIZE, bias=False)
+    head.weight = nn.Parameter(head.weight.detach().as_subclass(Quantised))
+    return head
+
+
+@pytest.mark.parametrize("head", ["bias", "subclass", "sequential", "quantised"])
 def test_a_swapped_head_is_used_in_the_loss(head):
     """With another head in place of lm_head, the loss is that of the logits it gives."""
     model = make_model()
@@ -251,6 +295,7 @@ def test_a_swapped_head_is_used_in_the_loss(head):
         "bias": lambda: nn.Linear(width, VOCAB_SIZE),
         "subclass": lambda: Scaled(width, VOCAB_SIZE, bias=False),
         "sequential": lambda: nn.Sequential(nn.Linear(width, 8), nn.ReLU(), nn.Linear(8, VOCAB_SIZE)),
+        "quantised": lambda: quantised_head(width),
     }[head]()
     ids = random_ids(2, 8)
     out = model(ids, labels=ids, label_smoothing=0.1)
@@ -286,6 +331,12 @@ def test_the_loss_of_each_position_is_for_scoring():
                 model(ids, labels=ids, reduction="none", **{name: value})
         with pytest.raises(ValueError, match="'mean' or 'none', got 'sum'"):
             model(ids, labels=ids, reduction="sum")
+
+
+def test_a_loss_function_is_refused():
+    """transformers' models call what is assigned here; this one would ignore it in silence."""
+    with pytest.raises(ValueError, match="compute_loss_func"):
+        make_model().loss_function = F.mse_loss
 
 
 # --- activation checkpointing, errors ---
@@ -330,6 +381,31 @@ def test_ids_or_embeddings_but_not_both():
         model()
     with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
         model(random_ids(1, 3), inputs_embeds=torch.zeros(1, 3, SIZES["n_embd"]))
+
+
+@pytest.mark.parametrize("inputs", ["batch", "left"])
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@pytest.mark.parametrize("by", ["call", "config"])
+def test_attention_in_both_directions_is_refused(by, backend, inputs):
+    """It would be obeyed or not by backend and padding; that the model is causal may be said."""
+    model = make_model(backend)
+    batch = {"input_ids": random_ids(3, 12)} if inputs == "batch" else padded_batch("left")
+    assert torch.equal(model(**batch, is_causal=True).logits, model(**batch).logits)
+    options = {"is_causal": False} if by == "call" else {}
+    model.config.is_causal = by == "call"
+    with pytest.raises(ValueError, match="is_causal"):
+        model(**batch, **options)
+
+
+def test_cross_attention_is_refused():
+    """By a call, and by a config that asked for it after it was made, as an encoder-decoder model does."""
+    model = make_model()
+    with pytest.raises(ValueError, match="no cross-attention"):
+        model(random_ids(1, 3), encoder_hidden_states=torch.zeros(1, 3, SIZES["n_embd"]))
+    model.config.add_cross_attention = True
+    for model_class in (GPT2HFModel, GPT2HFForCausalLM):
+        with pytest.raises(ValueError, match="no cross-attention"):
+            model_class(model.config)
 
 
 # --- initialisation ---
