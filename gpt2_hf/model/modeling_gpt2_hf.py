@@ -434,7 +434,7 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
 
     def _refuse_other_attention(self, kwargs: dict[str, Any]) -> None:
         """Raise a `ValueError` for attention that this model does not have, and would leave out in silence."""
-        if kwargs.get("is_causal") is False or not getattr(self.config, "is_causal", True):
+        if False in (kwargs.get("is_causal"), getattr(self.config, "is_causal", None)):
             raise ValueError(
                 "this model attends causally only (is_causal=False); gpt2-hf export writes a stock GPT-2, which can "
                 "attend in both directions"
