@@ -191,7 +191,9 @@ def test_runs_that_are_scored_on_one_text_are_compared(finished_run, tmp_path, c
     assert main(["report", *map(str, folders), "--output_file", picture]) == 0
     out = capsys.readouterr().out.splitlines()
     *_, broken_2, test_2, validation_2, broken_3, test_3, validation_3, _written = out
-    assert broken_2.startswith("broken.json: first and second cannot be compared: a loss is not") and "third" in broken_3
+    assert (
+        broken_2.startswith("broken.json: first and second cannot be compared: a loss is not") and "third" in broken_3
+    )
     assert validation_2.startswith(
         "validation.json: second is better than first by 0.0103 nats per token (95% interval "
     )

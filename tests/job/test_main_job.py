@@ -784,7 +784,9 @@ def test_what_a_run_begins_with_is_not_overwritten(train_tiny, finished_run, tmp
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    assert main(["train", "--overwrite_output_dir", option, str(run / "best_model"), "--checkpoint_dir", str(run)]) == 2
+    assert (
+        main(["train", "--overwrite_output_dir", option, str(run / "best_model"), "--checkpoint_dir", str(run)]) == 2
+    )
     assert f"would delete {run / 'best_model'}, which {option} names" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
