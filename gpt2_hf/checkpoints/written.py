@@ -118,7 +118,7 @@ def is_record(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _alone_in(run_dir: Path) -> Iterator[None]:
-    """Wait for another process that writes in the folder, where platform and file system can; nothing is left there."""
+    """Wait for another process that writes in the folder, where the system can; leaves no file there."""
     descriptor = None
     with contextlib.suppress(OSError):
         if sys.platform != "win32":

@@ -581,8 +581,8 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
     @loss_function.setter
     def loss_function(self, value: Any) -> None:
         raise ValueError(
-            "this model makes its loss in chunks and calls no loss_function; pass compute_loss_func to the Trainer, or "
-            "call the model without labels and compute your loss from the logits"
+            "this model makes its loss in chunks and calls no loss_function; pass compute_loss_func to the Trainer, "
+            "or call the model without labels and compute your loss from the logits"
         )
 
     def tie_unused_tokens(self, used_ids: Tensor) -> int:
