@@ -209,7 +209,7 @@ def on_two_devices() -> None:
 @torch.no_grad()
 def evaluate(model: GPT2HFForCausalLM, batch: dict[str, Any]) -> torch.Tensor:
     """The loss of a batch."""
-    loss = model.eval()(**on_device(batch), return_logits=False).loss
+    loss = model.eval()(**on_device(batch), return_logits=False, use_cache=False).loss
     model.train()
     return loss
 

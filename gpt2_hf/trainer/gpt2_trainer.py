@@ -227,6 +227,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
                 f"FSDP saves models that are a PreTrainedModel, which {type(self.unwrapped_model()).__name__} is not; "
                 "leave FSDP out"
             )
+        if self.distillation is not None:
+            check_teachers(self.plain_model, self.distillation.teachers)
         kind, collator = type(self.plain_model), self.data_collator
         is_shifted = isinstance(collator, FlatteningCollator | PaddingCollator) and not self.overrides_loss
         if is_shifted and kind.__module__.startswith("transformers."):
@@ -234,8 +236,6 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
                 f"this package's collators give shift_labels, which {kind.__name__} does not read; use a collator of "
                 "transformers, or a GPT2HFForCausalLM"
             )
-        if self.distillation is not None:
-            check_teachers(self.plain_model, self.distillation.teachers)
         if self.is_own_model:
             # The Trainer turns the cache off in the config that it saves; here it is off in each step.
             self.plain_model.config.use_cache = self._uses_cache

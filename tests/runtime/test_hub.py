@@ -187,6 +187,7 @@ def test_the_command_of_a_refused_upload_uploads_what_is_missing(tmp_path, monke
         raise OSError("403 Forbidden")
 
     monkeypatch.setattr(hub, "upload_folder", lambda **options: SimpleNamespace(commit_url="https://hub/commit"))
+    monkeypatch.setattr(hub, "create_branch", lambda *args, **options: None)
     monkeypatch.setattr(hub, refused, refuse)
     folder = tmp_path / "my run" / "best_model"
     with pytest.raises(SaveError, match=r"not uploaded \(403 Forbidden\); try again with: hf upload ") as raised:
