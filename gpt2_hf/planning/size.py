@@ -97,7 +97,7 @@ class LossRule:
         return self.floor + self.capacity / weights**self.alpha + self.data / fresh**self.beta
 
 
-RULE = LossRule(floor=3.756, capacity=81.36, alpha=0.45, data=231.7, beta=0.4, repeats=4.319)
+RULE = LossRule(floor=3.763, capacity=79.54, alpha=0.45, data=230.4, beta=0.4, repeats=4.067)
 
 
 @dataclass(frozen=True)
