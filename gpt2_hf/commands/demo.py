@@ -20,7 +20,7 @@ from ..checkpoints.new_folder import require_new_folder
 from ..errors import UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import DemoArguments
-from ..runtime.own_process import suit_changing_shapes
+from ..runtime.own_process import unplanned_attention
 from ..runtime.precision import current_device_type, resolve_precision
 from .model_loading import load_trained
 from .surprisal import CLASSES, Token, class_of, token_surprisals
@@ -117,8 +117,7 @@ def _ready(models: Sequence[DemoModel]) -> Iterator[None]:
 
     device = current_device_type(use_cpu=False)
     with contextlib.ExitStack() as stack:
-        if device == "cuda":
-            stack.enter_context(suit_changing_shapes(device))
+        stack.enter_context(unplanned_attention())  # each text has a length of its own
         for one in models:
             one.model.to(device, dtype=resolve_precision("auto", device).dtype)
             stack.enter_context(packed_weights(one.model))

@@ -127,7 +127,7 @@ def train(
         if train_metrics is None:
             return run.signals.exit_code
         run.signals.immediate = True  # the last checkpoint is written
-        if distributed.any_process(run.signals.received is not None):  # while nothing was left to train
+        if stopped_by_signal(run, trainer):  # while nothing was left to train
             return run.signals.exit_code
         if distributed.any_process(lock.lost):
             raise FolderLostError(run.output_dir)

@@ -98,9 +98,11 @@ def refuse_deleting_sources(run: Run) -> None:
     """
     if not run.args.overwrite_output_dir:
         return
-    named = [("model_name_or_path", run.model_args.model_name_or_path)]
-    named += [("tokenizer_name", run.data_args.tokenizer_name)]
-    named += [("distill_from", teacher) for teacher in run.args.distill_from or []]
+    named = [
+        ("model_name_or_path", run.model_args.model_name_or_path),
+        ("tokenizer_name", run.data_args.tokenizer_name),
+        *(("distill_from", teacher) for teacher in run.args.distill_from or []),
+    ]
     for option, source in named:
         if source is None:
             continue
@@ -108,7 +110,7 @@ def refuse_deleting_sources(run: Run) -> None:
             folder = folders.resolve_model(source, DEFAULT_OUTPUT_DIR)
         except UserError:
             continue  # of the hub, or nothing, which is said where it is read
-        if run.output_dir.resolve() in (folder.resolve(), *folder.resolve().parents):
+        if folder.resolve().is_relative_to(run.output_dir.resolve()):
             raise UserError(
                 f"--overwrite_output_dir would delete {source}, which --{option} names; choose another "
                 "--checkpoint_dir"

@@ -443,8 +443,6 @@ def restore(chooser: Chooser, checkpoint: Path) -> None:
     for name, kind in (("save_strategy", SaveStrategy), ("eval_strategy", IntervalStrategy)):
         if name in values:
             values[name] = kind(values[name])
-    if chooser.is_stated("global_batch_size"):
-        values.pop("gradient_accumulation_steps", None)  # which follows from it and the number of devices
     chooser.set(**values)
-    chooser.run.args.divide_global_batch()
+    chooser.run.args.divide_global_batch()  # among the devices that there are now
     chooser.finish()

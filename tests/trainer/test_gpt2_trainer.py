@@ -332,18 +332,24 @@ def test_first_steps_speed_is_left_out(tmp_path, load, tokenizer):
     assert all(entry["tokens_per_second"] > 0 for entry in logs[1:])
 
 
-def test_settings_of_a_cuda_device(monkeypatch):
-    """Batches are copied while the device computes, and attention makes no plan for each shape; no card needed."""
-    monkeypatch.setattr(CheckpointingTrainer, "create_accelerator_and_postprocess", lambda self: None)
+def engine_config(monkeypatch, device, settle=lambda trainer: None, **options):
+    """What is asked of accelerate on a device that need not be there; `settle` stands for the base class."""
+    monkeypatch.setattr(CheckpointingTrainer, "create_accelerator_and_postprocess", settle)
     monkeypatch.setattr("gpt2_hf.trainer.gpt2_trainer.check_engine", lambda *args: None)
+    config = SimpleNamespace(non_blocking=False, dispatch_batches=None, gradient_accumulation_kwargs=None)
+    options = {"dataloader_pin_memory": True, "torch_compile": False, "tf32": None, **options}
+    options |= {"wants_fsdp": False, "world_size": 1, "data_seed": None, "order_seed": 1}
     trainer = object.__new__(GPT2HFTrainer)
     trainer.accelerator = None
+    trainer.args = SimpleNamespace(device=torch.device(device), accelerator_config=config, **options)
+    trainer.create_accelerator_and_postprocess()
+    return config
+
+
+def test_settings_of_a_cuda_device(monkeypatch):
+    """Batches are copied while the device computes, and attention makes no plan for each shape; no card needed."""
     for device, pinned in (("cuda", True), ("cuda", False), ("cpu", True)):
-        config = SimpleNamespace(non_blocking=False, dispatch_batches=None, gradient_accumulation_kwargs=None)
-        options = {"dataloader_pin_memory": pinned, "wants_fsdp": False, "world_size": 1, "torch_compile": False}
-        seeds = {"data_seed": None, "order_seed": 1}
-        trainer.args = SimpleNamespace(device=torch.device(device), accelerator_config=config, **options, **seeds)
-        trainer.create_accelerator_and_postprocess()
+        config = engine_config(monkeypatch, device, dataloader_pin_memory=pinned)
         assert config.non_blocking == (device == "cuda" and pinned)
     planned = torch.backends.cuda.cudnn_sdp_enabled()
     with suit_changing_shapes("cuda"):
@@ -357,21 +363,12 @@ def test_settings_of_a_cuda_device(monkeypatch):
 def test_a_compiler_brings_no_other_precision(monkeypatch, tf32, expected):
     """transformers switches TF32 on beside it, in one of torch's two settings; reading the other is an error then."""
 
-    def switch_on(self):
+    def switch_on(trainer):
         torch.backends.fp32_precision = "tf32"
 
-    monkeypatch.setattr(CheckpointingTrainer, "create_accelerator_and_postprocess", switch_on)
-    monkeypatch.setattr("gpt2_hf.trainer.gpt2_trainer.check_engine", lambda *args: None)
-    trainer = object.__new__(GPT2HFTrainer)
-    trainer.accelerator = None
-    config = SimpleNamespace(non_blocking=False, dispatch_batches=None, gradient_accumulation_kwargs=None)
-    options = {"dataloader_pin_memory": True, "wants_fsdp": False, "world_size": 1, "torch_compile": True}
-    trainer.args = SimpleNamespace(
-        device=torch.device("cuda"), accelerator_config=config, tf32=tf32, data_seed=None, order_seed=1, **options
-    )
     before = torch.backends.fp32_precision
     try:
-        trainer.create_accelerator_and_postprocess()
+        engine_config(monkeypatch, "cuda", switch_on, torch_compile=True, tf32=tf32)
         assert torch.get_float32_matmul_precision() == expected
         assert (torch.backends.cuda.matmul.fp32_precision == "tf32") == (expected == "high")
     finally:
