@@ -62,8 +62,8 @@ _TRAIN_HELP = (
 
 
 _LESS_IN_TRAINING = (
-    "half the --batch_size needs less, with twice the --gradient_accumulation_steps for the same step, then "
-    "--activation_checkpointing"
+    "half the --batch_size needs less (for the same step with twice the --gradient_accumulation_steps, unless "
+    "--global_batch_size divides it), then --activation_checkpointing"
 )
 # What needs less memory, by command.
 _LESS_MEMORY = {
@@ -134,10 +134,10 @@ def _run(arguments: list[str]) -> int:
         if not is_lost_connection(error):
             return _fail(error)
         reason = " ".join(str(error).split())
-        message = (
-            "another process of the run is gone or cannot be reached; its own output says why. The checkpoints are "
-        )
-        _say_error(f"{message}intact: go on with --resume_from latest ({reason[:200]})", everywhere=True)
+        is_training = command == "train"
+        remedy = "The checkpoints are intact: go on with --resume_from latest" if is_training else "Run it again"
+        message = "another process of the run is gone or cannot be reached; its own output says why"
+        _say_error(f"{message}. {remedy} ({reason[:200]})", everywhere=True)
         return EXIT_FAILURE
     except Exception as error:
         return _fail(error)

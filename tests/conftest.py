@@ -6,6 +6,7 @@ leave anything on the machine.
 
 import atexit
 import contextlib
+import gc
 import json
 import os
 import shutil
@@ -56,6 +57,21 @@ def wikitext_folder() -> Path:
     return Path(os.environ.get("GPT2_HF_WIKITEXT", REPOSITORY.parent / "shared" / "data" / "wikitext"))
 
 
+def _memory_disk() -> str | None:
+    """A roomy folder in memory, if there is one."""
+    if not os.access("/dev/shm", os.W_OK):
+        return None
+    disk = os.statvfs("/dev/shm")
+    is_roomy = disk.f_bavail * disk.f_frsize > 4 << 30
+    return "/dev/shm" if is_roomy and not disk.f_flag & os.ST_NOEXEC else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Put `tmp_path` into memory: each checkpoint syncs its files, and tests would wait for the disk."""
+    if (folder := _memory_disk()) is not None:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", folder)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is slow unless asked for, and what needs WikiText-2 where there is none."""
     asked_for_slow = "slow" in (config.getoption("-m") or "")
@@ -65,6 +81,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("wikitext") and not wikitext_folder().is_dir():
             reason = f"no WikiText-2 in {wikitext_folder()} (GPT2_HF_WIKITEXT names another place)"
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """transformers collects garbage at each training: it need not look through what was imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

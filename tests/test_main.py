@@ -203,6 +203,21 @@ def test_too_little_memory_on_the_device_is_one_line(monkeypatch, capsys, error,
     assert f"too small to {command} (" in err and err.count("\n") == 1
     assert ("--resume_from latest" in err) == (command == "train")
     assert ("--batch_size" in err) == (command != "tokenizer")
+    assert ("--global_batch_size" in err) == ("--gradient_accumulation_steps" in err) == (command in ("train", "plan"))
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_process_that_is_lost_is_one_line(monkeypatch, capsys, command):
+    """Only a training has something to go on from."""
+
+    def lose(argv):
+        raise RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:144] Connection closed by peer")
+
+    monkeypatch.setitem(_COMMANDS, command, lose)
+    assert main([command]) == 1
+    err = capsys.readouterr().err
+    assert "another process of the run is gone" in err and err.count("\n") == 1
+    assert ("--resume_from latest" in err) == (command == "train")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes as POSIX has them")

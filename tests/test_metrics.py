@@ -7,7 +7,8 @@ import evaluate
 import pytest
 
 from gpt2_hf import metrics
-from gpt2_hf.metrics import Perplexity, perplexity
+from gpt2_hf.metrics import Perplexity
+from gpt2_hf.perplexity import perplexity
 
 
 def test_metric_weighs_tokens_not_batches():

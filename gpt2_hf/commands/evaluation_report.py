@@ -12,8 +12,8 @@ import transformers
 
 from .. import __version__
 from ..data import LoadedData
-from ..metrics import perplexity
 from ..options.arguments import DataArguments, EvaluationArguments
+from ..perplexity import perplexity
 from .averaging import ScoredText
 from .model_loading import SavedModel
 from .pieces import CONFIDENCE, paired_difference

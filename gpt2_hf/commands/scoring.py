@@ -22,9 +22,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
-from ..metrics import perplexity
 from ..model.chunked_loss import IGNORE_INDEX
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
+from ..perplexity import perplexity
 from ..runtime.distributed import is_distributed, num_processes, process_index, sum_over_processes
 from .pieces import Places, piece_borders
 from .text_units import TextCounts, TextUnits

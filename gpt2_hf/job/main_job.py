@@ -312,7 +312,8 @@ def way_to_evaluate(run: Run, budget: TimeBudgetCallback) -> str | None:
     if not budget.skipped_evaluation or run.args.save_strategy == SaveStrategy.NO:
         return None
     goes_on = "--resume_from latest goes on, or " if budget.expired and budget.schedule is None else ""
-    return f"for an evaluation: {goes_on}gpt2-hf evaluate --model_path {run.output_dir / folders.LATEST}"
+    command = f"gpt2-hf evaluate --model_path {run.output_dir / folders.LATEST} --split validation"
+    return f"for an evaluation: {goes_on}{command}"
 
 
 def stopped_by_signal(run: Run, trainer: GPT2HFTrainer) -> bool:

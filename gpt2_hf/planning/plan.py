@@ -15,6 +15,7 @@ from pathlib import Path
 from transformers.trainer_utils import IntervalStrategy
 
 from ..data import LoadedData, PaddingCollator, Samples
+from ..errors import UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.training_arguments import GPT2HFTrainingArguments, divide_batch
 from ..runtime.distributed import any_process, largest_of_each
@@ -308,7 +309,7 @@ def make_plan(
         peak = int(largest_of_each(peak)[0])
         if not in_doubt:
             activations = _activation_bytes(trainer, samples, batches, memory)
-    place = _existing_parent(Path(str(args.output_dir)))
+    place = existing_parent(Path(str(args.output_dir)))
     return Plan(
         args=args,
         schedule=schedule,
@@ -342,11 +343,13 @@ def _activation_bytes(trainer: GPT2HFTrainer, samples: Samples, batches: probe.B
         return memory
 
 
-def _existing_parent(path: Path) -> Path:
+def existing_parent(path: Path) -> Path:
+    """The folder that is there already, of those that a path goes through."""
     path = path.absolute()
-    while not path.is_dir():
-        path = path.parent
-    return path
+    for parent in (path, *path.parents):
+        if parent.is_dir():
+            return parent
+    raise UserError(f"--checkpoint_dir: {path.anchor} cannot be reached; name a folder on a disk that is there")
 
 
 def _size(count: float) -> str:

@@ -29,9 +29,9 @@ from transformers.trainer_utils import EvalLoopOutput, SaveStrategy
 
 from ..checkpoints.state_files import load_state
 from ..data import EpochSampler, MixedSamples, Samples, TextByTextSampler
-from ..metrics import perplexity
 from ..model.chunked_loss import IGNORE_INDEX
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
+from ..perplexity import perplexity
 from ..runtime import distributed
 from ..runtime.random_state import preserved_rng
 from ..runtime.stop_signals import shield_workers
@@ -228,7 +228,13 @@ class ExactEvaluationTrainer(LossTrainer):
         texts = list(dataset.texts) if isinstance(dataset, MixedSamples) else []
         batches = self._text_by_text(dataset).batches() if isinstance(dataset, MixedSamples) else [0]
         sums = _Sums.zero(self.args.device, batches)
-        with temporarily(self, _sums=sums), self.averaged_weights():  # a metric may evaluate in its turn
+        # accelerate cuts the last batch as if only that one had filler. Of several texts each may have some, without
+        # labels.
+        gather = self.accelerator.gather if texts else self.gather_function
+        with (
+            temporarily(self, _sums=sums, gather_function=gather),  # a metric may evaluate in its turn
+            self.averaged_weights(),
+        ):
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )

@@ -50,9 +50,9 @@ from ..data import (
 from ..data.samples import BlockSamples, MixedSamples, SequenceMode
 from ..data.sampling import STRATEGIES
 from ..errors import TrainingDivergedError, UserError
-from ..metrics import perplexity
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.training_arguments import GPT2HFTrainingArguments, with_own_fields
+from ..perplexity import perplexity
 from ..runtime import distributed
 from ..runtime.own_process import suit_changing_shapes
 from ..runtime.random_state import preserved_rng

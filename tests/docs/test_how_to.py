@@ -29,3 +29,5 @@ def test_the_tokenizer_for_characters_is_nanogpts(tmp_path, monkeypatch):
     ids = tokenizer(text).input_ids
     assert ids == [sorted(set(text)).index(character) for character in text]
     assert tokenizer.decode(ids) == text
+    assert tokenizer("F\u00e9i").input_ids == tokenizer("Fi").input_ids  # "it is left out of every text"
+    assert tokenizer.eos_token_id is None  # "no end-of-text token"

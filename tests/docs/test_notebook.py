@@ -20,6 +20,7 @@ PATH = REPOSITORY / "examples" / "first_model.ipynb"
 TINY = """
 TEXT = "\\n\\n".join(f"Paragraph {i} tells of the number {i}, and of no other." for i in range(60))
 MINUTES = 1.0  # the steps end earlier
+EPOCHS = 2
 SIZE = {"d_model": 32, "num_layers": 1, "num_heads": 1, "max_length": 32}
 """
 

@@ -327,9 +327,9 @@ def slow_report(seconds):
 
 def test_who_reports_alone_is_waited_for(tiny_options, tmp_path):
     """--ddp_timeout is for training: an upload, or a report on a slow disk, may take longer."""
-    options = ["--max_steps", "2", "--ddp_timeout", "10", "--checkpoint_dir", str(tmp_path / "run")]
+    options = ["--max_steps", "2", "--ddp_timeout", "5", "--checkpoint_dir", str(tmp_path / "run")]
     text = ranks.run(
-        2, ["train", *tiny_options, *options], tmp_path / "log", prepare=functools.partial(slow_report, 11)
+        2, ["train", *tiny_options, *options], tmp_path / "log", prepare=functools.partial(slow_report, 6)
     )
     assert "results: " in text
 

@@ -14,6 +14,7 @@ from gpt2_hf.trainer.callbacks import StopCallback
 from ..conftest import REPOSITORY, needs_fork_server, read_json
 from ..runs import assert_same_state, final_state, history
 from . import harness
+from .test_budgets import slow_steps
 
 pytestmark = needs_fork_server
 
@@ -88,7 +89,7 @@ def test_both_stop_at_the_same_step_within_the_budget(command, tmp_path, logs):
     harness.warm_up()
     begin = time.monotonic()
     options = ("--max_training_hours", str(20 / 3600), "--max_epochs", "100000", "--schedule_by_time")
-    processes = harness.start_ranks(command(tmp_path / "run", *options, "--eval_every", "500"), logs)
+    processes = harness.start_ranks(command(tmp_path / "run", *options, "--eval_every", "100"), logs, slow_steps)
     assert harness.join(processes) == [0, 0], logs[0].read_text()
     assert time.monotonic() - begin < 20
     assert "checkpoint_time_limit" in folders.read_names(tmp_path / "run")

@@ -436,10 +436,13 @@ def test_the_time_budget_ends_in_a_named_checkpoint(train_tiny, tmp_path, capsys
     out = capsys.readouterr().out
     assert "time budget of 0.0001 h reached at step 1" in out and "no time was left for an evaluation" in out
     latest = run / "latest"
-    assert f"for an evaluation: --resume_from latest goes on, or gpt2-hf evaluate --model_path {latest}" in out
+    command = f"evaluate --model_path {latest} --split validation"
+    assert f"for an evaluation: --resume_from latest goes on, or gpt2-hf {command}\n" in out
     names = folders.read_names(run)
     assert names["checkpoint_time_limit"] == "checkpoint-1"
     assert not (run / "eval_results.json").exists()
+    assert main(command.split()) == 0
+    assert "validation" in capsys.readouterr().out
     assert train_tiny(run, "--resume_from", "checkpoint_time_limit", "--max_steps", "3") == 0
 
 
@@ -447,7 +450,7 @@ def test_the_commands_for_an_evaluation_that_was_left_out(tmp_path):
     """Only where there is one to make up for, and something saved to go on from, or to evaluate."""
     run = SimpleNamespace(args=SimpleNamespace(save_strategy="steps"), output_dir=tmp_path)
     budget = SimpleNamespace(skipped_evaluation=True, expired=False, schedule=None)
-    command = f"gpt2-hf evaluate --model_path {tmp_path / 'latest'}"
+    command = f"gpt2-hf evaluate --model_path {tmp_path / 'latest'} --split validation"
     assert main_job.way_to_evaluate(run, budget) == f"for an evaluation: {command}"
     budget.expired = True
     assert main_job.way_to_evaluate(run, budget) == f"for an evaluation: --resume_from latest goes on, or {command}"

@@ -17,9 +17,10 @@ from gpt2_hf import GPT2HFTrainer
 from gpt2_hf.__main__ import main
 from gpt2_hf.checkpoints.folders import list_checkpoints
 from gpt2_hf.data import DocumentSamples, FlatteningCollator, Samples
+from gpt2_hf.errors import UserError
 from gpt2_hf.job import dry_run
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
-from gpt2_hf.planning.plan import Plan
+from gpt2_hf.planning.plan import Plan, existing_parent
 from gpt2_hf.planning.probe import Measurement, checkpoint_bytes, completed_by_fillers, first_epoch
 from gpt2_hf.planning.steps import list_events, make_schedule
 from gpt2_hf.runtime import distributed
@@ -428,3 +429,10 @@ def test_planned_time_is_that_of_a_real_run(tmp_path):
     begin = time.monotonic()
     subprocess.run([*command, "train", *options], cwd=REPOSITORY, capture_output=True, check=True)
     assert 3600 * hours + 60 * minutes + seconds == pytest.approx(time.monotonic() - begin, rel=0.25)
+
+
+def test_a_disk_that_is_not_there_is_one_line(tmp_path):
+    """A drive of Windows or a share is its own parent; a folder that is to be made has one that is there."""
+    assert existing_parent(tmp_path / "a" / "b") == tmp_path
+    with pytest.raises(UserError, match=r"--checkpoint_dir: .* cannot be reached"):
+        existing_parent(type("Unreachable", (type(tmp_path),), {"is_dir": lambda self: False})(tmp_path))

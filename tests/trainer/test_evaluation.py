@@ -14,11 +14,14 @@ import torch
 from transformers import DynamicCache, EarlyStoppingCallback, Trainer, TrainingArguments, default_data_collator
 
 from gpt2_hf import GPT2HFForCausalLM, GPT2HFTrainer
+from gpt2_hf.data import DocumentSamples, MixedSamples
 from gpt2_hf.errors import UserError
 from gpt2_hf.trainer.callbacks import EvaluationInterruptedError
 
 from ..conftest import REPOSITORY, read_json
+from ..data_fixtures import documents_of
 from ..faults.harness import free_port
+from ..tiny_models import random_ids
 from .helpers import (
     BLOCKS,
     COLLATORS,
@@ -66,6 +69,18 @@ def test_metrics_are_computed_and_the_loss_stays_exact(tmp_path, collator):
         chosen = make_trainer(tmp_path, **data_of(collator), **options, preprocess_logits_for_metrics=choose)
         assert chosen.evaluate()["eval_hits"] == metrics["eval_hits"]
         assert metrics["eval_hits"] == hits_of(make_model(), rows)
+
+
+@pytest.mark.parametrize("collator", ["padded", "padding_free"])
+def test_metrics_of_several_texts_have_every_row(tmp_path, collator):
+    """Each text has filler in its last batch, so the very last may have more rows than the split leaves over."""
+    model, ids = make_model(), random_ids(9, 12, seed=7)
+    one, two = (DocumentSamples(documents_of(rows.tolist()), 12) for rows in (ids[:5], ids[5:]))
+    samples = MixedSamples({"one": one, "two": two})
+    data = {"data_collator": COLLATORS[collator], "eval_dataset": samples, "compute_metrics": accuracy}
+    metrics = make_trainer(tmp_path, model=model, **data, per_device_eval_batch_size=4).evaluate()
+    assert metrics["eval_scored"] == metrics["eval_tokens"] == 9 * 11
+    assert metrics["eval_hits"] == hits_of(make_model(), [{"input_ids": row} for row in ids])
 
 
 def hits_of(model, rows):

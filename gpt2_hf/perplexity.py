@@ -1,0 +1,8 @@
+"""Perplexity of a loss."""
+
+import math
+
+
+def perplexity(loss: float) -> float:
+    """`exp(loss)`; infinity beyond what a float holds, NaN for NaN."""
+    return math.exp(loss) if not loss > 700 else math.inf
