@@ -319,6 +319,11 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
 
     def __init__(self, config: GPT2HFConfig):
         super().__init__(config)
+        if not hasattr(config, "check_heads"):
+            raise ValueError(
+                f"{type(self).__name__} takes a GPT2HFConfig, got {type(config).__name__}; make one with the same "
+                "arguments, or leave `config` out of from_pretrained"
+            )
         config.check_heads()
         if getattr(config, "add_cross_attention", False):  # set after the config was made
             raise ValueError(NO_CROSS_ATTENTION)
@@ -816,11 +821,16 @@ def _check_reduction(reduction: str, label_smoothing: float, num_items_in_batch:
         raise ValueError("reduction='none' gives plain losses; leave out label_smoothing and num_items_in_batch")
 
 
-def _num_scored(targets: Tensor, num_items_in_batch: Tensor | int | None, device: torch.device) -> Tensor | int:
-    """What the summed loss is divided by."""
+def _num_scored(targets: Tensor, num_items_in_batch: Tensor | int | None, device: torch.device) -> Tensor:
+    """What the summed loss is divided by.
+
+    Of a training step in which nothing is scored it is 1: loss and gradients are 0. Without gradients the mean of
+    nothing is NaN.
+    """
     if num_items_in_batch is None:
         num_items_in_batch = (targets != IGNORE_INDEX).sum()
-    return num_items_in_batch.to(device) if isinstance(num_items_in_batch, Tensor) else num_items_in_batch
+    num_items = torch.as_tensor(num_items_in_batch, device=device)
+    return num_items + (num_items == 0) if torch.is_grad_enabled() else num_items
 
 
 def _select_positions(hidden_states: Tensor, logits_to_keep: int | Tensor) -> Tensor:

@@ -236,6 +236,16 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
                 f"this package's collators give shift_labels, which {kind.__name__} does not read; use a collator of "
                 "transformers, or a GPT2HFForCausalLM"
             )
+        if is_shifted and self.scores_first_token:
+            raise UserError(
+                "this package's collators give shift_labels, to which peft adds no virtual tokens; use a collator of "
+                "transformers"
+            )
+        if getattr(self.args, "uses_muon", False) and not isinstance(self.plain_model, PreTrainedModel):
+            raise UserError(
+                f"--optim muon needs a PreTrainedModel, to know its head, which {kind.__name__} is not; use "
+                "adamw_torch_fused"
+            )
         if self.is_own_model:
             # The Trainer turns the cache off in the config that it saves; here it is off in each step.
             self.plain_model.config.use_cache = self._uses_cache
@@ -564,7 +574,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         if "loss" in logs:
             if self.distillation is not None:
                 logs["cross_entropy"] = self.distillation.drain()
-            if not self.has_own_loss:
+            if not self.has_own_loss and not self.args.label_smoothing_factor:
                 logs["perplexity"] = perplexity(logs.get("cross_entropy", logs["loss"]))
             # without that average each process counts its own, and all have about as many
             processes = 1 if self.args.average_tokens_across_devices else self.args.world_size

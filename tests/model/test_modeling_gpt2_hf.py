@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, GPT2Config
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
@@ -238,6 +238,30 @@ def test_num_items_in_batch_divides_the_sum():
             model(batch["input_ids"][row], labels=labels[row], num_items_in_batch=count).loss for row in ([0, 1], [2])
         ]
         torch.testing.assert_close(sum(parts), whole, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("num_items", [None, 0, torch.tensor(0)], ids=str)
+@pytest.mark.parametrize("head", ["whole", "of used tokens", "adapted"])
+def test_a_step_without_scored_tokens_changes_nothing(num_items, head):
+    """Gradients of 0, as of stock GPT-2, and a loss of 0; without gradients the mean of nothing is NaN."""
+    model, ids = make_model().train(), random_ids(2, 8)
+    if head == "of used tokens":
+        model.tie_unused_tokens(ids.unique())
+    elif head == "adapted":
+        model.lm_head.register_parameter("bias", torch.nn.Parameter(torch.zeros(VOCAB_SIZE)))
+    nothing = {"labels": torch.full_like(ids, -100), "num_items_in_batch": num_items}
+    loss = model(ids, **nothing).loss
+    loss.backward()
+    assert loss.item() == 0
+    assert all(not p.grad.any() for p in model.parameters() if p.grad is not None)
+    with torch.no_grad():
+        assert model(ids, **nothing).loss.isnan()
+
+
+def test_a_config_of_stock_gpt2_is_refused():
+    """With a line: transformers' classes take any config."""
+    with pytest.raises(ValueError, match="takes a GPT2HFConfig, got GPT2Config"):
+        GPT2HFForCausalLM(GPT2Config(n_layer=1, n_head=1, n_embd=8))
 
 
 def test_shift_labels_are_not_shifted_again():

@@ -67,6 +67,23 @@ def test_training_and_evaluation_equal_stocks(tmp_path, rows, smoothing, optim, 
     assert ours == pytest.approx(stock, abs=TOLERANCE)
 
 
+def test_a_row_without_labels_changes_as_little_as_with_stock(tmp_path):
+    """As where an answer was cut off: the step has a gradient of 0, though its loss is no number in stock GPT-2."""
+    data = [*BLOCKS[:3]]
+    data[1] = {**data[1], "labels": torch.full_like(data[1]["labels"], -100)}
+    options = {"per_device_train_batch_size": 1, "max_steps": 3, "eval_strategy": "no"}
+    options |= {"train_sampling_strategy": "sequential"}
+    trainers = [make_trainer(which, tmp_path, data, **options) for which in ("ours", "stock")]
+    for trainer in trainers:
+        trainer.train()
+    norms = [logged(trainer, "grad_norm") for trainer in trainers]
+    assert norms[0][1] == norms[1][1] == 0
+    np.testing.assert_allclose(*norms, atol=TOLERANCE, rtol=TOLERANCE)
+    weights = trainers[1].model.state_dict()
+    for name, weight in trainers[0].model.state_dict().items():
+        torch.testing.assert_close(weight, weights[name], atol=TOLERANCE, rtol=0)
+
+
 @pytest.mark.parametrize("label_names", [None, ["labels"]])
 def test_predictions_equal_stocks(tmp_path, label_names):
     """`predict` returns logits, labels and loss, as with stock GPT-2, and with `label_names` given too."""

@@ -380,6 +380,15 @@ def test_adapters_that_begin_each_row_score_its_first_token(tmp_path, kind):
     assert num_items == metrics["eval_tokens"]
 
 
+@pytest.mark.parametrize("collator", ["padded", "padding_free"])
+def test_such_adapters_need_a_collator_of_transformers(tmp_path, collator):
+    """peft puts its tokens before the labels of a row, and not before `shift_labels`."""
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(make_model(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    with pytest.raises(UserError, match="virtual tokens; use a collator of"):
+        make_trainer(tmp_path, model=model, data_collator=COLLATORS[collator])
+
+
 class LossOfLogits(Trainer):
     """A tutorial's subclass of transformers' own Trainer."""
 
@@ -430,6 +439,8 @@ def test_a_plain_module_is_saved_and_resumed(tmp_path):
     assert torch.equal(weights_of(best.model), weights_of(whole.model))
     with pytest.raises(UserError, match="the checkpoint is of another model: it has no"):
         resumed._issue_warnings_after_load(resumed.model.load_state_dict({}, strict=False))
+    with pytest.raises(UserError, match="--optim muon needs a PreTrainedModel, to know its head, which Bigram is not"):
+        make_trainer(tmp_path, model=Bigram(), optim="muon")
 
 
 class OfTwoArguments(GPT2HFForCausalLM):

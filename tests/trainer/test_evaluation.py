@@ -379,6 +379,7 @@ def test_smoothing_is_for_training_alone(tmp_path):
         assert_exact(trainer.evaluate(), true_loss(make_model(), BLOCKS[:11]))
         trainer.train()
         first[which, smoothing] = logged(trainer, "loss")[0]
+        assert len(logged(trainer, "perplexity")) == (0 if smoothing else 1)  # a smoothed loss has none
     assert first["ours", 0.3] == pytest.approx(first["stock", 0.3], abs=1e-5)
     assert abs(first["stock", 0.3] - first["stock", 0.0]) > 1e-3
 

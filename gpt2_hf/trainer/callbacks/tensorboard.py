@@ -57,7 +57,7 @@ _DESCRIPTIONS = {
     "curves/perplexity": "exp(curves/loss).",
     "train/loss": "Nats per token, the mean over the steps since the last log, dropout on.",
     "train/cross_entropy": "Nats per token of the labels alone, where the loss has a part of teachers.",
-    "train/perplexity": "exp(train/loss); with teachers exp(train/cross_entropy).",
+    "train/perplexity": "exp(train/loss); with teachers exp(train/cross_entropy); none with label smoothing.",
     "train/learning_rate": "Of the step that is logged.",
     "train/grad_norm": "Norm of the gradient of the step that is logged, before clipping.",
     "train/epoch": "Passes over the training data.",
