@@ -1,4 +1,4 @@
-"""GPT-2 124M on a GPU of 8, 24 or 80 GB: what to type, and why.
+"""GPT-2 124M on a GPU of so much memory: what to type, and why.
 
 In: the memory of a GPU. Out: flags, and the rows of the tables in README and in "Use a small GPU", which a test
 compares.
@@ -19,14 +19,16 @@ PEAKS = {2: 4.0, 4: 4.7, 8: 6.2, 16: 9.1, 32: 15.3, 64: 28.1}
 
 # GiB that a run can have of a GPU that is sold by this name.
 _ROOMS = {"8 GB": 7.5, "24 GB": 22.0, "80 GB": 76.0}
+# The same of the memory that torch tells of.
+_ROOM_SHARE = 0.95
 
 
 @dataclass(frozen=True)
 class Card:
-    """A row of the table.
+    """A GPU, as a row of the table.
 
     Attributes:
-        name: the memory it is sold with.
+        name: its memory.
         room_gib: what a run can have of it.
     """
 
@@ -61,18 +63,18 @@ CARDS = tuple(Card(name, room) for name, room in _ROOMS.items())
 
 
 def card_of(total_bytes: int) -> Card | None:
-    """The largest row that a GPU with so much memory has room for; `None` if it is smaller than all."""
-    return next((card for card in reversed(CARDS) if card.room_gib * GIB <= total_bytes), None)
+    """The GPU with so much memory; `None` if it has no room for the smallest micro-batch."""
+    room = _ROOM_SHARE * total_bytes / GIB
+    return Card(f"{total_bytes / GIB:.1f} GiB", round(room, 1)) if room >= min(PEAKS.values()) else None
 
 
 def describe(total_bytes: int) -> str:
     """The line of a plan on a GPU with so much memory."""
     card = card_of(total_bytes)
-    size = f"{total_bytes / GIB:.1f} GiB"
     if card is None:
-        return f"GPU: {size}, small; use --activation_checkpointing and a small --batch_size"
+        return f"GPU: {total_bytes / GIB:.1f} GiB, small; use --activation_checkpointing and a small --batch_size"
     return (
-        f"GPU: {size}; for GPT-2 124M on a large text use --sequence_mode blocks {card.flags}: "
+        f"GPU: {card.name}; for GPT-2 124M on a large text use --sequence_mode blocks {card.flags}: "
         f"{card.tokens_at_once:,} tokens per micro-batch, {SAMPLES_PER_STEP * BLOCK:,} per step, about {card.reason} "
         "(estimated; the figures above are those of this run)"
     )

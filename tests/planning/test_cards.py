@@ -58,18 +58,19 @@ def test_the_flags_are_the_same_step_on_every_card(card):
 
 
 @pytest.mark.parametrize(
-    ("gib", "name"),
-    [(5.8, None), (7.6, "8 GB"), (14.6, "8 GB"), (22.1, "24 GB"), (23.6, "24 GB"), (79.1, "80 GB"), (139.8, "80 GB")],
+    ("gib", "batch_size"),
+    [(3.9, None), (5.8, 4), (7.6, 8), (14.6, 16), (22.1, 32), (23.6, 32), (79.1, 64), (139.8, 64)],
 )
-def test_a_plan_on_a_card_gives_its_row(gib, name, monkeypatch):
-    """By the memory that torch tells of."""
+def test_a_plan_on_a_card_says_what_fits(gib, batch_size, monkeypatch):
+    """By the memory that torch tells of; as much as a row of the table, for a GPU that is one."""
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties(int(gib * GIB)))
     memory = card_memory(torch.device("cuda"))
     card = card_of(memory)
-    assert (card.name if card else None) == name
+    assert (card.batch_size if card else None) == batch_size
     line = describe(memory)
     assert f"{gib:.1f} GiB" in line and "--batch_size" in line
     if card:
+        assert PEAKS[batch_size] <= card.room_gib < gib
         assert card.flags in line and card.reason in line and "65,536 per step" in line
 
 
