@@ -7,6 +7,7 @@ In: the Trainer's log history and result files in `output_dir`. Out: `README.md`
 import io
 import itertools
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -275,7 +276,7 @@ def run_report(args: ReportArguments, given: dict[str, str]) -> int:
             raise UserError(f"{folder}: the report cannot be written ({error.strerror})") from error
         print(f"written: {folder / CARD_NAME}, {folder / CURVES_NAME}")
         return 0
-    picture = Path(args.output_file).expanduser()
+    picture = Path(os.path.expanduser(args.output_file))
     if "output_file" not in given and picture.exists() and not _is_own_picture(picture):
         raise UserError(f"--output_file: {picture} is there and no comparison of runs; name the picture to be written")
     try:
