@@ -5,6 +5,7 @@ name when all is written and checked.
 """
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ def require_new_folder(output_dir: str, option: str = "--output_dir") -> Path:
     Raises:
         UserError: if it is a file, or a folder that is not empty.
     """
-    target = Path(output_dir).expanduser()
+    target = Path(os.path.expanduser(output_dir))
     with _refusals_in_words(target, option):
         if target.is_file() or (target.exists() and any(target.iterdir())):
             raise UserError(f"{option}: {target} exists and is not empty; give a new folder")

@@ -68,7 +68,7 @@ def _evaluate(
     streaming = data_args.streaming if "streaming" in given else bool(read_trained_option(source, "streaming"))
     _check_options(args, given, streaming, max_length)
     data_args = with_training_protocol(data_args, given, source)
-    output = None if args.output_file is None else Path(args.output_file).expanduser()
+    output = None if args.output_file is None else Path(os.path.expanduser(args.output_file))
     if output is not None and processes.is_main_process:  # which writes it
         _check_output(output, data_args)
     inherited = inherited_options(source, given)

@@ -13,6 +13,7 @@ Legend: B batch, T time, C channels, H heads, D head size, L layers, V vocabular
 """
 
 import math
+import os
 import pickle
 import zipfile
 from collections.abc import Iterator
@@ -113,7 +114,7 @@ def read_foreign_model(path: str | Path, activation: str | None = None) -> Forei
     Raises:
         UserError: if the file is none of them, is damaged, or lacks something.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     try:
         with path.open("rb") as file:
             beginning = file.read(4)

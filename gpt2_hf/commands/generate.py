@@ -5,6 +5,7 @@ are made.
 """
 
 import contextlib
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -229,7 +230,7 @@ def run_generation(args: GenerationArguments, given: dict[str, str]) -> int:
     interactive = reads_stdin and sys.stdin.isatty()
     _check_pointless(args, given, interactive)
     if args.output_file is not None:
-        _check_output(args, Path(args.output_file).expanduser())
+        _check_output(args, Path(os.path.expanduser(args.output_file)))
     args.stop = [argument_text(text, "--stop") for text in args.stop]
     records = [] if interactive else read_prompts(args)
     num_prompts = 1 if interactive else len(records)
@@ -245,7 +246,7 @@ def run_generation(args: GenerationArguments, given: dict[str, str]) -> int:
         if interactive:
             _converse(session)
         elif args.output_file is not None:
-            session.write(records, Path(args.output_file).expanduser())
+            session.write(records, Path(os.path.expanduser(args.output_file)))
         else:
             session.show([record["prompt"] for record in records])
     return 0
@@ -269,7 +270,7 @@ def _check_output(args: GenerationArguments, output: Path) -> None:
     prompts: Path | int | None = None
     origin = "--prompt_file"
     if args.prompt_file is not None:
-        prompts = Path(args.prompt_file).expanduser()
+        prompts = Path(os.path.expanduser(args.prompt_file))
     elif args.prompt is None:
         origin = "standard input"
         with contextlib.suppress(OSError):  # a stream without a file, which another program has put in its place

@@ -85,7 +85,9 @@ def tie_unused_tokens(model: GPT2HFForCausalLM, tokenizer: PreTrainedTokenizerBa
 
 
 def load_trained(
-    model_path: str, output_dir: str = DEFAULT_OUTPUT_DIR, attn_implementation: str | None = None
+    model_path: str | os.PathLike[str],
+    output_dir: str = DEFAULT_OUTPUT_DIR,
+    attn_implementation: str | None = None,
 ) -> tuple[GPT2HFForCausalLM, PreTrainedTokenizerBase, str]:
     """Load a model and its tokenizer for use.
 
@@ -100,7 +102,7 @@ def load_trained(
     Raises:
         UserError: if there is no model, or it has no tokenizer.
     """
-    source = str(resolve_model_path(model_path, output_dir, "--model_path"))
+    source = str(resolve_model_path(os.fspath(model_path), output_dir, "--model_path"))
     config = read_config(source, "--model_path")
     model = load_weights(source, config, attn_implementation, "--model_path").eval()
     return model, _load_checked_tokenizer(source, config, "--model_path"), source

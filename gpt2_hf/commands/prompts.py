@@ -27,7 +27,7 @@ def read_prompts(args: GenerationArguments) -> list[dict[str, Any]]:
         return [{"prompt": argument_text(args.prompt, "--prompt")}]
     if args.prompt_file is None:
         return [{"prompt": _piped_prompt()}]
-    path = Path(args.prompt_file).expanduser()
+    path = Path(os.path.expanduser(args.prompt_file))
     ending = path.suffix.lower()
     if ending in _OTHER_FORMATS:
         raise UserError(f"--prompt_file: {path}: {ending} is not read here; write one prompt per line, or .jsonl")

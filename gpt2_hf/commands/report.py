@@ -7,6 +7,7 @@ In: the Trainer's log history and result files in `output_dir`. Out: `README.md`
 import io
 import itertools
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -275,7 +276,7 @@ def run_report(args: ReportArguments, given: dict[str, str]) -> int:
             raise UserError(f"{folder}: the report cannot be written ({error.strerror})") from error
         print(f"written: {folder / CARD_NAME}, {folder / CURVES_NAME}")
         return 0
-    picture = Path(args.output_file).expanduser()
+    picture = Path(os.path.expanduser(args.output_file))
     if "output_file" not in given and picture.exists() and not _is_own_picture(picture):
         raise UserError(f"--output_file: {picture} is there and no comparison of runs; name the picture to be written")
     try:
@@ -368,14 +369,19 @@ def _table(rows: list[tuple[str, Any, str]]) -> str:
     )
 
 
+def _on_hub(config: dict[str, Any], name: str) -> str | None:
+    """What an option names, if it can only be of the hub: no folder, neither here nor where the run was."""
+    value: str | None = config.get(name)
+    was_folder = name in config.get(PROVENANCE_KEY, {}).get("folders", ())
+    return value if value and value.count("/") < 2 and is_hub_id(value) and not was_folder else None
+
+
 def _metadata(config: dict[str, Any], results: dict[str, Any]) -> str:
     """The YAML header of a model card, as the hub reads it: tags, data set, base model, measured results."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    dataset = config.get("dataset_name") if _text_of(config) == config.get("dataset_name") else None
-    # "python-docs" and folders are no data sets of the hub
-    hub_dataset = dataset if dataset and dataset.count("/") == 1 and is_hub_id(dataset) else None
-    base_model = config.get("model_name_or_path")
+    dataset = _on_hub(config, "dataset_name") if _text_of(config) == config.get("dataset_name") else None
+    hub_dataset = dataset if dataset and "/" in dataset else None  # python-docs is none of the hub
     measured = [
         EvalResult(
             task_type="text-generation",
@@ -396,7 +402,7 @@ def _metadata(config: dict[str, Any], results: dict[str, Any]) -> str:
         pipeline_tag="text-generation",
         tags=["gpt2_hf"],
         datasets=[hub_dataset] if hub_dataset else None,
-        base_model=base_model if base_model and base_model.count("/") < 2 and is_hub_id(base_model) else None,
+        base_model=_on_hub(config, "model_name_or_path"),
         metrics=["perplexity"] if measured else None,
         model_name="gpt2_hf" if measured else None,
         eval_results=measured or None,

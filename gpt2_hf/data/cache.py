@@ -9,6 +9,7 @@ makes the entry in a folder of its own, and the first one's is kept.
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -65,10 +66,13 @@ def open_entry(key: str, fill: Fill) -> tuple[Path, dict[str, Any]]:
     except UserError:
         raise
     except OSError as error:
-        raise UserError(
-            f"the cache in {root} cannot be written ({error.strerror or error}); free space there, set "
-            "HF_DATASETS_CACHE to a folder on another disk, or use --streaming, which stores nothing"
-        ) from error
+        remedy = "set HF_DATASETS_CACHE to a folder that can be"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            remedy = (
+                "free space there, set HF_DATASETS_CACHE to a folder on another disk, or use --streaming, which "
+                "stores no training text"
+            )
+        raise UserError(f"the cache in {root} cannot be written ({error.strerror or error}); {remedy}") from error
     return folder, record
 
 

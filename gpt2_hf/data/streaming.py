@@ -140,8 +140,11 @@ class StreamingSamples(IterableDataset):
     first_worker: int = 0
     # The source and its key, once it is known; `dataclasses.replace` carries it along.
     known_key: tuple[Source, str] | None = dataclasses.field(default=None, repr=False, compare=False)
-    # Where the documents are that are left out; found once, and carried along to the workers.
-    known_set_aside: frozenset[Cursor] | None = dataclasses.field(default=None, repr=False, compare=False)
+    # Where the documents are that are left out, after what that depends on: source, percentage and number of shards.
+    # They are found once, and carried along to the workers.
+    known_set_aside: tuple[Source, float | None, int, frozenset[Cursor]] | None = dataclasses.field(
+        default=None, repr=False, compare=False
+    )
 
     @property
     def separator(self) -> int:
@@ -165,14 +168,16 @@ class StreamingSamples(IterableDataset):
 
     def find_set_aside(self, num_shards: int) -> frozenset[Cursor]:
         """Where the documents begin that are set aside. The first time it reads the beginning of the text."""
-        if self.known_set_aside is None:
-            parts = self.parts(num_shards)
-            self.known_set_aside = frozenset()
-            if self.set_aside_percentage is not None:
+        known, percentage = self.known_set_aside, self.set_aside_percentage
+        if known is None or known[0] is not self.source or known[1:3] != (percentage, num_shards):
+            places: frozenset[Cursor] = frozenset()
+            if percentage is not None:
+                parts = self.parts(num_shards)
                 documents = self.source.documents() if parts is None else self.source.in_order(parts)
-                found = _set_aside(documents, _share(self.set_aside_percentage))
-                self.known_set_aside = frozenset(cursor for _, cursor in found)
-        return self.known_set_aside
+                places = frozenset(cursor for _, cursor in _set_aside(documents, _share(percentage)))
+            # last, because reading may break off
+            known = self.known_set_aside = self.source, percentage, num_shards, places
+        return known[3]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         info = get_worker_info()

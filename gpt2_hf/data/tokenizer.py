@@ -25,7 +25,9 @@ END_OF_TEXT = "<|endoftext|>"
 GPT2_MAX_LENGTH = 1024
 
 
-def load_tokenizer(name_or_path: str | None = None, option: str = "--tokenizer_name") -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name_or_path: str | os.PathLike[str] | None = None, option: str = "--tokenizer_name"
+) -> PreTrainedTokenizerBase:
     """Load a tokenizer by name or path; GPT-2's when the name is left out.
 
     Args:
@@ -43,7 +45,7 @@ def load_tokenizer(name_or_path: str | None = None, option: str = "--tokenizer_n
     Raises:
         UserError: if nothing can be loaded from there.
     """
-    tokenizer = _load(name_or_path, option)
+    tokenizer = _load(None if name_or_path is None else os.fspath(name_or_path), option)
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     # Samples may be longer than the model: cutting them is the data stage's work, and needs no warning.
@@ -54,7 +56,7 @@ def load_tokenizer(name_or_path: str | None = None, option: str = "--tokenizer_n
 def _load(name_or_path: str | None, option: str) -> PreTrainedTokenizerBase:
     if name_or_path is None or name_or_path in GPT2_NAMES:
         return gpt2_tokenizer()
-    path = Path(name_or_path).expanduser()
+    path = Path(os.path.expanduser(name_or_path))
     if (model := _sentencepiece_model(path)) is not None:
         return _load_sentencepiece(model)
     if is_local_path(name_or_path) and not os.path.isdir(os.path.expanduser(name_or_path)):

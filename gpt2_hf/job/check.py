@@ -117,13 +117,12 @@ def _ask_teachers(trainer: GPT2HFTrainer, distillation: Distillation) -> None:
 
 def _build_loader(args: Any) -> None:
     """With the options that decide how batches are prepared; it starts no processes."""
-    workers = args.dataloader_num_workers
     DataLoader(
         [0],
-        num_workers=workers,
+        num_workers=args.dataloader_num_workers,
         prefetch_factor=args.dataloader_prefetch_factor,
         persistent_workers=args.dataloader_persistent_workers,
-        multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None) if workers else None,
+        multiprocessing_context=args.dataloader_multiprocessing_context,
     )
 
 

@@ -21,6 +21,7 @@ from ..options.arguments import own_names
 from ..options.parsing import OVERRULES, PROVENANCE_KEY
 from ..options.secrets import without_secrets
 from ..options.training_arguments import GPT2HFTrainingArguments
+from ..runtime.hub import is_hub_id
 from .preparation import account
 from .run import Run
 
@@ -46,6 +47,7 @@ def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dic
         if name not in run.args.stated:
             options.pop(name, None)
     args = run.args
+    named = ("model_name_or_path", "dataset_name")
     provenance = {
         "gpt2_hf": __version__,
         "torch": torch.__version__,
@@ -60,6 +62,8 @@ def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dic
         "samples_per_step": args.samples_per_step,
         "run_name": run.name,
         "data": data.fingerprints,
+        # elsewhere they may look like ids of the hub
+        "folders": [name for name in named if options.get(name) is not None and not is_hub_id(options[name])],
         **({"separator": data.separator} if data.separator is not None else {}),
         "teachers": [teacher.fingerprint for teacher in run.teachers],
         **({"size": run.sizing.record()} if run.sizing is not None else {}),

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ..errors import UserError
 from .fields import default_value
 from .mixture import DATA_FILES, read_mix
-from .values import check_values
+from .values import check_values, without_paths
 
 DEFAULT_HEAD_SIZE = 64
 
@@ -88,6 +88,7 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
+        vars(self).update(without_paths(vars(self)))
         check_values(vars(self))
         if self.tie_unused_tokens and self.model_name_or_path is not None:
             raise UserError(
@@ -167,6 +168,7 @@ class DataArguments:
     shuffle_buffer_size: int = option(10_000, "streaming: number of documents that are shuffled together.")
 
     def __post_init__(self) -> None:
+        vars(self).update(without_paths(vars(self)))
         check_values(vars(self))
         files = [name for name in DATA_FILES if getattr(self, name)]
         if self.train_mix is not None:

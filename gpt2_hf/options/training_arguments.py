@@ -22,7 +22,7 @@ from ..runtime.fallbacks import missing_for_compile
 from ..runtime.precision import Precision, PrecisionName, current_device_type, resolve_precision
 from .arguments import option
 from .fields import default_of, default_value
-from .values import LARGEST_BATCH, require_filled, require_finite, require_in_range
+from .values import LARGEST_BATCH, require_filled, require_finite, require_in_range, without_paths
 
 MUON = "muon"
 
@@ -227,6 +227,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
         self._check_ranges()
         self._check_optimizer_options()
         own = ("output_dir", "resume_from_checkpoint", "distill_from")  # others may be empty for transformers
+        vars(self).update(without_paths({name: getattr(self, name) for name in own}))
         require_filled({name: getattr(self, name) for name in own})
         self._check_output_dir()
         _refuse(self, _WITHOUT_EFFECT)

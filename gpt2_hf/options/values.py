@@ -6,6 +6,7 @@ several options make of each other is checked by the class itself.
 
 import math
 import operator
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,6 +52,15 @@ RANGES: dict[str, Mapping[str, float]] = {
     "top_p": {"above": 0, "at most": 1},
     "validation_split_percentage": {"above": 0, "below": 100},
 }
+
+
+def without_paths(value: Any) -> Any:
+    """The value with a text in place of each path, which programs may state; also inside a list or an object."""
+    if isinstance(value, dict):
+        return {key: without_paths(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [without_paths(entry) for entry in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def check_values(values: Mapping[str, Any], may_be_empty: Sequence[str] = ()) -> None:

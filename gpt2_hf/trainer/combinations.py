@@ -9,7 +9,7 @@ from typing import Any
 from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import HubStrategy
 
-from ..data import FlatteningCollator, PaddingCollator, Samples
+from ..data import FlatteningCollator, PaddingCollator, Samples, StreamingSamples
 from ..errors import UserError
 from ..options.training_arguments import SMOOTHED_AND_TAUGHT, GPT2HFTrainingArguments
 from .loss import LossTrainer
@@ -108,6 +108,8 @@ def _of_the_rest(
 ) -> Iterator[str]:
     if args.dataloader_drop_last and isinstance(train_dataset, Samples):
         yield "--dataloader_drop_last has no effect: the last batch is completed with samples without targets"
+    if not args.dataloader_in_order and isinstance(train_dataset, StreamingSamples):
+        yield "--dataloader_in_order false has no effect with --streaming, which resumes by the order; leave it out"
     if args.schedule_by_time and optimizers[1] is not None:
         yield "--schedule_by_time has no effect beside a scheduler of your own; leave one of them out"
     if args.overwrite_output_dir and not has_job:

@@ -564,6 +564,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             device=self.args.device if self._copies_unseen else None,
             pin_memory=self.args.dataloader_pin_memory,
             prefetch_factor=self.args.dataloader_prefetch_factor,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
         )
         return self._stream
 

@@ -458,6 +458,7 @@ def test_command_finds_checkpoints_by_name(finished_run, capsys, monkeypatch):
         (["--stride", "64"], "--stride 64 exceeds --max_length 32"),
         (["--stride", "1", "--max_length", "1"], "--max_length must be at least 2, got 1"),
         (["--output_file", "/proc/nowhere/x.json"], "--output_file: /proc/nowhere/x.json cannot be written"),
+        (["--output_file", "~nosuch/x.json", "--test_file", "nowhere.txt"], "no file matches 'nowhere.txt'"),
         (["--max_length", "64"], "--max_length 64 exceeds the model's 32 positions"),
         (["--max_train_samples", "5"], "--max_train_samples has no effect with --split test"),
         (["--split", "train", "--max_eval_samples", "5"], "--max_eval_samples has no effect with --split train"),

@@ -221,9 +221,10 @@ def test_other_files_are_refused_in_one_line(tmp_path, run_import, capsys):
         ("meta.pkl", "neither a nanoGPT checkpoint", ()),
         (".", "is a folder; give the file in it", ()),
         ("nowhere.pt", "cannot be read (No such file", ()),
+        ("~nosuch/ckpt.pt", "cannot be read (No such file", ()),
         ("model.bin", "--activation_function has no effect", ("--activation_function", "gelu")),
     ):
-        assert run_import(tmp_path / name, *options) == 2
+        assert run_import(tmp_path / name if name[0] != "~" else name, *options) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
     assert not (tmp_path / "imported").exists()

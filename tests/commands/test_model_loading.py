@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -142,7 +143,7 @@ def test_the_name_of_a_checkpoint_is_no_hub_id(tmp_path, monkeypatch, name):
         "gpt2_hf.commands.model_loading.ensure_hub_or_offline", lambda: pytest.fail("the hub was asked")
     )
     with pytest.raises(UserError, match=rf"--model_path: there is no checkpoint '{name}'; \w+ holds no checkpoints"):
-        load_trained(name)
+        load_trained(Path(name))
 
 
 def damage(folder, how):

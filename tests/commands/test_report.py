@@ -216,6 +216,7 @@ def test_runs_of_one_name_are_told_apart(finished_run, tmp_path):
         (["nowhere"], "nowhere holds no run"),
         (["RUN", "--output_file", "a.png"], "--output_file has no effect for a single run"),
         (["RUN", "RUN", "--output_file", "a.docx"], "--output_file: a.docx cannot be written"),
+        (["RUN", "RUN", "--output_file", "~nosuch/a.png"], "--output_file: ~nosuch/a.png cannot be written"),
         (["RUN", "nowhere"], "nowhere holds no run"),
     ],
 )
@@ -278,3 +279,19 @@ def test_card_names_a_hub_data_set(tmp_path):
     """A data set of the hub is linked in the metadata, a local folder is not."""
     assert "datasets:\n- a/b" in model_card({"dataset_name": "a/b"}, {}, None)
     assert "datasets:" not in model_card({"dataset_name": "../a/b"}, {}, None)
+
+
+def test_a_card_that_is_drawn_elsewhere_links_no_folder(finished_run, corpus_folder, tmp_path, monkeypatch):
+    """Relative folders of data and of the model look like ids of the hub where they are not there."""
+    shutil.copytree(corpus_folder, tmp_path / "data" / "own")
+    shutil.copytree(finished_run / "best_model", tmp_path / "models" / "own")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    options = ["--dataset_name", "data/own", "--model_name_or_path", "models/own", "--max_length", "32", "--use_cpu"]
+    options += ["--max_steps", "1", "--warmup_steps", "0", "--sample_tokens", "0", "--precision", "fp32"]
+    assert main(["train", *options, "--checkpoint_dir", "run"]) == 0
+    for place in (tmp_path, tmp_path / "elsewhere"):
+        monkeypatch.chdir(place)
+        assert main(["report", str(tmp_path / "run")]) == 0
+        header = yaml.safe_load((tmp_path / "run" / "README.md").read_text(encoding="utf-8").split("---")[1])
+        assert not {"datasets", "base_model"} & header.keys()

@@ -688,6 +688,31 @@ def test_column_of_another_type(tmp_path):
     assert "holds int64, not text" in error_of(file_arguments(path))
 
 
+# Rows whose text the datasets library stores as JSON, because not each of them is a string.
+MIXED = [{"text": "one\ntwo"}, {"text": 3}]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_values_of_several_types_of_the_library(tmp_path, name, streaming):
+    """Refused, as our own reader refuses them: their source has quotes and escapes. The library may learn it late."""
+    card = f"---\nconfigs:\n- config_name: own\n  data_files: {name}\n  chunksize: 999\n---\n"
+    (tmp_path / "README.md").write_text(card)
+    rows = "\n".join(map(json.dumps, MIXED)) if name == "a.jsonl" else json.dumps(MIXED)
+    (tmp_path / name).write_text(rows)
+    message = error_of(DataArguments(str(tmp_path), None, streaming=streaming))
+    assert message.startswith("--text_column: column 'text' holds JSON values, not text, in the train split of ")
+
+
+def test_values_of_several_types_that_are_stored(tmp_path):
+    """The same of what save_to_disk wrote, and of Parquet."""
+    Dataset.from_list(MIXED, on_mixed_types="use_json").save_to_disk(str(tmp_path / "saved"))
+    assert "holds JSON values, not text" in error_of(DataArguments(str(tmp_path / "saved"), None))
+    values = pa.ExtensionArray.from_storage(pa.json_(), pa.array(['"one\\ntwo"', "3"]))
+    pq.write_table(pa.table({"text": values}), tmp_path / "a.parquet")
+    assert "holds extension<arrow.json" in error_of(file_arguments(tmp_path / "a.parquet"))
+
+
 def not_utf8(rows: list[bytes]) -> pa.Table:
     """A table whose column of text, as a careless program wrote it, holds other bytes."""
     offsets = np.cumsum([0, *map(len, rows)], dtype=np.int32)
@@ -1039,7 +1064,6 @@ ARROW_TEXT = {
     "binary": pa.array([b"one", None, "größer".encode()]),
     "large_binary": pa.array([b"one", None, "größer".encode()], pa.large_binary()),
     "binary_view": pa.array([b"one", None, "größer".encode()], pa.binary_view()),
-    "json": pa.ExtensionArray.from_storage(pa.json_(), pa.array(["one", None, "größer"])),
 }
 
 
@@ -1050,7 +1074,7 @@ def test_every_type_of_text_in_parquet(tmp_path, kind):
     assert read(file_arguments(tmp_path / "a.parquet")) == ["one", None, "größer"]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ARROW_TEXT if kind != "json"])
+@pytest.mark.parametrize("kind", ARROW_TEXT)
 @pytest.mark.parametrize("streaming", [False, True])
 def test_every_type_of_text_in_arrow_folders(tmp_path, kind, streaming):
     """The same of a folder of Arrow files."""

@@ -253,6 +253,33 @@ def test_set_aside_documents_are_not_trained_on(corpus, gpt2):
     assert sorted(trained + held_out) == documents_in(corpus)
 
 
+def test_a_look_that_breaks_off_sets_aside_the_same(corpus, gpt2, monkeypatch):
+    """A lost connection, or Ctrl-C, while the beginning of the text is read: the next look reads it again."""
+    stream = stream_of(corpus, gpt2, set_aside_percentage=10)
+    original = type(corpus).documents
+
+    def breaks_off(self):
+        yield from itertools.islice(original(self), 3)
+        raise OSError("the connection is lost")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(type(corpus), "documents", breaks_off)
+        with pytest.raises(OSError, match="the connection is lost"):
+            next(iter(stream))
+    held_out = [text for text, _ in set_aside_of_stream(corpus, 10)[0].documents()]
+    assert sorted(texts_of(stream, gpt2) + held_out) == documents_in(corpus)
+
+
+def test_what_is_set_aside_is_that_of_the_text_and_the_percentage(corpus, gpt2, tmp_path):
+    """A copy of a stream that was read has its own, if it is of another text or has another share."""
+    stream = stream_of(corpus, gpt2, set_aside_percentage=10)
+    next(iter(stream))
+    other = load_sources(file_arguments(tmp_path / "b.txt"))["train"]
+    for changed in ({"source": other}, {"set_aside_percentage": 30}, {"set_aside_percentage": None}):
+        fresh = dataclasses.replace(stream_of(corpus, gpt2, set_aside_percentage=10), **changed)
+        assert texts_of(dataclasses.replace(stream, **changed), gpt2) == texts_of(fresh, gpt2)
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_bad_text_is_one_line(tmp_path, gpt2, num_workers):
     """An error in the middle of the stream is one line that names the place, also from a worker."""
@@ -390,9 +417,12 @@ def test_set_aside_documents_are_not_trained_on_by_any_shard(many_files, gpt2, w
 
 
 @pytest.mark.parametrize("files", [1, 3])
-@pytest.mark.parametrize("percentage", [None, 10])
-def test_rows_of_the_library_with_workers(tmp_path, gpt2, files, percentage):
-    """Of what the datasets library streams every row comes once too, though it divides rows among workers itself."""
+@pytest.mark.parametrize(("percentage", "looked_at"), [(None, False), (10, False), (10, True)])
+def test_rows_of_the_library_with_workers(tmp_path, gpt2, files, percentage, looked_at):
+    """Of what the datasets library streams every row comes once too, though it divides rows among workers itself.
+
+    Also after a look at one sample in this process, for which the text is not divided.
+    """
     (tmp_path / "rows").mkdir()
     for number in range(files):
         table = pa.table({"text": [f"Row {number} {i}.\n" for i in range(40)]})
@@ -401,6 +431,8 @@ def test_rows_of_the_library_with_workers(tmp_path, gpt2, files, percentage):
     source = load_sources(DataArguments(str(tmp_path / "rows"), None, streaming=True))["train"]
     assert (source.parts(2) is None) == (files == 1)
     stream = stream_of(source, gpt2, set_aside_percentage=percentage)
+    if looked_at:
+        next(iter(stream))
     tokens = []
     for batch in StreamingLoader(stream, 4, FlatteningCollator(), 2):
         tokens += batch["shift_labels"].flatten().tolist()

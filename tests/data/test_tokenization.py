@@ -529,7 +529,7 @@ def test_full_disk(tmp_path, gpt2):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(UserError, match=r"cannot be written \(File too large\).*HF_DATASETS_CACHE"):
+        with pytest.raises(UserError, match=r"cannot be written \(File too large\).*HF_DATASETS_CACHE.*--streaming"):
             tokenize(source_of(path), gpt2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -537,9 +537,9 @@ def test_full_disk(tmp_path, gpt2):
 
 
 def test_read_only_cache(corpus, gpt2, cache_folder):
-    """A cache folder that cannot be made is an error with the remedies."""
+    """A cache folder that cannot be made is an error with the remedy; streamed training needs one too."""
     cache_folder.write_text("a file where the folder should be")
-    with pytest.raises(UserError, match="HF_DATASETS_CACHE"):
+    with pytest.raises(UserError, match=r"; set HF_DATASETS_CACHE to a folder that can be$"):
         tokenize(source_of(corpus), gpt2)
 
 

@@ -77,8 +77,8 @@ def test_gpt2_needs_no_network():
 def test_tokenizer_from_a_folder(gpt2, tmp_path):
     """A saved tokenizer loads from its folder and gives the same ids."""
     gpt2.save_pretrained(tmp_path / "saved")
-    loaded = load_tokenizer(str(tmp_path / "saved"))
-    assert loaded("Hello world").input_ids == gpt2("Hello world").input_ids
+    for path in (str(tmp_path / "saved"), tmp_path / "saved"):
+        assert load_tokenizer(path)("Hello world").input_ids == gpt2("Hello world").input_ids
 
 
 def test_the_collators_of_transformers_take_it():
@@ -134,7 +134,7 @@ def test_it_knows_gpt2s_length_and_does_not_warn_of_it(caplog):
     assert not caplog.records
 
 
-@pytest.mark.parametrize("name", ["./missing", "~/missing-folder", "/missing/folder"])
+@pytest.mark.parametrize("name", ["./missing", "~/missing-folder", "~nosuch/tok", "/missing/folder"])
 def test_missing_folder(name):
     """A path that is not there is one line that names the option."""
     with pytest.raises(UserError, match=r"--tokenizer_name: there is no folder .*; give") as error:

@@ -210,6 +210,15 @@ def test_folder_that_is_there(tmp_path):
         run_tokenizer_training(TokenizerTrainingArguments(dataset_name="python-docs", output_dir=str(tmp_path)))
 
 
+def test_a_user_that_there_is_not(tmp_path, monkeypatch):
+    """`~nosuch` is a name like any other, as for a shell."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("one two\n")
+    options = {"train_file": "a.txt", "vocab_size": 257, "output_dir": "~nosuch/own"}
+    assert run_tokenizer_training(TokenizerTrainingArguments(**options)) == 0
+    assert len(load_tokenizer(tmp_path / "~nosuch" / "own")) == 257
+
+
 def test_a_disk_that_is_full_in_the_end(tmp_path, monkeypatch):
     """What the tokenizers library raises is one line, and nothing is left in the way of the next try."""
 

@@ -22,6 +22,7 @@ from ..runs import history
         (("--lr_scheduler_kwargs", '{"nonsense": 1}'), "--lr_scheduler_type cosine: "),
         (("--torch_compile_mode", "nonsense"), "--torch_compile"),
         (("--num_workers", "1", "--dataloader_prefetch_factor", "-1"), "--dataloader"),
+        (("--dataloader_multiprocessing_context", "spawn"), "--dataloader"),
         (("--accelerator_config", '{"nonsense": true}'), "nonsense"),
         (("--neftune_noise_alpha", "5", "--report_to", "mlflow"), ""),
     ],

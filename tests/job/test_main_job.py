@@ -640,6 +640,18 @@ def before_training(text):
     return text.partition("\nstep ")[0].splitlines()
 
 
+def test_paths_of_a_program_are_written_down(finished_run, corpus_folder, tokenizer_folder, tmp_path):
+    """As texts, so that the record says what was trained on."""
+    files = {f"{split}_file": corpus_folder / f"{split}.txt" for split in ("train", "validation")}
+    stated = {**files, "tokenizer_name": tokenizer_folder, "model_name_or_path": finished_run / "best_model"}
+    model_args = ModelArguments(stated["model_name_or_path"], max_length=32)
+    options = {"use_cpu": True, "precision": "fp32", "max_steps": 1, "sample_tokens": 0, "do_predict": False}
+    args = GPT2HFTrainingArguments(tmp_path / "run", **options)
+    assert main_job.train(model_args, DataArguments(**files, tokenizer_name=tokenizer_folder), args) == 0
+    record = read_json(tmp_path / "run" / "resolved_config.json")
+    assert {name: record[name] for name in stated} == {name: str(path) for name, path in stated.items()}
+
+
 def test_three_lines_before_the_first_step(train_tiny, tmp_path, capsys):
     """Text, model and run; the whole account stands in the record, and --verbose prints it."""
     options = ("--max_steps", "10", "--warmup_steps", "1")

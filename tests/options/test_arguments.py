@@ -100,3 +100,11 @@ def test_both_names_of_activation_checkpointing_work():
     for name in ("activation_checkpointing", "gradient_checkpointing"):
         args = parse(TYPES, [f"--{name}"]).values[2]
         assert args.activation_checkpointing and args.gradient_checkpointing
+
+
+def test_paths_of_programs_are_texts(tmp_path):
+    """Also those in a mix and in a list, so that they are written down as any other value."""
+    mix = DataArguments(train_mix={"news": {"train_file": tmp_path / "a.txt"}}).train_mix
+    assert mix == {"news": {"train_file": str(tmp_path / "a.txt"), "weight": 1.0}}
+    args = GPT2HFTrainingArguments(tmp_path, resume_from_checkpoint=tmp_path, distill_from=[tmp_path], use_cpu=True)
+    assert (args.output_dir, args.resume_from_checkpoint, args.distill_from) == (*[str(tmp_path)] * 2, [str(tmp_path)])

@@ -8,10 +8,12 @@ import torch
 from transformers import TrainerCallback, default_data_collator
 
 from gpt2_hf import GPT2HFForCausalLM, GPT2HFTrainer
+from gpt2_hf.data import FlatteningCollator
 from gpt2_hf.errors import UserError
 from gpt2_hf.options.arguments import names_of
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 
+from ..data_fixtures import streamed_lines
 from .helpers import BLOCKS, Stream, assert_exact, logged, make_model, make_trainer, true_loss
 
 
@@ -241,6 +243,18 @@ def test_workers_that_load_data(tmp_path):
     for trainer in (alone, workers):
         trainer.train()
     assert logged(alone, "loss") == logged(workers, "loss")
+
+
+def test_how_the_workers_of_a_stream_are_started(tmp_path):
+    """As the option says. A stream resumes by the order of its workers, so that another one is refused."""
+    options = {"train_dataset": streamed_lines(tmp_path, [9] * 40), "data_collator": FlatteningCollator()}
+    options |= {"dataloader_num_workers": 1, "eval_strategy": "no"}
+    trainer = make_trainer(tmp_path / "run", dataloader_multiprocessing_context="spawn", **options)
+    loader = trainer.get_train_dataloader()
+    assert loader.options["multiprocessing_context"] == "spawn"
+    assert next(iter(loader))["input_ids"].numel()
+    with pytest.raises(UserError, match="--dataloader_in_order false has no effect with --streaming"):
+        make_trainer(tmp_path / "run", dataloader_in_order=False, **options)
 
 
 def test_accelerator_options(tmp_path):

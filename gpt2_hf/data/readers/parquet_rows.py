@@ -47,6 +47,8 @@ def _is_text(column_type: pa.DataType) -> bool:
 
     Older writers store text as bytes without a mark. Whether they are UTF-8 is seen when they are read.
     """
+    if isinstance(column_type, pa.JsonType):  # whose strings have quotes and escapes
+        return False
     if isinstance(column_type, pa.BaseExtensionType):
         return _is_text(column_type.storage_type)
     if pa.types.is_dictionary(column_type) or pa.types.is_run_end_encoded(column_type):

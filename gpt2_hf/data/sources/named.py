@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import datasets
+import pyarrow as pa
 from datasets import Dataset, IterableDataset
 
 from ...errors import UserError, first_line, printable
@@ -16,7 +17,7 @@ from .. import python_docs
 from ..cache import entry_key
 from ..fingerprints import cache_root, file_key
 from ..folders import PlainFolder, plain_folder, visible_files
-from ..readers import text_file
+from ..readers import not_text, text_file
 from .columns import find_text_column, unit_of_rows
 from .files import check_columns, file_source, first_names, with_note
 from .source import SPLITS, RowSource, Source
@@ -232,8 +233,13 @@ def _row_sources(loaded: Mapping[str, Any], args: DataArguments, version: str = 
 
 def _row_source(split: str, dataset: Dataset | IterableDataset, args: DataArguments, version: str = "") -> RowSource:
     where = f"the {split} split of {args.dataset_name}"
-    columns = dataset.column_names or list(next(iter(dataset), {}))
-    column = find_text_column(columns, args, where)
+    features = dataset.features
+    if features is None:  # a stream, of which the library knows them only when it reads
+        first_rows = next(dataset.with_format("arrow").iter(1), pa.table({}))
+        features = datasets.Features.from_arrow_schema(first_rows.schema)
+    column = find_text_column(list(features), args, where)
+    if isinstance(features[column], datasets.Json):  # what the library makes of values of several types
+        raise not_text(column, "JSON values", f"in {where}")
     return RowSource(split, dataset, column, unit_of_rows(args, where), version, str(args.dataset_name))
 
 
