@@ -222,7 +222,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         self._train_sampler: EpochSampler | None = None
         self._grouped_sampler: LengthGroupedSampler | None = None  # of data that are not this package's
         self._evaluated_at = self._saved_at = -1  # the last steps that were
-        self._owes_evaluation = self._schedule_has_ended = False
+        self._owes_evaluation = False
         if self.distillation is not None:
             self.distillation.reset()
         if self.average is not None:
@@ -479,11 +479,10 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             self.later_than = later_than = -1 if elsewhere else self.state.global_step
             # what cannot be set aside is found now, and not at the first checkpoint
             distributed.decided_by_first(lambda: folders.places_aside(run_dir, later_than, folders.UNPUBLISHED_PREFIX))
-        self._schedule_has_ended = False
         if resume_from_checkpoint is not None and self.args.schedule_by_time and self.state.global_step < max_steps:
             folder = Path(resume_from_checkpoint)
-            self._schedule_has_ended = TimeBudgetCallback.schedule_ended_at(folder, self.state)
-            if self._schedule_has_ended and not owes_evaluation(folder):
+            self.time_budget.schedule_has_ended = TimeBudgetCallback.schedule_ended_at(folder, self.state)
+            if self.time_budget.schedule_has_ended and not owes_evaluation(folder):
                 raise UserError(
                     f"resume_from_checkpoint: the schedule_by_time of {folder} has ended, and the learning rate would "
                     "be 0; train a new model for longer, or this one with another schedule"
@@ -714,7 +713,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         self._loss_spikes.load_state_dict(state["loss_spikes"])
         if self.distillation is not None and state.get("distillation") is not None:
             self.distillation.load_state(state["distillation"])
-        if self._schedule_has_ended:
+        if self.time_budget.schedule_has_ended:  # and only an evaluation is left to do
             self.control.should_training_stop = True
         super().load_process_state(state)
 

@@ -83,6 +83,21 @@ def test_what_is_made_up_for_is_within_the_budget(train_tiny, tmp_path, capsys):
     assert "nothing is left to train" in printed and "no time is left for the test split" in printed
 
 
+def test_what_is_owed_at_the_end_of_a_schedule_by_time_is_all_that_is_done(train_tiny, tmp_path, capsys):
+    """No step at a learning rate of 0 follows, and there is nothing left afterwards."""
+    run, options = tmp_path / "run", ("--schedule_by_time", "--max_training_hours", "1")
+    assert train_until_signal(run, 11, train_tiny, *options, event="on_prediction_step") == 75
+    state = read_json(run / "checkpoint-10" / "trainer_state.json")
+    kept = state["stateful_callbacks"]["TimeBudgetCallback"]["attributes"]
+    kept |= {"schedule_progress": 0.97, "expired": True}  # as if an hour had gone by
+    folders.write_json(run / "checkpoint-10" / "trainer_state.json", state)
+    folders.write_manifest(run / "checkpoint-10")
+    for _ in range(2):
+        assert train_tiny(run, *options, "--resume_from", "latest") == 0
+        assert evaluated(run) == [10] and history(run)[-1]["step"] == 10
+    assert "has reached the end of its wall-clock-based schedule" in capsys.readouterr().out
+
+
 def test_a_budget_is_for_training_where_what_is_owed_takes_longer(train_tiny, tmp_path, capsys):
     """Within a run: it goes on, and is evaluated when that is due again."""
     run = tmp_path / "run"

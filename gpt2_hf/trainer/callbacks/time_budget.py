@@ -50,6 +50,7 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
         self.time_share = 0.0  # of this invocation's training time that has gone by, the same on all processes
         self.schedule: CosineByTime | None = None  # follows `time_share`
         self.earlier_progress = 0.0  # of the schedule, in the invocations before this one
+        self.schedule_has_ended = False  # in these
         self._last_step_end: float | None = None
         self._training_began: float | None = None
         self._room_for = 0  # how many parts of the optional work, see `RemainingWork.to_end`
@@ -62,8 +63,8 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of this callback."""
         progress = self.schedule.progress if self.schedule is not None else 0.0
-        kept = {"total_seconds": self.total_seconds, "schedule_progress": progress, "expired": self.expired}
-        return {"args": {}, "attributes": kept}
+        kept = {"total_seconds": self.total_seconds, "schedule_progress": progress}
+        return {"args": {}, "attributes": {**kept, "expired": self.expired or self.schedule_has_ended}}
 
     @classmethod
     def kept_in(cls, state: TrainerState) -> dict[str, Any]:
