@@ -125,13 +125,18 @@ def staging_of(target: Path) -> Path:
     return target.with_name(STAGING_PREFIX + target.name)
 
 
-def commit(staging: Path, target: Path) -> None:
+def commit(staging: Path, target: Path, checkpoint: str | None = None) -> None:
     """Turn a filled staging folder into `target`, replacing an older one; a crash leaves one of them intact.
+
+    Args:
+        staging: the filled folder.
+        target: what it becomes.
+        checkpoint: for the manifest, the name of the checkpoint that it was made from.
 
     Raises:
         FileExistsError: if the older one, or one of its temporary name, is somebody else's.
     """
-    write_manifest(staging)
+    write_manifest(staging, checkpoint)
     close_staging(staging)
     replaced = target.with_name(target.name + OLD_SUFFIX)
     for path in (target, replaced):
@@ -172,14 +177,15 @@ def _free_name(path: Path) -> Path:
     return next(place for place in itertools.chain([path], numbered) if not os.path.lexists(place))
 
 
-def write_manifest(folder: Path) -> None:
+def write_manifest(folder: Path, checkpoint: str | None = None) -> None:
     """Record size and SHA-256 of every file of the folder, after syncing them to the disk."""
     follow_umask(folder)
     entries = {}
     for path in _files_of(folder):
         sync(path)
         entries[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": sha256(path)}
-    write_json(folder / MANIFEST_NAME, {"files": entries})
+    made_from = {"checkpoint": checkpoint} if checkpoint is not None else {}
+    write_json(folder / MANIFEST_NAME, {"files": entries, **made_from})
     for directory in {path.parent for path in _files_of(folder)}:
         sync(directory)
 
@@ -233,7 +239,18 @@ def publish_best_model(checkpoint: Path, output_dir: Path) -> None:
         target = staging / source.relative_to(checkpoint)
         target.parent.mkdir(parents=True, exist_ok=True)  # an adapter with a name of its own has a folder
         _link_or_copy(source, target)
-    commit(staging, output_dir / BEST_MODEL)
+    commit(staging, output_dir / BEST_MODEL, checkpoint.name)
+
+
+def source_of_best_model(output_dir: Path) -> str | None:
+    """Name of the checkpoint that an intact `best_model` was made from, and which may be gone; `None` if unknown."""
+    best = output_dir / BEST_MODEL
+    if damage(best) is not None:
+        return None
+    # a version that did not note it has named the checkpoint
+    names = written.read_object(output_dir / NAMES_FILE)
+    source = written.read_object(best / MANIFEST_NAME).get("checkpoint", names.get(BEST_MODEL))
+    return source if isinstance(source, str) else None
 
 
 def model_files(checkpoint: Path) -> list[Path]:
@@ -344,8 +361,16 @@ def rotate(output_dir: str | Path, keep_last: int | None, just_saved: str = "") 
     return added
 
 
-def set_aside_after(output_dir: str | Path, step: int, prefix: str = ABANDONED_PREFIX) -> list[str]:
+def set_aside_after(
+    output_dir: str | Path, step: int, prefix: str = ABANDONED_PREFIX, resumed: Path | None = None
+) -> list[str]:
     """Rename the checkpoints after a step, because a run is resumed from it; `latest` must not find the old branch.
+
+    Args:
+        output_dir: the run.
+        step: of the checkpoint that is resumed from.
+        prefix: put before their names; what has been set aside under such a name is replaced.
+        resumed: that checkpoint, if it was set aside itself; it stays.
 
     Returns:
         The names of the folders they are now in.
@@ -353,7 +378,7 @@ def set_aside_after(output_dir: str | Path, step: int, prefix: str = ABANDONED_P
     Raises:
         UserError: if one of these would replace files that no run wrote.
     """
-    renamed = places_aside(output_dir, step, prefix)
+    renamed = places_aside(output_dir, step, prefix, resumed)
     for path, aside in renamed:
         if aside.exists():
             _delete(aside)
@@ -361,10 +386,15 @@ def set_aside_after(output_dir: str | Path, step: int, prefix: str = ABANDONED_P
     return [aside.name for _, aside in renamed]
 
 
-def places_aside(output_dir: str | Path, step: int, prefix: str) -> list[tuple[Path, Path]]:
+def places_aside(
+    output_dir: str | Path, step: int, prefix: str, resumed: Path | None = None
+) -> list[tuple[Path, Path]]:
     """The checkpoints that `set_aside_after` renames, and to what; raises what it does."""
-    paths = [path for path in list_checkpoints(output_dir) if step_of(path) > step and is_own(path)]
+    later = [path for path in list_checkpoints(output_dir) if step_of(path) > step]
+    paths = [path for path in later if path.is_symlink() or is_own(path)]  # to rename a link moves nothing else
     places = [path.with_name(f"{prefix}{path.name}") for path in paths]
+    if resumed is not None:
+        places = [_free_name(aside) if aside.exists() and aside.samefile(resumed) else aside for aside in places]
     for aside in places:
         if os.path.lexists(aside) and (not is_own(aside) or extras(aside)):
             raise UserError(f"{aside} already exists and holds files not of this run; move it away")
@@ -440,7 +470,7 @@ def extras(folder: Path) -> list[Path]:
         found = changed(folder)
     for path in _files_of(folder):
         name = _name_in(folder, path)
-        if name in reported and written.is_own(folder.parent, f"{folder.name}/{name}"):
+        if name in reported and written.is_own(folder.parent, f"{BEST_MODEL}/{name}", path):
             continue
         # without a manifest, by the kinds of files that a checkpoint has
         known = name in files if files is not None else any(path.match(kind) for kind in _CHECKPOINT_FILE_PATTERNS)
@@ -574,9 +604,14 @@ def delete_run(output_dir: str | Path) -> None:
 
 def _delete(folder: Path) -> None:
     """Delete a folder of a run, what shows that it is one last: a process that is killed meanwhile leaves its mark."""
-    for path in [*_files_of(folder), *(folder / name for name in _NO_CONTENT)]:
-        with contextlib.suppress(OSError):  # not there, or not to be deleted
+    for path in _files_of(folder):
+        with contextlib.suppress(OSError):  # not to be deleted
             path.unlink()
+    if any(_files_of(folder)):
+        return  # one that another process has open: the folder is still a run's, and is deleted another time
+    for name in _NO_CONTENT:
+        with contextlib.suppress(OSError):  # not there
+            (folder / name).unlink()
     shutil.rmtree(folder, ignore_errors=True)  # folders alone
 
 

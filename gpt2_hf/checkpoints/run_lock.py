@@ -135,6 +135,7 @@ class RunLock:
             "processes": _process_table(),
             "started": process.create_time(),
             "ticks": _ticks(process.pid),
+            "folder": self._folder(),
         }
         return self._place(self._record)
 
@@ -174,8 +175,14 @@ class RunLock:
         except OSError:
             return None  # gone in the meantime
 
+    def _folder(self) -> int:
+        """Tells the folder from a copy of it, under whatever path; only to be compared on one host."""
+        return self.path.parent.stat().st_ino
+
     def _is_alive(self, owner: dict[str, Any]) -> bool:
-        if owner["host"] == socket.gethostname() and owner.get("processes") == _process_table():
+        folder = self._folder()
+        is_copy = owner.get("folder", folder) != folder  # with the lock of a run that may go on elsewhere
+        if not is_copy and owner["host"] == socket.gethostname() and owner.get("processes") == _process_table():
             return _is_same_process(owner["pid"], owner["started"], owner.get("ticks"))
         # Another host; or another container that may have this one's name, with process numbers of its own.
         return self._beats()

@@ -31,6 +31,7 @@ TRAINER_STATE_NAME = "trainer_state.json"
 CARD_NAME = "README.md"
 CURVES_NAME = "curves.png"
 BEST_MODEL = "best_model"
+TRAIN_RESULTS_NAME = "train_results.json"
 RESULT_NAMES = tuple(f"{split}_results.json" for split in ("train", "eval", "test", "all"))
 FILE_NAMES = (NAMES_FILE, RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME, *RESULT_NAMES, CARD_NAME, CURVES_NAME)
 # What a report adds to the best model.
@@ -90,9 +91,9 @@ def delete(run_dir: Path, name: str) -> None:
         (run_dir / name).unlink(missing_ok=True)
 
 
-def is_own(run_dir: Path, name: str) -> bool:
-    """Whether a run wrote the file, and nobody has changed it since."""
-    path = run_dir / name
+def is_own(run_dir: Path, name: str, path: Path | None = None) -> bool:
+    """Whether a run wrote the file, which may be elsewhere now, and nobody has changed it since."""
+    path = path if path is not None else run_dir / name
     return path.is_file() and not path.is_symlink() and sha256(path) in _read(run_dir).get(name, [])
 
 
@@ -142,7 +143,8 @@ def _note(run_dir: Path, name: str, digest: str) -> None:
 
 def _save(run_dir: Path, record: dict[str, list[str]]) -> None:
     temporary = run_dir / (TEMPORARY_PREFIX + RECORD_NAME)
-    temporary.write_text(json.dumps({"sha256": record}, indent=2) + "\n", encoding="utf-8")
+    # with the same line ends everywhere: `ownership` knows by its first bytes what a killed process left of it
+    temporary.write_text(json.dumps({"sha256": record}, indent=2) + "\n", encoding="utf-8", newline="\n")
     sync(temporary)
     os.replace(temporary, run_dir / RECORD_NAME)
 

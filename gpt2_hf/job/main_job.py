@@ -19,6 +19,7 @@ from ..checkpoints.event_files import delete_events, gather_events
 from ..checkpoints.folders import RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME
 from ..checkpoints.ownership import refuse_foreign
 from ..checkpoints.run_lock import RunLock
+from ..checkpoints.written import TRAIN_RESULTS_NAME
 from ..commands.report import delete_results
 from ..data import LoadedData
 from ..errors import EXIT_OK, FolderLostError, UserError
@@ -47,9 +48,6 @@ from .resuming import (
     refuse_present_run,
 )
 from .run import Run, surroundings
-
-# What remains of a cosine by time then is a learning rate of less than a hundredth of the peak.
-_PROGRESS_AT_END = 0.94
 
 
 def train(
@@ -191,7 +189,9 @@ def clear_folder(run: Run, checkpoint: Path | None) -> None:
     if checkpoint is None and run.args.overwrite_output_dir:
         delete_run(run)
     elif checkpoint is not None and checkpoint.parent.resolve() == run.output_dir.resolve():
-        for name in folders.set_aside_after(run.output_dir, folders.step_of(checkpoint)):
+        # where it was set aside itself, the checkpoint of its step is of another branch
+        step = state_in(checkpoint).global_step - (folders.step_of(checkpoint) < 0)
+        for name in folders.set_aside_after(run.output_dir, step, resumed=checkpoint):
             run.say(f"a later checkpoint of the run is set aside as {name}")
         gather_events(run.output_dir, run.name)
 
@@ -254,18 +254,22 @@ def run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> d
     """Train to the last step or to the end of the budget.
 
     Returns:
-        The Trainer's metrics, empty if the checkpoint is already at the end; `None` if a signal stopped the run.
+        The Trainer's metrics; empty if the checkpoint is already at the end, and they are in the folder; `None` if a
+        signal stopped the run.
     """
     schedule = make_schedule(run.args, num_samples_of(trainer.train_dataset))
-    at_end = checkpoint is not None and folders.step_of(checkpoint) >= schedule.total_steps
+    at_end = checkpoint is not None and state_in(checkpoint).global_step >= schedule.total_steps
     if checkpoint is not None and (reason := why_ended(run, checkpoint, schedule.total_steps)) is not None:
         run.say(f"{checkpoint} {reason}; nothing is left to train")
-        trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        trainer.state = state_in(checkpoint)
         trainer.complete_publication(str(checkpoint))
         trainer.load_weights(checkpoint)  # of another folder's run, which leaves no model in this one
-        return {}
+        if (run.output_dir / TRAIN_RESULTS_NAME).exists():
+            return {}
+        stopped_early = not at_end and is_out_of_patience(trainer.state, run.args.early_stopping_patience)
+        return totals(trainer, stopped_early, TimeBudgetCallback.kept_in(trainer.state).get("total_seconds", 0.0))
     if at_end:
-        run.say(f"{checkpoint} is at the last step; the evaluation that a signal broke off is done now")
+        run.say(f"{checkpoint} is at the last step; the evaluation that a signal broke off is due now")
     if run.is_first_process:
         delete_results(run.output_dir)
     try:
@@ -281,25 +285,31 @@ def run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> d
             f"stopped early at step {trainer.state.global_step:,}: {run.args.early_stopping_patience} evaluations "
             "in a row were no better (--early_stopping_patience)"
         )
-    return {
-        **({} if at_end else output.metrics),
-        **({"stopped_early": True} if trainer.stopped_early else {}),
-        "train_steps": trainer.state.global_step,
-        "train_hours": trainer.time_budget.total_seconds / 3600,
-    }
+    metrics = {} if at_end else output.metrics
+    return {**metrics, **totals(trainer, trainer.stopped_early, trainer.time_budget.total_seconds)}
+
+
+def totals(trainer: GPT2HFTrainer, stopped_early: bool, seconds: float) -> dict[str, Any]:
+    """What is said of all invocations together, which took so many seconds."""
+    early = {"stopped_early": True} if stopped_early else {}
+    return {**early, "train_steps": trainer.state.global_step, "train_hours": seconds / 3600}
+
+
+def state_in(checkpoint: Path) -> TrainerState:
+    """The Trainer's state in a checkpoint; its step is known whatever the folder is called."""
+    return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
 
 def why_ended(run: Run, checkpoint: Path, total_steps: int) -> str | None:
     """Why there is nothing to do after a checkpoint; `None` if there is a step or an evaluation left."""
     if owes_evaluation(checkpoint):
         return None
-    if folders.step_of(checkpoint) >= total_steps:
+    state = state_in(checkpoint)
+    if state.global_step >= total_steps:
         return f"is already at step {total_steps:,}, the last one"
-    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     if is_out_of_patience(state, run.args.early_stopping_patience):
         return f"was stopped early (--early_stopping_patience {run.args.early_stopping_patience})"
-    ended_by_time = folders.read_names(run.output_dir).get(folders.TIME_LIMIT) == checkpoint.name
-    if run.args.schedule_by_time and ended_by_time and TimeBudgetCallback.progress_in(state) > _PROGRESS_AT_END:
+    if run.args.schedule_by_time and TimeBudgetCallback.schedule_ended_at(checkpoint, state):
         return (
             "has reached the end of its wall-clock-based schedule (learning rate 0, --schedule_by_time). For a better "
             f"model begin a new run with more --max_training_hours, or with --model_name_or_path {checkpoint}"

@@ -143,7 +143,8 @@ def _score_test(run: Run, trainer: GPT2HFTrainer, saved: Path | None) -> dict[st
         remaining = trainer.remaining_work()
         needed = remaining.test + remaining.closing
         if math.isinf(needed) and not trainer.time_budget.expired:
-            needed = 0.0  # a run of a step or two that never evaluated
+            # nothing was trained, or a step or two: what an earlier evaluation took, if there was one
+            needed = trainer.seconds_in_history(trainer.job.test_dataset) + remaining.closing
         if distributed.any_process(run.watch.elapsed + needed > hours * 3600):
             hint = f"; score it with: gpt2-hf evaluate --model_path {saved}" if saved is not None else ""
             run.say(f"no time is left for the test split{hint}")

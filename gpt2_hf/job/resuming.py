@@ -153,7 +153,7 @@ def _choose_checkpoint(run: Run) -> Path | None:
         raise UserError(
             f"--resume_from: {folder} is damaged ({problem}); --resume_from latest finds the newest intact one"
         )
-    if folder.resolve().parent != run.output_dir.resolve() and folders.holds_run(run.output_dir):
+    if folder.parent.resolve() != run.output_dir.resolve() and folders.holds_run(run.output_dir):
         raise UserError(
             f"--resume_from: {folder} is of another run and {run.output_dir} already holds one; add --checkpoint_dir "
             f"{folder.parent}, or choose an empty folder"

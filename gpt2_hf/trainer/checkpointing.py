@@ -379,19 +379,22 @@ class CheckpointingTrainer(Trainer):
         best = run_dir / folders.checkpoint_folder(self.state.best_global_step or 0)
         published = folders.read_names(run_dir).get(folders.BEST_MODEL) == best.name
         there = published or best == folder or (best.is_dir() and folders.damage(best) is None)
+        there = there or folders.source_of_best_model(run_dir) == best.name  # the checkpoint was deleted since
         # The first process decides, as it will write; it does so once all have looked, since it changes the folder.
         forgets = self.args.process_index == 0 and not (self.job.best_is_comparable and within and there)
         unseen, forgotten = distributed.largest_of_each(not folder.is_dir(), forgets)
         if unseen:
             raise UserError(f"{folder} is not seen by every process; give a folder that all hosts share")
         if forgotten:
+            if within and not there and self.state.best_global_step and self.args.should_save:
+                print(f"best-model tracking restarts: {best} and its {folders.BEST_MODEL} are gone", flush=True)
             self._set_best(_NO_BEST)
-        elif best.is_dir():  # of a run that was moved the state has an older path
-            self.state.best_model_checkpoint = str(best)
+        elif self.state.best_global_step:  # of a run that was moved the state has an older path
+            self.state.best_model_checkpoint = str(best if best.is_dir() else run_dir / folders.BEST_MODEL)
         if not (within and self.args.should_save):
             return
         self._publish_checkpoint(run_dir, folder)
-        if self.state.best_global_step and not published and best != folder:
+        if self.state.best_global_step and not published and best != folder and best.is_dir():
             folders.add_names(run_dir, best.name, [folders.BEST_MODEL])
             folders.publish_best_model(best, run_dir)
 

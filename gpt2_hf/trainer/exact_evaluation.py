@@ -92,6 +92,10 @@ def columns_of(args: TrainingArguments, dataset: Any) -> contextlib.AbstractCont
     return temporarily(args, remove_unused_columns=removes)
 
 
+class _NothingLeftError(Exception):
+    """An evaluation that was made up for has ended the training, as it would have where it was due."""
+
+
 class ExactEvaluationTrainer(LossTrainer):
     """Scores a split exactly."""
 
@@ -328,7 +332,10 @@ class ExactEvaluationTrainer(LossTrainer):
             # The base class makes a step before it looks whether there is one left to make.
             self.control.should_training_stop = True
             return None
-        return super()._run_epoch(*args, **kwargs)
+        try:
+            return super()._run_epoch(*args, **kwargs)
+        except _NothingLeftError:
+            return None
 
     def _init_training_state(
         self,
@@ -365,13 +372,20 @@ class ExactEvaluationTrainer(LossTrainer):
         super().load_process_state(state)
         if not state["owes_evaluation"]:
             return
-        self.control.should_evaluate = True
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_save = True  # no later checkpoint will have this evaluation
-        with temporarily(self, _making_up=True):  # a later one that is interrupted saves what was trained since
-            self._maybe_log_save_evaluate(
-                self._tr_loss, None, self.model_wrapped, None, self.state.epoch, None, time.time()
-            )
+        if self.has_time_to_make_up():
+            self.control.should_evaluate = True
+            if self.state.global_step >= self.state.max_steps:
+                self.control.should_save = True  # no later checkpoint will have this evaluation
+            with temporarily(self, _making_up=True):  # a later one that is interrupted saves what was trained since
+                self._maybe_log_save_evaluate(
+                    self._tr_loss, None, self.model_wrapped, None, self.state.epoch, None, time.time()
+                )
+        if self.control.should_training_stop and self.state.global_step < self.state.max_steps:
+            raise _NothingLeftError  # the base class is about to make a step
+
+    def has_time_to_make_up(self) -> bool:
+        """Whether there is time for an evaluation that a signal interrupted."""
+        return True
 
 
 def _begins_in_one_row(batch: dict[str, Any]) -> list[int] | None:

@@ -71,10 +71,17 @@ from .callbacks import (
 from .callbacks import ProgressCallback as TerminalCallback
 from .combinations import check_combinations
 from .distillation import Distillation, check_teachers
-from .exact_evaluation import ExactEvaluationTrainer, columns_of
+from .exact_evaluation import ExactEvaluationTrainer, columns_of, owes_evaluation
 from .job_context import JobContext
 from .muon import muon_for
-from .remaining import RemainingWork, checkpoint_seconds, generation_seconds, num_samples_of, split_seconds
+from .remaining import (
+    RemainingWork,
+    checkpoint_seconds,
+    generation_seconds,
+    num_samples_of,
+    split_seconds,
+    with_margin,
+)
 from .schedule import CosineByTime
 from .speed import TrainingSpeed, peak_tokens_per_second
 from .weight_average import WeightAverage
@@ -155,8 +162,6 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         own_callbacks = [self.cadence, self.time_budget, stop, self.non_finite_guard, StorableStateCallback(), *given]
         if args.ema_decay is not None:
             self.average = WeightAverage(args.ema_decay, _Asking(self, "unwrapped_model"))
-            # first, so that all others find the average in the model when the training is over
-            own_callbacks.insert(0, self.average)
         if args.early_stopping_patience is not None:
             self.early_stopping = EarlyStoppingCallback(args.early_stopping_patience)
             own_callbacks.append(self.early_stopping)
@@ -177,6 +182,9 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+        if self.average is not None:
+            # Before transformers' reporters too: all others find the average in the model when the training is over.
+            self.callback_handler.callbacks.insert(0, self.average)
         self._exchange_reporters(given)
         self._look_at_model()
         if self.distillation is not None:
@@ -481,6 +489,14 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             self.later_than = later_than = -1 if elsewhere else self.state.global_step
             # what cannot be set aside is found now, and not at the first checkpoint
             distributed.decided_by_first(lambda: folders.places_aside(run_dir, later_than, folders.UNPUBLISHED_PREFIX))
+        if resume_from_checkpoint is not None and self.args.schedule_by_time and self.state.global_step < max_steps:
+            folder = Path(resume_from_checkpoint)
+            self.time_budget.schedule_has_ended = TimeBudgetCallback.schedule_ended_at(folder, self.state)
+            if self.time_budget.schedule_has_ended and not owes_evaluation(folder):
+                raise UserError(
+                    f"resume_from_checkpoint: the schedule_by_time of {folder} has ended, and the learning rate would "
+                    "be 0; train a new model for longer, or this one with another schedule"
+                )
         self.time_budget.restore(self.state)  # before the schedule is made, which follows it
         return result
 
@@ -573,6 +589,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add perplexity and speed to a training log before anyone sees it."""
         if "loss" in logs:
+            if self.is_in_train:  # the base class has taken the losses so far from themselves, which leaves NaN of NaN
+                self._tr_loss.masked_fill_(self._tr_loss.isnan(), 0.0)
             if self.distillation is not None:
                 logs["cross_entropy"] = self.distillation.drain()
             if not self.has_own_loss and not self.args.label_smoothing_factor:
@@ -657,6 +675,27 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         num_samples, num_validation = num_samples_of(dataset), num_samples_of(self.eval_dataset)
         return split_seconds(self.watch, num_samples, num_validation, self.args.samples_per_step)
 
+    def seconds_in_history(self, dataset: Any) -> float:
+        """How long a split takes by the longest evaluation in the log, which a checkpoint brings; 0 if not known."""
+        longest = max((entry.get("eval_runtime", 0.0) for entry in self.state.log_history), default=0.0)
+        num_samples, num_validation = num_samples_of(dataset), num_samples_of(self.eval_dataset)
+        return longest * num_samples / num_validation if num_samples and num_validation else 0.0
+
+    def has_time_to_make_up(self) -> bool:
+        """Whether the budget has room for an evaluation as long as those before, and the end; says if it has not."""
+        budget, remaining = self.time_budget, self.remaining_work()
+        if budget.max_hours is None:
+            return True
+        evaluation = self.seconds_in_history(self.eval_dataset)
+        end = self.watch.elapsed + with_margin(evaluation + remaining.checkpoint + remaining.closing)
+        if not distributed.any_process(end > budget.max_hours * 3600):
+            return True
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            budget.skipped_evaluation = True
+        elif self.is_world_process_zero():
+            print("no time is left for the evaluation that a signal broke off", flush=True)
+        return False
+
     # ---- what a checkpoint keeps ----
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -685,6 +724,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         self._loss_spikes.load_state_dict(state["loss_spikes"])
         if self.distillation is not None and state.get("distillation") is not None:
             self.distillation.load_state(state["distillation"])
+        if self.time_budget.schedule_has_ended:  # and only an evaluation is left to do
+            self.control.should_training_stop = True
         super().load_process_state(state)
 
 

@@ -182,6 +182,60 @@ def test_a_process_killed_while_it_deletes_does_not_lock_itself_out(tmp_path, mo
     refuse_foreign(tmp_path, deleting=True)
 
 
+def test_a_record_that_was_torn_off_on_windows_is_a_runs(tmp_path, monkeypatch):
+    """Where a line end is two characters, unless one says otherwise."""
+
+    def on_windows(path, text, encoding, newline=None):
+        path.write_bytes((text if newline == "\n" else text.replace("\n", "\r\n")).encode(encoding))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", on_windows)
+        written.write_json(tmp_path, "resolved_config.json", {"seed": 1})
+    record = (tmp_path / written.RECORD_NAME).read_bytes()
+    for size in (1, 9, 40):
+        (tmp_path / "tmp-written_files.json").write_bytes(record[:size])
+        refuse_foreign(tmp_path)
+
+
+def test_a_file_that_cannot_be_deleted_leaves_its_folder_a_runs(tmp_path, monkeypatch):
+    """As one that is open, on Windows: no start is refused, and the next rotation deletes the folder."""
+    for step in (1, 2):
+        make_checkpoint(tmp_path, step)
+    kept, unlink = tmp_path / "checkpoint-1" / "model.safetensors", Path.unlink
+
+    def refuse(path, missing_ok=False):
+        if path == kept:
+            raise PermissionError(13, "Permission denied")
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        patch.setattr(folders.shutil, "rmtree", lambda *args, **kwargs: None)  # which cannot either
+        folders.rotate(tmp_path, keep_last=1)
+    assert kept.exists()
+    refuse_foreign(tmp_path)
+    refuse_foreign(tmp_path, deleting=True)
+    folders.rotate(tmp_path, keep_last=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+def test_a_report_stays_with_the_model_that_it_is_of(tmp_path):
+    """It is not put beside the next best model, nor in the way of a deletion; one that was edited is kept."""
+    best = tmp_path / "best_model"
+    folders.publish_best_model(make_checkpoint(tmp_path, 1), tmp_path)
+    for name in written.BEST_MODEL_FILES:
+        written.write_text(tmp_path, name, "of step 1")
+    folders.publish_best_model(make_checkpoint(tmp_path, 2), tmp_path)
+    assert not any((tmp_path / name).exists() for name in written.BEST_MODEL_FILES)
+    written.write_text(tmp_path, f"{folders.BEST_MODEL}/README.md", "of step 2")
+    best.rename(tmp_path / "best_model.replaced")  # killed before the next one had the name
+    refuse_foreign(tmp_path, deleting=True)
+    folders.repair(tmp_path)
+    (best / "README.md").write_text("mine")
+    folders.publish_best_model(make_checkpoint(tmp_path, 3), tmp_path)
+    assert (best / "README.md").read_text() == "mine"
+
+
 def test_files_added_to_a_checkpoint_stay(tmp_path):
     """It is not rotated away, its successor takes them over, and a deletion is refused before it begins."""
     (make_checkpoint(tmp_path, 1) / "notes.txt").write_text("mine")

@@ -221,3 +221,21 @@ def test_a_lock_can_be_taken_again(tmp_path):
         lock.acquire()
         assert lock._heart.is_alive() and lock.is_held
         lock.release()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_copy_of_the_folder_of_a_living_run_can_be_taken(tmp_path):
+    """Its lock was copied too, and does not beat; under another path it is the folder itself that is respected."""
+    living = RunLock(tmp_path / "run")
+    living.acquire()
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / LOCK_NAME).write_text(living.path.read_text())
+    copy = RunLock(tmp_path / "copy")
+    assert "it is taken over" in (copy.acquire() or "") and copy.is_held and living.is_held
+    copy.release()
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    living._stop.set()  # as if it stood still
+    living._heart.join()
+    with pytest.raises(UserError, match="is in use by"):
+        RunLock(tmp_path / "link").acquire()
+    living.release()

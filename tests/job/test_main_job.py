@@ -32,6 +32,7 @@ from gpt2_hf.trainer.gpt2_trainer import GPT2HFTrainer
 
 from ..conftest import REPOSITORY, read_json
 from ..faults import harness
+from ..foreign_names import contents
 from ..runs import assert_same_state, final_state, history, train_until_signal, untimed
 from .fake_hub import Hub
 
@@ -314,6 +315,32 @@ def test_a_run_that_goes_back_has_the_best_model_of_its_branch(train_tiny, finis
     assert all(torch.equal(published[name], weight) for name, weight in best.items())
 
 
+@pytest.mark.parametrize("is_noted", [True, False], ids=["now", "by an earlier version"])
+def test_a_best_model_outlives_its_checkpoint(train_tiny, finished_run, tmp_path, capsys, is_noted):
+    """Deleted to save room: a worse model does not take its place, until it is gone as well, which is said."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    state = read_json(run / "checkpoint-25" / "trainer_state.json")
+    state |= {"best_global_step": 10, "best_metric": 0.1}  # which nothing beats
+    folders.write_json(run / "checkpoint-25" / "trainer_state.json", state)
+    folders.write_manifest(run / "checkpoint-25")
+    folders.add_names(run, "checkpoint-10", ["best_model"])
+    folders.publish_best_model(run / "checkpoint-10", run)
+    if not is_noted:
+        folders.write_manifest(run / "best_model")
+    shutil.rmtree(run / "checkpoint-10")
+    before = (run / "best_model" / "model.safetensors").read_bytes()
+    for epochs in ("2", "3") if is_noted else ("2",):
+        assert train_tiny(run, "--max_epochs", epochs, "--resume_from", "latest") == 0
+        assert (run / "best_model" / "model.safetensors").read_bytes() == before
+        assert read_json(run / "trainer_state.json")["best_global_step"] == 10
+    assert "best-model tracking restarts" not in capsys.readouterr().out
+    shutil.rmtree(run / "best_model")
+    assert train_tiny(run, "--max_epochs", "4", "--resume_from", "latest") == 0
+    assert "best-model tracking restarts" in capsys.readouterr().out
+    assert read_json(run / "trainer_state.json")["best_global_step"] > 25
+
+
 def test_latest_in_an_empty_folder_starts_fresh(train_tiny, tmp_path, capsys):
     """One command line serves the first job and all that follow."""
     assert train_tiny(tmp_path / "run", "--max_steps", "2", "--resume_from", "latest") == 0
@@ -444,6 +471,24 @@ def test_the_time_budget_ends_in_a_named_checkpoint(train_tiny, tmp_path, capsys
     assert main(command.split()) == 0
     assert "validation" in capsys.readouterr().out
     assert train_tiny(run, "--resume_from", "checkpoint_time_limit", "--max_steps", "3") == 0
+
+
+def test_a_schedule_by_time_that_has_ended_is_not_gone_on_with(train_tiny, tmp_path, capsys):
+    """With more epochs, in any folder: one that its steps ended, and one that the clock did, by an earlier version."""
+    run, options = tmp_path / "run", ("--schedule_by_time", "--max_training_hours", "1")
+    assert train_tiny(run, *options) == 0
+    state = read_json(run / "checkpoint-25" / "trainer_state.json")
+    kept = state["stateful_callbacks"]["TimeBudgetCallback"]["attributes"]
+    assert kept["schedule_progress"] == 1.0
+    for elsewhere in (tmp_path / "a", tmp_path / "b"):
+        for folder, reference in ((run, "latest"), (elsewhere, str(run / "latest"))):
+            assert train_tiny(folder, *options, "--max_epochs", "2", "--resume_from", reference) == 0
+            assert "has reached the end of its wall-clock-based schedule" in capsys.readouterr().out
+        kept["schedule_progress"] = 0.95
+        kept.pop("expired", None)
+        folders.write_json(run / "checkpoint-25" / "trainer_state.json", state)
+        folders.write_manifest(run / "checkpoint-25")
+        folders.add_names(run, "checkpoint-25", ["checkpoint_time_limit"])
 
 
 def test_the_commands_for_an_evaluation_that_was_left_out(tmp_path):
@@ -762,6 +807,39 @@ def test_going_back_to_an_older_checkpoint_sets_the_later_ones_aside(train_tiny,
     assert "set aside as abandoned-checkpoint-25" in capsys.readouterr().out
     assert folders.list_checkpoints(run)[-1].name == "checkpoint-13"
     assert (run / "abandoned-checkpoint-25").is_dir()
+
+
+@pytest.mark.parametrize("name", ["abandoned-checkpoint-20", "abandoned-checkpoint-25", "mine"])
+def test_a_checkpoint_that_was_set_aside_is_resumed_and_kept(train_tiny, finished_run, tmp_path, name):
+    """Whatever its folder is called, the run goes on from it; what has its step, or comes later, makes way."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    shutil.copytree(run / "checkpoint-20", run / name)
+    state = read_json(run / name / "trainer_state.json")
+    state["log_history"].append({"step": 20, "mark": 1.0})
+    folders.write_json(run / name / "trainer_state.json", state)
+    folders.write_manifest(run / name)
+    before = contents(run / name)
+    assert train_tiny(run, "--resume_from", name) == 0
+    assert {"step": 20, "mark": 1.0} in history(run) and contents(run / name) == before
+    assert [path.name for path in folders.list_checkpoints(run)] == ["checkpoint-10", "checkpoint-25"]
+    for step in (20, 25):
+        aside = f"abandoned-checkpoint-{step}"
+        assert folders.damage(run / (f"{aside}-2" if aside == name else aside)) is None
+
+
+def test_checkpoints_on_another_disk_are_resumed_and_set_aside(train_tiny, finished_run, tmp_path):
+    """By links: one is resumed by its name, a later one makes way, and no folder is touched."""
+    run, disk = tmp_path / "run", tmp_path / "disk"
+    shutil.copytree(finished_run, run)
+    disk.mkdir()
+    for name in ("checkpoint-10", "checkpoint-25"):
+        (run / name).rename(disk / name)
+        (run / name).symlink_to(disk / name)
+    before = contents(disk)
+    assert train_until_signal(run, 13, train_tiny, "--resume_from", "checkpoint-10", "--max_epochs", "2") == 75
+    assert folders.list_checkpoints(run)[-1].name == "checkpoint-13"
+    assert (run / "abandoned-checkpoint-25").is_symlink() and contents(disk) == before
 
 
 @pytest.mark.parametrize("strategy", ["best", "epoch", "steps"])

@@ -556,6 +556,34 @@ def test_the_budget_counts_from_train(tmp_path):
     assert trainer.state.global_step == 4 and not trainer.time_budget.expired
 
 
+def test_a_schedule_by_time_that_has_ended_is_not_gone_on_with(tmp_path):
+    """All of the new steps would have a learning rate of 0."""
+    options = {"schedule_by_time": True, "max_training_hours": 1.0}
+    make_trainer(tmp_path, **options).train()
+    with pytest.raises(UserError, match=r"schedule_by_time of .*checkpoint-4 has ended"):
+        make_trainer(tmp_path, max_steps=8, **options).train(resume_from_checkpoint=True)
+    resumed = make_trainer(tmp_path, max_steps=8)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 8
+
+
+class Overflows(GPT2HFTrainer):
+    """Whose second loss is not finite, as in fp16, where the step is skipped."""
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        return loss * math.nan if self.state.global_step == 1 else loss
+
+
+def test_a_loss_that_is_not_finite_is_in_one_log(tmp_path):
+    """Neither in those after it, nor in those of a run that is resumed from there."""
+    trainer, resumed = make_trainer(tmp_path, Overflows), make_trainer(tmp_path)
+    trainer.train()
+    resumed.train(resume_from_checkpoint="checkpoint-2")
+    for each in (trainer, resumed):
+        assert [math.isfinite(loss) for loss in logged(each, "loss")] == [True, False, True, True]
+
+
 def test_train_twice(tmp_path):
     """The second call trains on from the weights there are, with nothing of the first but the optimizer."""
     from gpt2_hf.trainer.callbacks import LossSpikes

@@ -266,6 +266,7 @@ def test_loss_spikes_are_noticed_and_noise_is_not():
     assert all(spikes.jump(loss) is None for loss in smooth)
     assert spikes.jump(4.5) == pytest.approx(4.5 - smooth[-1]) and spikes.jump(4.6) is not None
     assert spikes.jump(3.0) is None
+    assert spikes.jump(math.nan) is None and spikes.jump(4.5) == pytest.approx(1.5)  # one of fp16 is left out
 
 
 def test_the_watch_for_spikes_goes_on_where_it_was():
@@ -305,6 +306,20 @@ def test_schedule_by_time_is_resumed_where_it_was():
     assert factor(410) == pytest.approx(0.5 * (1 + math.cos(0.75 * math.pi)))
     now = 1.0
     assert factor(420) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(
+    ("progress", "expired", "has_ended"),
+    [(1.0, False, True), (0.95, True, True), (0.95, False, False), (0.5, True, False), (0.0, False, False)],
+)
+def test_a_checkpoint_tells_whether_its_schedule_has_ended(tmp_path, progress, expired, has_ended):
+    """By its steps, or by the clock shortly before 0; no name in the folder is needed for it."""
+    budget = TimeBudgetCallback(1.0, FixedWatch())
+    budget.schedule = CosineByTime(0, 10, lambda: 0.0, progress)
+    budget.expired = expired
+    state = TrainerState(stateful_callbacks={"TimeBudgetCallback": budget.state()})
+    assert TimeBudgetCallback.schedule_ended_at(tmp_path / "checkpoint-5", state) == has_ended
+    assert not TimeBudgetCallback.schedule_ended_at(tmp_path / "checkpoint-5", TrainerState(stateful_callbacks={}))
 
 
 def progress_at(step, logs, capsys, max_hours=None):

@@ -1,6 +1,7 @@
 """--early_stopping_patience as an option of the job."""
 
 from ..conftest import read_json
+from ..runs import history, train_until_signal
 
 
 def test_the_job_stops_early_and_keeps_the_best_model(train_tiny, tmp_path, capsys):
@@ -19,6 +20,13 @@ def test_the_job_stops_early_and_keeps_the_best_model(train_tiny, tmp_path, caps
     assert train_tiny(run, *options, "--resume_from", "latest") == 0
     printed = capsys.readouterr().out
     assert f"checkpoint-{last} was stopped early (--early_stopping_patience 2); nothing is left to train" in printed
+    # interrupted at the evaluation that ends it, it makes no step more
+    parts = tmp_path / "parts"
+    assert train_until_signal(parts, last + 1, train_tiny, *options, event="on_prediction_step") == 75
+    assert train_tiny(parts, *options, "--resume_from", "latest") == 0
+    assert "2 evaluations in a row were no better (--early_stopping_patience)" in capsys.readouterr().out
+    assert history(parts) == history(run) == history(parts / f"checkpoint-{last}")
+    assert read_json(parts / "train_results.json")["stopped_early"]
     assert train_tiny(run, *options, "--resume_from", "latest", "--early_stopping_patience", "3") == 0
     assert read_json(run / "trainer_state.json")["global_step"] > last
 

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from transformers import TrainerCallback
+from transformers.integrations import integration_utils
 
 from gpt2_hf import GPT2HFForCausalLM, GPT2HFTrainingArguments
 from gpt2_hf.__main__ import main
@@ -99,6 +100,16 @@ class Watch(TrainerCallback):
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
         self.end = model.lm_head.weight.detach().clone()
+
+
+def test_reporters_find_the_average_in_the_model(tmp_path, monkeypatch):
+    """Those of transformers, which upload it when the training is over, as with WANDB_LOG_MODEL=end."""
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", Watch)
+    trainer = make_trainer(tmp_path, ema_decay=0.8, report_to="wandb")
+    trainer.train()
+    (reporter,) = (each for each in trainer.callback_handler.callbacks if type(each) is Watch)
+    assert torch.equal(reporter.end, trainer.model.lm_head.weight)
+    assert not torch.equal(reporter.end, reporter.after[4])
 
 
 def test_training_is_the_same_and_the_average_is_scored_and_saved(tmp_path):

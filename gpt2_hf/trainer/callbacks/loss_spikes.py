@@ -23,6 +23,8 @@ class LossSpikes:
 
     def jump(self, loss: float) -> float | None:
         """Take a logged loss in; how far it lies above the last ordinary one if that is a spike, else `None`."""
+        if not math.isfinite(loss):
+            return None  # of an fp16 step that was skipped
         step = loss - self.ordinary
         self._seen += 1
         if self._seen > _LEARNING_LOGS and step > max(_DEVIATIONS * math.sqrt(self._squared_step), _SMALLEST_JUMP):

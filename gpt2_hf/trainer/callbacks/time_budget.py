@@ -2,16 +2,20 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from ...checkpoints.folders import TIME_LIMIT
+from ...checkpoints.folders import TIME_LIMIT, read_names
 from ...runtime.distributed import any_process
 from ...runtime.stopwatch import Stopwatch
 from ..remaining import RemainingWork
 from ..schedule import CosineByTime
+
+# What remains of a cosine by time then is a learning rate of less than a hundredth of the peak.
+_PROGRESS_AT_END = 0.94
 
 
 class TimeBudgetCallback(TrainerCallback, ExportableState):
@@ -46,6 +50,7 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
         self.time_share = 0.0  # of this invocation's training time that has gone by, the same on all processes
         self.schedule: CosineByTime | None = None  # follows `time_share`
         self.earlier_progress = 0.0  # of the schedule, in the invocations before this one
+        self.schedule_has_ended = False  # in these
         self._last_step_end: float | None = None
         self._training_began: float | None = None
         self._room_for = 0  # how many parts of the optional work, see `RemainingWork.to_end`
@@ -58,20 +63,30 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of this callback."""
         progress = self.schedule.progress if self.schedule is not None else 0.0
-        return {"args": {}, "attributes": {"total_seconds": self.total_seconds, "schedule_progress": progress}}
+        kept = {"total_seconds": self.total_seconds, "schedule_progress": progress}
+        return {"args": {}, "attributes": {**kept, "expired": self.expired or self.schedule_has_ended}}
 
     @classmethod
-    def progress_in(cls, state: TrainerState) -> float:
-        """Where a checkpoint's cosine by time was, from 0 at the peak to 1 at the end."""
-        saved = state.stateful_callbacks.get(cls.__name__, {"attributes": {}})
-        return float(saved["attributes"].get("schedule_progress", 0.0))
+    def kept_in(cls, state: TrainerState) -> dict[str, Any]:
+        """What a checkpoint's state has of this callback."""
+        kept: dict[str, Any] = state.stateful_callbacks.get(cls.__name__, {}).get("attributes", {})
+        return kept
+
+    @classmethod
+    def schedule_ended_at(cls, checkpoint: Path, state: TrainerState) -> bool:
+        """Whether a cosine by time is at its end in a checkpoint with this state: by its steps, or by the clock."""
+        kept = cls.kept_in(state)
+        progress = kept.get("schedule_progress", 0.0)
+        # all that an earlier version kept of it
+        named = read_names(checkpoint.parent).get(TIME_LIMIT) == checkpoint.name
+        return bool(progress > 1 - 1e-9 or (kept.get("expired", named) and progress > _PROGRESS_AT_END))
 
     def restore(self, state: TrainerState) -> None:
         """Take over what the checkpoint of a resumed run keeps, before the schedule is made."""
         saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         if state.global_step:
             self.earlier_seconds = float(saved["attributes"].get("total_seconds", 0.0))
-            self.earlier_progress = self.progress_in(state)
+            self.earlier_progress = float(saved["attributes"].get("schedule_progress", 0.0))
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
