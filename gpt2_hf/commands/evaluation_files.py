@@ -12,7 +12,7 @@ import numpy as np
 
 from .pieces import paired_difference
 
-_SAME_MEASUREMENT = ("fingerprint", "protocol", "context", "stride")
+_SAME_MEASUREMENT = ("fingerprint", "protocol", "context", "stride", "precision")
 
 
 def compare_evaluations(folders: Sequence[Path], labels: Sequence[str]) -> list[str]:
@@ -53,7 +53,7 @@ def _in_words(first: dict[str, Any], second: dict[str, Any], label: str, other_l
     if tokens != second["pieces"]["tokens"] or any(first[name] != second[name] for name in _SAME_MEASUREMENT):
         return (
             f"{label} and {other_label} cannot be compared: they were scored on other tokens, or in another way "
-            "(fingerprint, protocol, context, stride)"
+            f"({', '.join(_SAME_MEASUREMENT)})"
         )
     losses = [np.array(result["pieces"]["nll"], dtype=float) for result in (first, second)]
     return paired_difference(losses[0], losses[1], np.array(tokens)).in_words(label, other_label)

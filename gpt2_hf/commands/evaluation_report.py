@@ -137,7 +137,9 @@ def _with_blank_rows(
 ) -> dict[str, Any]:
     """Perplexity per word as WikiText counts; unknown where only a part of the split is scored."""
     limit = data_args.max_train_samples if args.split == "train" else data_args.max_eval_samples
-    rows = data.accounting[args.split].blank_rows if limit is None else None
+    accounting = data.accounting[args.split]
+    is_cut = args.stride is None and accounting.truncated and accounting.continued_rows > 0
+    rows = accounting.blank_rows if limit is None and not is_cut else None
     words = score.counts.words if score.counts is not None else None
     value = perplexity(figures(score.losses)["nll"] / (words + rows)) if words and rows is not None else None
     return {"blank_rows": rows, "word_perplexity_with_blank_rows": value}

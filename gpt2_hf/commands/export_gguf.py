@@ -108,9 +108,14 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> dict[str
     """The tokenizer's entries of the file.
 
     Raises:
-        UserError: if llama.cpp would split a text in another way than this tokenizer.
+        UserError: if llama.cpp would split or end a text in another way than this tokenizer.
     """
     merges = _byte_level_merges(tokenizer)
+    if tokenizer.eos_token_id is None:  # for which llama.cpp has a default
+        raise UserError(
+            "--format gguf: the tokenizer has no end token, and llama.cpp would end texts at token 11; set eos_token "
+            "in its tokenizer_config.json"
+        )
     texts = {token_id: token for token, token_id in tokenizer.get_vocab().items()}
     tokens = [texts.get(token_id, f"[PAD{token_id}]") for token_id in range(num_tokens)]
     types = [_token_type(tokenizer, token_id, texts.get(token_id)) for token_id in range(num_tokens)]
@@ -133,6 +138,8 @@ def _byte_level_merges(tokenizer: PreTrainedTokenizerBase) -> list[str]:
         if bpe.get(option):
             raise _tokenizer_error(f"its BPE has {option}")
     merges: list[Any] = bpe["merges"]
+    if not merges:
+        raise _tokenizer_error("it has no merges")
     return [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
 
 
@@ -153,10 +160,10 @@ def _token_type(tokenizer: PreTrainedTokenizerBase, token_id: int, text: str | N
 
 def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer puts its first token before a text."""
-    added = tokenizer("").input_ids
-    if added not in ([], [tokenizer.bos_token_id]):
-        raise _tokenizer_error(f"it adds the ids {added} to every text")
-    return bool(added)
+    bare, ids = tokenizer("a", add_special_tokens=False).input_ids, tokenizer("a").input_ids
+    if ids not in (bare, [tokenizer.bos_token_id, *bare]):
+        raise _tokenizer_error(f"it adds to every text: the ids of 'a' become {ids}")
+    return ids != bare
 
 
 # ---- writing ----

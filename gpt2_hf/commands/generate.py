@@ -82,7 +82,7 @@ def generate_texts(
         seed: seed of the sampling.
         stop: a text ends with the token that completes one of these strings.
         batch_size: texts that are generated at a time.
-        streamer: gets the tokens while they are made; for a single text only.
+        streamer: gets the tokens while they are made; nothing if they do not fit into one batch.
 
     Returns:
         An iterator that generates while it is read: the continuations of one prompt, without it; prompt after prompt.
@@ -157,7 +157,10 @@ def _generate(
         batch_size = 1  # no token could stand for "nothing here" after a text that has ended; a mask hides that before
     waiting: dict[int, str] = {}  # number of a row to its continuation, until those before it are there
     place = 0
-    for numbers in _batches(rows, batch_size):
+    batches = _batches(rows, batch_size)
+    if len(batches) > 1:
+        options = options | {"streamer": None}  # which would take the next prompt for a token
+    for numbers in batches:
         batch = [rows[number].ids for number in numbers]
         # Each token changes the shapes.
         with _evaluation_mode(model), _own_random_numbers(model.device, seed + numbers[0]), unplanned_attention():

@@ -56,8 +56,8 @@ def stream_texts(
         options: those of `generate_texts`.
 
     Yields:
-        The continuations so far, `num_samples` of them; at last those that `generate_texts` returns, with beam search
-        these alone.
+        The continuations so far, `num_samples` of them; at last those that `generate_texts` returns. These alone with
+        beam search, and where it makes one text at a time.
 
     Raises:
         UserError: as `generate_texts`.

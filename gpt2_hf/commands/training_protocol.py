@@ -1,6 +1,7 @@
 """The text and the protocol that a model was trained with, where a command does not say another.
 
-In: the data options of the command, and the `resolved_config.json` beside the model. Out: data options.
+In: the data options of the command, and the `resolved_config.json` beside the model, in a folder or on the hub. Out:
+data options.
 """
 
 from collections.abc import Callable
@@ -8,12 +9,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import cached_file
+
 from ..checkpoints.folders import RESOLVED_CONFIG_NAME, read_json
 from ..data.readers import text_file
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..options.arguments import DataArguments
 from ..options.fields import default_value
-from ..options.mixture import SOURCES, TEXT_KEYS
+from ..options.mixture import DATA_FILES, SOURCES, TEXT_KEYS
+from ..runtime.hub import is_hub_id, is_local_path
 
 # Options that act under certain values of others, and are refused otherwise. Those of the training run are passed over
 # then: its protocol is repeated as far as it goes with what is asked for.
@@ -38,6 +42,10 @@ def with_training_protocol(data_args: DataArguments, given: dict[str, str], sour
         if _is_unit_of(trained.get("document_unit"), [getattr(data_args, name) for name in named_source]):
             left_out.remove("document_unit")
     values |= {name: value for name, value in trained.items() if name not in left_out}
+    if not any(values[name] for name in SOURCES):
+        raise UserError(
+            f"{source} was trained on files that its author has; give a text to score it on, such as --test_file"
+        )
     idle = [name for name, acts in _ACTS.items() if name in trained and not acts(values)]
     values |= {name: default_value(DataArguments, name) for name in idle}
     values["shift_blocks"] = False  # a text is scored as it is cut once
@@ -67,11 +75,22 @@ def inherited_options(source: str, given: dict[str, str]) -> dict[str, Any]:
 
 
 def read_trained_config(source: str) -> dict[str, Any]:
-    """The resolved config beside a model that this package trained; empty for any other."""
-    path = Path(source) / RESOLVED_CONFIG_NAME
-    if not path.is_file():
-        return {}
-    return read_json(path)
+    """The resolved config beside a model that this package trained; empty for any other.
+
+    That of a model of the hub names no files: they are its author's.
+    """
+    if not is_hub_id(source):
+        path = Path(source) / RESOLVED_CONFIG_NAME
+        return read_json(path) if path.is_file() else {}
+    try:
+        found = cached_file(source, RESOLVED_CONFIG_NAME, _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        raise UserError(f"{source}: {RESOLVED_CONFIG_NAME} cannot be loaded: {first_line(error)}") from error
+    config = read_json(Path(found)) if found is not None else {}
+    files = [config.pop(name, None) for name in (*DATA_FILES, "train_mix")]
+    if any(files) or is_local_path(config.get("dataset_name") or ""):
+        config["dataset_name"] = None  # rather than the default
+    return config
 
 
 def read_trained_option(source: str, name: str) -> Any:

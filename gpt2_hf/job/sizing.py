@@ -277,7 +277,8 @@ def _search(chooser: Chooser, meter: "_Meter", text_tokens: int, data: LoadedDat
         return found
     if meter.smallest is None:
         raise UserError(
-            "--size auto: the memory is too small for the smallest size; use a smaller --batch_size or --max_length"
+            f"--size auto: the memory is too small for the smallest size{meter.shortage}; use a smaller --batch_size "
+            "or --max_length"
         )
     task = _task(chooser, text_tokens, data)
     needed = task.seconds_for(MIN_STEPS * task.tokens_per_step, meter.smallest.tokens_per_second) - task.seconds
@@ -375,7 +376,8 @@ def _settle_recipe(chooser: Chooser, chosen: Candidate, task: Task) -> None:
     if args.eval_strategy == IntervalStrategy.STEPS:
         chooser.set(eval_steps=max(steps // evaluations, 1))
     chooser.set(logging_steps=max(min(steps // _LOGS, 100), 1))
-    if args.eval_strategy != IntervalStrategy.NO and not chooser.is_stated("save_steps"):
+    knows_best = args.eval_strategy != IntervalStrategy.NO and args.metric_for_best_model is not None
+    if knows_best and not chooser.is_stated("save_steps"):
         chooser.set(save_strategy=SaveStrategy.BEST)  # not after each of many short epochs
     chooser.finish()
 
@@ -386,6 +388,7 @@ class _Meter:
     def __init__(self, chooser: Chooser, tokenizer: PreTrainedTokenizerBase, data: LoadedData):
         self.chooser, self.tokenizer, self.data = chooser, tokenizer, data
         self.smallest: Measured | None = None
+        self.shortage = ""  # of memory, in words, where it is known without a trial
         self._began = self.chooser.run.watch.elapsed
 
     def measure(self, size: Size) -> Measured | None:
@@ -405,7 +408,9 @@ class _Meter:
         if args.device.type == "cpu":  # where the system would kill the process
             padding = self.data.collator if isinstance(self.data.collator, PaddingCollator) else None
             batches = probe.first_epoch(args, samples, padding, model)
-            if probe.generous_peak_bytes(args, model, batches) > device_memory(args.device):
+            needed, there = probe.generous_peak_bytes(args, model, batches), device_memory(args.device)
+            if needed > there:
+                self.shortage = f" (it may need {needed / 2**30:.1f} GiB, and {there / 2**30:.1f} GiB are free)"
                 return None
         parameters = model.num_parameters() - tied * size.d_model
         try:

@@ -29,6 +29,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..data import LoadedData, PaddingCollator, Samples, train_sampler
 from ..data.sampling import FILLER
 from ..errors import UserError
+from ..model.chunked_loss import default_rows_per_chunk
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.training_arguments import GPT2HFTrainingArguments
 from ..runtime.distributed import any_process, largest_of_each
@@ -173,19 +174,19 @@ def activation_bytes(trainer: GPT2HFTrainer, samples: Samples, batches: Batches)
     longest = samples[int(rows[samples.lengths_of(rows).argmax()])]
     padded = getattr(trainer.data_collator, "pad_to_length", None)
     length = padded or len(longest["input_ids"]) - 1
-    half = {**longest, "input_ids": longest["input_ids"][: length // 2 + 1]}  # its own half, if rows are not padded
+    short = 0 if padded else length // 2  # no half where rows are padded to one length, or all have one target
+    half = {**longest, "input_ids": longest["input_ids"][: short + 1]}
+    batches_tried = [[longest], [longest, longest], *([[half]] if short else [])]
     model, place = trainer.model, next(trainer.model.parameters()).device
     try:
         model.to(trainer.args.device)  # FSDP leaves it on the CPU until training begins
-        one, two, halved = (_saved_bytes(trainer, batch) for batch in ([longest], [longest, longest], [half]))
+        one, two, *halved = (_saved_bytes(trainer, batch) for batch in batches_tried)
     finally:
         model.to(place)
     constant, of_one = 2 * one - two, two - one
-    # a L + b L² for the whole one, a l + b l² for its half; no half where rows are padded to one length
-    short = 0 if padded else length // 2
     of_pair = 0.0
-    if short:
-        of_pair = max((of_one / length - (halved - constant) / short) / (length - short), 0.0)
+    if halved:  # a L + b L² for the whole one, a l + b l² for its half
+        of_pair = max((of_one / length - (halved[0] - constant) / short) / (length - short), 0.0)
     of_position = of_one / length - of_pair * length
     return round(float((constant + of_position * batches.positions + of_pair * batches.pairs).max()))
 
@@ -232,7 +233,8 @@ def generous_peak_bytes(args: GPT2HFTrainingArguments, model: GPT2HFForCausalLM,
     config = model.config
     numbers_per_layer = 50 * config.n_embd + 4 * config.n_head * config.n_positions
     activations = 4 * int(batches.positions.max()) * config.n_layer * numbers_per_layer
-    head = 4 * config.vocab_size * (3 * config.n_embd + 3 * 4096)  # gradients, and three chunks of logits
+    rows = default_rows_per_chunk(args.device.type, args.resolved_precision.dtype)
+    head = 4 * config.vocab_size * (3 * config.n_embd + 3 * rows)  # gradients, and three chunks of logits
     weights = 5 * 4 * model.num_parameters() + average_bytes(args.ema_decay, model.num_parameters())
     return held_memory(args.device) + weights + activations + head + 2**30
 

@@ -72,6 +72,7 @@ from .callbacks import ProgressCallback as TerminalCallback
 from .combinations import check_combinations
 from .distillation import Distillation, check_teachers
 from .exact_evaluation import ExactEvaluationTrainer, columns_of, owes_evaluation
+from .generation_config import make_storable
 from .job_context import JobContext
 from .muon import muon_for
 from .remaining import (
@@ -478,6 +479,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         if self.model_init is not None:
             self._look_at_model()
             self._draw_apart()  # the base class has seeded all alike, for the weights
+        self._settle_generation()
         run_dir = Path(self._get_output_dir(trial))
         result = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
@@ -499,6 +501,16 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
                 )
         self.time_budget.restore(self.state)  # before the schedule is made, which follows it
         return result
+
+    def _settle_generation(self) -> None:
+        """See before the first step that a checkpoint can hold the model's generation config."""
+        model = self.unwrapped_model()
+        config = getattr(model, "generation_config", None) if isinstance(model, PreTrainedModel) else None
+        if config is None or self.args.save_strategy == SaveStrategy.NO:
+            return
+        line = make_storable(config)
+        if line is not None and self.is_world_process_zero():
+            print(line, flush=True)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         # The base class comes here after each step and at the end of each epoch. What epoch strategies ask for there

@@ -258,6 +258,10 @@ def test_wikitexts_own_count_of_words(folders, tmp_path, capsys):
     assert printed["word_perplexity_with_blank_rows"] == pytest.approx(math.exp(nll / (printed["words"] + 15)))
     part = evaluate(capsys, *options, "--max_eval_samples", "1")
     assert part["blank_rows"] is part["word_perplexity_with_blank_rows"] is None
+    by_rows = (*options[:4], "--truncate", "true")
+    assert evaluate(capsys, *by_rows)["blank_rows"] == 15  # nothing was cut
+    cut = evaluate(capsys, *by_rows, "--max_length", "4")
+    assert cut["blank_rows"] is cut["word_perplexity_with_blank_rows"] is None
 
 
 def test_contexts_that_differ_are_told(folders, text_file, capsys):

@@ -377,6 +377,30 @@ def test_what_is_typed_and_does_not_act_is_refused(tmp_path):
         with_training_protocol(DataArguments(truncate=True), {"truncate": "command line"}, str(tmp_path))
 
 
+def test_a_model_of_the_hub_is_scored_by_its_protocol(stock_folder, corpus_folder, tmp_path, monkeypatch, capsys):
+    """As the same folder is, from the hub's cache; the files that its author trained on are not looked for here."""
+    shutil.copytree(stock_folder, tmp_path / "local")
+    config = {"train_file": "text.txt", "test_file": "text.txt", "sequence_mode": "blocks", "max_length": 16}
+    (tmp_path / "local" / "resolved_config.json").write_text(json.dumps(config))
+    repository = tmp_path / "models--someone--model"
+    snapshot = repository / "snapshots" / "0123456789abcdef"
+    shutil.copytree(tmp_path / "local", snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(snapshot.name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(corpus_folder / "test.txt", "text.txt")
+    text = ["--test_file", str(corpus_folder / "validation.txt")]
+    local, hub = (evaluate(capsys, "--model_path", path, *text) for path in ("local", "someone/model"))
+    assert (hub["protocol"], hub["context"], hub["model"]) == ("blocks", 16, "someone/model")
+    assert hub["loss"] == local["loss"]
+    assert main(["evaluate", "--model_path", "someone/model"]) == 2
+    assert "someone/model was trained on files that its author has; give a text" in capsys.readouterr().err
+    (snapshot / "resolved_config.json").unlink()
+    assert evaluate(capsys, "--model_path", "someone/model", *text)["protocol"] == "padding_free"
+
+
 UNITS = [
     ("x.jsonl", "row", "y.txt", None),
     ("x.txt", "file", "y.jsonl", None),

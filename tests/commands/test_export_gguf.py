@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from gpt2_hf import GPT2HFForCausalLM, export_to_gpt2, load_tokenizer
+from gpt2_hf import GPT2HFForCausalLM, export_to_gpt2, load_tokenizer, train_tokenizer
 from gpt2_hf.__main__ import main
 
 from ..tiny_models import make_model
@@ -188,6 +188,31 @@ def test_another_tokenizer_is_refused(tmp_path, tiny_tokenizer, tokenizer_folder
             make_spoken(tiny_tokenizer), tmp_path / "exported", PreTrainedTokenizerFast(tokenizer_object=words)
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_tokenizer_without_an_end_or_without_merges_is_refused(tmp_path, tokenizer_folder):
+    """llama.cpp would end texts at an ordinary token, and does not load a file without merges."""
+    for tokenizer, message in (
+        (spoil(tokenizer_folder, lambda parts: None), "would end texts at token 11; set eos_token"),
+        (train_tokenizer(iter([["The statement"]]), vocab_size=257), "it has no merges"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export_to_gguf(make_spoken(tokenizer), tmp_path / "exported", tokenizer)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_token_before_each_text_is_exported_and_one_after_it_refused(tmp_path, tokenizer_folder):
+    """llama.cpp is told of the first one; GPT-2's token is both beginning and end."""
+    end, backend = "<|endoftext|>", Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
+    backend.post_processor = processors.TemplateProcessing(single=f"{end} $A", special_tokens=[(end, 0)])
+    before = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=end, eos_token=end)
+    path, _ = export_to_gguf(make_spoken(before), tmp_path / "exported", before)
+    assert contents(path)["tokenizer.ggml.add_bos_token"] is True
+    backend.post_processor = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, 0)])
+    after = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=end, eos_token=end)
+    with pytest.raises(ValueError, match="it adds to every text: the ids of 'a' become"):
+        export_to_gguf(make_spoken(after), tmp_path / "refused", after)
+    assert [each.name for each in tmp_path.iterdir()] == ["exported"]
 
 
 @pytest.mark.parametrize("outtype", ["f32", "f16", "q8_0"])

@@ -168,7 +168,7 @@ def test_an_unfinished_run_is_told_by_its_best_model(finished_run, tmp_path):
 
 def write_evaluation(path, nll, **changes):
     """As `evaluate --output_file` writes it: a text of 40 pieces."""
-    how = {"fingerprint": "f", "protocol": "blocks", "context": 32, "stride": None}
+    how = {"fingerprint": "f", "protocol": "blocks", "context": 32, "stride": None, "precision": "fp32"}
     pieces = {"tokens": [1000] * len(nll), "nll": nll}
     loss = None if None in nll else sum(nll) / 1000 / len(nll)
     path.write_text(json.dumps({"loss": loss, **how, "pieces": pieces, **changes}))
@@ -183,6 +183,7 @@ def test_runs_that_are_scored_on_one_text_are_compared(finished_run, tmp_path, c
         wobble = [number * (-20 + 10 * (i % 3)) for i in range(40)]
         write_evaluation(folder / "validation.json", [a + b for a, b in zip(hard_or_easy, wobble, strict=True)])
         write_evaluation(folder / "test.json", hard_or_easy, stride=16 if number else None)
+        write_evaluation(folder / "rounded.json", hard_or_easy, precision="bf16" if number else "fp32")
         write_evaluation(folder / f"of_{number}.json", hard_or_easy)
         write_evaluation(folder / "broken.json", [None] * 40 if number else hard_or_easy)  # as NaN is written
         (folder / "notes.json").write_text("no JSON")
@@ -190,7 +191,7 @@ def test_runs_that_are_scored_on_one_text_are_compared(finished_run, tmp_path, c
     picture = str(tmp_path / "comparison.png")
     assert main(["report", *map(str, folders), "--output_file", picture]) == 0
     out = capsys.readouterr().out.splitlines()
-    *_, broken_2, test_2, validation_2, broken_3, test_3, validation_3, _written = out
+    *_, broken_2, rounded_2, test_2, validation_2, broken_3, _rounded_3, test_3, validation_3, _written = out
     assert (
         broken_2.startswith("broken.json: first and second cannot be compared: a loss is not") and "third" in broken_3
     )
@@ -200,7 +201,8 @@ def test_runs_that_are_scored_on_one_text_are_compared(finished_run, tmp_path, c
     assert validation_3.startswith("validation.json: third is better than first by 0.0205 nats")
     assert validation_2.endswith("over 40 segments of the text): statistically significant (95% interval excludes 0)")
     assert test_2.startswith("test.json: first and second cannot be compared") and "third cannot" in test_3
-    assert len(out) == 1 + 3 + 6 + 1
+    assert rounded_2.startswith("rounded.json: first and second cannot be compared") and "precision)" in rounded_2
+    assert len(out) == 1 + 3 + 8 + 1
 
 
 def test_runs_of_one_name_are_told_apart(finished_run, tmp_path):

@@ -49,6 +49,15 @@ def test_characters_are_written_several_samples_at_a_time(tiny_tokenizer):
     assert len(steps) == SETTINGS["max_new_tokens"] + 1
 
 
+def test_texts_that_are_made_one_by_one_are_shown_when_they_are_done(tiny_tokenizer):
+    """Several samples of a model that has an end, with a tokenizer that has none and no padding."""
+    bare = PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer.backend_tokenizer)
+    model = make_model(vocab_size=384, n_layer=1, n_positions=64, bos_token_id=None, eos_token_id=383).eval()
+    (step,) = stream_texts(model, bare, "The", num_samples=3, temperature=1.5, **SETTINGS)
+    whole = generate_text(model, bare, "The", num_samples=3, temperature=1.5, **SETTINGS)
+    assert ["The" + text for text in step] == whole
+
+
 def test_beams_are_shown_when_they_are_done(model, tiny_tokenizer, monkeypatch):
     """A generation config that asks for beam search gives one step, the texts themselves."""
     monkeypatch.setattr(model.generation_config, "num_beams", 2)

@@ -34,6 +34,7 @@ from ..conftest import REPOSITORY, read_json
 from ..faults import harness
 from ..foreign_names import contents
 from ..runs import assert_same_state, final_state, history, train_until_signal, untimed
+from ..tiny_models import make_stock
 from .fake_hub import Hub
 
 # ---- what a run leaves ----
@@ -662,6 +663,35 @@ def test_finetuning_starts_from_a_stock_gpt2_folder(tokenizer_folder, corpus_fol
     assert main(["train", *options, "--checkpoint_dir", str(tmp_path / "run")]) == 0
     losses = [entry["eval_loss"] for entry in history(tmp_path / "run") if "eval_loss" in entry]
     assert losses[-1] < losses[0] < 6.0
+
+
+@pytest.mark.parametrize(
+    ("values", "exit_code", "message"),
+    [
+        ({"temperature": 0.9, "top_p": 0.95}, 0, "generation config: do_sample is set"),
+        ({"length_penalty": 0.5}, 2, "the model's generation config cannot be saved: "),
+    ],
+)
+def test_a_generation_config_does_not_end_a_run(
+    tokenizer_folder, corpus_folder, tmp_path, capsys, values, exit_code, message
+):
+    """Published ones have values for sampling without do_sample; what cannot be saved is said before the first step.
+
+    They are changed because the tokenizer has no padding token, and gets one.
+    """
+    model, run = tmp_path / "model", tmp_path / "run"
+    make_stock(vocab_size=384, bos_token_id=0, eos_token_id=0).save_pretrained(model)
+    shutil.copytree(tokenizer_folder, model, dirs_exist_ok=True)
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": 0, **values}))
+    options = ["--train_file", str(corpus_folder / "train.txt"), "--precision", "fp32", "--use_cpu"]
+    options += ["--validation_file", str(corpus_folder / "validation.txt"), "--max_length", "32", "--max_steps", "2"]
+    command = ["train", "--model_name_or_path", str(model), *options, "--checkpoint_dir", str(run)]
+    assert main(command) == exit_code
+    out, err = capsys.readouterr()
+    assert message in (err if exit_code else out)
+    saved = [read_json(folder / "generation_config.json") for folder in folders.list_checkpoints(run)]
+    assert bool(saved) == (exit_code == 0)
+    assert all(each["do_sample"] and each.items() >= values.items() for each in saved)
 
 
 def test_a_run_without_evaluation_shows_its_last_checkpoint(train_tiny, tmp_path, capsys):

@@ -9,10 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM
 from gpt2_hf.__main__ import main
+from gpt2_hf.checkpoints.folders import list_checkpoints
 from gpt2_hf.data import PaddingCollator
 from gpt2_hf.data.samples import BlockSamples
 from gpt2_hf.job import sizing
@@ -22,6 +25,7 @@ from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 from gpt2_hf.planning import probe
 from gpt2_hf.planning.size import RULE, Candidate, Measured, Size, Task
 from gpt2_hf.runtime.stopwatch import Stopwatch
+from gpt2_hf.runtime.utilization import held_memory
 
 from .. import ranks
 from ..conftest import read_json
@@ -308,7 +312,23 @@ def test_a_memory_that_is_too_small_is_one_line(options, tmp_path, capsys, monke
     """Nothing is tried that would end the process."""
     monkeypatch.setattr(sizing, "device_memory", lambda device: 1000)
     assert main([*options, *AUTO, "--checkpoint_dir", str(tmp_path / "run")]) == 2
-    assert "use a smaller --batch_size or --max_length" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "use a smaller --batch_size or --max_length" in err and "GiB, and 0.0 GiB are free)" in err
+
+
+def test_a_small_model_does_not_need_gigabytes(tmp_path):
+    """Of GPT-2's 50,257 logits a CPU holds those of few tokens at a time."""
+    args = GPT2HFTrainingArguments(str(tmp_path), use_cpu=True, precision="fp32")
+    model = GPT2HFForCausalLM(GPT2HFConfig(n_positions=128, n_embd=64, n_layer=2, n_head=1))
+    batches = probe.Batches([np.arange(16)], np.array([2048]), np.array([16 * 128**2]), 1.0)
+    assert probe.generous_peak_bytes(args, model, batches) - held_memory(args.device) < 2 * 2**30
+
+
+def test_without_a_metric_there_is_no_best_model_to_save(options, tmp_path):
+    """Checkpoints come as without --size."""
+    run = tmp_path / "run"
+    assert main([*options, *AUTO, "--metric_for_best_model", "none", "--checkpoint_dir", str(run)]) == 0
+    assert [path.name for path in list_checkpoints(run)] == ["checkpoint-6"]
 
 
 def test_a_memory_that_turns_out_too_small_is_the_same_line(options, tmp_path, capsys, monkeypatch):

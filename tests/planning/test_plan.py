@@ -255,6 +255,13 @@ def test_every_mode_is_planned_and_nothing_is_written(plan_of, capsys, mode):
     assert made.measured.step_seconds > 0 and made.measured.evaluation_seconds > 0 and made.activation_bytes > 0
 
 
+def test_lines_with_one_target_each_are_planned(plan_of, tmp_path):
+    """They have no half to measure."""
+    text = tmp_path / "text.txt"
+    text.write_text("a\n" * 200)
+    assert plan_of("--train_file", str(text)).activation_bytes > 0
+
+
 def test_options_of_the_run_that_a_probe_does_without(plan_of, monkeypatch):
     """Early stopping, an upload and what else is no matter of a plan; nothing is uploaded."""
     monkeypatch.setattr("transformers.trainer.Trainer.init_hf_repo", lambda self, *args: pytest.fail("uploads"))

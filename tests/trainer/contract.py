@@ -60,7 +60,7 @@ OVERRIDDEN = {
     "_init_training_state": Hook(
         _TRAINING_STATE,
         ("_inner_training_loop",),
-        "the state is there, the schedule is not yet made",
+        "the state is there, the schedule is not yet made; special tokens are in the generation config",
     ),
     "_issue_warnings_after_load": Hook(
         ("load_result",), ("_load_best_model", "_load_from_checkpoint"), "no warning of tied weights"
