@@ -77,7 +77,8 @@ _LESS_MEMORY = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code (0, 1, 2, 3, 75, 130 or 141; see docs/reference/exit-codes.md)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with lasting_streams() if arguments[:1] == ["train"] else replacing_characters():
+    is_text = arguments[:1] == ["generate"]
+    with lasting_streams() if arguments[:1] == ["train"] else replacing_characters(result_in_utf8=is_text):
         try:
             code = _run(arguments)
         except BrokenPipeError as error:

@@ -15,9 +15,12 @@ import os
 import re
 import struct
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from ..options.parsing import PROVENANCE_KEY
 
@@ -120,16 +123,17 @@ def is_record(path: Path) -> bool:
 @contextlib.contextmanager
 def _alone_in(run_dir: Path) -> Iterator[None]:
     """Wait for another process that writes in the folder, where the system can; leaves no file there."""
-    descriptor = None
-    with contextlib.suppress(OSError):
-        if sys.platform != "win32":
-            descriptor = os.open(run_dir, os.O_RDONLY)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-    try:
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):
+            if sys.platform == "win32":  # which cannot lock a folder
+                place = os.path.normcase(run_dir.resolve())
+                name = f"gpt2_hf-{hashlib.sha256(os.fsencode(place)).hexdigest()[:32]}.lock"
+                held.enter_context(FileLock(os.path.join(tempfile.gettempdir(), name)))
+            else:
+                descriptor = os.open(run_dir, os.O_RDONLY)
+                held.callback(os.close, descriptor)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
 
 
 def _note(run_dir: Path, name: str, digest: str) -> None:

@@ -22,6 +22,7 @@ from ..options.arguments import GenerationArguments
 from ..options.fields import default_value
 from ..runtime.own_process import unplanned_attention
 from ..runtime.precision import current_device_type, resolve_precision
+from ..runtime.random_state import preserved_rng
 from .model_loading import load_trained
 from .output_files import is_same_file, is_stdout, partial_of, replacing, require_writable
 from .packed_weights import packed_weights
@@ -217,8 +218,12 @@ def _evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_random_numbers(device: torch.device, seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    # torch.manual_seed would restart the numbers of every device, those of a training on another one too
+    is_cuda = device.type == "cuda"
+    with torch.cuda.device(device) if is_cuda else contextlib.nullcontext(), preserved_rng(device):
+        torch.default_generator.manual_seed(seed)
+        if device.type != "cpu":
+            torch.get_device_module(device).manual_seed(seed)
         yield
 
 

@@ -29,6 +29,7 @@ from ..options.training_arguments import GPT2HFTrainingArguments
 from ..planning.steps import make_schedule
 from ..runtime import distributed
 from ..runtime.hub import ensure_hub_or_offline
+from ..runtime.standard_streams import lasting_streams
 from ..runtime.stopwatch import Stopwatch
 from ..runtime.utilization import is_out_of_memory
 from ..trainer.callbacks import EvaluationInterruptedError, TimeBudgetCallback, is_out_of_patience
@@ -75,7 +76,7 @@ def train(
         SaveError: if a file could not be written.
     """
     run = Run(model_args, data_args, args, watch or Stopwatch(age_at_start=0.0), given=given or {})
-    with surroundings(run), RunLock(run.output_dir) as lock:
+    with lasting_streams(), surroundings(run), RunLock(run.output_dir) as lock:
         distributed.set_timeout(distributed.PATIENCE_SECONDS)
         # What a living run is writing just now may look like somebody else's.
         distributed.decided_by_first(lock.check_free)

@@ -6,7 +6,6 @@ In: a trained model and its data. Out: result files, model card and curves in th
 import dataclasses
 import json
 import math
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from ..data import LoadedData
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.secrets import without_secrets
 from ..runtime import distributed
+from ..runtime.command_lines import as_typed
 from ..runtime.hub import upload_model
 from ..runtime.random_state import preserved_rng
 from ..trainer.gpt2_trainer import GPT2HFTrainer
@@ -224,7 +224,7 @@ def _command_to_finish(run: Run, trainer: GPT2HFTrainer) -> str:
     options = "--resume_from latest" + (f" --max_training_hours {needed:g}" if needed > hours else "")
     if run.args.world_size > 1:
         return f"the same command with {options}"
-    config = shlex.quote(str(run.output_dir / folders.RESOLVED_CONFIG_NAME))
+    config = as_typed(str(run.output_dir / folders.RESOLVED_CONFIG_NAME))
     return f"gpt2-hf train --config {config} {options}"
 
 

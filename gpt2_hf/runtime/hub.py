@@ -3,7 +3,6 @@
 import functools
 import http.client
 import os
-import shlex
 import ssl
 import urllib.error
 import urllib.request
@@ -14,6 +13,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, constants, create_branch, create_commit, upload_folder
 
 from ..errors import SaveError, UserError, first_line
+from .command_lines import as_typed
 
 _PROBE_SECONDS = 10
 
@@ -25,7 +25,7 @@ def is_hub_id(name: str) -> bool:
 
 def is_local_path(name: str) -> bool:
     """Whether `name` is written as a path, whether or not it exists."""
-    return name.startswith((".", "~")) or os.path.isabs(name)
+    return name.startswith((".", "~")) or "\\" in name or os.path.isabs(name)
 
 
 def upload_model(
@@ -88,7 +88,7 @@ def _commands_for_events(repo_id: str, revision: str | None, events: Mapping[str
 def _hf_upload(repo_id: str, local: str, revision: str | None, *options: str, path_in_repo: str = "") -> str:
     """A command of the hub's client, as it is typed."""
     words = ["hf", "upload", repo_id, local, *([path_in_repo] if path_in_repo else [])]
-    return shlex.join([*words, *([f"--revision={revision}"] if revision else []), *options])
+    return as_typed(*words, *([f"--revision={revision}"] if revision else []), *options)
 
 
 @functools.cache

@@ -25,12 +25,25 @@ class _LastingFile(io.FileIO):
 
 
 @contextlib.contextmanager
-def replacing_characters() -> Iterator[None]:
-    """Let no character that a stream's encoding lacks end the process; it is replaced."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    yield
+def replacing_characters(result_in_utf8: bool = False) -> Iterator[None]:
+    """Let no character that a stream's encoding lacks end the process; it is replaced.
+
+    Args:
+        result_in_utf8: standard output is a result: where it is no terminal, it is UTF-8, as files are, unless
+            PYTHONIOENCODING names another encoding.
+    """
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    before = [(stream.encoding, stream.errors) for stream in streams]
+    in_utf8 = result_in_utf8 and not os.environ.get("PYTHONIOENCODING")
+    for stream in streams:
+        is_result = in_utf8 and stream is sys.stdout and not stream.isatty()
+        stream.reconfigure(encoding="utf-8" if is_result else None, errors="replace")
+    try:
+        yield
+    finally:
+        for stream, (encoding, errors) in zip(streams, before, strict=True):
+            with contextlib.suppress(OSError, ValueError):  # what waits in it has no reader, or it was closed
+                stream.reconfigure(encoding=encoding, errors=errors)
 
 
 @contextlib.contextmanager
@@ -39,7 +52,8 @@ def lasting_streams() -> Iterator[None]:
 
     The terminal may be closed, `| head` may have enough, the disk of the log may be full: hours of work do not end
     for a line that nobody sees. A stream that was closed from the start (`>&-`) is an empty one. Streams that are no
-    files, as in a notebook, are left as they are. Not for a command whose output is its result.
+    files, as in a notebook, are left as they are, and so are those that last already. Not for a command whose output
+    is its result.
     """
     before = sys.stdout, sys.stderr
     with replacing_characters(), contextlib.ExitStack() as ours:
@@ -59,7 +73,8 @@ def _lasting(stream: TextIO | None, ours: contextlib.ExitStack) -> TextIO:
     if not isinstance(stream, io.TextIOWrapper):
         return stream
     unbuffered = isinstance(stream.buffer, io.RawIOBase)  # `python -u`
-    if not isinstance(stream.buffer if unbuffered else getattr(stream.buffer, "raw", None), io.FileIO):
+    raw = stream.buffer if unbuffered else getattr(stream.buffer, "raw", None)
+    if not isinstance(raw, io.FileIO) or isinstance(raw, _LastingFile):
         return stream
     with contextlib.suppress(OSError):
         stream.flush()

@@ -228,6 +228,8 @@ class ExactEvaluationTrainer(LossTrainer):
         user computes takes the place of one of that name here. Of several texts in one split each has its own beside
         those of all, from the same pass.
         """
+        if self.is_fsdp_enabled and not self.accelerator._models:
+            self._shard()
         dataset = getattr(dataloader, "dataset", None)
         texts = list(dataset.texts) if isinstance(dataset, MixedSamples) else []
         batches = self._text_by_text(dataset).batches() if isinstance(dataset, MixedSamples) else [0]
@@ -252,6 +254,13 @@ class ExactEvaluationTrainer(LossTrainer):
             computed = {name: value for name, value in output.metrics.items() if name not in averaged}
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in exact.items()} | computed)
         return output
+
+    def _shard(self) -> None:
+        """Divide a model that was not trained; the base class would give accelerate no optimizer, without which it
+        divides none.
+        """
+        model, _ = self.accelerator.prepare(self.model, torch.optim.SGD(self.model.parameters()))
+        self.model = self.model_wrapped = model
 
     def _named(self, prefix: str, loss: float, tokens: int) -> dict[str, float]:
         known = {} if self.has_own_loss else {f"{prefix}perplexity": perplexity(loss)}

@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import skip_first_batches
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Subset
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments, set_seed
+from transformers import trainer as transformers_trainer
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -574,7 +576,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             self._train_sampler.set_epoch(epoch)
         if self._grouped_sampler is not None:  # which would take the random numbers that happen to be there
             self._grouped_sampler.generator = torch.Generator().manual_seed(self.args.order_seed + epoch)
-        return super()._run_epoch(model=model, epoch=epoch, **kwargs)
+        with temporarily(transformers_trainer, skip_first_batches=_skip_first_batches):
+            return super()._run_epoch(model=model, epoch=epoch, **kwargs)
 
     def get_train_dataloader(self) -> Any:
         """The base class's loader, or for text that is not stored one that knows exactly where it is."""
@@ -759,6 +762,13 @@ class _Asking:
 
     def __setstate__(self, state: tuple[Any, str]) -> None:
         self._trainer, self._method = weakref.ref(state[0]), state[1]
+
+
+def _skip_first_batches(loader: Any, num_batches: int = 0) -> Any:
+    """accelerate's function; the loader that it makes copies batches to the device as the one before does."""
+    skipped = skip_first_batches(loader, num_batches)
+    skipped._non_blocking = getattr(loader, "_non_blocking", False)
+    return skipped
 
 
 def _uses_cache(model: Any) -> bool:

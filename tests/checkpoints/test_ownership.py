@@ -4,9 +4,11 @@ import contextlib
 import json
 import re
 import shutil
+import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -134,8 +136,10 @@ def test_what_a_run_wrote_is_its_own_until_it_is_edited(tmp_path):
     assert (tmp_path / "README.md").read_text() == "first, and a word of mine"
 
 
-def test_two_writers_at_once_know_each_others_files(tmp_path):
-    """A run that goes on, and a report of it."""
+@pytest.mark.parametrize("platform", [sys.platform, "win32"])
+def test_two_writers_at_once_know_each_others_files(tmp_path, monkeypatch, platform):
+    """A run that goes on, and a report of it; also where a folder cannot be locked."""
+    monkeypatch.setattr(written, "sys", SimpleNamespace(platform=platform))
     names = ("all_results.json", "README.md")
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda i: written.write_text(tmp_path, names[i % 2], f"{{{i}}}"), range(80)))

@@ -246,6 +246,18 @@ def test_a_seed_gives_one_text_and_leaves_the_callers_numbers_alone(model, token
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+def test_other_devices_keep_their_random_numbers(model, tokenizer, monkeypatch):
+    """A training on a GPU draws on as before while a model on the CPU writes."""
+    seeded = []
+    for device in (torch.cuda, torch.mps, torch.xpu):
+        for name in {"manual_seed", "manual_seed_all"} & {*dir(device)}:
+            monkeypatch.setattr(device, name, lambda seed, name=f"{device.__name__}.{name}": seeded.append(name))
+    generate_text(model, tokenizer, "The", max_new_tokens=2, temperature=1.0)
+    assert not seeded
+    torch.manual_seed(1)  # which would be noticed
+    assert len(seeded) == 3
+
+
 def test_attention_is_not_planned_anew_for_each_token(model, tokenizer):
     """On a GPU a plan takes longer than the token; the caller's setting is as it was."""
     planned, seen = torch.backends.cuda.cudnn_sdp_enabled(), []
@@ -606,6 +618,21 @@ def test_standard_output_is_not_replaced(folder, tmp_path, monkeypatch, capsys):
     older, *lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert older == {"older": 1} and [line["sample"] for line in lines] == [0, 1]
     assert capsys.readouterr().err == f"2 texts in {output}\n"
+
+
+@pytest.mark.parametrize(("asked", "begin"), [(None, "Привет".encode()), ("cp1252", b"??????")])
+def test_a_text_in_a_file_is_utf8(folder, tmp_path, monkeypatch, asked, begin):
+    """Whatever the system's encoding; only one that was asked for is kept. Afterwards the stream is as it was."""
+    if asked is None:
+        monkeypatch.delenv("PYTHONIOENCODING", raising=False)
+    else:
+        monkeypatch.setenv("PYTHONIOENCODING", asked)
+    output = tmp_path / "texts.txt"
+    with open(output, "w", encoding="cp1252") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert main(["generate", "--model_path", folder, "--prompt", "Привет", "--max_new_tokens", "2"]) == 0
+        assert (stdout.encoding, stdout.errors) == ("cp1252", "strict")
+    assert output.read_bytes().startswith(begin)
 
 
 @pytest.mark.parametrize("key", ["completion", "sample"])

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -134,7 +135,11 @@ def test_a_model_of_the_hub_may_have_the_name_of_a_checkpoint(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    "name", ["latest", "best_model", "checkpoint-10", "checkpoint_epoch_3", "checkpoints/best_model"]
+    "name",
+    [
+        *("latest", "best_model", "checkpoint-10", "checkpoint_epoch_3", "checkpoints/best_model"),
+        "checkpoints\\checkpoint_epoch_3",
+    ],
 )
 def test_the_name_of_a_checkpoint_is_no_hub_id(tmp_path, monkeypatch, name):
     """Where the run is missing, that is said, and no network is asked."""
@@ -142,7 +147,8 @@ def test_the_name_of_a_checkpoint_is_no_hub_id(tmp_path, monkeypatch, name):
     monkeypatch.setattr(
         "gpt2_hf.commands.model_loading.ensure_hub_or_offline", lambda: pytest.fail("the hub was asked")
     )
-    with pytest.raises(UserError, match=rf"--model_path: there is no checkpoint '{name}'; \w+ holds no checkpoints"):
+    message = rf"--model_path: there is no checkpoint {re.escape(repr(name))}; \w+ holds no checkpoints"
+    with pytest.raises(UserError, match=message):
         load_trained(Path(name))
 
 

@@ -163,6 +163,18 @@ def test_a_sharded_run_goes_on_exactly(sharded, tiny_options, tmp_path):
     assert_same_weights(folders.resolve(_LAST, sharded), folders.resolve(_LAST, again), atol=0)
 
 
+def test_a_finished_sharded_run_is_scored_again(sharded, tiny_options, tmp_path):
+    """There is nothing to train, and the model is divided all the same: the same score."""
+    again = tmp_path / "again"
+    shutil.copytree(sharded, again)
+    (again / "test_results.json").unlink()
+    options = [*tiny_options, *_SAME_RUN, "--batch_size", "2", "--fsdp", "--activation_checkpointing"]
+    options += ["--checkpoint_dir", str(again), "--resume_from", "latest"]
+    assert "nothing is left to train" in ranks.run(2, ["train", *options], tmp_path / "log", prepare=as_on_a_gpu)
+    scores = [read_json(folder / "test_results.json")["test_loss"] for folder in (again, sharded)]
+    assert scores[0] == scores[1]
+
+
 @pytest.mark.parametrize(("processes", "fsdp"), [(1, False), (4, True), (2, False)])
 def test_a_sharded_run_goes_on_on_any_number_of_processes(sharded, tiny_options, tmp_path, processes, fsdp):
     """From two shards to one process, to four shards, to two copies: the same run."""

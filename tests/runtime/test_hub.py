@@ -137,6 +137,7 @@ def test_a_certificate_that_cannot_be_verified_is_an_answer(monkeypatch, reason,
         ("../data", True, False),
         ("~/data", True, False),
         ("/data", True, False),
+        ("runs\\book", True, False),
     ],
 )
 def test_kinds_of_names(name, local, hub):

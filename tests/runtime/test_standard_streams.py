@@ -10,7 +10,11 @@ import time
 
 import pytest
 
+from gpt2_hf.__main__ import _CommandLine
 from gpt2_hf.checkpoints import folders
+from gpt2_hf.job.main_job import train
+from gpt2_hf.options.arguments import DataArguments, ModelArguments
+from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 from gpt2_hf.runtime import stop_signals
 from gpt2_hf.runtime.standard_streams import _LastingFile, lasting_streams
 
@@ -79,6 +83,44 @@ def test_a_result_that_cannot_be_written_is_no_success():
         ["bash", "-c", '"$0" -m gpt2_hf --version > /dev/full', sys.executable], cwd=REPOSITORY, capture_output=True
     )
     assert result.returncode != 0 and b"No space left" in result.stderr
+
+
+def train_from_python(argv, output):
+    """As a program of somebody's own does, whose stream is that of a Windows console."""
+    groups = ModelArguments, DataArguments, GPT2HFTrainingArguments
+    model_args, data_args, args = _CommandLine("train", argv).parse(*groups).values
+    with open(output, "w", encoding="cp1252") as file, contextlib.redirect_stdout(file):
+        code = train(model_args, data_args, args)
+        assert sys.stdout is file and file.errors == "strict"
+    os._exit(code)
+
+
+@pytest.mark.parametrize("loses_reader", [False, True])
+def test_a_training_from_python_outlives_its_output(tiny_options, tmp_path, loses_reader):
+    """`train()`, where the sample has characters that the stream has not, and where `| head` has seen enough."""
+    output, run = tmp_path / "output", tmp_path / "run"
+    options = [*tiny_options, "--checkpoint_dir", str(run)]
+    validation = tmp_path / "validation.txt"
+    validation.write_text("Привет, мир\n" * 20, encoding="utf-8")
+    options[options.index("--validation_file") + 1] = str(validation)
+    if loses_reader:
+        os.mkfifo(output)
+        reader = os.open(output, os.O_RDONLY | os.O_NONBLOCK)
+    process = harness.start_function(train_from_python, options, str(output))
+    if loses_reader:
+        seen, deadline = b"", time.monotonic() + 100
+        while b"\n" not in seen:
+            assert process.is_alive() and time.monotonic() < deadline
+            time.sleep(0.02)
+            with contextlib.suppress(BlockingIOError):
+                seen += os.read(reader, 1 << 16)
+        os.close(reader)
+    process.join(100)
+    assert process.exitcode == 0
+    newest, broken = folders.newest_valid(run)
+    assert newest is not None and newest.name == "checkpoint-25" and not broken
+    assert (run / "test_results.json").is_file()
+    assert loses_reader or "sample: ??????" in output.read_text("cp1252")
 
 
 def test_streams_are_given_back(capsys):

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import data_loader
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
 from torch.utils.tensorboard import SummaryWriter
@@ -68,6 +69,22 @@ def test_plain_arguments(tmp_path):
     resumed = make_trainer(tmp_path / "resumed", plain=True, restore_callback_states_from_checkpoint=True)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     assert torch.equal(weights_of(resumed.model), weights_of(trainer.model))
+
+
+def test_batches_are_copied_unseen_after_a_resume_too(tmp_path, monkeypatch):
+    """The rest of an epoch has a loader of its own; it does not make the host wait for each batch."""
+    waits = []
+    send = data_loader.send_to_device
+
+    def note(batch, device, non_blocking=False, **options):
+        waits.append(not non_blocking)
+        return send(batch, device, non_blocking=non_blocking, **options)
+
+    monkeypatch.setattr(data_loader, "send_to_device", note)
+    options = {"accelerator_config": {"non_blocking": True}, "eval_strategy": "no"}
+    make_trainer(tmp_path, **options).train()
+    make_trainer(tmp_path, **options).train(resume_from_checkpoint="checkpoint-2")
+    assert len(waits) >= 4 + 2 and not any(waits)
 
 
 @pytest.mark.parametrize("strategy", ["steps", "epoch"])

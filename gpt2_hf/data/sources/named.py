@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from datasets import Dataset, IterableDataset
 
 from ...errors import UserError, first_line, printable
 from ...options.arguments import DataArguments, Preferred
+from ...runtime.command_lines import as_typed
 from ...runtime.hub import ensure_hub_or_offline, is_hub_id, is_local_path
 from .. import python_docs
 from ..cache import entry_key
@@ -175,7 +175,7 @@ def _unread_files(name: str, folder: PlainFolder, config: Any) -> str:
         return ""
     names = first_names(unread)
     if set(config.data_files) == {"train"} and texts == files:
-        remedy = f"to read all use --train_file {shlex.quote(os.path.join(name, '**', '*'))}"
+        remedy = f"to read all use --train_file {as_typed(os.path.join(name, '**', '*'))}"
     else:
         remedy = "to read them name the files of each split: --train_file, --validation_file, --test_file"
     return printable(f"NOT READ: {len(unread):,} of the {len(texts):,} text files in the folder ({names}); {remedy}")
@@ -247,7 +247,7 @@ def _not_found(name: str, error: OSError) -> UserError:
     if os.path.isdir(name):
         return UserError(
             f"--dataset_name: the folder {name} holds no data files; put txt, jsonl, csv or parquet files into it, or "
-            f"give a glob, such as --train_file {shlex.quote(os.path.join(name, '**', '*.md'))}"
+            f"give a glob, such as --train_file {as_typed(os.path.join(name, '**', '*.md'))}"
         )
     if isinstance(error, FileNotFoundError) and ensure_hub_or_offline():  # the hub answered
         if isinstance(error, datasets.exceptions.DatasetNotFoundError):
