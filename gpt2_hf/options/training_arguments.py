@@ -266,6 +266,11 @@ class GPT2HFTrainingArguments(TrainingArguments):
 
     __repr__ = TrainingArguments.__str__  # which masks tokens
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__repr__" not in vars(cls):  # or `@dataclass` would make one
+            cls.__repr__ = GPT2HFTrainingArguments.__repr__  # type: ignore[method-assign]
+
     @property
     def uses_muon(self) -> bool:
         """Whether matrices are trained by Muon."""

@@ -66,7 +66,14 @@ class TheirArguments(TrainingArguments):
     """A subclass of the user's own."""
 
 
-@pytest.mark.parametrize("kind", [GPT2HFTrainingArguments, TrainingArguments, TheirArguments])
+@dataclasses.dataclass
+class FurtherArguments(GPT2HFTrainingArguments):
+    """A subclass of this package's arguments; `@dataclass` would make a `__repr__` that shows all."""
+
+    further: int = 0
+
+
+@pytest.mark.parametrize("kind", [GPT2HFTrainingArguments, TrainingArguments, TheirArguments, FurtherArguments])
 def test_arguments_are_shown_without_their_token(tmp_path, kind):
     """In a notebook or a traceback, as transformers shows its own."""
     args = with_own_fields(kind(str(tmp_path), use_cpu=True, hub_token=MARK))
