@@ -266,8 +266,8 @@ class GPT2HFTrainingArguments(TrainingArguments):
 
     __repr__ = TrainingArguments.__str__  # which masks tokens
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         if "__repr__" not in vars(cls):  # or `@dataclass` would make one
             cls.__repr__ = GPT2HFTrainingArguments.__repr__  # type: ignore[method-assign]
 
