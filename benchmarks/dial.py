@@ -151,6 +151,11 @@ def without_choices(document: dict[str, Any]) -> list[dict[str, Any]]:
     return [each for each in document["runs"] if each["asked"] != AUTO]
 
 
+def of_seed(document: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The runs of one seed alone: a run of another is no other size, and is not compared with them."""
+    return {**document, "runs": [each for each in document["runs"] if each["seed"] == seed]}
+
+
 def describe_fit(document: dict[str, Any]) -> Iterable[str]:
     """The rule as it stands in the source, its error, and what it is worth on texts that it has not seen."""
     runs, fitted = document["runs"], without_choices(document)
@@ -235,7 +240,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", default=[*FIXED, AUTO], help="only these: WIDTHxLAYERS, or auto")
     parser.add_argument("--wikitext", default="Salesforce/wikitext", help="WikiText-2: a hub id or a folder")
     parser.add_argument("--folder", type=Path, help="where fetched texts are kept; a temporary one when left out")
-    parser.add_argument("--seed", type=int, default=1, help="of the runs")
+    parser.add_argument("--seed", type=int, default=1, help="of the runs, and of those that are shown")
     parser.add_argument("--results", type=Path, default=RESULTS, help="of this call and of those before")
     parser.add_argument("--table", action="store_true", help="only show the results, and draw them")
     parser.add_argument("--plot", type=Path, default=PLOT, help="where --table draws")
@@ -250,11 +255,12 @@ def main() -> None:
     if arguments.results.is_file():
         document = json.loads(arguments.results.read_text(encoding="utf-8"))
     runs = document["runs"]
+    shown = of_seed(document, arguments.seed)
     if arguments.fit:
-        print("\n".join(describe_fit(document)))
+        print("\n".join(describe_fit(shown)))
     if arguments.table:
-        print("\n".join(table(runs)))
-        plot(runs, arguments.plot)
+        print("\n".join(table(shown["runs"])))
+        plot(shown["runs"], arguments.plot)
     if arguments.fit or arguments.table:
         return
     with tempfile.TemporaryDirectory() as temporary:

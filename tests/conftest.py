@@ -218,6 +218,41 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_options: list[st
     return output_dir
 
 
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A folder that everybody may use, and a user who is not root: root may read and write everything."""
+    if sys.platform == "win32":
+        pytest.skip("Windows has no such permissions")
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+        if not os.access(folder, os.W_OK, effective_ids=True):
+            os.seteuid(0)
+            folder.rmdir()
+            pytest.skip("TMPDIR is closed to other users (chmod a+x opens it)")
+    yield folder
+    if is_root:
+        os.seteuid(0)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o700)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def locked_options(unprivileged: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Options of a tiny run of that user, whose output folder would be in one that cannot be written to."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", unprivileged / "cache")
+    text, locked = unprivileged / "text.txt", unprivileged / "locked"
+    text.write_text("".join(f"Number {i} of the lines.\n" for i in range(60)))
+    locked.mkdir(mode=0o500)
+    options = ["--train_file", str(text), "--checkpoint_dir", str(locked / "run"), "--use_cpu", "--precision", "fp32"]
+    return [*TINY_MODEL, *options]
+
+
 def read_json(path: Path) -> dict:
     """The content of a JSON file."""
     content: dict = json.loads(path.read_text(encoding="utf-8"))

@@ -20,16 +20,19 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def imported_subpackages(path):
-    """The subpackages, or modules beside them, that a file imports from."""
+    """The subpackages, or modules beside them, that a file imports from; it names the package itself nowhere."""
     here = path.relative_to(PACKAGE).parts[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.ImportFrom):
-            assert not (isinstance(node, ast.Import) and any(a.name.startswith("gpt2_hf.") for a in node.names))
+            absolute = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not any(name.split(".")[0] == "gpt2_hf" for name in absolute)
         elif node.level:
             base = here[: len(here) - node.level + 1]
             names = node.module.split(".") if node.module else [node.names[0].name]
             first = [*base, *names][0]
             yield first if first in SUBPACKAGES or first in BESIDE else "__init__"
+        else:
+            assert node.module.split(".")[0] != "gpt2_hf"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())

@@ -1,10 +1,8 @@
 """Who may read what a run leaves: the umask decides, and a missing permission is called one."""
 
 import os
-import shutil
 import stat
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -23,26 +21,6 @@ def umask(request):
     before = os.umask(request.param)
     yield request.param
     os.umask(before)
-
-
-@pytest.fixture
-def unprivileged():
-    """A folder that everybody may use, and a user who is not root: root may read everything."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o777)
-    is_root = os.geteuid() == 0
-    if is_root:
-        os.seteuid(65534)
-        if not os.access(folder, os.W_OK, effective_ids=True):
-            os.seteuid(0)
-            folder.rmdir()
-            pytest.skip("TMPDIR is closed to other users (chmod a+x opens it)")
-    yield folder
-    if is_root:
-        os.seteuid(0)
-    for path in [folder, *folder.rglob("*")]:
-        path.chmod(0o700)
-    shutil.rmtree(folder)
 
 
 def modes(folder):

@@ -39,10 +39,11 @@ def test_the_pieces_are_the_text(model, tiny_tokenizer):
 
 @torch.no_grad()
 def test_alternatives_are_the_likeliest_tokens(model, tiny_tokenizer):
-    """The first has the largest probability, and a token that is the likeliest has that very surprisal."""
+    """The first has the largest probability; the surprisal is that of the token which is there."""
     ids = torch.tensor([tiny_tokenizer(TEXT).input_ids])
     probabilities = model(ids).logits[0].softmax(dim=-1)
     for i, token in enumerate(token_surprisals(model, tiny_tokenizer, TEXT, num_alternatives=3)[1:]):
+        assert token.nats == pytest.approx(-probabilities[i, ids[0, i + 1]].log().item(), abs=1e-4)
         values = [probability for _, probability in token.alternatives]
         assert values == pytest.approx(probabilities[i].topk(3).values.tolist(), abs=1e-6)
         text = tiny_tokenizer.decode([probabilities[i].argmax().item()])

@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -158,10 +159,10 @@ def test_a_pass_over_a_text_has_one_offset():
         assert (order % 41 == plain.order()).all()
         seen += [(index % 41, offset_of(index, 41)) for index in order.tolist()]
     for sample in (3, 20):  # of each text
-        offsets = [offset for index, offset in seen if index == sample]
-        others = [offset for index, offset in seen if index == sample + 1]
-        assert sorted(set(offsets)) == sorted(set(others)) or abs(len(offsets) - len(others)) == 1
-        assert len(set(offsets)) > 1
+        offsets = Counter(offset for index, offset in seen if index == sample)
+        others = Counter(offset for index, offset in seen if index == sample + 1)
+        assert ((offsets - others) + (others - offsets)).total() <= 1  # of the last pass, which may not be over
+        assert len(offsets) > 1
 
 
 def test_the_order_is_of_seed_and_epoch():

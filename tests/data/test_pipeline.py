@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -441,11 +442,16 @@ def test_samples_in_workers(tmp_path, gpt2):
     assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(*batches, strict=True))
 
 
-def test_the_cache_is_where_datasets_says(tmp_path, gpt2, cache_folder):
+def test_the_cache_is_where_datasets_says(tmp_path, gpt2, cache_folder, monkeypatch):
     """Everything that is stored is below the cache folder of the datasets library."""
     path = write(tmp_path / "a.txt", [f"Number {i} of the lines." for i in range(60)])
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     before = time.time()
     load_data(file_arguments(path), gpt2, 64)
+    assert {each.name for each in tmp_path.iterdir()} == {path.name, cache_folder.name, temporary.name}
+    assert not any(temporary.iterdir())
     assert Path(datasets.config.HF_DATASETS_CACHE) == cache_folder
     assert len(list((cache_folder / "gpt2_hf").rglob("*.arrow"))) == 2
     assert path.stat().st_mtime <= before

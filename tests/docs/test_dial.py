@@ -19,6 +19,12 @@ def dial():
     return load_script("dial")
 
 
+@pytest.fixture(scope="module")
+def document(dial):
+    """The runs in the repository, of the seed that the documentation shows."""
+    return dial.of_seed(json.loads(dial.RESULTS.read_text(encoding="utf-8")), 1)
+
+
 def runs_of(rule: LossRule, texts=(("python-docs", 130_000, 0.7), ("wikitext", 2_400_000, 0.0))):
     """What a machine would give on which the rule is the truth, but for a constant of each text."""
     runs = []
@@ -57,23 +63,35 @@ def test_a_choice_is_held_against_the_best_fixed_size(dial):
     assert f"**{choice['loss'] - 0.2:.3f}**" in row
 
 
-def test_the_rule_of_the_package_is_the_fit(dial):
+def test_runs_of_two_seeds_are_not_compared(dial, tmp_path, monkeypatch, capsys):
+    """Table, plot and fit are of the seed that is asked for."""
+    path, shown = tmp_path / "results.json", []
+    runs = [{**each, "seed": seed, "loss": each["loss"] + seed} for seed in (1, 2) for each in runs_of(TRUTH)]
+    path.write_text(json.dumps({"runs": runs}))
+    monkeypatch.setattr(dial, "plot", lambda runs, path: shown.append(runs))
+    monkeypatch.setattr(dial, "describe_fit", lambda document: shown.append(document["runs"]) or [])
+    for seed in (1, 2):
+        expected = [each for each in runs if each["seed"] == seed]
+        monkeypatch.setattr("sys.argv", ["dial.py", "--table", "--fit", "--results", str(path), "--seed", str(seed)])
+        dial.main()
+        assert capsys.readouterr().out.strip().splitlines() == list(dial.table(expected))
+        assert shown[-2:] == [expected, expected]
+
+
+def test_the_rule_of_the_package_is_the_fit(dial, document):
     """Of the runs that are in the repository."""
-    document = json.loads(dial.RESULTS.read_text(encoding="utf-8"))
     assert dial.fit(dial.without_choices(document))[0] == RULE
 
 
-def test_the_grid_in_the_documentation_is_that_of_the_runs(dial):
+def test_the_grid_in_the_documentation_is_that_of_the_runs(dial, document):
     """Row for row."""
-    runs = json.loads(dial.RESULTS.read_text(encoding="utf-8"))["runs"]
     page = (REPOSITORY / "docs" / "how-to" / "size-auto.md").read_text(encoding="utf-8")
-    for row in dial.table(runs):
+    for row in dial.table(document["runs"]):
         assert row in page
 
 
-def test_the_figures_of_the_rule_in_the_documentation_are_those_of_the_runs(dial):
+def test_the_figures_of_the_rule_in_the_documentation_are_those_of_the_runs(dial, document):
     """How many runs it is fitted to, how well, where they lie, and what it costs on a text that it has not seen."""
-    document = json.loads(dial.RESULTS.read_text(encoding="utf-8"))
     runs = dial.without_choices(document)
     parameters, tokens = ([each[name] / 1e6 for each in runs] for name in ("parameters", "tokens"))
     epochs = max(each["tokens"] / each["text_tokens"] for each in runs)

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import time
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -75,16 +77,28 @@ def test_eighty_kills_change_nothing(command, tmp_path, uninterrupted, repetitio
     kill_and_resume(command, tmp_path, uninterrupted, kills=10)
 
 
+def stopped_within_a_save(process, run):
+    """The checkpoints that are being written, of a process that has been stopped; of one that is not, none."""
+    if not folders.list_checkpoints(run) or not any(run.glob("tmp-checkpoint-*")):
+        return []
+    os.kill(process.pid, signal.SIGSTOP)
+    while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
+        time.sleep(0.001)
+    if not (staged := list(run.glob("tmp-checkpoint-*"))):
+        os.kill(process.pid, signal.SIGCONT)
+    return staged
+
+
 def test_kill_inside_a_save_leaves_the_earlier_checkpoint(command, tmp_path):
     """Killed while a checkpoint is being written: it is absent, the one before is whole, and the run goes on."""
     run, log = tmp_path / "run", tmp_path / "log"
     process = harness.start(command(run, "--max_epochs", "1000"), log)
-    staging_seen = False
-    while not staging_seen or not folders.list_checkpoints(run):
+    while not (staged := stopped_within_a_save(process, run)):
         assert process.is_alive(), log.read_text()
-        staging_seen = any(run.glob("tmp-checkpoint-*"))
     os.kill(process.pid, signal.SIGKILL)
     process.join()
+    assert list(run.glob("tmp-checkpoint-*")) == staged
+    assert not any((run / path.name.removeprefix("tmp-")).exists() for path in staged)
     newest, passed_over = folders.newest_valid(run)
     assert newest is not None and not passed_over
     assert harness.run(command(run, "--resume_from", "latest", "--max_steps", "60"), log) == 0, log.read_text()

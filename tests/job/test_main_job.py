@@ -233,13 +233,17 @@ def test_a_second_interruption_saves_what_was_trained_since_the_first(finished_r
 
 
 def test_resume_by_every_kind_of_name(train_tiny, finished_run, tmp_path, capsys):
-    """latest, an epoch's name, and a path go on from a finished run when it is given more epochs."""
-    for reference in ("latest", "checkpoint_epoch_1", str(tmp_path / "run" / "checkpoint-25")):
-        shutil.rmtree(tmp_path / "run", ignore_errors=True)
-        shutil.copytree(finished_run, tmp_path / "run")
-        assert train_tiny(tmp_path / "run", "--max_epochs", "2", "--resume_from", reference) == 0
-        assert "changed since the checkpoint: num_train_epochs 1.0 → 2.0" in capsys.readouterr().out
-        assert folders.list_checkpoints(tmp_path / "run")[-1].name == "checkpoint-50"
+    """A finished run goes on when it is given more epochs; latest, names and a path each mean a checkpoint."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    kept = ("--save_total_limit", "none")
+    assert train_tiny(run, *kept, "--max_epochs", "2", "--resume_from", "latest") == 0
+    assert "changed since the checkpoint: num_train_epochs 1.0 → 2.0" in capsys.readouterr().out
+    references = {"latest": 50, "checkpoint_epoch_1": 25, str(run / "checkpoint-20"): 20, "checkpoint_step_10": 10}
+    for reference, step in references.items():  # what is later than one is set aside
+        assert train_tiny(run, *kept, "--max_steps", str(step + 1), "--resume_from", reference) == 0
+        assert f"resuming from {run / folders.checkpoint_folder(step)}\n" in capsys.readouterr().out
+        assert folders.step_of(folders.list_checkpoints(run)[-1]) == step + 1
 
 
 def test_resuming_a_finished_run_trains_nothing(train_tiny, finished_run, tmp_path, capsys):
@@ -873,11 +877,12 @@ def test_checkpoints_on_another_disk_are_resumed_and_set_aside(train_tiny, finis
 
 
 @pytest.mark.parametrize("strategy", ["best", "epoch", "steps"])
-def test_a_signal_saves_whatever_the_save_strategy(train_tiny, tmp_path, strategy):
-    """Stopped at a step with an evaluation, the checkpoint of that very step is there."""
+@pytest.mark.parametrize("step", [10, 13])  # with an evaluation, and without one
+def test_a_signal_saves_whatever_the_save_strategy(train_tiny, tmp_path, strategy, step):
+    """The checkpoint of that very step is there."""
     run = tmp_path / "run"
-    assert train_until_signal(run, 10, train_tiny, "--save_strategy", strategy) == 75
-    assert folders.list_checkpoints(run)[-1].name == "checkpoint-10"
+    assert train_until_signal(run, step, train_tiny, "--save_strategy", strategy) == 75
+    assert folders.list_checkpoints(run)[-1].name == f"checkpoint-{step}"
 
 
 def test_epoch_strategies_evaluate_and_save_once_per_epoch_and_at_each_best(train_tiny, tmp_path):

@@ -1,30 +1,46 @@
 """Options of transformers' TrainingArguments that the base class reads: they act here as there."""
 
+import math
 import multiprocessing
 
 import datasets
 import pytest
 import torch
 from transformers import TrainerCallback, default_data_collator
+from transformers.debug_utils import DebugUnderflowOverflow
+from transformers.utils import logging
 
 from gpt2_hf import GPT2HFForCausalLM, GPT2HFTrainer
 from gpt2_hf.data import FlatteningCollator
 from gpt2_hf.errors import UserError
 from gpt2_hf.options.arguments import names_of
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
+from gpt2_hf.runtime import distributed
 
 from ..data_fixtures import streamed_lines
-from .helpers import BLOCKS, Stream, assert_exact, logged, make_model, make_trainer, true_loss
+from .helpers import BLOCKS, Overflows, Stream, assert_exact, logged, make_model, make_trainer, true_loss
 
 
-def test_options_that_the_base_class_reads_act(tmp_path):
-    """A run with many of them at once."""
+class NotesSettings(TrainerCallback):
+    """Those of the process, at each step."""
+
+    def __init__(self):
+        self.seen = set()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seen.add((torch.are_deterministic_algorithms_enabled(), logging.get_verbosity()))
+
+
+def test_options_that_the_base_class_reads_act(tmp_path, monkeypatch):
+    """A run with many of them at once, whose second loss is not finite."""
+    timeouts, notes = [], NotesSettings()
+    monkeypatch.setattr(distributed, "set_timeout", timeouts.append)
     options = {"log_level": "error", "log_level_replica": "error", "log_on_each_node": False, "run_name": "name"}
     options |= {"ddp_timeout": 600, "torch_empty_cache_steps": 1, "skip_memory_metrics": False, "project": "project"}
     options |= {"logging_steps": 3, "logging_first_step": True, "eval_on_start": True, "eval_delay": 3}
     options |= {"trackio_space_id": "space", "trackio_bucket_id": "bucket", "trackio_static_space_id": "static"}
     options |= {"include_num_input_tokens_seen": "all", "full_determinism": True, "logging_nan_inf_filter": True}
-    trainer = make_trainer(tmp_path, **options)
+    trainer = make_trainer(tmp_path, Overflows, callbacks=[notes], **options)
     try:
         metrics = trainer.train().metrics
     finally:
@@ -35,6 +51,8 @@ def test_options_that_the_base_class_reads_act(tmp_path):
     assert steps == {"loss": [1, 3, 4], "eval_loss": [0, 4]}
     assert trainer.state.num_input_tokens_seen == 4 * 4 * 32
     assert any("mem_cpu" in name for name in metrics)
+    assert notes.seen == {(True, logging.ERROR)} and timeouts == [600]
+    assert all(map(math.isfinite, logged(trainer, "loss")))  # the filter leaves out the one that is not
 
 
 def test_hyperparameters_reach_the_optimizer(tmp_path):
@@ -237,12 +255,16 @@ def test_workers_that_load_data(tmp_path):
     """Loader options change nothing of what is trained on."""
     alone = make_trainer(tmp_path / "alone", max_steps=2)
     options = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True, "dataloader_prefetch_factor": 1}
-    options |= {"dataloader_multiprocessing_context": "fork", "dataloader_in_order": True}
+    options |= {"dataloader_multiprocessing_context": "fork", "dataloader_in_order": False}
     options |= {"dataloader_pin_memory": False}
     workers = make_trainer(tmp_path / "workers", max_steps=2, **options)
     for trainer in (alone, workers):
         trainer.train()
     assert logged(alone, "loss") == logged(workers, "loss")
+    loader = workers.get_train_dataloader()
+    assert (loader.num_workers, loader.prefetch_factor, loader.persistent_workers) == (1, 1, True)
+    assert loader.multiprocessing_context.get_start_method() == "fork"
+    assert (loader.in_order, loader.pin_memory) == (False, False)
 
 
 def test_how_the_workers_of_a_stream_are_started(tmp_path):
@@ -263,6 +285,8 @@ def test_accelerator_options(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=1, **options)
     trainer.train()
     assert trainer.accelerator.non_blocking
+    hooks = trainer.model._forward_hooks.values()
+    assert any(isinstance(getattr(hook, "__self__", None), DebugUnderflowOverflow) for hook in hooks)
 
 
 def test_options_of_copies_reach_accelerate(tmp_path):
