@@ -102,7 +102,7 @@ class Turns:
         self.batch_tokens: list[int] = []  # of each batch that was made, in order
         self.steps = 0
 
-    def wait(self, metrics: Any = None) -> None:
+    def wait(self) -> None:
         """Called at the beginning of each step."""
         if self.left is not None:
             self.left -= 1
@@ -229,7 +229,7 @@ def products_of(case: Case) -> list[tuple[int, int, int]]:
     ]
 
 
-def load_samples(entry: Entry, who: str) -> tuple[Any, Any]:
+def load_samples(entry: Entry) -> tuple[Any, Any]:
     """Samples and collator of the package's data stage."""
     from gpt2_hf.data import load_data
     from gpt2_hf.data.tokenizer import load_tokenizer
@@ -295,7 +295,7 @@ def train(entry: Entry, turns: Turns) -> None:
 
     transformers.utils.logging.set_verbosity_error()
     case = entry.case
-    samples, collator = load_samples(entry, entry.who)
+    samples, collator = load_samples(entry)
     width, layers, heads = SIZES[case.size]
     shape = {"n_embd": width, "n_layer": layers, "n_head": heads, "n_positions": case.length}
     dropouts = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), case.dropout)

@@ -137,6 +137,12 @@ def popen() -> Iterator[Callable[..., subprocess.Popen]]:
             process.wait()
 
 
+def python(code: str, *words: str, timeout: float = 90, **options: Any) -> subprocess.CompletedProcess[str]:
+    """A program of its own that has ended, with what it printed."""
+    command = [sys.executable, "-c", code, *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
+
+
 @pytest.fixture(scope="session")
 def wikitext() -> Path:
     """The local copy of WikiText-2."""

@@ -14,7 +14,7 @@ import torch
 from gpt2_hf.__main__ import _COMMANDS, main
 from gpt2_hf.options.arguments import COMMON
 
-from .conftest import REPOSITORY
+from .conftest import REPOSITORY, python
 
 COMMANDS = ["train", "plan", "evaluate", "generate", "demo", "export", "report", "tokenizer"]
 
@@ -56,7 +56,7 @@ for argv, code in {LIGHT}:
     imported = [name for name in {HEAVY} if name in sys.modules]
     assert not imported, (argv, imported)
 """
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    result = python(program)
     assert result.returncode == 0, result.stderr
 
 

@@ -22,8 +22,6 @@ from ..errors import UserError, first_line
 from . import written
 from .written import BEST_MODEL, NAMES_FILE, RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME, sha256, sync
 
-__all__ = ["BEST_MODEL", "NAMES_FILE", "RESOLVED_CONFIG_NAME", "TRAINER_STATE_NAME"]
-
 MANIFEST_NAME = "manifest.json"
 LATEST = "latest"
 TIME_LIMIT = "checkpoint_time_limit"
@@ -183,7 +181,7 @@ def write_manifest(folder: Path, checkpoint: str | None = None) -> None:
     entries = {}
     for path in _files_of(folder):
         sync(path)
-        entries[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": sha256(path)}
+        entries[_name_in(folder, path)] = {"size": path.stat().st_size, "sha256": sha256(path)}
     made_from = {"checkpoint": checkpoint} if checkpoint is not None else {}
     write_json(folder / MANIFEST_NAME, {"files": entries, **made_from})
     for directory in {path.parent for path in _files_of(folder)}:
@@ -418,7 +416,7 @@ def damage(folder: str | Path) -> str | None:
     if not isinstance(files, dict) or not all(_is_entry(entry) for entry in files.values()):
         return f"{MANIFEST_NAME} is damaged"
     for path in _files_of(folder):
-        name = path.relative_to(folder).as_posix()
+        name = _name_in(folder, path)
         if _READ_AS_PICKLE.fullmatch(path.name) and name not in files:
             return f"{name} was put there by somebody else and could run code"
     for name, entry in files.items():

@@ -21,15 +21,19 @@ def require_new_folder(output_dir: str, option: str = "--output_dir") -> Path:
         UserError: if it is a file, or a folder that is not empty.
     """
     target = Path(os.path.expanduser(output_dir))
-    with _refusals_in_words(target, option):
+    with refusals_in_words(target, option):
         if target.is_file() or (target.exists() and any(target.iterdir())):
             raise UserError(f"{option}: {target} exists and is not empty; give a new folder")
     return target
 
 
 @contextlib.contextmanager
-def _refusals_in_words(target: Path, option: str) -> Iterator[None]:
-    """What the system refuses, as one line."""
+def refusals_in_words(target: Path, option: str) -> Iterator[None]:
+    """What the system refuses, as one line.
+
+    Raises:
+        UserError: in place of an `OSError`.
+    """
     try:
         yield
     except OSError as error:
@@ -46,7 +50,7 @@ def staged_folder(target: Path, option: str = "--output_dir") -> Iterator[Path]:
         UserError: if somebody else's folder has the name under which this one is filled, if `target` is not empty, or
             if the system refuses a file.
     """
-    with _refusals_in_words(target, option):
+    with refusals_in_words(target, option):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             staging = folders.open_staging(target.parent, target.name)

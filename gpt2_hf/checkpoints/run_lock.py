@@ -24,6 +24,7 @@ import psutil
 
 from ..errors import UserError
 from ..runtime.own_process import own_process
+from .written import TEMPORARY_PREFIX
 
 LOCK_NAME = "run.lock"
 _HEARTBEAT_SECONDS = 5.0
@@ -116,7 +117,7 @@ class RunLock:
 
     def _remove(self, owner: dict[str, Any] | None) -> None:
         """Remove the lock of an owner that is gone, but not one that another process has made in the meantime."""
-        aside = self.path.with_name(f"tmp-{LOCK_NAME}-stale-{socket.gethostname()}-{os.getpid()}")
+        aside = self.path.with_name(f"{TEMPORARY_PREFIX}{LOCK_NAME}-stale-{socket.gethostname()}-{os.getpid()}")
         try:
             os.replace(self.path, aside)
         except FileNotFoundError:
@@ -135,13 +136,13 @@ class RunLock:
             "processes": _process_table(),
             "started": process.create_time(),
             "ticks": _ticks(process.pid),
-            "folder": self._folder(),
+            "folder": self._folder_number(),
         }
         return self._place(self._record)
 
     def _place(self, owner: dict[str, Any]) -> bool:
         """Create the file with this content, unless there is one."""
-        temporary = self.path.with_name(f"tmp-{LOCK_NAME}-{socket.gethostname()}-{os.getpid()}")
+        temporary = self.path.with_name(f"{TEMPORARY_PREFIX}{LOCK_NAME}-{socket.gethostname()}-{os.getpid()}")
         temporary.write_text(json.dumps(owner), encoding="utf-8")
         try:
             # A hard link appears whole or not at all, and not if the name is taken, also over a network.
@@ -175,12 +176,12 @@ class RunLock:
         except OSError:
             return None  # gone in the meantime
 
-    def _folder(self) -> int:
+    def _folder_number(self) -> int:
         """Tells the folder from a copy of it, under whatever path; only to be compared on one host."""
         return self.path.parent.stat().st_ino
 
     def _is_alive(self, owner: dict[str, Any]) -> bool:
-        folder = self._folder()
+        folder = self._folder_number()
         is_copy = owner.get("folder", folder) != folder  # with the lock of a run that may go on elsewhere
         if not is_copy and owner["host"] == socket.gethostname() and owner.get("processes") == _process_table():
             return _is_same_process(owner["pid"], owner["started"], owner.get("ticks"))

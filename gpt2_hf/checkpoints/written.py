@@ -63,7 +63,7 @@ def replacing(run_dir: Path, name: str) -> Iterator[Path]:
     """
     path = run_dir / name
     with _alone_in(run_dir):
-        refuse_foreign(run_dir, name)
+        refuse_foreign_file(run_dir, name)
         if not is_record(run_dir / RECORD_NAME):
             _save(run_dir, _read(run_dir))  # first, so that a file that was torn off is known for a run's
         temporary = path.with_name(TEMPORARY_PREFIX + path.name)
@@ -100,7 +100,7 @@ def is_own(run_dir: Path, name: str, path: Path | None = None) -> bool:
     return path.is_file() and not path.is_symlink() and sha256(path) in _read(run_dir).get(name, [])
 
 
-def refuse_foreign(run_dir: Path, name: str) -> None:
+def refuse_foreign_file(run_dir: Path, name: str) -> None:
     """Raise a `FileExistsError` if there is something of that name which no run wrote."""
     path = run_dir / name
     if os.path.lexists(path) and not is_own(run_dir, name):

@@ -23,6 +23,7 @@ from ..options.arguments import DemoArguments
 from ..runtime.own_process import unplanned_attention
 from ..runtime.precision import current_device_type, resolve_precision
 from .model_loading import load_trained
+from .packed_weights import packed_weights
 from .surprisal import CLASSES, Token, class_of, token_surprisals
 from .text_streaming import stream_texts
 
@@ -113,8 +114,6 @@ def serve(model_paths: Sequence[str], host: str | None = None, port: int | None 
 @contextlib.contextmanager
 def _ready(models: Sequence[DemoModel]) -> Iterator[None]:
     """Move the models to the device, in its precision, as `generate` does."""
-    from .packed_weights import packed_weights
-
     device = current_device_type(use_cpu=False)
     with contextlib.ExitStack() as stack:
         stack.enter_context(unplanned_attention())  # each text has a length of its own

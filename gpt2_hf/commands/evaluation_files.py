@@ -3,13 +3,13 @@
 In: folders. Out: lines.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..checkpoints.written import read_object
 from .pieces import paired_difference
 
 _SAME_MEASUREMENT = ("fingerprint", "protocol", "context", "stride", "precision")
@@ -37,11 +37,8 @@ def _evaluations(folder: Path) -> dict[str, dict[str, Any]]:
     """The results in a folder, by the names of their files."""
     found = {}
     for path in folder.glob("*.json"):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # somebody else's, not JSON
-            continue
-        if isinstance(content, dict) and {"pieces", *_SAME_MEASUREMENT} <= content.keys():
+        content = read_object(path)
+        if {"pieces", *_SAME_MEASUREMENT} <= content.keys():
             pieces = content["pieces"]
             if isinstance(pieces, dict) and all(isinstance(pieces.get(name), list) for name in ("tokens", "nll")):
                 found[path.name] = content

@@ -190,8 +190,7 @@ def _write(
     for tensor_name, weight in _tensors(model):
         number_format = _number_format(tensor_name, weight, outtype)
         writer.add_tensor(tensor_name, gguf.quantize(weight, number_format), raw_dtype=number_format)
-    total, shared, expert, count = writer.get_total_parameter_count()
-    writer.add_size_label(gguf.size_label(total, shared, expert, count))
+    writer.add_size_label(gguf.size_label(*writer.get_total_parameter_count()))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

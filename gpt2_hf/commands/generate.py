@@ -23,6 +23,7 @@ from ..options.fields import default_value
 from ..runtime.own_process import unplanned_attention
 from ..runtime.precision import current_device_type, resolve_precision
 from ..runtime.random_state import preserved_rng
+from ..runtime.temporary import evaluation_mode
 from .model_loading import load_trained
 from .output_files import is_same_file, is_stdout, partial_of, replacing, require_writable
 from .packed_weights import packed_weights
@@ -164,7 +165,7 @@ def _generate(
     for numbers in batches:
         batch = [rows[number].ids for number in numbers]
         # Each token changes the shapes.
-        with _evaluation_mode(model), _own_random_numbers(model.device, seed + numbers[0]), unplanned_attention():
+        with evaluation_mode(model), _own_random_numbers(model.device, seed + numbers[0]), unplanned_attention():
             output = model.generate(
                 _left_padded(batch, padding_id or 0).to(model.device),
                 attention_mask=_left_padded([torch.ones_like(ids) for ids in batch], 0).to(model.device),
@@ -204,16 +205,6 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
 
 def _left_padded(rows: list[torch.Tensor], value: int) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value, padding_side="left")
-
-
-@contextlib.contextmanager
-def _evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 @contextlib.contextmanager

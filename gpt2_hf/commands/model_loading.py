@@ -6,7 +6,6 @@ In: `ModelArguments`, or a model path. Out: a `GPT2HFForCausalLM` (and its token
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 import torch
@@ -65,7 +64,7 @@ def build_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> GPT
             return GPT2HFForCausalLM(config)
         except (ImportError, ValueError) as error:
             raise _attention_error(args.attn_implementation, error) from error
-    source = str(resolve_model_path(args.model_name_or_path, DEFAULT_OUTPUT_DIR, "--model_name_or_path"))
+    source = resolve_model_path(args.model_name_or_path, DEFAULT_OUTPUT_DIR, "--model_name_or_path")
     config = read_config(source, "--model_name_or_path")
     if args.max_length > config.n_positions:
         raise UserError(
@@ -102,7 +101,7 @@ def load_trained(
     Raises:
         UserError: if there is no model, or it has no tokenizer.
     """
-    source = str(resolve_model_path(os.fspath(model_path), output_dir, "--model_path"))
+    source = resolve_model_path(os.fspath(model_path), output_dir, "--model_path")
     config = read_config(source, "--model_path")
     model = load_weights(source, config, attn_implementation, "--model_path").eval()
     return model, _load_checked_tokenizer(source, config, "--model_path"), source
@@ -139,7 +138,7 @@ def find_trained(model_path: str, option: str = "--model_path") -> SavedModel:
     Raises:
         UserError: if there is no model, if it is damaged, or if it has no tokenizer.
     """
-    source = str(resolve_model_path(model_path, DEFAULT_OUTPUT_DIR, option))
+    source = resolve_model_path(model_path, DEFAULT_OUTPUT_DIR, option)
     config = read_config(source, option)
     if os.path.isdir(source):
         check_weight_files(source, config, option)
@@ -152,11 +151,11 @@ def load_model_tokenizer(model_name_or_path: str, option: str = "--model_name_or
     Raises:
         UserError: if there is no such model, or its tokenizer is missing and its vocabulary is not GPT-2's.
     """
-    source = str(resolve_model_path(model_name_or_path, DEFAULT_OUTPUT_DIR, option))
-    return _load_own_tokenizer(source, read_config(source, option), option)
+    source = resolve_model_path(model_name_or_path, DEFAULT_OUTPUT_DIR, option)
+    return load_own_tokenizer(source, read_config(source, option), option)
 
 
-def resolve_model_path(reference: str, output_dir: str, option: str) -> str | Path:
+def resolve_model_path(reference: str, output_dir: str, option: str) -> str:
     """A folder with a model for a path or checkpoint name, or the reference itself if it is a hub id."""
     try:
         folder = folders.resolve_model(reference, output_dir)
@@ -173,7 +172,7 @@ def resolve_model_path(reference: str, output_dir: str, option: str) -> str | Pa
         raise UserError(f"{option}: {error}") from error
     if problem is not None:
         raise UserError(f"{option}: {problem}; its owner can allow it with chmod -R a+rX")
-    return folder
+    return str(folder)
 
 
 def read_config(source: str, option: str) -> GPT2HFConfig:
@@ -263,13 +262,14 @@ def _attention_error(attn_implementation: str | None, error: Exception) -> Excep
 
 def _load_checked_tokenizer(source: str, config: GPT2HFConfig, option: str) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model; it fits the model's vocabulary, and learns its length."""
-    tokenizer = _load_own_tokenizer(source, config, option)
+    tokenizer = load_own_tokenizer(source, config, option)
     check_vocabulary(tokenizer, config.num_tokens, option)
     tokenizer.model_max_length = config.n_positions
     return tokenizer
 
 
-def _load_own_tokenizer(source: str, config: GPT2HFConfig, option: str) -> PreTrainedTokenizerBase:
+def load_own_tokenizer(source: str, config: GPT2HFConfig, option: str) -> PreTrainedTokenizerBase:
+    """As `load_model_tokenizer`, of a model that was found and whose config was read."""
     # Asked for a tokenizer that is not there, transformers answers with an empty one.
     has_files = not os.path.isdir(source) or any(
         os.path.isfile(os.path.join(source, name))

@@ -267,7 +267,7 @@ def run_report(args: ReportArguments, given: dict[str, str]) -> int:
         (folder,) = map(Path, args.runs)
         try:
             for name in report_names(folder):
-                written.refuse_foreign(folder, name)
+                written.refuse_foreign_file(folder, name)
         except FileExistsError as error:
             raise UserError(f"{error}; move it away to have the report written") from error
         try:

@@ -26,6 +26,7 @@ from ..model.chunked_loss import IGNORE_INDEX
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..perplexity import perplexity
 from ..runtime.distributed import is_distributed, num_processes, process_index, sum_over_processes
+from ..runtime.temporary import evaluation_mode
 from .pieces import Places, piece_borders
 from .text_units import TextCounts, TextUnits
 
@@ -134,11 +135,9 @@ def _score(
     model: GPT2HFForCausalLM, samples: Any, collator: Any, batch_size: int, dtype: torch.dtype | None
 ) -> Iterator[_ScoredTokens]:
     """The scored tokens of this process's samples, in their order, a batch at a time."""
-    was_training = model.training
-    model.eval()
     device = model.device
     loader = DataLoader(_share_of_process(samples), batch_size=batch_size, collate_fn=collator)
-    try:
+    with evaluation_mode(model):
         for batch in tqdm(loader, desc="evaluating", leave=False, disable=None if process_index() == 0 else True):
             input_ids, targets = batch["input_ids"], batch["shift_labels"]
             scored = targets != IGNORE_INDEX
@@ -148,8 +147,6 @@ def _score(
             yield _ScoredTokens(
                 losses.cpu()[scored].double().numpy(), input_ids[scored].numpy(), targets[scored].numpy()
             )
-    finally:
-        model.train(was_training)
 
 
 def _share_of_process(samples: Any) -> Dataset:

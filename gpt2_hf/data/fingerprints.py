@@ -6,6 +6,7 @@ trusts its index: only if the file was left alone for a while before it was hash
 grain would not show.
 """
 
+import hashlib
 import json
 import os
 import time
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import datasets
 import xxhash
+
+from ..checkpoints.written import read_object
 
 ALWAYS_HASHED_BYTES = 1 << 20
 _CLOCK_GRAIN_SECONDS = 2.0
@@ -34,7 +37,7 @@ def file_key(path: str | Path) -> str:
     if identity[0] < ALWAYS_HASHED_BYTES:
         return _hash(path)
     memo = cache_root() / "file-hashes" / xxhash.xxh3_128_hexdigest(os.fsencode(path))
-    remembered = _read_memo(memo)
+    remembered = read_object(memo)  # empty where it was never written, or is damaged: the file is hashed again
     if remembered.get("identity") == identity:
         return str(remembered["hash"])
     started = time.time()
@@ -52,19 +55,8 @@ def _identity(path: str) -> list[int]:
 
 
 def _hash(path: str) -> str:
-    digest = xxhash.xxh3_128()
     with open(path, "rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _read_memo(memo: Path) -> dict:
-    try:
-        content = json.loads(memo.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # never written, or damaged: the file is hashed again
-    return content if isinstance(content, dict) else {}
+        return hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()
 
 
 def _write_memo(memo: Path, content: dict) -> None:

@@ -17,8 +17,7 @@ from pathlib import Path
 import datasets
 from datasets.data_files import FILES_TO_IGNORE
 
-# What stands for itself in the patterns of the datasets library and of fsspec.
-_PLAIN = re.compile(r"[\w /.,=+@()&'#%-]*")
+# All but what stands for itself in the patterns of the datasets library and of fsspec.
 _NOT_PLAIN = re.compile(r"[^\w /.,=+@()&'#%-]")
 _DESCRIPTIONS = (datasets.config.REPOCARD_FILENAME, datasets.config.REPOYAML_FILENAME)
 
@@ -47,7 +46,7 @@ def plain_folder(folder: str) -> Iterator[PlainFolder]:
     """The folder itself, or for as long as the context lasts a copy of its names."""
     names = [os.path.relpath(os.path.join(root, name), folder) for root, _, files in os.walk(folder) for name in files]
     place = Path(os.path.realpath(folder))
-    if all(_PLAIN.fullmatch(path.as_posix()) for path in (place.relative_to(place.anchor), *map(Path, names))):
+    if not any(_NOT_PLAIN.search(path.as_posix()) for path in (place.relative_to(place.anchor), *map(Path, names))):
         yield PlainFolder(folder)
         return
     with tempfile.TemporaryDirectory() as copy:

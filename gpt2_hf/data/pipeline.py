@@ -275,6 +275,12 @@ def _mix_split(split: str, data: LoadedData, args: DataArguments, max_length: in
     data.samples[split] = samples
     _limit(split, data, args)
     if shares is not None:
+        for name, (_, count) in zip(samples.texts, samples.mixture, strict=True):
+            if not count:
+                raise UserError(
+                    f"--train_mix {name}: with weight {args.train_mix[name]['weight']:g} there is no sample of it in "
+                    f"an epoch of {len(samples):,}; give a larger one, or leave the text out"
+                )
         data.lines += _describe_mixture(samples, args.train_mix)
     names = ", ".join(there if shares is None else (f"{name} {100 * share:.0f} %" for name, share in shares.items()))
     remarks = [f"{name}: {remark}" for name, text in there.items() for remark in text.remarks.get(split, ())]
@@ -292,11 +298,6 @@ def _describe_mixture(samples: MixedSamples, mix: Mix) -> list[str]:
     tokens = {name: float(samples.texts[name].lengths.mean()) * count for name, (_, count) in mixture.items()}
     lines = [f"train: an epoch has {len(samples):,} samples, as many as all {len(mixture)} texts together"]
     for name, (size, count) in mixture.items():
-        if not count:
-            raise UserError(
-                f"--train_mix {name}: with weight {mix[name]['weight']:g} there is no sample of it in an epoch of "
-                f"{len(samples):,}; give a larger one, or leave the text out"
-            )
         lines.append(
             f"train: {name} is read {count / size:.2f} times per epoch: {count:,} samples from {size:,} (weight "
             f"{mix[name]['weight']:g}), {count / len(samples):.1%} of the samples and "

@@ -98,12 +98,12 @@ class Accounting:
         )
 
     @classmethod
-    def of_all(cls, texts: Iterable["Accounting"], batch_share: float) -> "Accounting":
+    def of_all(cls, texts: Iterable["Accounting"]) -> "Accounting":
         """The sums over several texts."""
         texts = list(texts)
         counts = [f.name for f in fields(cls) if f.name not in ("truncated", "batch_share")]
         sums = {name: sum(getattr(text, name) for text in texts) for name in counts}
-        return cls(**sums, truncated=any(text.truncated for text in texts), batch_share=batch_share)
+        return cls(**sums, truncated=any(text.truncated for text in texts), batch_share=1.0)
 
 
 class Samples(Dataset):
@@ -240,7 +240,7 @@ class MixedSamples(Samples):
     def __init__(self, texts: Mapping[str, Samples], shares: Mapping[str, float] | None = None):
         self.texts = dict(texts)
         self.shares = dict(shares) if shares is not None else None
-        self.accounting = Accounting.of_all((samples.accounting for samples in self.texts.values()), 1.0)
+        self.accounting = Accounting.of_all(samples.accounting for samples in self.texts.values())
         self._join()
 
     def _join(self) -> None:

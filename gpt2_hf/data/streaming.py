@@ -37,7 +37,7 @@ from .cache import entry_key
 from .encoding import EncodedBatch, Encoder, has_text
 from .samples import SequenceMode
 from .sources import Cursor, Documents, Source
-from .tokenization import is_set_aside, tokenizer_key
+from .tokenization import is_set_aside, share_of, tokenizer_key
 from .tokenizer import separator_id
 
 # Part of the key: raise it when the same text and options give other samples, or in another order.
@@ -94,11 +94,7 @@ def set_aside_of_stream(source: Source, percentage: float) -> tuple[Documents, s
         f"no validation split: of the first {_SET_ASIDE_AMONG:,} documents, {percentage:g} %, evenly spaced, are set "
         "aside (--validation_split_percentage)"
     )
-    return _SetAside(source, _share(percentage)), line
-
-
-def _share(percentage: float) -> Fraction:
-    return Fraction(str(percentage)) / 100
+    return _SetAside(source, share_of(percentage)), line
 
 
 @dataclass
@@ -174,7 +170,7 @@ class StreamingSamples(IterableDataset):
             if percentage is not None:
                 parts = self.parts(num_shards)
                 documents = self.source.documents() if parts is None else self.source.in_order(parts)
-                places = frozenset(cursor for _, cursor in _set_aside(documents, _share(percentage)))
+                places = frozenset(cursor for _, cursor in _set_aside(documents, share_of(percentage)))
             # last, because reading may break off
             known = self.known_set_aside = self.source, percentage, num_shards, places
         return known[3]

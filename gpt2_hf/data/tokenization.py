@@ -188,10 +188,15 @@ def tokenize_and_cut(
 
     Which ones is a function of their number alone (see `is_set_aside`); blank rows stay with the rest.
     """
-    folder, record = _tokenize(source, tokenizer, num_workers, Fraction(str(percentage)) / 100, keep_white_space)
+    folder, record = _tokenize(source, tokenizer, num_workers, share_of(percentage), keep_white_space)
     rest, cut = (_open(folder, name, record["fingerprints"][name]) for name in (_REST, _CUT))
     # earlier versions did not count either
     return CutText(rest, cut, record.get("known_tokens", 0), record.get("documents", len(rest) + len(cut)))
+
+
+def share_of(percentage: float) -> Fraction:
+    """A percentage as it is written, exactly."""
+    return Fraction(str(percentage)) / 100
 
 
 def is_set_aside(index: int, share: Fraction) -> bool:

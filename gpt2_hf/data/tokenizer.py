@@ -57,10 +57,10 @@ def _load(name_or_path: str | None, option: str) -> PreTrainedTokenizerBase:
     if name_or_path is None or name_or_path in GPT2_NAMES:
         return gpt2_tokenizer()
     path = Path(os.path.expanduser(name_or_path))
-    if (model := _sentencepiece_model(path)) is not None:
-        return _load_sentencepiece(model)
+    if (model := _sentencepiece_model(path, option)) is not None:
+        return _load_sentencepiece(model, option)
     if is_local_path(name_or_path) and not os.path.isdir(os.path.expanduser(name_or_path)):
-        raise UserError(f"--tokenizer_name: there is no folder {name_or_path}; give a folder or a hub id")
+        raise UserError(f"{option}: there is no folder {name_or_path}; give a folder or a hub id")
     if is_hub_id(name_or_path):
         ensure_hub_or_offline()
     try:
@@ -74,26 +74,24 @@ def _load(name_or_path: str | None, option: str) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def _sentencepiece_model(path: Path) -> Path | None:
+def _sentencepiece_model(path: Path, option: str) -> Path | None:
     """The sentencepiece model at a path, where transformers has no files of its own to go by."""
     if path.suffix == ".model" and not path.is_dir():
         if not path.is_file():
-            raise UserError(f"--tokenizer_name: there is no file {path}; give a sentencepiece model, or a folder")
+            raise UserError(f"{option}: there is no file {path}; give a sentencepiece model, or a folder")
         return path
     if not path.is_dir() or any((path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
         return None
     models = sorted(path.glob("*.model"))
     if len(models) > 1:
-        raise UserError(f"--tokenizer_name: {path} holds {len(models)} sentencepiece models; give the path of one")
+        raise UserError(f"{option}: {path} holds {len(models)} sentencepiece models; give the path of one")
     return models[0] if models else None
 
 
-def _load_sentencepiece(path: Path) -> PreTrainedTokenizerBase:
+def _load_sentencepiece(path: Path, option: str) -> PreTrainedTokenizerBase:
     """As transformers reads it: no space is put before the first word, and repeated spaces are kept."""
     if importlib.util.find_spec("sentencepiece") is None:
-        raise UserError(
-            f"--tokenizer_name: {path} is a sentencepiece model, which needs a package: pip install sentencepiece"
-        )
+        raise UserError(f"{option}: {path} is a sentencepiece model, which needs a package: pip install sentencepiece")
     from sentencepiece import SentencePieceProcessor
 
     try:
@@ -102,7 +100,7 @@ def _load_sentencepiece(path: Path) -> PreTrainedTokenizerBase:
             shutil.copy(path, Path(folder) / "tokenizer.model")
             tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"--tokenizer_name: {path} is no sentencepiece model ({first_line(error)})") from error
+        raise UserError(f"{option}: {path} is no sentencepiece model ({first_line(error)})") from error
     tokenizer.init_kwargs.pop("vocab_file", None)  # a copy that is gone; tokenizer.json says everything
     tokenizer.name_or_path = str(path)
     return tokenizer

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ..checkpoints.new_folder import require_new_folder, staged_folder
+from ..checkpoints.new_folder import refusals_in_words, require_new_folder, staged_folder
 from ..errors import EXIT_OK, UserError, first_line, printable
 from ..options.arguments import DataArguments, option
 from ..options.values import check_values
@@ -187,13 +187,10 @@ def _check_writable(folder: Path) -> None:
     """Refuse a folder that cannot be written, before the work and not after it; leave no trace."""
     missing: list[Path] = []
     try:
-        missing = [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(
-            f"--output_dir: {folder} cannot be written ({error.strerror or error}); choose another folder"
-        ) from error
+        with refusals_in_words(folder, "--output_dir"):
+            missing = [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
     finally:
         for path in missing:
             with contextlib.suppress(OSError):

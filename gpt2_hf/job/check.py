@@ -24,6 +24,7 @@ from ..runtime.utilization import is_out_of_memory
 from ..trainer.distillation import Distillation
 from ..trainer.gpt2_trainer import GPT2HFTrainer
 from ..trainer.remaining import num_samples_of
+from .resolved_config import plain_value
 from .run import Run
 
 _TOKENS = 16
@@ -37,8 +38,7 @@ def check_training(run: Run, trainer: GPT2HFTrainer) -> None:
     """
     args = run.args
     steps = make_schedule(args, num_samples_of(trainer.train_dataset)).total_steps
-    name = getattr(args.optim, "value", args.optim)
-    schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    name, schedule = plain_value(args.optim), plain_value(args.lr_scheduler_type)
     with preserved_rng(args.device):
         with _named("--num_workers and the --dataloader options"):
             _build_loader(args)
@@ -137,10 +137,6 @@ def _put_back(trainer: GPT2HFTrainer) -> Iterator[None]:
         trainer.time_budget.schedule = schedule
 
 
-def _no_remedy(message: str) -> str:
-    return message
-
-
 def _schedule_remedy(message: str) -> str:
     return f"{message}; --lr_scheduler_kwargs takes what it needs as a JSON object, such as '{{\"min_lr\": 1e-5}}'"
 
@@ -153,7 +149,7 @@ def _tracker_remedy(message: str) -> str:
 
 
 @contextlib.contextmanager
-def _named(option: str, remedy: Callable[[str], str] = _no_remedy) -> Iterator[None]:
+def _named(option: str, remedy: Callable[[str], str] = str) -> Iterator[None]:
     """Name the option with whatever a library has against it, in one line."""
     try:
         yield

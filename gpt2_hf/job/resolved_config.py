@@ -82,12 +82,10 @@ def plain_value(value: Any) -> Any:
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
     """Leave out what JSON cannot hold; these are objects that transformers derives from other options."""
-    plain = {}
-    for name, value in options.items():
-        if (
-            value is None
-            or isinstance(value, bool | int | str | list | dict)
-            or (isinstance(value, float) and math.isfinite(value))
-        ):
-            plain[name] = value
-    return plain
+    return {
+        name: value
+        for name, value in options.items()
+        if value is None
+        or isinstance(value, bool | int | str | list | dict)
+        or (isinstance(value, float) and math.isfinite(value))
+    }

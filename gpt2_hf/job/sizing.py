@@ -19,7 +19,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..commands.model_loading import build_model, tie_unused_tokens
 from ..commands.training_protocol import read_trained_config
-from ..data import LoadedData, PaddingCollator, Samples
+from ..data import LoadedData, Samples
 from ..errors import UserError
 from ..options.arguments import CHOSEN_BY_SIZE, DataArguments, ModelArguments
 from ..options.fields import default_value
@@ -272,7 +272,7 @@ def _settle_steps(chooser: Chooser) -> None:
 
 
 def _search(chooser: Chooser, meter: "_Meter", text_tokens: int, data: LoadedData) -> list[Candidate]:
-    found = candidates(_sizes(chooser), meter.measure, lambda: _task(chooser, text_tokens, data), RULE)
+    found = candidates(_sizes(chooser), meter.measure, lambda: _task(chooser, text_tokens, data))
     if found:
         return found
     if meter.smallest is None:
@@ -364,7 +364,7 @@ def _settle_recipe(chooser: Chooser, chosen: Candidate, task: Task) -> None:
             chosen.epochs, task.text_tokens / task.tokens_per_step, args.muon_learning_rate or args.learning_rate
         )
     chooser.set(weight_decay=decay, dropout=dropout_for(chosen.epochs), warmup_steps=min(100, max(steps // 10, 1)))
-    if getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type) == "cosine":
+    if args.lr_scheduler_type == "cosine":
         chooser.set(schedule_by_time=True)
     worn_out = chosen.epochs >= 0.99 * task.most_epochs
     if worn_out or args.schedule_by_time:
@@ -406,8 +406,7 @@ class _Meter:
         tied = tie_unused_tokens(model, self.tokenizer, self.data) if model_args.tie_unused_tokens else 0
         samples = self.data.samples["train"]
         if args.device.type == "cpu":  # where the system would kill the process
-            padding = self.data.collator if isinstance(self.data.collator, PaddingCollator) else None
-            batches = probe.first_epoch(args, samples, padding, model)
+            batches = probe.first_epoch(args, samples, self.data.collator, model)
             needed, there = probe.generous_peak_bytes(args, model, batches), device_memory(args.device)
             if needed > there:
                 self.shortage = f" (it may need {needed / 2**30:.1f} GiB, and {there / 2**30:.1f} GiB are free)"

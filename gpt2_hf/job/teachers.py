@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..commands.model_loading import (
     DEFAULT_OUTPUT_DIR,
-    load_model_tokenizer,
+    load_own_tokenizer,
     load_weights,
     read_config,
     resolve_model_path,
@@ -47,9 +47,9 @@ def find_teachers(
     """
     found = []
     for path in paths:
-        source = str(resolve_model_path(path, DEFAULT_OUTPUT_DIR, _OPTION))
+        source = resolve_model_path(path, DEFAULT_OUTPUT_DIR, _OPTION)
         config = read_config(source, _OPTION)
-        if load_model_tokenizer(path, _OPTION).get_vocab() != tokenizer.get_vocab():
+        if load_own_tokenizer(source, config, _OPTION).get_vocab() != tokenizer.get_vocab():
             raise UserError(
                 f"{_OPTION}: {source} has another tokenizer than this run, so its probabilities are those of other "
                 f"tokens; use --tokenizer_name {source}, or another teacher"

@@ -1,5 +1,5 @@
 """What the user may set: names, aliases, defaults and limits.
 
 In: a JSON file and a command line. Out: dataclasses that are checked, or one line that names the remedy.
-Nothing is read or built here; the other subpackages take these dataclasses as they are.
+The other subpackages take these dataclasses as they are.
 """

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..errors import UserError
-from .fields import default_value
+from .fields import default_value, spellings
 from .mixture import DATA_FILES, read_mix
 from .values import check_values, without_paths
 
@@ -52,11 +52,6 @@ def option(default: Any, help: str, *aliases: str) -> Any:
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
-
-
-def spellings(name: str) -> list[str]:
-    """What may be typed for a name: with underscores or hyphens."""
-    return list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
 
 
 @dataclass

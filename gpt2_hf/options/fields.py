@@ -25,6 +25,11 @@ _SCALARS = (bool, int, float, str)
 _SHOWN_CHARACTERS = 200
 
 
+def spellings(name: str) -> list[str]:
+    """What may be typed for a name: with underscores or hyphens."""
+    return list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
+
+
 @dataclass(frozen=True)
 class Option:
     """A field of an arguments class.
@@ -53,7 +58,7 @@ class Option:
     @property
     def spellings(self) -> list[str]:
         """Everything that may be typed for it."""
-        return list(dict.fromkeys([f"--{self.name}", f"--{self.name.replace('_', '-')}", *self.aliases]))
+        return list(dict.fromkeys([*spellings(self.name), *self.aliases]))
 
 
 @dataclass(frozen=True)

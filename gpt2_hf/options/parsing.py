@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from ..errors import UserError
 from .arguments import CHOSEN_BY_SIZE, COMMON, Preferred, names_of
-from .fields import Option, OptionGroup, Reader, group_of
+from .fields import Option, OptionGroup, Reader, group_of, spellings
 from .json_text import read_json_file
 from .mixture import DATA_FILES
 from .synonyms import SYNONYMS
@@ -85,8 +85,10 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, sources: Sequence[type | OptionGroup], **kwargs: Any):
-        kwargs = {"usage": "%(prog)s [--config FILE.json] [--option value ...]", **kwargs}
-        super().__init__(allow_abbrev=False, exit_on_error=False, formatter_class=_HelpFormatter, **kwargs)
+        usage = "%(prog)s [--config FILE.json] [--option value ...]"
+        super().__init__(
+            usage=usage, allow_abbrev=False, exit_on_error=False, formatter_class=_HelpFormatter, **kwargs
+        )
         self.optional: set[str] = set()
         self._seldom: list[argparse.Action] = []
         groups = [source if isinstance(source, OptionGroup) else group_of(source) for source in sources]
@@ -120,7 +122,7 @@ class Parser(argparse.ArgumentParser):
             *option.spellings, dest=option.name, type=reader, default=option.default, help=option.help, **kwargs
         )
         if reader.takes_bool and option.default is True:
-            opposites = (f"--no_{option.name}", f"--no-{option.name.replace('_', '-')}")
+            opposites = spellings(f"no_{option.name}")
             group.add_argument(
                 *opposites, dest=option.name, action="store_false", default=True, help=argparse.SUPPRESS
             )
@@ -139,9 +141,9 @@ class Parser(argparse.ArgumentParser):
                 action.default = argparse.SUPPRESS
             namespace, unknown = self.parse_known_args(list(tokens))
         except argparse.ArgumentError as error:
-            spellings = (error.argument_name or "").split("/")
-            used = [name for name in spellings if any(token.split("=")[0] == name for token in tokens)]
-            self.error(f"{(used or spellings)[0]}: {error.message}")
+            names = (error.argument_name or "").split("/")
+            used = [name for name in names if any(token.split("=")[0] == name for token in tokens)]
+            self.error(f"{(used or names)[0]}: {error.message}")
         finally:
             for action, default in defaults.items():
                 action.default = default

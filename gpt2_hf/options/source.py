@@ -13,8 +13,7 @@ import typing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .arguments import spellings
-from .fields import Option, OptionGroup
+from .fields import Option, OptionGroup, spellings
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 

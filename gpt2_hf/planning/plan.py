@@ -14,7 +14,7 @@ from pathlib import Path
 
 from transformers.trainer_utils import IntervalStrategy
 
-from ..data import LoadedData, PaddingCollator, Samples
+from ..data import LoadedData, Samples
 from ..errors import UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.training_arguments import GPT2HFTrainingArguments, divide_batch
@@ -279,11 +279,10 @@ def make_plan(
     """
     samples = data.samples["train"]
     schedule = make_schedule(args, len(samples))
-    num_parameters = sum(p.numel() for p in model.parameters())
+    num_parameters = model.num_parameters()
     optimizer_bytes = state_bytes(model, args.uses_muon)
     kept_bytes = optimizer_bytes + average_bytes(args.ema_decay, num_parameters)
-    collator = data.collator if isinstance(data.collator, PaddingCollator) else None
-    batches = probe.first_epoch(args, samples, collator, model)
+    batches = probe.first_epoch(args, samples, data.collator, model)
     with tempfile.TemporaryDirectory() as folder:
         trainer = probe.make_probe_trainer(args, model, data, folder, teachers)
         teacher_bytes, flops_of_teachers = probe.cost_of_teachers(args, trainer)

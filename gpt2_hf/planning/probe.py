@@ -110,19 +110,17 @@ class Batches:
         return list(dict.fromkeys([self.largest, int(self.positions.argmax()), int(self.pairs.argmax())]))
 
 
-def first_epoch(
-    args: GPT2HFTrainingArguments, samples: Samples, padding: PaddingCollator | None, model: GPT2HFForCausalLM
-) -> Batches:
+def first_epoch(args: GPT2HFTrainingArguments, samples: Samples, collator: Any, model: GPT2HFForCausalLM) -> Batches:
     """The batches as the trainer will draw them, none of them read."""
     order, size = train_sampler(args, samples).order(), args.train_batch_size
-    return _batches(order, size, samples, padding, model, args, completed=len(order) > size)
+    return _batches(order, size, samples, collator, model, args, completed=len(order) > size)
 
 
 def _batches(
     order: np.ndarray,
     batch_size: int,
     samples: Samples,
-    padding: PaddingCollator | None,
+    collator: Any,
     model: GPT2HFForCausalLM,
     args: GPT2HFTrainingArguments,
     *,
@@ -133,13 +131,14 @@ def _batches(
     lengths, sizes = samples.lengths_of(order).astype(np.int64), np.diff(np.append(starts, len(order)))
     longest = np.maximum.reduceat(lengths, starts)
     positions, pairs = np.add.reduceat(lengths, starts), np.add.reduceat(lengths**2, starts)
-    if padding is not None:
-        if padding.pad_to_length:
-            longest = np.full_like(longest, padding.pad_to_length)
+    pads = isinstance(collator, PaddingCollator)
+    if pads:
+        if collator.pad_to_length:
+            longest = np.full_like(longest, collator.pad_to_length)
         if completed:  # fillers are padded too
             sizes = np.full_like(sizes, batch_size)
         positions = longest * sizes
-    if padding is not None or _pads_to_the_longest(args, model):
+    if pads or _pads_to_the_longest(args, model):
         pairs = longest**2 * sizes
     # 2 operations a parameter, of which the embeddings have none; 4 C in each layer for a pair's score and value
     of_pair = 2 * model.config.n_layer * model.config.n_embd
@@ -456,9 +455,8 @@ def _representative(batches: Batches, count: int) -> list[int]:
 def _evaluate_largest(trainer: GPT2HFTrainer, samples: Samples) -> None:
     """Score the batches of a split that take the most memory."""
     model, collator = trainer.accelerator.unwrap_model(trainer.model), trainer.data_collator
-    padding = collator if isinstance(collator, PaddingCollator) else None
     batch_size = trainer.args.per_device_eval_batch_size
-    batches = _batches(np.arange(len(samples)), batch_size, samples, padding, model, trainer.args)
+    batches = _batches(np.arange(len(samples)), batch_size, samples, collator, model, trainer.args)
     for batch in batches.extremes:
         trainer.evaluate(Subset(samples, batches.rows[batch].tolist()))
 

@@ -192,7 +192,7 @@ class Candidate:
 
 
 def candidates(
-    sizes: Iterable[Size], measure: Callable[[Size], Measured | None], task: Callable[[], Task], rule: LossRule = RULE
+    sizes: Iterable[Size], measure: Callable[[Size], Measured | None], task: Callable[[], Task]
 ) -> list[Candidate]:
     """Measure sizes from the smallest up, until larger ones are expected to do worse.
 
@@ -200,7 +200,6 @@ def candidates(
         sizes: from the smallest to the largest.
         measure: trains a size for a moment; `None` if this cannot be done, and then for no larger one either.
         task: what is left to do after the measuring so far, which takes time too.
-        rule: how the loss follows from size and tokens.
 
     Returns:
         The sizes that were measured, in that order, with at least `MIN_STEPS` in the time; empty if none has them.
@@ -215,7 +214,7 @@ def candidates(
         if tokens < MIN_STEPS * now.tokens_per_step:
             break
         tokens = min(tokens, now.most_epochs * now.text_tokens)
-        loss = rule.loss(size.capacity(measured.parameters), tokens, now.text_tokens)
+        loss = RULE.loss(size.capacity(measured.parameters), tokens, now.text_tokens)
         found.append(Candidate(size, measured, tokens, tokens / now.text_tokens, loss))
         if len(found) - 1 - found.index(best(found)) >= _BEYOND_THE_BEST:
             break

@@ -1,8 +1,10 @@
-"""Attributes that have other values for a while."""
+"""What is otherwise for a while: attributes of an object, the mode of a model."""
 
 import contextlib
 from collections.abc import Iterator
 from typing import Any
+
+from torch import nn
 
 
 @contextlib.contextmanager
@@ -16,3 +18,14 @@ def temporarily(target: Any, **values: Any) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(target, name, value)
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """A model without dropout, and afterwards in the mode that it was in, also after an error."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -482,8 +482,7 @@ class CheckpointingTrainer(Trainer):
             scaler.load_state_dict(load_state(path))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        states = sorted(Path(checkpoint or "").glob("process_state*.safetensors")) if checkpoint is not None else []
-        if checkpoint is None or not states:
+        if checkpoint is None or not (states := process_state_files(checkpoint)):
             return
         path = Path(checkpoint, self._process_state_file())
         if path in states and len(states) == self.args.world_size:
@@ -500,6 +499,11 @@ class CheckpointingTrainer(Trainer):
         # train_loss stays the mean over the steps of this invocation
         self._total_loss_scalar = -self._tr_loss.item()
         self.load_process_state(state)
+
+
+def process_state_files(checkpoint: str | Path) -> list[Path]:
+    """The files of a checkpoint with the state of each process, that of the first process first."""
+    return sorted(Path(checkpoint).glob("process_state*.safetensors"))
 
 
 def _is_of_the_disk(error: Exception) -> bool:

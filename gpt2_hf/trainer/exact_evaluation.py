@@ -37,6 +37,7 @@ from ..runtime.random_state import preserved_rng
 from ..runtime.stop_signals import shield_workers
 from ..runtime.temporary import temporarily
 from .callbacks import EvaluationInterruptedError
+from .checkpointing import process_state_files
 from .layouts import one_row_per_sample
 from .loss import LossTrainer, targets_of
 
@@ -86,7 +87,7 @@ class _Sums:
         return [(loss / count if count else float("nan"), count) for loss, count in sums]
 
 
-def columns_of(args: TrainingArguments, dataset: Any) -> contextlib.AbstractContextManager[None]:
+def dropping_columns(args: TrainingArguments, dataset: Any) -> contextlib.AbstractContextManager[None]:
     """Drop columns that the model does not take, as the arguments say, but not those of this package's samples."""
     removes = args.remove_unused_columns and not isinstance(dataset, Samples)
     return temporarily(args, remove_unused_columns=removes)
@@ -145,7 +146,7 @@ class ExactEvaluationTrainer(LossTrainer):
         with (
             temporarily(self.accelerator, even_batches=fills_up),
             temporarily(self.args, dataloader_drop_last=False),
-            columns_of(self.args, dataset),
+            dropping_columns(self.args, dataset),
         ):
             yield
 
@@ -410,5 +411,5 @@ def _begins_in_one_row(batch: dict[str, Any]) -> list[int] | None:
 
 def owes_evaluation(checkpoint: Path) -> bool:
     """Whether a signal broke off the evaluation that was due at a checkpoint."""
-    states = sorted(checkpoint.glob("process_state*.safetensors"))
+    states = process_state_files(checkpoint)
     return bool(states) and bool(load_state(states[0]).get("owes_evaluation"))

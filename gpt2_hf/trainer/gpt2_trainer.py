@@ -73,7 +73,7 @@ from .callbacks import (
 from .callbacks import ProgressCallback as TerminalCallback
 from .combinations import check_combinations
 from .distillation import Distillation, check_teachers
-from .exact_evaluation import ExactEvaluationTrainer, columns_of, owes_evaluation
+from .exact_evaluation import ExactEvaluationTrainer, dropping_columns, owes_evaluation
 from .generation_config import make_storable
 from .job_context import JobContext
 from .muon import muon_for
@@ -252,7 +252,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
                 "this package's collators give shift_labels, to which peft adds no virtual tokens; use a collator of "
                 "transformers"
             )
-        if getattr(self.args, "uses_muon", False) and not isinstance(self.plain_model, PreTrainedModel):
+        if self.args.uses_muon and not isinstance(self.plain_model, PreTrainedModel):
             raise UserError(
                 f"--optim muon needs a PreTrainedModel, to know its head, which {kind.__name__} is not; use "
                 "adamw_torch_fused"
@@ -583,7 +583,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         """The base class's loader, or for text that is not stored one that knows exactly where it is."""
         self.cadence.has_epochs = not isinstance(self.train_dataset, StreamingSamples)
         if not isinstance(self.train_dataset, StreamingSamples):
-            with columns_of(self.args, self.train_dataset):
+            with dropping_columns(self.args, self.train_dataset):
                 return shield_workers(super().get_train_dataloader())
         shard = dataclasses.replace(self.train_dataset, rank=self.args.process_index, world_size=self.args.world_size)
         self._stream = StreamingLoader(

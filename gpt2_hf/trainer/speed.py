@@ -25,11 +25,15 @@ class TrainingSpeed:
 
     Args:
         watch: of the run.
+
+    Attributes:
         peak: tokens per second that all devices together could train; `None` where that is not known.
     """
 
-    def __init__(self, watch: Stopwatch, peak: float | None = None):
-        self.watch, self.peak = watch, peak
+    peak: float | None = None
+
+    def __init__(self, watch: Stopwatch):
+        self.watch = watch
         self.reset()
 
     def reset(self) -> None:

@@ -197,7 +197,7 @@ def test_several_processes_make_the_same_pieces(folders, text_file, tmp_path, ca
 
 
 @pytest.mark.slow
-def test_two_processes_average_and_compare_as_one(folders, text_file, tmp_path, capsys):
+def test_two_processes_average_and_compare_as_one(folders, text_file, capsys):
     """Under torchrun: every figure of the average, its models and the comparison, printed once."""
     options = ["--model_path", *folders[:2], "--against", folders[2], "--test_file", text_file, "--stride", "16"]
     alone = evaluate(capsys, *options)

@@ -683,7 +683,7 @@ def test_a_run_that_breaks_off_loses_nothing(folder, tmp_path, monkeypatch, caps
     assert output.read_text().count("\n") == 3 and not partial.exists()
 
 
-def test_an_output_file_may_be_a_link_or_a_pipe(folder, tmp_path, capsys):
+def test_an_output_file_may_be_a_link_or_a_pipe(folder, tmp_path):
     """A link leads to the new file afterwards; a pipe is written and not replaced."""
     command = ["generate", "--model_path", folder, "--prompt", "The", "--max_new_tokens", "2", "--output_file"]
     (tmp_path / "old.jsonl").write_text("older\n")
@@ -826,7 +826,7 @@ def test_a_prompt_that_is_no_text_is_one_line(folder, tmp_path, monkeypatch, cap
     assert out == "" and message in err and err.count("\n") == 1 and err[:-1].isprintable()
 
 
-def test_what_stands_beside_a_prompt_is_passed_on(folder, tmp_path, capsys):
+def test_what_stands_beside_a_prompt_is_passed_on(folder, tmp_path):
     """Numbers of any length, NaN and halves of pairs in other fields come out as they went in."""
     fields = f'"n": {"7" * 5000}, "pair": "\\ud83d", "name": "Fähre"'
     (tmp_path / "in.jsonl").write_text(f'{{"prompt": "The", {fields}}}\n', encoding="utf-8")

@@ -5,8 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +32,7 @@ from gpt2_hf.commands.model_loading import (
 )
 from gpt2_hf.errors import UserError
 
+from ..conftest import python
 from ..tiny_models import NO_DROPOUT, SIZES, VOCAB_SIZE, bitwise_equal, make_model, make_stock, random_ids
 
 # distilgpt2's config.json has these on top of GPT-2's fields.
@@ -424,13 +423,9 @@ def test_loads_where_the_package_is_not_importable(tmp_path, name):
     model = make_model()
     model.save_pretrained(tmp_path / name)
     expected = model.generate(torch.arange(9)[None], max_new_tokens=5, do_sample=False)[0].tolist()
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(REMOTE_CODE), tmp_path / name, tmp_path / "again"],
-        cwd=tmp_path,
-        env={**os.environ, "HF_HOME": str(tmp_path / "home")},
-        capture_output=True,
-        text=True,
-    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}
+    folders = (str(tmp_path / name), str(tmp_path / "again"))
+    done = python(textwrap.dedent(REMOTE_CODE), *folders, timeout=240, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == str(expected)
     weight_sum = model.transformer.h[2].mlp.c_proj.weight.sum().item()

@@ -277,7 +277,7 @@ def test_a_run_without_evaluation_still_has_a_report():
     assert "validation" not in model_card({"dataset_name": "a/b"}, {"train_loss": 3.0}, None)
 
 
-def test_card_names_a_hub_data_set(tmp_path):
+def test_card_names_a_hub_data_set():
     """A data set of the hub is linked in the metadata, a local folder is not."""
     assert "datasets:\n- a/b" in model_card({"dataset_name": "a/b"}, {}, None)
     assert "datasets:" not in model_card({"dataset_name": "../a/b"}, {}, None)

@@ -490,7 +490,7 @@ def test_two_processes_train_and_score_alike(mix, tokenizer_folder, tmp_path):
 
 
 @pytest.mark.parametrize("options", [[], ["--stride", "16", "--max_length", "32"]])
-def test_the_command_scores_each_text(run, mix, capsys, options):
+def test_the_command_scores_each_text(run, capsys, options):
     """And all of them together; the sum of the tokens is that of the texts."""
     assert main(["evaluate", "--model_path", str(run / "best_model"), "--split", "validation", *options]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -11,8 +11,6 @@ import json
 import lzma
 import os
 import shlex
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -36,6 +34,7 @@ from gpt2_hf.data.tokenization import tokenize
 from gpt2_hf.errors import UserError
 from gpt2_hf.options.arguments import DataArguments, Preferred
 
+from ..conftest import python
 from ..data_fixtures import WIKITEXT, file_arguments
 
 TEXTS = ["First document.\n", "", "Zweites Dokument, größer.\n", "三つ目の文書。\n", "Last one"]
@@ -228,7 +227,7 @@ def test_recursive_glob(tmp_path):
     assert read(file_arguments(tmp_path / "**" / "*.txt")) == ["deep\n"]
 
 
-def test_what_a_run_wrote_is_no_text_of_a_glob(tmp_path, gpt2):
+def test_what_a_run_wrote_is_no_text_of_a_glob(tmp_path):
     """Its model cards lie where a pattern finds them: they are left out, which is said; a path takes them in."""
     (tmp_path / "README.md").write_text("Text of mine.\n")
     run = tmp_path / "checkpoints"
@@ -1270,7 +1269,8 @@ def test_settings_of_the_process_are_left_alone(tmp_path, gpt2, monkeypatch):
         "assert before == (csv.field_size_limit(), os.environ.get('TOKENIZERS_PARALLELISM'))"
     )
     environment = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"}
-    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+    result = python(script, env=environment)
+    assert result.returncode == 0, result.stderr
     monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
     before = csv.field_size_limit()
     path = write(tmp_path, ".csv", TEXTS * 1000)

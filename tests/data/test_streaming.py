@@ -441,7 +441,7 @@ def test_rows_of_the_library_with_workers(tmp_path, gpt2, files, percentage, loo
     assert sorted(tokens) == sorted(token for text in expected for token in gpt2(text).input_ids[1:])
 
 
-def test_parts_of_stored_rows(gpt2):
+def test_parts_of_stored_rows():
     """A dataset that is stored is divided into consecutive rows."""
     source = load_sources(DataArguments("python-docs", None))["train"]
     whole = [text for text, _ in source.documents()]

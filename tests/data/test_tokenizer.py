@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
-import sys
 
 import pytest
 from hypothesis import given
@@ -24,6 +22,8 @@ from gpt2_hf.data.tokenizer import (
     separator_id,
 )
 from gpt2_hf.errors import UserError
+
+from ..conftest import python
 
 # Ids that OpenAI's own encoder gives.
 KNOWN_IDS = {
@@ -68,9 +68,7 @@ def test_gpt2_needs_no_network():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound, not listening: a connection is refused
         environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{unused.getsockname()[1]}"}
-        result = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
-        )
+        result = python(code, env=environment)
     assert result.stdout.strip() == str([[15496, 995]] * 2), result.stderr
 
 
@@ -156,7 +154,7 @@ def test_too_large_a_vocabulary_is_refused(gpt2):
         check_vocabulary(gpt2, 50256)
 
 
-def test_ids_with_holes(tmp_path):
+def test_ids_with_holes():
     """What counts is the largest id, not the number of tokens."""
     backend = Tokenizer(models.WordLevel({"a": 0, "b": 99, "[UNK]": 1}, unk_token="[UNK]"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
@@ -223,8 +221,9 @@ def test_no_sentencepiece_model(tmp_path, name, content, message):
     pytest.importorskip("sentencepiece")
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=f"--tokenizer_name: .*{message}"):
-        load_tokenizer(str(tmp_path / name))
+    for option in ("--tokenizer_name", "--model_path"):
+        with pytest.raises(UserError, match=f"{option}: .*{message}"):
+            load_tokenizer(str(tmp_path / name), option)
 
 
 def test_sentencepiece_is_not_installed(tmp_path, monkeypatch):

@@ -127,7 +127,7 @@ def test_evaluations_go_on_when_the_text_ends(throughput, monkeypatch):
     """A short text is scored again and again until the last turn is over."""
     samples = DocumentSamples(documents_of([[1] * 9] * 3), 16)
     monkeypatch.setitem(throughput.SIZES, "tiny", (16, 1, 2))
-    monkeypatch.setattr(throughput, "load_samples", lambda entry, who: (samples, PaddingCollator(0)))
+    monkeypatch.setattr(throughput, "load_samples", lambda entry: (samples, PaddingCollator(0)))
     orders, answers = iter([2] * 5 + [None]), []
     pipe = SimpleNamespace(recv=lambda: next(orders), send=answers.append)
     case = throughput.Case("any", (), "tiny", 2, length=16)

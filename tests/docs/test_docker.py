@@ -14,7 +14,7 @@ import psutil
 import pytest
 import yaml
 
-from ..conftest import REPOSITORY
+from ..conftest import REPOSITORY, python
 from ..faults import harness
 
 DOCKERFILE = (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")
@@ -67,7 +67,7 @@ def test_the_wheel_holds_every_file_of_the_package(tmp_path):
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, copy)
     code = f"from setuptools import build_meta; print(build_meta.build_wheel({str(tmp_path)!r}))"
-    built = subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, text=True, check=True)
+    built = python(code, cwd=copy, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     assert built.stdout.splitlines()[-1] == wheel.name
     names = zipfile.ZipFile(wheel).namelist()

@@ -270,7 +270,7 @@ def test_a_signal_where_nothing_is_left_to_train_is_heeded(train_tiny, finished_
         assert train_tiny(tmp_path / "run", "--resume_from", "latest") == 75
 
 
-def test_only_a_new_run_is_evaluated_on_start(train_tiny, finished_run, tmp_path):
+def test_only_a_new_run_is_evaluated_on_start(train_tiny, tmp_path):
     """--eval_on_start: one more evaluation at each resume would use up --early_stopping_patience."""
     run = tmp_path / "run"
     assert train_tiny(run, "--eval_on_start", "--max_steps", "10") == 0
@@ -793,7 +793,7 @@ def test_base_json_trains_on_wikitext(wikitext, tmp_path):
     assert {"eval/loss", "eval/perplexity", "train/learning_rate"} <= set(events.Tags()["scalars"])
 
 
-def test_defaults_without_config_are_the_design(tmp_path):
+def test_defaults_without_config_are_the_design():
     """`train` without a config asks for GPT-2 124M on WikiText-2."""
     model_args, data_args, args = parse([ModelArguments, DataArguments, GPT2HFTrainingArguments], []).values
     assert (model_args.d_model, model_args.num_layers, model_args.heads) == (768, 12, 12)
@@ -907,7 +907,7 @@ def test_overwriting_waits_until_nothing_can_be_wrong(train_tiny, finished_run, 
 
 
 @pytest.mark.parametrize("option", ["--model_name_or_path", "--tokenizer_name", "--distill_from"])
-def test_what_a_run_begins_with_is_not_overwritten(train_tiny, finished_run, tmp_path, capsys, option):
+def test_what_a_run_begins_with_is_not_overwritten(finished_run, tmp_path, capsys, option):
     """Nothing would be left of it if the new run failed."""
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)

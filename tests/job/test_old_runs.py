@@ -9,8 +9,6 @@ Its checkpoints of steps 2 and 6, event files and pictures are left out.
 """
 
 import os
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from safetensors.torch import load_file
 
 from gpt2_hf.__main__ import main
 
-from ..conftest import read_json
+from ..conftest import python, read_json
 
 
 @pytest.fixture
@@ -70,7 +68,5 @@ def test_an_old_model_loads_where_the_package_is_not_installed(old_run):
         print(model.num_parameters())
     """
     environment = {**os.environ, "HF_HOME": str(old_run / "hf_home")}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=old_run.parent, env=environment, capture_output=True, text=True
-    )
+    done = python(code, cwd=old_run.parent, env=environment)
     assert done.stdout.strip() == "11776", done.stderr

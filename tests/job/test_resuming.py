@@ -44,7 +44,7 @@ def test_a_default_that_is_stated_is_no_change(train_tiny, finished_run, tmp_pat
     assert "changed since the checkpoint" not in capsys.readouterr().out
 
 
-def test_options_are_compared_by_their_effect(tmp_path):
+def test_options_are_compared_by_their_effect():
     """Either way round: what is left out is what it follows from."""
     run = SimpleNamespace(
         model_args=ModelArguments(d_model=128), data_args=DataArguments(), args=GPT2HFTrainingArguments(use_cpu=True)

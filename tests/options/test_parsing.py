@@ -13,7 +13,6 @@ from gpt2_hf.options.arguments import (
     ClusterArguments,
     DataArguments,
     EvaluationArguments,
-    ExportArguments,
     GenerationArguments,
     ModelArguments,
     Preferred,
@@ -22,8 +21,10 @@ from gpt2_hf.options.arguments import (
 from gpt2_hf.options.fields import group_of
 from gpt2_hf.options.parsing import Parser, parse
 from gpt2_hf.options.source import TOKENIZER_TRAINING, TRAINING, ClassInSource, group_in_source
-from gpt2_hf.options.synonyms import SYNONYMS
+from gpt2_hf.options.synonyms import _MEANT, SYNONYMS
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
+
+from ..docs.documents import ARGUMENTS
 
 TYPES = [ModelArguments, DataArguments, GPT2HFTrainingArguments]
 
@@ -190,7 +191,7 @@ def test_bad_files_get_one_clear_line(config, content, message):
     assert "\n" not in str(caught.value) and "--config" in str(caught.value)
 
 
-def test_files_of_other_editors(config, tmp_path):
+def test_files_of_other_editors(tmp_path):
     """A byte-order mark is passed over; what is not UTF-8, as an old PowerShell writes, is said to be."""
     (tmp_path / "marked.json").write_text('{"d_model": 64}', encoding="utf-8-sig")
     assert parse(TYPES, [], str(tmp_path / "marked.json")).values[0].d_model == 64
@@ -365,20 +366,13 @@ def test_names_of_other_programs_get_ours_as_a_suggestion(config, typed, meant):
 
 def test_suggestions_are_options_of_the_command():
     """What a name means may differ from command to command; each means something in one, and is no option of train."""
-    commands = [
-        [*TYPES, ClusterArguments],
-        [EvaluationArguments, DataArguments],
-        [GenerationArguments],
-        [ExportArguments],
-        [ReportArguments],
-        [TokenizerTrainingArguments],
-    ]
-    parsers = [Parser(types) for types in commands]
-    known = {option.lstrip("-") for parser in parsers for option in parser._option_string_actions}
+    parsers = {command: Parser(types) for command, types in ARGUMENTS.items()}
+    known = {option.lstrip("-") for parser in parsers.values() for option in parser._option_string_actions}
+    assert len(SYNONYMS) == sum(len(words.split()) for words in _MEANT.values())  # no word stands there twice
     for synonym, meanings in SYNONYMS.items():
         assert set(meanings) <= known, synonym
-        assert f"--{synonym}" not in parsers[0]._option_string_actions, synonym
-    suggestions = [parser.suggestion("--model") for parser in parsers[:3]]
+        assert f"--{synonym}" not in parsers["plan"]._option_string_actions, synonym
+    suggestions = [parsers[command].suggestion("--model") for command in ("plan", "evaluate", "generate")]
     assert [text.split("mean ")[1] for text in suggestions] == ["model_name_or_path?", "model_path?", "model_path?"]
 
 

@@ -40,9 +40,8 @@ def make_probe(tmp_path, collator, dropout, attn_implementation):
     args = GPT2HFTrainingArguments(
         str(tmp_path), use_cpu=True, precision="fp32", report_to=["none"], train_sampling_strategy="sequential"
     )
-    padding = collator if isinstance(collator, PaddingCollator) else None
     data = LoadedData({"train": samples, "validation": samples}, collator, {}, {}, [], {})
-    batches = probe.first_epoch(args, samples, padding, model)
+    batches = probe.first_epoch(args, samples, collator, model)
     return probe.make_probe_trainer(args, model, data, str(tmp_path)), samples, batches
 
 

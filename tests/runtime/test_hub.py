@@ -5,8 +5,6 @@ import os
 import shlex
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 import urllib.error
 from contextlib import closing
@@ -23,6 +21,8 @@ from huggingface_hub.utils import filter_repo_objects
 from gpt2_hf.errors import SaveError, UserError
 from gpt2_hf.runtime import hub
 from gpt2_hf.runtime.hub import ensure_hub_or_offline, is_hub_id, is_local_path, upload_model
+
+from ..conftest import python
 
 IMPORTS = """
 import time
@@ -51,8 +51,7 @@ def run_without_hub(code, tmp_path, endpoint):
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "PYTHONWARNINGS": "ignore"}
     environment.pop("HF_HUB_OFFLINE", None)
     environment.pop("HF_DATASETS_CACHE", None)
-    command = [sys.executable, "-c", f"{IMPORTS}{code}print(time.monotonic() - begin)"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90)
+    result = python(f"{IMPORTS}{code}print(time.monotonic() - begin)", env=environment)
     assert result.returncode == 0, result.stderr
     *lines, seconds = result.stdout.splitlines()
     return lines, result.stderr, float(seconds)

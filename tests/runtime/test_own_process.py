@@ -2,12 +2,12 @@
 
 import os
 import platform
-import subprocess
-import sys
 
 import pytest
 
 from gpt2_hf.runtime.own_process import suit_changing_shapes
+
+from ..conftest import python
 
 CODE = """
 import ctypes, resource
@@ -41,9 +41,7 @@ glibc_only = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs
 def run(**environment):
     """Whether memory is kept, and how many pages were new inside and afterwards, as the code prints it."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k != "GLIBC_TUNABLES"}
-    command = [sys.executable, "-c", CODE]
-    out = subprocess.run(command, env={**clean, **environment}, capture_output=True, text=True, check=True).stdout
-    kept, new_pages, afterwards = out.split()
+    kept, new_pages, afterwards = python(CODE, env={**clean, **environment}, check=True).stdout.split()
     return kept == "True", int(new_pages), int(afterwards)
 
 

@@ -59,7 +59,7 @@ def test_what_nobody_reads_ends_nothing(flags, out, shell_end):
     assert b"Error" not in result.stderr + result.stdout
 
 
-def test_output_is_what_it_was(tmp_path):
+def test_output_is_what_it_was():
     """Everything arrives, in its order; a character that the encoding lacks is replaced."""
     result = _python(_PRINTS.format(out=1), PYTHONIOENCODING="ascii")
     assert result.stdout == b"a line with ? 0\na line with ? 1\na line with ? 2\nthe end"

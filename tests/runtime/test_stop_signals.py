@@ -11,6 +11,8 @@ from accelerate.data_loader import DataLoaderShard, skip_first_batches
 
 from gpt2_hf.runtime.stop_signals import IgnoringSignals, SignalWatch, shield_workers
 
+from ..conftest import python
+
 
 def test_watch_remembers_the_first_signal_and_gives_the_handlers_back():
     """A signal sets the exit code; afterwards the earlier handlers are in force."""
@@ -59,7 +61,7 @@ def test_second_ctrl_c_ends_at_once():
         "signal.raise_signal(signal.SIGINT); print('going on', flush=True)\n"
         "signal.raise_signal(signal.SIGINT); print('never')"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    result = python(code)
     assert result.returncode == 130
     assert "going on" in result.stdout and "never" not in result.stdout
 
@@ -112,7 +114,7 @@ batches = iter(shield_workers(loader))
 next(batches)
 {end}
 """
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=90)
+    result = python(script)
     assert result.returncode == code, result.stderr
 
 

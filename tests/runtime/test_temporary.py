@@ -3,8 +3,9 @@
 from types import SimpleNamespace
 
 import pytest
+from torch import nn
 
-from gpt2_hf.runtime.temporary import temporarily
+from gpt2_hf.runtime.temporary import evaluation_mode, temporarily
 
 
 def test_attributes_are_put_back_after_an_error():
@@ -15,3 +16,13 @@ def test_attributes_are_put_back_after_an_error():
         target.second = 200
         raise KeyError
     assert vars(target) == {"first": 1, "second": 2, "third": 3}
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_a_model_is_in_its_mode_again_after_an_error(is_training):
+    """Whichever that was."""
+    model = nn.Dropout().train(is_training)
+    with pytest.raises(KeyError), evaluation_mode(model):
+        assert not model.training
+        raise KeyError
+    assert model.training is is_training

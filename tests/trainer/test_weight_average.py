@@ -194,7 +194,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(train_tiny, tmp_path):
         assert history(parts) == history(whole)
 
 
-def test_an_average_can_be_given_up_and_begun(train_tiny, finished_run, tmp_path, capsys):
+def test_an_average_can_be_given_up_and_begun(train_tiny, tmp_path, capsys):
     """Without the option a run goes on from the weights in training; with it, a plain run gets an average."""
     averaged, given_up = tmp_path / "averaged", tmp_path / "given_up"
     options = ("--lr_scheduler_type", "constant", "--save_every", "10")

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ...errors import TrainingDivergedError
 from ...runtime.distributed import any_process
+from ..weight_average import on_this_process
 
 # The host asks an accelerator whether a step was bad where it reads numbers anyway: at a log, an evaluation or a
 # checkpoint; and after so many steps without one. Bad steps are skipped on the device in the meantime, so nothing
@@ -69,7 +69,7 @@ class NonFiniteGuard(TrainerCallback):
     def check_weights(self, model: nn.Module, step: int) -> None:
         """Raise if a weight is not finite, as a learning rate beyond reason can make it in one step."""
         trained = [p for p in model.parameters() if p.requires_grad]  # quantised ones, which are not, may not be asked
-        shards = [p.to_local() if isinstance(p, DTensor) else p for p in trained]
+        shards = [on_this_process(p) for p in trained]
         flags: dict[torch.device, list[torch.Tensor]] = {}
         for shard in shards:
             flags.setdefault(shard.device, []).append(torch.isfinite(shard).all())
