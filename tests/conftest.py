@@ -247,8 +247,11 @@ def unprivileged() -> Iterator[Path]:
 
 
 @pytest.fixture
-def locked_options(unprivileged: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Options of a tiny run of that user, whose output folder would be in one that cannot be written to."""
+def locked_options(finished_run: Path, unprivileged: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Options of a tiny run of that user, whose output folder would be in one that cannot be written to.
+
+    After another run, which has imported everything: Python's own folder may be closed to that user.
+    """
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", unprivileged / "cache")

@@ -821,15 +821,15 @@ def _check_reduction(reduction: str, label_smoothing: float, num_items_in_batch:
         raise ValueError("reduction='none' gives plain losses; leave out label_smoothing and num_items_in_batch")
 
 
-def _num_scored(targets: Tensor, num_items_in_batch: Tensor | int | None, device: torch.device) -> Tensor:
+def _num_scored(targets: Tensor, num_items_in_batch: Tensor | int | None, device: torch.device) -> Tensor | int:
     """What the summed loss is divided by.
 
     Of a training step in which nothing is scored it is 1: loss and gradients are 0. Without gradients the mean of
     nothing is NaN.
     """
-    if num_items_in_batch is None:
-        num_items_in_batch = (targets != IGNORE_INDEX).sum()
-    num_items = torch.as_tensor(num_items_in_batch, device=device)
+    num_items = (targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
+    if isinstance(num_items, Tensor):
+        num_items = num_items.to(device)
     return num_items + (num_items == 0) if torch.is_grad_enabled() else num_items
 
 

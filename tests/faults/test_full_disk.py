@@ -67,10 +67,10 @@ def test_whatever_the_file_system_refuses_is_said(train_tiny, tmp_path, capsys, 
     """Lost permission, a quota: the reason in one line, exit code 2, the earlier checkpoint whole."""
     commit = folders.commit
 
-    def refuse_the_second(staging, target):
+    def refuse_the_second(staging, target, *made_from):
         if folders.step_of(target) > 10:
             raise OSError(code, os.strerror(code), str(target))
-        commit(staging, target)
+        commit(staging, target, *made_from)
 
     monkeypatch.setattr(folders, "commit", refuse_the_second)
     assert train_tiny(tmp_path / "run") == 2
