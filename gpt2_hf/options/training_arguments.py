@@ -227,7 +227,8 @@ class GPT2HFTrainingArguments(TrainingArguments):
         self._check_ranges()
         self._check_optimizer_options()
         own = ("output_dir", "resume_from_checkpoint", "distill_from")  # others may be empty for transformers
-        vars(self).update(without_paths({name: getattr(self, name) for name in own}))
+        for name in own:
+            setattr(self, name, without_paths(getattr(self, name)))
         require_filled({name: getattr(self, name) for name in own})
         self._check_output_dir()
         _refuse(self, _WITHOUT_EFFECT)

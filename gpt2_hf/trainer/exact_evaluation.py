@@ -100,6 +100,7 @@ class _NothingLeftError(Exception):
 class ExactEvaluationTrainer(LossTrainer):
     """Scores a split exactly."""
 
+    model: Any
     _sums: _Sums | None = None  # while a split is scored
     _is_evaluating = False
     _owes_evaluation = False
