@@ -168,7 +168,9 @@ def draw_curves(history: list[dict[str, Any]]) -> bytes:
     """A PNG of loss, perplexity and learning rate over the steps, and the loss over time; resumes are dotted lines."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 7), layout="constrained")
+    figure = Figure(figsize=(12, 7))
+    # as matplotlib's layouts would place them, in half the time
+    figure.subplots_adjust(left=0.07, right=0.99, bottom=0.07, top=0.95, wspace=0.17, hspace=0.3)
     (loss, perplexity), (rate, time) = figure.subplots(2, 2)
     for axes, title, axis, names in (
         (loss, "loss (nats per token)", "step", ("loss", "eval_loss")),

@@ -23,6 +23,7 @@ from gpt2_hf.job.run import Run
 from gpt2_hf.options.arguments import DataArguments, ModelArguments
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 from gpt2_hf.planning import probe
+from gpt2_hf.planning import size as size_rule
 from gpt2_hf.planning.size import RULE, Candidate, Measured, Size, Task
 from gpt2_hf.runtime.stopwatch import Stopwatch
 from gpt2_hf.runtime.utilization import held_memory
@@ -46,7 +47,7 @@ def quick_options(tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch) -> li
     """A text that is long enough to be sized for, on a machine that is measured for a moment."""
     monkeypatch.setattr(sizing, "_MEASURE_SECONDS", 0.0)
     monkeypatch.setattr(sizing, "LADDER", (Size(16, 1), Size(32, 1), Size(32, 2)))
-    monkeypatch.setattr(sizing, "RULE", RULE_OF_THE_SMALL)
+    monkeypatch.setattr(size_rule, "RULE", RULE_OF_THE_SMALL)
     text = ("--dataset_name", "python-docs", "--tokenizer_name", str(tokenizer_folder))
     return ["train", *text, "--precision", "fp32", "--use_cpu", "--do_predict", "false"]
 
