@@ -28,7 +28,7 @@ napoleon_use_rtype = False
 
 # Types of other packages and subpackages: the build needs no network, and documents the public names alone.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|transformers|datasets|accelerate|evaluate|numpy|collections|pathlib|typing)\b.*"),
+    (r"py:.*", r"(os|torch|transformers|datasets|accelerate|evaluate|numpy|collections|pathlib|typing)\b.*"),
     (r"py:.*", r"gpt2_hf\.(data|options|runtime|trainer)\..*"),
     (r"py:class", r"dict\[str"),  # the half of a type that transformers writes as a string
     (r"py:exc", r"\w+Error"),  # docstrings name them without their module, see Errors in reference/python.md
