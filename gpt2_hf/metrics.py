@@ -38,4 +38,4 @@ class Perplexity(evaluate.Metric):
             raise ValueError("no token was scored, so there is no perplexity")
         loss = math.fsum(predictions) / num_tokens
         # as `gpt2_hf.perplexity`, which `evaluate.load` does not find: it takes this file alone
-        return {"loss": loss, "perplexity": math.exp(loss) if loss <= 700 else math.inf, "tokens": num_tokens}
+        return {"loss": loss, "perplexity": math.inf if loss > 700 else math.exp(loss), "tokens": num_tokens}

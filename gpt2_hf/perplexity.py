@@ -5,4 +5,4 @@ import math
 
 def perplexity(loss: float) -> float:
     """`exp(loss)`; infinity beyond what a float holds, NaN for NaN."""
-    return math.exp(loss) if not loss > 700 else math.inf
+    return math.inf if loss > 700 else math.exp(loss)

@@ -36,6 +36,9 @@ def test_perplexity_of_extremes():
     assert perplexity(0.0) == 1.0
     assert perplexity(1e6) == math.inf
     assert math.isnan(perplexity(math.nan))
+    for loss in (0.0, 1e6, math.nan):  # the metric is a file of its own
+        value = Perplexity().compute(predictions=[loss], references=[1])["perplexity"]
+        assert value == pytest.approx(perplexity(loss), nan_ok=True)
 
 
 def test_others_load_the_metric_by_its_file(tmp_path):

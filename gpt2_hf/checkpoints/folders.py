@@ -25,6 +25,8 @@ from .written import BEST_MODEL, NAMES_FILE, RESOLVED_CONFIG_NAME, TRAINER_STATE
 MANIFEST_NAME = "manifest.json"
 LATEST = "latest"
 TIME_LIMIT = "checkpoint_time_limit"
+# What a run calls a checkpoint, which is no model of the hub even where there is no run.
+CHECKPOINT_NAME = re.compile(rf"{LATEST}|{BEST_MODEL}|checkpoint[-_].+")
 
 # "tmp-" keeps staging folders out of every `checkpoint-*` pattern, ours and transformers'.
 STAGING_PREFIX = written.TEMPORARY_PREFIX
@@ -251,6 +253,14 @@ def source_of_best_model(output_dir: Path) -> str | None:
     return source if isinstance(source, str) else None
 
 
+def note_source_of_best_model(output_dir: Path, name: str) -> None:
+    """Let `source_of_best_model` find the name of the checkpoint where an earlier version did not note it."""
+    manifest = output_dir / BEST_MODEL / MANIFEST_NAME
+    content = written.read_object(manifest)
+    if "checkpoint" not in content:
+        write_json(manifest, {**content, "checkpoint": name})
+
+
 def model_files(checkpoint: Path) -> list[Path]:
     """The files of a checkpoint that `from_pretrained` needs.
 
@@ -378,7 +388,9 @@ def set_aside_after(
     """
     renamed = places_aside(output_dir, step, prefix, resumed)
     for path, aside in renamed:
-        if aside.exists():
+        if aside.is_symlink():
+            aside.unlink()
+        elif aside.exists():
             _delete(aside)
         os.replace(path, aside)
     return [aside.name for _, aside in renamed]
@@ -394,7 +406,7 @@ def places_aside(
     if resumed is not None:
         places = [_free_name(aside) if aside.exists() and aside.samefile(resumed) else aside for aside in places]
     for aside in places:
-        if os.path.lexists(aside) and (not is_own(aside) or extras(aside)):
+        if os.path.lexists(aside) and not aside.is_symlink() and (not is_own(aside) or extras(aside)):
             raise UserError(f"{aside} already exists and holds files not of this run; move it away")
     return list(zip(paths, places, strict=True))
 

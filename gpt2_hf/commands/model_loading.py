@@ -4,7 +4,6 @@ In: `ModelArguments`, or a model path. Out: a `GPT2HFForCausalLM` (and its token
 """
 
 import os
-import re
 from dataclasses import dataclass
 
 import psutil
@@ -23,8 +22,6 @@ from ..runtime.hub import ensure_hub_or_offline, is_hub_id
 from .weight_files import check_weight_files
 
 DEFAULT_OUTPUT_DIR = "checkpoints"
-# What a run calls a checkpoint, which is no model of the hub even where there is no run.
-_CHECKPOINT_NAME = re.compile(rf"{folders.LATEST}|{folders.BEST_MODEL}|checkpoint[-_].+")
 
 
 def build_config(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> GPT2HFConfig:
@@ -165,7 +162,7 @@ def resolve_model_path(reference: str, output_dir: str, option: str) -> str:
     except UserError as error:
         # "name" and "owner/name" may be hub ids; anything with the marks of a path is not.
         owner, _, name = reference.rpartition("/")
-        is_of_run = owner in ("", DEFAULT_OUTPUT_DIR) and _CHECKPOINT_NAME.fullmatch(name) is not None
+        is_of_run = owner in ("", DEFAULT_OUTPUT_DIR) and folders.CHECKPOINT_NAME.fullmatch(name) is not None
         if is_hub_id(reference) and not is_of_run and "/" not in owner and not os.path.isdir(owner):
             ensure_hub_or_offline()
             return reference

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import written
-from ..checkpoints.folders import list_checkpoints, read_json
+from ..checkpoints.folders import CHECKPOINT_NAME, list_checkpoints, read_json
 from ..checkpoints.written import (
     BEST_MODEL,
     BEST_MODEL_FILES,
@@ -375,7 +375,9 @@ def _on_hub(config: dict[str, Any], name: str) -> str | None:
     """What an option names, if it can only be of the hub: no folder, neither here nor where the run was."""
     value: str | None = config.get(name)
     was_folder = name in config.get(PROVENANCE_KEY, {}).get("folders", ())
-    return value if value and value.count("/") < 2 and is_hub_id(value) and not was_folder else None
+    if not value or value.count("/") > 1 or was_folder or CHECKPOINT_NAME.fullmatch(value):
+        return None
+    return value if is_hub_id(value) else None
 
 
 def _metadata(config: dict[str, Any], results: dict[str, Any]) -> str:

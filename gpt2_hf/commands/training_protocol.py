@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 from transformers.utils import cached_file
 
 from ..checkpoints.folders import RESOLVED_CONFIG_NAME, read_json
@@ -17,7 +18,9 @@ from ..errors import UserError, first_line
 from ..options.arguments import DataArguments
 from ..options.fields import default_value
 from ..options.mixture import DATA_FILES, SOURCES, TEXT_KEYS
-from ..runtime.hub import is_hub_id, is_local_path
+from ..options.parsing import PROVENANCE_KEY
+from ..runtime.distributed import process_index
+from ..runtime.hub import ensure_hub_or_offline, is_hub_id, is_local_path
 
 # Options that act under certain values of others, and are refused otherwise. Those of the training run are passed over
 # then: its protocol is repeated as far as it goes with what is asked for.
@@ -33,6 +36,8 @@ def with_training_protocol(data_args: DataArguments, given: dict[str, str], sour
     """Take what the command does not say about the data from the config the model was trained with, where it acts."""
     if data_args.shift_blocks and "shift_blocks" in given:
         raise UserError("--shift_blocks has no effect: a text is scored as it is cut once; leave it out")
+    if _is_unknown(source) and process_index() == 0:
+        print(f"{source} is scored by the defaults: how it was trained is not in the cache, and there is no network")
     values = {field.name: getattr(data_args, field.name) for field in fields(data_args)}
     named_source = set(SOURCES) & set(given)
     trained = {name: value for name, value in inherited_options(source, given).items() if name in values}
@@ -44,7 +49,7 @@ def with_training_protocol(data_args: DataArguments, given: dict[str, str], sour
     values |= {name: value for name, value in trained.items() if name not in left_out}
     if not any(values[name] for name in SOURCES):
         raise UserError(
-            f"{source} was trained on files that its author has; give a text to score it on, such as --test_file"
+            f"{source} was trained on a text that its author has; give one to score it on, such as --test_file"
         )
     idle = [name for name, acts in _ACTS.items() if name in trained and not acts(values)]
     values |= {name: default_value(DataArguments, name) for name in idle}
@@ -88,9 +93,17 @@ def read_trained_config(source: str) -> dict[str, Any]:
         raise UserError(f"{source}: {RESOLVED_CONFIG_NAME} cannot be loaded: {first_line(error)}") from error
     config = read_json(Path(found)) if found is not None else {}
     files = [config.pop(name, None) for name in (*DATA_FILES, "train_mix")]
-    if any(files) or is_local_path(config.get("dataset_name") or ""):
+    was_folder = "dataset_name" in config.get(PROVENANCE_KEY, {}).get("folders", ())
+    if any(files) or was_folder or is_local_path(config.get("dataset_name") or ""):
         config["dataset_name"] = None  # rather than the default
     return config
+
+
+def _is_unknown(source: str) -> bool:
+    """Whether a model of the hub may have a record that nobody has looked for: without a network only the cache is."""
+    if not is_hub_id(source) or ensure_hub_or_offline():
+        return False
+    return try_to_load_from_cache(source, RESOLVED_CONFIG_NAME) is None
 
 
 def read_trained_option(source: str, name: str) -> Any:

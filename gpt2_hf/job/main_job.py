@@ -28,6 +28,7 @@ from ..options.arguments import DataArguments, ModelArguments
 from ..options.training_arguments import GPT2HFTrainingArguments
 from ..planning.steps import make_schedule
 from ..runtime import distributed
+from ..runtime.command_lines import as_typed
 from ..runtime.hub import ensure_hub_or_offline
 from ..runtime.standard_streams import lasting_streams
 from ..runtime.stopwatch import Stopwatch
@@ -286,7 +287,9 @@ def run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> d
             f"stopped early at step {trainer.state.global_step:,}: {run.args.early_stopping_patience} evaluations "
             "in a row were no better (--early_stopping_patience)"
         )
-    metrics = {} if at_end else output.metrics
+    # without a step there is no loss to speak of
+    begun = state_in(checkpoint).global_step if checkpoint is not None else 0
+    metrics = output.metrics if output.global_step > begun else {}
     return {**metrics, **totals(trainer, trainer.stopped_early, trainer.time_budget.total_seconds)}
 
 
@@ -323,8 +326,8 @@ def way_to_evaluate(run: Run, budget: TimeBudgetCallback) -> str | None:
     if not budget.skipped_evaluation or run.args.save_strategy == SaveStrategy.NO:
         return None
     goes_on = "--resume_from latest goes on, or " if budget.expired and budget.schedule is None else ""
-    command = f"gpt2-hf evaluate --model_path {run.output_dir / folders.LATEST} --split validation"
-    return f"for an evaluation: {goes_on}{command}"
+    command = as_typed("gpt2-hf", "evaluate", "--model_path", str(run.output_dir / folders.LATEST))
+    return f"for an evaluation: {goes_on}{command} --split validation"
 
 
 def stopped_by_signal(run: Run, trainer: GPT2HFTrainer) -> bool:

@@ -146,7 +146,8 @@ def _score_test(run: Run, trainer: GPT2HFTrainer, saved: Path | None) -> dict[st
             # nothing was trained, or a step or two: what an earlier evaluation took, if there was one
             needed = trainer.seconds_in_history(trainer.job.test_dataset) + remaining.closing
         if distributed.any_process(run.watch.elapsed + needed > hours * 3600):
-            hint = f"; score it with: gpt2-hf evaluate --model_path {saved}" if saved is not None else ""
+            command = as_typed("gpt2-hf", "evaluate", "--model_path", str(saved))
+            hint = f"; score it with: {command}" if saved is not None else ""
             run.say(f"no time is left for the test split{hint}")
             return {}
     metrics = trainer.evaluate(trainer.job.test_dataset, metric_key_prefix="test")
@@ -243,6 +244,6 @@ def say_results(
         run.say(f"\n--- a sample of the model ---\n{sample.strip()}\n---\n")
     run.say(f"results: {run.output_dir}  (model: {saved or 'not saved'}, curves: {run.output_dir / CURVES_NAME})")
     if saved is not None:
-        run.say(f'next: gpt2-hf generate --model_path {saved} --prompt "..."')
+        run.say(f'next: gpt2-hf generate --model_path {as_typed(str(saved))} --prompt "..."')
     if (run.output_dir / RUNS_FOLDER).is_dir():
-        run.say(f"      tensorboard --logdir {run.output_dir / RUNS_FOLDER}")
+        run.say(f"      tensorboard --logdir {as_typed(str(run.output_dir / RUNS_FOLDER))}")

@@ -4,6 +4,7 @@ In: a path or a text. Out: what it says.
 """
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,10 @@ def read_json_file(path: str, option: str, remedy: str) -> Any:
         UserError: if it cannot be read, or `read_json` finds it wrong.
     """
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{option}: {path} cannot be read (it is not UTF-8); {to_utf8(error.object)}") from error
-    except (OSError, ValueError, RuntimeError) as error:  # what cannot be a path; a user that there is not
+    except (OSError, ValueError) as error:  # what cannot be a path
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{option}: {path} cannot be read ({reason}); {remedy}") from error
     return read_json(text, lambda problem: UserError(f"{option}: {path}: {problem}"))

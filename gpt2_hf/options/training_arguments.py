@@ -270,7 +270,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "__repr__" not in vars(cls):  # or `@dataclass` would make one
-            cls.__repr__ = GPT2HFTrainingArguments.__repr__  # type: ignore[method-assign]
+            cls.__repr__ = cls.__repr__  # type: ignore[method-assign]
 
     @property
     def uses_muon(self) -> bool:

@@ -6,6 +6,7 @@ In: the arguments of a run, its data and model, and what a probe measured. Out: 
 import bisect
 import functools
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -346,7 +347,7 @@ def existing_parent(path: Path) -> Path:
     """The folder that is there already, of those that a path goes through."""
     path = path.absolute()
     for parent in (path, *path.parents):
-        if parent.is_dir():
+        if os.path.isdir(parent):
             return parent
     raise UserError(f"--checkpoint_dir: {path.anchor} cannot be reached; name a folder on a disk that is there")
 

@@ -393,6 +393,8 @@ class CheckpointingTrainer(Trainer):
             self.state.best_model_checkpoint = str(best if best.is_dir() else run_dir / folders.BEST_MODEL)
         if not (within and self.args.should_save):
             return
+        if self.state.best_global_step and not best.is_dir():
+            folders.note_source_of_best_model(run_dir, best.name)  # which the names forget
         self._publish_checkpoint(run_dir, folder)
         if self.state.best_global_step and not published and best != folder and best.is_dir():
             folders.add_names(run_dir, best.name, [folders.BEST_MODEL])

@@ -3,6 +3,8 @@
 In: the config, with the tokenizer's special tokens in it. Out: nothing, a line for the user, or an error.
 """
 
+import tempfile
+
 from transformers import GenerationConfig
 
 from ..errors import UserError
@@ -21,16 +23,19 @@ def make_storable(config: GenerationConfig) -> str | None:
     Raises:
         UserError: if something else in it cannot be saved.
     """
-    if hash(config) == getattr(config, "_original_object_hash", None):
-        return None
     try:
-        config.validate(strict=True)
+        _save(config)
         return None
     except ValueError:
         config.do_sample = True
     try:
-        config.validate(strict=True)
+        _save(config)
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"the model's generation config cannot be saved: {reason}") from error
     return "generation config: do_sample is set, because transformers saves its values for sampling only with it"
+
+
+def _save(config: GenerationConfig) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)

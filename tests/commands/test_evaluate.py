@@ -396,9 +396,18 @@ def test_a_model_of_the_hub_is_scored_by_its_protocol(stock_folder, corpus_folde
     assert (hub["protocol"], hub["context"], hub["model"]) == ("blocks", 16, "someone/model")
     assert hub["loss"] == local["loss"]
     assert main(["evaluate", "--model_path", "someone/model"]) == 2
-    assert "someone/model was trained on files that its author has; give a text" in capsys.readouterr().err
+    assert "someone/model was trained on a text that its author has; give one" in capsys.readouterr().err
+    folder = {"dataset_name": "data/own", "provenance": {"folders": ["dataset_name"]}}
+    (snapshot / "resolved_config.json").write_text(json.dumps(folder))
+    assert main(["evaluate", "--model_path", "someone/model"]) == 2
+    assert "someone/model was trained on a text that its author has" in capsys.readouterr().err
     (snapshot / "resolved_config.json").unlink()
-    assert evaluate(capsys, "--model_path", "someone/model", *text)["protocol"] == "padding_free"
+    for is_known in (False, True):
+        if is_known:  # that there is none on the hub
+            (repository / ".no_exist" / snapshot.name).mkdir(parents=True)
+            (repository / ".no_exist" / snapshot.name / "resolved_config.json").touch()
+        assert main(["evaluate", "--model_path", "someone/model", *text]) == 0
+        assert ("someone/model is scored by the defaults" in capsys.readouterr().out) != is_known
 
 
 UNITS = [

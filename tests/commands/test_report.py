@@ -281,6 +281,8 @@ def test_card_names_a_hub_data_set():
     """A data set of the hub is linked in the metadata, a local folder is not."""
     assert "datasets:\n- a/b" in model_card({"dataset_name": "a/b"}, {}, None)
     assert "datasets:" not in model_card({"dataset_name": "../a/b"}, {}, None)
+    assert "base_model: a/b" in model_card({"model_name_or_path": "a/b"}, {}, None)
+    assert "base_model" not in model_card({"model_name_or_path": "best_model"}, {}, None)
 
 
 def test_a_card_that_is_drawn_elsewhere_links_no_folder(finished_run, corpus_folder, tmp_path, monkeypatch):

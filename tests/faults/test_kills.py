@@ -83,6 +83,7 @@ def stopped_within_a_save(process, run):
         return []
     os.kill(process.pid, signal.SIGSTOP)
     while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
+        assert process.is_alive()
         time.sleep(0.001)
     if not (staged := list(run.glob("tmp-checkpoint-*"))):
         os.kill(process.pid, signal.SIGCONT)

@@ -335,7 +335,7 @@ def test_a_best_model_outlives_its_checkpoint(train_tiny, finished_run, tmp_path
         folders.write_manifest(run / "best_model")
     shutil.rmtree(run / "checkpoint-10")
     before = (run / "best_model" / "model.safetensors").read_bytes()
-    for epochs in ("2", "3") if is_noted else ("2",):
+    for epochs in ("2", "3"):
         assert train_tiny(run, "--max_epochs", epochs, "--resume_from", "latest") == 0
         assert (run / "best_model" / "model.safetensors").read_bytes() == before
         assert read_json(run / "trainer_state.json")["best_global_step"] == 10
@@ -500,6 +500,8 @@ def test_the_commands_for_an_evaluation_that_was_left_out(tmp_path):
     """Only where there is one to make up for, and something saved to go on from, or to evaluate."""
     run = SimpleNamespace(args=SimpleNamespace(save_strategy="steps"), output_dir=tmp_path)
     budget = SimpleNamespace(skipped_evaluation=True, expired=False, schedule=None)
+    in_quotes = SimpleNamespace(args=run.args, output_dir=tmp_path / "my book")
+    assert shlex.split(main_job.way_to_evaluate(in_quotes, budget))[-3] == str(tmp_path / "my book" / "latest")
     command = f"gpt2-hf evaluate --model_path {tmp_path / 'latest'} --split validation"
     assert main_job.way_to_evaluate(run, budget) == f"for an evaluation: {command}"
     budget.expired = True
@@ -874,6 +876,9 @@ def test_checkpoints_on_another_disk_are_resumed_and_set_aside(train_tiny, finis
     assert train_until_signal(run, 13, train_tiny, "--resume_from", "checkpoint-10", "--max_epochs", "2") == 75
     assert folders.list_checkpoints(run)[-1].name == "checkpoint-13"
     assert (run / "abandoned-checkpoint-25").is_symlink() and contents(disk) == before
+    assert train_until_signal(run, 26, train_tiny, "--resume_from", "latest", "--max_epochs", "2") == 75
+    assert train_until_signal(run, 12, train_tiny, "--resume_from", "checkpoint-10", "--max_epochs", "2") == 75
+    assert not (run / "abandoned-checkpoint-25").is_symlink() and contents(disk) == before
 
 
 @pytest.mark.parametrize("strategy", ["best", "epoch", "steps"])

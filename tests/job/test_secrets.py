@@ -73,6 +73,24 @@ class FurtherArguments(GPT2HFTrainingArguments):
     further: int = 0
 
 
+class ShownByThem(GPT2HFTrainingArguments):
+    """A subclass with a text of its own, which its own subclasses have too."""
+
+    def __repr__(self):
+        return "theirs"
+
+
+@dataclasses.dataclass
+class ShownByThemToo(ShownByThem):
+    """One of these."""
+
+
+def test_arguments_may_be_shown_in_another_way(tmp_path):
+    """By a subclass."""
+    for kind in (ShownByThem, ShownByThemToo):
+        assert repr(kind(str(tmp_path), use_cpu=True)) == "theirs"
+
+
 @pytest.mark.parametrize("kind", [GPT2HFTrainingArguments, TrainingArguments, TheirArguments, FurtherArguments])
 def test_arguments_are_shown_without_their_token(tmp_path, kind):
     """In a notebook or a traceback, as transformers shows its own."""
