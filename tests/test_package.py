@@ -80,7 +80,8 @@ def test_public_names_exist():
 def run(code, *arguments):
     """What a program of its own prints."""
     command = [sys.executable, "-c", code, *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=180, cwd=REPOSITORY)
+    environment = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=180, cwd=REPOSITORY, env=environment)
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
 
