@@ -260,7 +260,8 @@ def run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> d
         signal stopped the run.
     """
     schedule = make_schedule(run.args, num_samples_of(trainer.train_dataset))
-    at_end = checkpoint is not None and state_in(checkpoint).global_step >= schedule.total_steps
+    begun = state_in(checkpoint).global_step if checkpoint is not None else 0
+    at_end = checkpoint is not None and begun >= schedule.total_steps
     if checkpoint is not None and (reason := why_ended(run, checkpoint, schedule.total_steps)) is not None:
         run.say(f"{checkpoint} {reason}; nothing is left to train")
         trainer.state = state_in(checkpoint)
@@ -288,7 +289,6 @@ def run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> d
             "in a row were no better (--early_stopping_patience)"
         )
     # without a step there is no loss to speak of
-    begun = state_in(checkpoint).global_step if checkpoint is not None else 0
     metrics = output.metrics if output.global_step > begun else {}
     return {**metrics, **totals(trainer, trainer.stopped_early, trainer.time_budget.total_seconds)}
 
