@@ -252,10 +252,12 @@ def unprivileged() -> Iterator[Path]:
 def locked_options(finished_run: Path, unprivileged: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Options of a tiny run of that user, whose output folder would be in one that cannot be written to.
 
-    After another run, which has imported everything: Python's own folder may be closed to that user.
+    After another run, which has imported everything: Python's own folder may be closed to that user, and that of
+    temporary files as well.
     """
     import datasets
 
+    monkeypatch.setattr(tempfile, "tempdir", str(unprivileged))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", unprivileged / "cache")
     text, locked = unprivileged / "text.txt", unprivileged / "locked"
     text.write_text("".join(f"Number {i} of the lines.\n" for i in range(60)))
