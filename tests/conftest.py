@@ -6,6 +6,7 @@ leave anything on the machine.
 
 import atexit
 import contextlib
+import functools
 import gc
 import json
 import os
@@ -29,6 +30,8 @@ from hypothesis import HealthCheck, settings
 from transformers import PreTrainedTokenizerFast
 
 from gpt2_hf.__main__ import main
+from gpt2_hf.commands import report
+from gpt2_hf.commands.report import draw_curves
 from gpt2_hf.model import chunked_loss
 from gpt2_hf.runtime.precision import resolve_precision
 
@@ -111,6 +114,17 @@ def _restore_verbosity() -> Iterator[None]:
     verbosity = logging.get_verbosity()
     yield
     logging.set_verbosity(verbosity)
+
+
+@functools.cache
+def _blank_curves() -> bytes:
+    return draw_curves([])
+
+
+@pytest.fixture(autouse=True)
+def _curves_are_blank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of a tiny run would be drawing; `finished_run` and the tests of reports do draw."""
+    monkeypatch.setattr(report, "draw_curves", lambda history: _blank_curves())
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_model
 from torch import nn
-from transformers import Trainer, set_seed
+from transformers import PreTrainedModel, Trainer, set_seed
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.utils import SAFE_WEIGHTS_NAME, PushToHubMixin
 
@@ -89,6 +89,8 @@ class CheckpointingTrainer(Trainer):
 
     def unwrapped_model(self) -> Any:
         """The model without copies for several devices, and not in its compiled form."""
+        if isinstance(self.model, PreTrainedModel) and "_orig_mod" not in vars(self.model):
+            return self.model  # asked several times a step, and accelerate looks for DeepSpeed on the disk each time
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     # ---- saving ----

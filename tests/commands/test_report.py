@@ -26,6 +26,11 @@ from gpt2_hf.runtime.stopwatch import Stopwatch
 from ..conftest import read_json
 
 
+@pytest.fixture(autouse=True)
+def _curves_are_blank():
+    """Not here: they are drawn."""
+
+
 def test_card_has_metadata_results_and_a_sample(finished_run):
     """YAML header, the measured numbers, and how to load the model."""
     card = (finished_run / "README.md").read_text(encoding="utf-8")
