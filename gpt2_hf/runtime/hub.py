@@ -4,9 +4,11 @@ import functools
 import http.client
 import os
 import ssl
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -105,19 +107,37 @@ def ensure_hub_or_offline() -> bool:
     """
     if constants.HF_HUB_OFFLINE:
         return False
+    answer: Future[bool] = Future()
+    # in a thread, because the timeout of a connection counts anew for each address of a name
+    threading.Thread(target=_probe, args=(answer,), daemon=True).start()
     try:
-        urllib.request.urlopen(constants.ENDPOINT, timeout=_PROBE_SECONDS).close()
-    except urllib.error.HTTPError:
-        return True  # it answered, if only with an error
-    except (OSError, http.client.BadStatusLine) as error:
-        # OpenSSL's certificates need not be those of the hub's own client, which decides (a proxy, macOS)
-        if isinstance(getattr(error, "reason", error), ssl.SSLCertVerificationError):
-            return True
+        is_there = answer.result(_PROBE_SECONDS)
+    except TimeoutError:
+        is_there = False
+    if not is_there:
         import datasets
 
         constants.HF_HUB_OFFLINE = True
         datasets.config.HF_HUB_OFFLINE = True
-        return False
+    return is_there
+
+
+def _probe(answer: Future[bool]) -> None:
+    """Give the answer, or the error, of one request."""
+    try:
+        answer.set_result(_answers())
+    except BaseException as error:
+        answer.set_exception(error)
+
+
+def _answers() -> bool:
+    try:
+        urllib.request.urlopen(constants.ENDPOINT, timeout=_PROBE_SECONDS).close()
+    except urllib.error.HTTPError:
+        pass  # it answered, if only with an error
+    except (OSError, http.client.BadStatusLine) as error:
+        # OpenSSL's certificates need not be those of the hub's own client, which decides (a proxy, macOS)
+        return isinstance(getattr(error, "reason", error), ssl.SSLCertVerificationError)
     except (ValueError, http.client.InvalidURL) as error:
         problem = f"HF_ENDPOINT: {constants.ENDPOINT} is no address ({first_line(error)})"
         raise UserError(f"{problem}; begin it with https://") from error

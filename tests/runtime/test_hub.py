@@ -6,6 +6,7 @@ import shlex
 import socket
 import ssl
 import threading
+import time
 import urllib.error
 from contextlib import closing
 from pathlib import Path
@@ -103,6 +104,17 @@ def test_answers_nothing(tmp_path):
     assert "--train_file" in lines[-1]
     assert seconds < 30
     assert attempts <= 2
+
+
+def test_several_addresses_are_given_up_together(monkeypatch):
+    """The time is that of the question, however many addresses the name has, or however slow its lookup is."""
+    monkeypatch.setattr("urllib.request.urlopen", lambda *args, **options: time.sleep(5))
+    monkeypatch.setattr("gpt2_hf.runtime.hub._PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    begin = time.monotonic()
+    assert not ensure_hub_or_offline.__wrapped__()
+    assert time.monotonic() - begin < 4 and constants.HF_HUB_OFFLINE
 
 
 @pytest.mark.parametrize(
