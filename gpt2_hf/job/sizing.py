@@ -364,7 +364,7 @@ def _settle_recipe(chooser: Chooser, chosen: Candidate, task: Task) -> None:
             chosen.epochs, task.text_tokens / task.tokens_per_step, args.muon_learning_rate or args.learning_rate
         )
     chooser.set(weight_decay=decay, dropout=dropout_for(chosen.epochs), warmup_steps=min(100, max(steps // 10, 1)))
-    if args.lr_scheduler_type == "cosine":
+    if args.lr_scheduler_type == "cosine" and not args.lr_scheduler_kwargs:  # which a cosine by time has not
         chooser.set(schedule_by_time=True)
     worn_out = chosen.epochs >= 0.99 * task.most_epochs
     if worn_out or args.schedule_by_time:

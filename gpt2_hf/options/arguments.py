@@ -39,6 +39,10 @@ CHOSEN_BY_SIZE = (
     *("eval_strategy", "eval_steps", "save_strategy", "save_steps", "logging_steps"),
 )
 
+# Learning-rate schedules that have no warmup, and those that take no arguments.
+WITHOUT_WARMUP = ("constant", "greedy", "reduce_lr_on_plateau")
+WITHOUT_ARGUMENTS = ("constant", "constant_with_warmup")
+
 
 class Preferred(str):
     """A name that is taken where the dataset has it, and passed over where it has not."""

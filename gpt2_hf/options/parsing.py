@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ..errors import UserError
-from .arguments import CHOSEN_BY_SIZE, COMMON, Preferred, names_of
+from .arguments import CHOSEN_BY_SIZE, COMMON, WITHOUT_ARGUMENTS, WITHOUT_WARMUP, Preferred, names_of
 from .fields import Option, OptionGroup, Reader, group_of, spellings
 from .json_text import read_json_file
 from .mixture import DATA_FILES
@@ -420,9 +420,14 @@ def check_acting(value: Any, command_line: Collection[str], unsettled: Collectio
         if name in command_line and optim in _WITHOUT_MOMENTS:
             raise UserError(f"--{name} has no effect with --optim {optim}; leave it out")
     schedule = _setting(value, "lr_scheduler_type")
-    if "warmup_steps" in command_line and schedule in ("constant", "greedy"):
+    if "warmup_steps" in command_line and schedule in WITHOUT_WARMUP:
         remedy = "constant_with_warmup has one" if schedule == "constant" else "leave it out"
         raise UserError(f"--warmup_steps has no effect with --lr_scheduler_type {schedule}; {remedy}")
+    if "lr_scheduler_kwargs" in command_line and _setting(value, "lr_scheduler_kwargs"):
+        if schedule in WITHOUT_ARGUMENTS:
+            raise UserError(f"--lr_scheduler_kwargs has no effect with --lr_scheduler_type {schedule}; leave it out")
+        if _setting(value, "schedule_by_time"):
+            raise UserError("--lr_scheduler_kwargs has no effect with --schedule_by_time; leave one of them out")
 
 
 def _check_precision(value: Any, command_line: dict[str, Any]) -> None:

@@ -142,12 +142,13 @@ class Plan:
     def lines(self) -> list[str]:
         """The plan as a person reads it, advice last."""
         schedule = self.schedule
+        warmup = min(schedule.warmup_steps, schedule.total_steps)
         of_teachers = ", and 2 for teachers" if self.teacher_bytes else ""
         lines = [
             f"parameters: {self.num_parameters:,}",
             f"training samples: {self.num_samples:,} with {self.num_tokens:,} scored tokens per epoch",
             f"steps: {schedule.steps_per_epoch:,} per epoch, {schedule.total_steps:,} in all, "
-            f"{schedule.warmup_steps:,} of them warmup ({schedule.warmup_share:.0%})",
+            f"{warmup:,} of them warmup ({warmup / schedule.total_steps:.0%})",
             f"arithmetic: {self.flops_per_token / 1e9:.2f} GFLOP per token (6 per parameter and token, the head "
             f"included{of_teachers}), {self.flops_per_token * self.num_tokens / 1e12:,.1f} TFLOP per epoch",
             self._memory_line(),
@@ -241,12 +242,12 @@ class Plan:
     def _budget_advice(self) -> str:
         steps, warmup = self.steps_in_budget, self._warmup_within(self.steps_in_budget)
         hours = f"--max_training_hours {math.ceil(1.1 * self.total_seconds / 36) / 100:g}"
-        if self._has_warmup and self.schedule.warmup_share > _LARGEST_WARMUP:
+        if self.schedule.warmup_share > _LARGEST_WARMUP:
             hours += f" --warmup_steps {_GOOD_WARMUP:g}"
         if not steps:
             return f"the budget ends before the first step is evaluated and saved; use {hours}"
         ways = [hours, f"--max_steps {steps}{warmup}"]
-        if self.args.lr_scheduler_type == "cosine":
+        if self.args.lr_scheduler_type == "cosine" and not self.args.lr_scheduler_kwargs:
             ways.append(f"or --schedule_by_time{warmup}")
         return (
             f"the budget ends at about step {steps:,} of {self.schedule.total_steps:,}, with the learning rate still "
@@ -255,13 +256,9 @@ class Plan:
 
     def _warmup_within(self, steps: int) -> str:
         """The flag for a warmup that suits a run of so many steps; empty if the present one does."""
-        if not self._has_warmup or self.schedule.warmup_steps <= _GOOD_WARMUP * steps:
+        if self.schedule.warmup_steps <= _GOOD_WARMUP * steps:
             return ""
         return f" --warmup_steps {int(_GOOD_WARMUP * steps)}"
-
-    @property
-    def _has_warmup(self) -> bool:
-        return self.args.lr_scheduler_type not in ("constant", "greedy")
 
 
 def make_plan(

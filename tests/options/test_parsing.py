@@ -97,6 +97,15 @@ def test_both_spellings_work_in_both_places(config, alias, name, value):
         (["--save_every", "5", "--save_strategy", "no"], "--save_every has no effect with --save_strategy no"),
         (["--warmup_steps", "5", "--lr_scheduler_type", "constant"], "type constant; constant_with_warmup has one"),
         (["--warmup_steps", "5", "--lr_scheduler_type", "greedy"], "has no effect with --lr_scheduler_type greedy"),
+        (["--warmup_steps", "5", "--lr_scheduler_type", "reduce_lr_on_plateau"], "type reduce_lr_on_plateau; leave it"),
+        *(
+            (["--lr_scheduler_kwargs", '{"min_lr": 0}', *options], rf"kwargs has no effect with {' '.join(options)}; l")
+            for options in (
+                ["--lr_scheduler_type", "constant"],
+                ["--lr_scheduler_type", "constant_with_warmup"],
+                ["--schedule_by_time"],
+            )
+        ),
         (["--eval_delay", "5", "--eval_strategy", "no"], "--eval_delay has no effect with --eval_strategy no"),
         (["--save_total_limit", "2", "--save_strategy", "no"], "--save_total_limit has no effect"),
         (["--checkpoint_dir", "none"], "--checkpoint_dir cannot be none; leave it out for checkpoints"),

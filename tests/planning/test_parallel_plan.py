@@ -141,8 +141,10 @@ def test_plan_prints_the_lines(tiny_options, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "2 nodes × 4 devices: 64 samples per step = 8 devices × 4 samples × 2 accumulated" in out
     assert "\nDDP: " in out and "\nFSDP2: " in out and "at 12.5 GB/s" in out
-    assert main(options) == 0
-    assert "FSDP2" not in capsys.readouterr().out
+    assert main([*options, "--max_steps", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "FSDP2" not in out
+    assert "2 in all, 2 of them warmup (100%)" in out and out.count("warmup takes 5 of 2 steps") == 1
 
 
 def test_muon_is_planned_without_the_way_it_is_refused_for(tmp_path):
