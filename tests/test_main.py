@@ -156,6 +156,7 @@ def test_without_a_command_the_overview_is_shown(capsys):
         (["trian"], "unknown command 'trian'; choose one of train, plan"),
         (["train", "--config"], "--config needs a value"),
         (["train", "--config", "a.json", "--config=b.json"], "--config is given twice; keep one"),
+        (["report", "a", "--runs", "b"], "--runs is given twice; put all values after one: --runs a b"),
         (["generate", "--temperature", "-1"], "--temperature must be at least 0"),
         (["generate", "--top_p", "0"], "--top_p must be above 0, got 0"),
         (["export", "--model_path", "./nowhere"], "--model_path: there is no checkpoint './nowhere'"),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ..errors import UserError
+from ..runtime.command_lines import as_typed
 from .arguments import CHOSEN_BY_SIZE, COMMON, WITHOUT_ARGUMENTS, WITHOUT_WARMUP, Preferred, names_of
 from .fields import Option, OptionGroup, Reader, group_of, spellings
 from .json_text import read_json_file
@@ -113,7 +114,7 @@ class Parser(argparse.ArgumentParser):
             return None  # an object that only Python code can give
         kwargs: dict[str, Any] = {}
         if reader.takes_list:
-            kwargs = {"nargs": "+"}
+            kwargs = {"nargs": "+", "action": _Once}
         elif reader.takes_bool:
             kwargs = {"nargs": "?", "const": True}
         if reader.optional:
@@ -204,6 +205,22 @@ class Parser(argparse.ArgumentParser):
         """The action behind a key of a config file: an option's name or one of its aliases."""
         action = self._option_string_actions.get(f"--{key}")
         return action if action is not None and isinstance(action.type, Reader) else None
+
+
+class _Once(argparse.Action):
+    """Stores several values, and refuses to be given again, where the earlier values would be lost."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if hasattr(namespace, self.dest):
+            both = as_typed(str(option_string), *map(str, [*getattr(namespace, self.dest), *values]))
+            raise UserError(f"{option_string} is given twice; put all values after one: {both}")
+        setattr(namespace, self.dest, values)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -323,6 +323,10 @@ def test_lists_of_models(config):
     assert parse(TYPES, [], config({"distill_from": ["none"]})).values[2].distill_from is None
     with pytest.raises(UserError, match="--against: none is not expected beside other values"):
         parse([EvaluationArguments], ["--against", "a", "none"])
+    for argv in (["--against", "a", "--model_path=b", "--against", "c", "d"], ["--against=a", "--against", "c", "d"]):
+        with pytest.raises(UserError, match="--against is given twice; put all values after one: --against a c d$"):
+            parse([EvaluationArguments], argv)
+    assert parse([EvaluationArguments], ["--against", "a", "b"], config({"against": "c"})).values[0].against == ["a", "b"]
     for kind, name in ((EvaluationArguments, "model_path"), (ReportArguments, "runs")):
         with pytest.raises(UserError, match=f"--{name} is an empty list; give "):
             parse([kind], [], config({name: []}))
