@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transformers.trainer_utils import IntervalStrategy
-
 from ..data import LoadedData, Samples
 from ..errors import UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
@@ -215,8 +213,7 @@ class Plan:
         parts = self.seconds
         if parts and parts["evaluations"] > _MUCH_EVALUATION * self.total_seconds:
             share = parts["evaluations"] / self.total_seconds
-            rarer = "a larger --eval_every, or " if self.args.eval_strategy == IntervalStrategy.STEPS else ""
-            lines.append(f"evaluations take {share:.0%} of the time; use {rarer}fewer --max_eval_samples")
+            lines.append(f"evaluations take {share:.0%} of the time; use {self._evaluation_advice()}")
         needed = self.num_kept * self.checkpoint_bytes
         if needed > self.free_disk_bytes:
             lines.append(
@@ -238,6 +235,14 @@ class Plan:
         if not args.gradient_checkpointing:
             return "a single sample does not fit; use --activation_checkpointing, or a smaller --max_length"
         return "a single sample does not fit; use a smaller --max_length, --d_model or --num_layers"
+
+    def _evaluation_advice(self) -> str:
+        epoch, total = self.schedule.steps_per_epoch, self.schedule.total_steps
+        if any(step % epoch and step != total for step in self.events.evaluations):
+            return "a larger --eval_every, or a smaller --max_eval_samples"
+        # those after epochs stay, whatever --eval_every
+        later = ", or an --eval_delay" if len(self.events.evaluations) > 1 else ""
+        return f"a smaller --max_eval_samples{later}"
 
     def _budget_advice(self) -> str:
         steps, warmup = self.steps_in_budget, self._warmup_within(self.steps_in_budget)
