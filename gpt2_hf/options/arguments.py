@@ -223,6 +223,17 @@ class ClusterArguments:
 
     def __post_init__(self) -> None:
         check_values(vars(self))
+        for name, count, remedy in (
+            ("link_gb_per_second", self.nproc, "--nproc"),
+            ("network_gb_per_second", self.nodes, "--nodes"),
+        ):
+            if count == 1 and getattr(self, name) != default_value(type(self), name):
+                raise UserError(f"--{name} has no effect with {remedy} 1; leave it out, or add {remedy}")
+
+    @property
+    def devices(self) -> int:
+        """Devices of all machines together."""
+        return self.nproc * self.nodes
 
 
 @dataclass

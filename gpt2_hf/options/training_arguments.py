@@ -289,12 +289,20 @@ class GPT2HFTrainingArguments(TrainingArguments):
             UserError: if it cannot be divided among the devices, or is too large.
         """
         if self.global_batch_size is not None:
-            self._share, self.gradient_accumulation_steps = divide_batch(
-                self.global_batch_size, self.world_size, self.per_device_train_batch_size
-            )
+            self._share, self.gradient_accumulation_steps = self.parts_on(self.world_size)
             largest = LARGEST_BATCH * self._share * self.world_size
             if self.global_batch_size > largest:
                 raise UserError(f"--global_batch_size must be at most {largest:,}, got {self.global_batch_size:,}")
+
+    def parts_on(self, devices: int) -> tuple[int, int]:
+        """Samples in a micro-batch of a device, and how many of them make a step, on so many devices.
+
+        Raises:
+            UserError: if `global_batch_size` cannot be divided among them.
+        """
+        if self.global_batch_size is None:
+            return self.per_device_train_batch_size, self.gradient_accumulation_steps
+        return divide_batch(self.global_batch_size, devices, self.per_device_train_batch_size)
 
     @property
     def order_seed(self) -> int:

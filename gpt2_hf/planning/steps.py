@@ -33,15 +33,19 @@ class Schedule:
         return self.warmup_steps / self.total_steps
 
 
-def make_schedule(args: GPT2HFTrainingArguments, num_samples: int | None) -> Schedule:
+def make_schedule(args: GPT2HFTrainingArguments, num_samples: int | None, devices: int | None = None) -> Schedule:
     """Count steps as the Trainer does: the last, smaller batch of an epoch is a batch too.
 
-    Without a number of samples, that is for a stream, the one epoch is `max_steps` long.
+    Args:
+        args: of the run.
+        num_samples: of an epoch; without a number, that is for a stream, the one epoch is `max_steps` long.
+        devices: that share a step; those that there are when left out.
     """
     if num_samples is None:
         return Schedule(args.max_steps, args.max_steps, _warmup_steps(args, args.max_steps))
-    rows = args.train_batch_size * args.world_size
-    steps_per_epoch = math.ceil(math.ceil(num_samples / rows) / args.gradient_accumulation_steps)
+    devices = devices or args.world_size
+    share, accumulated = args.parts_on(devices)
+    steps_per_epoch = math.ceil(math.ceil(num_samples / (share * devices)) / accumulated)
     total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
     return Schedule(steps_per_epoch, total, _warmup_steps(args, total))
 
