@@ -37,8 +37,8 @@ _PEAKS = [
     ("V100", 125e12),
     ("T4", 65e12),
 ]
-# Where Linux lists the control groups (cgroups) of this process, such as those of a container, a SLURM job or a pod, and
-# where it has their folders; in a container the list may have paths that only the host has.
+# Where Linux lists the control groups (cgroups) of this process, such as those of a container, a SLURM job or a pod,
+# and where it has their folders; in a container the list may have paths that only the host has.
 _OWN_GROUPS, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 # What torch says where it has no class of errors for it: of a CPU, of Apple's GPUs, and of CUDA and its libraries when
 # other programs hold the GPU's memory.

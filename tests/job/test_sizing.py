@@ -235,7 +235,7 @@ def test_a_schedule_by_steps_ends_with_the_time(tmp_path, schedule, by_time):
     assert recipe(tmp_path, 20, LONG, given, **options).max_steps == -1
     stated = recipe(tmp_path, 0.3, LONG, {**given, "num_train_epochs": "--max_epochs"}, num_train_epochs=2, **options)
     assert (stated.max_steps, stated.num_train_epochs) == (-1, 2)
-    shaped = recipe(tmp_path, 0.3, LONG, {"lr_scheduler_kwargs": "command line"}, lr_scheduler_kwargs={"num_cycles": 1})
+    shaped = recipe(tmp_path, 0.3, LONG, {"lr_scheduler_kwargs": "config"}, lr_scheduler_kwargs={"num_cycles": 1})
     assert shaped.max_steps == args.max_steps and not shaped.schedule_by_time  # a cosine by time has no arguments
     by_clock = recipe(tmp_path, 0.3, LONG)
     assert (by_clock.max_steps, by_clock.num_train_epochs, by_clock.schedule_by_time) == (-1, 2, True)

