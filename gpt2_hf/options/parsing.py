@@ -21,6 +21,7 @@ from .json_text import read_json_file
 from .mixture import DATA_FILES
 from .synonyms import SYNONYMS
 from .values import require_finite
+from .without_effect import WITHOUT_EFFECT, WITHOUT_EFFECT_IN_A_JOB
 
 HELP_ALL = ("--help-all", "--help_all")
 
@@ -61,6 +62,7 @@ _ACTS_BESIDE = {
 _OF_TRACKIO = ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
 # What no run heeds; the configs that earlier versions have left state it.
 _POINTLESS = {"remove_unused_columns": "samples have no columns that the model does not take; leave it out"}
+_NEVER_MEANT = {*WITHOUT_EFFECT, *WITHOUT_EFFECT_IN_A_JOB, *_POINTLESS}
 # Optimizers of transformers that have none of AdamW's settings.
 _WITHOUT_MOMENTS = ("adafactor", "sgd", "adagrad", "rmsprop")
 
@@ -180,12 +182,31 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unexpected argument {token!r}; options begin with --")
         self.error(f"unknown option {token.split('=')[0]}{self.suggestion(token)}")
 
-    def suggestion(self, token: str) -> str:
-        """`; did you mean …?` for what it is called here or the nearest option, or a pointer to the help."""
+    def suggestion_for_key(self, key: str) -> str:
+        """What to do instead of a key of a config file that is none."""
+        if key.replace("-", "_") == "config":
+            return "; a config file cannot name another"
+        opposite = self._option_string_actions.get(f"--{key}")
+        if opposite is not None and opposite.const is False:
+            return f'; say "{opposite.dest}": false'
+        return self.suggestion(key, [name for name in self._names if self.action_of(name) is not None])
+
+    @property
+    def _names(self) -> list[str]:
+        return [option.lstrip("-") for option in self._option_string_actions]
+
+    def suggestion(self, token: str, names: Sequence[str] | None = None) -> str:
+        """`; did you mean …?` for what it is called here or the nearest option, or a pointer to the help.
+
+        Args:
+            token: what was typed.
+            names: that it may stand for; those of all options when left out.
+        """
         name = token.split("=")[0].lstrip("-").replace("-", "_")
-        known = ["config", *(option.lstrip("-") for option in self._option_string_actions)]
+        known = ["config", *self._names] if names is None else names
         meant = [synonym for synonym in SYNONYMS.get(name.lower(), ()) if synonym in known]
-        nearest = meant or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        acting = [other for other in known if other.replace("-", "_") not in _NEVER_MEANT]
+        nearest = meant or difflib.get_close_matches(name, acting, n=1, cutoff=0.5)
         return f"; did you mean {' or '.join(nearest)}?" if nearest else f"; {self._help_option} lists the options"
 
     @property
@@ -327,7 +348,7 @@ def read_config(parser: Parser, config: ConfigFile) -> dict[str, Any]:
     for key, value in config.content.items():
         action = parser.action_of(key)
         if action is None:
-            raise UserError(f"--config: {path}: unknown key {key!r}{parser.suggestion(key)}")
+            raise UserError(f"--config: {path}: unknown key {key!r}{parser.suggestion_for_key(key)}")
         if action.dest in layer:
             raise UserError(f"--config: {path}: {key!r} and another key both set {action.dest}; keep one of them")
         if value is None and action.dest not in parser.optional:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -366,7 +367,6 @@ def test_dictionary_options_survive_the_file(config):
         ("eval_interval", "eval_every"),
         ("grad_clip", "gradient_clip"),
         ("max_seq_length", "max_length"),
-        ("confg", "config"),
         ("learning_rat", "learning_rate"),
     ],
 )
@@ -376,6 +376,16 @@ def test_names_of_other_programs_get_ours_as_a_suggestion(config, typed, meant):
         with pytest.raises(UserError) as caught:
             parse(TYPES, *arguments)
         assert f"did you mean {meant}?" in str(caught.value)
+
+
+def test_only_what_can_be_typed_or_written_is_suggested(config):
+    """A file names no other file; what is refused whatever its value is no remedy."""
+    with pytest.raises(UserError, match=r"did you mean config\?"):
+        parse(TYPES, ["--confg", "1"])
+    for arguments in ((["--do_tran"],), ([], config({"do_tran": True})), ([], config({"confg": 1}))):
+        with pytest.raises(UserError) as caught:
+            parse(TYPES, *arguments)
+        assert not re.search(r"mean (do_train|config)\?", str(caught.value))
 
 
 def test_suggestions_are_options_of_the_command():
