@@ -206,7 +206,8 @@ def test_a_full_disk_and_long_evaluations_are_told(plan):
     for flag in ("--eval_every", "--max_eval_samples", "--save_total_limit 1", "--max_epochs"):
         assert flag in lines, flag
     plan.args.eval_strategy = IntervalStrategy.EPOCH  # beside which --eval_every would be refused
-    (line,) = (line for line in replace(plan, measured=slow).advice() if line.startswith("evaluations take"))
+    by_epoch = replace(plan, measured=slow, events=list_events(plan.args, plan.schedule))
+    (line,) = (line for line in by_epoch.advice() if line.startswith("evaluations take"))
     assert "--max_eval_samples" in line and "--eval_every" not in line
 
 
