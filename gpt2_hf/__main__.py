@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -199,7 +200,10 @@ def _train(argv: list[str], dry_run: bool = False) -> int:
     from .options.arguments import ClusterArguments, DataArguments, ModelArguments
     from .options.source import TRAINING
 
-    argv, dry_run = _take_flag(argv, "--dry_run", dry_run)
+    argv, typed = _take_flag(argv, "--dry_run")
+    if dry_run and typed is False:
+        raise UserError("--dry_run false contradicts the command plan; leave it out, or use train")
+    dry_run = dry_run or bool(typed)
     line = _CommandLine("plan" if dry_run else "train", argv)
     cluster = [ClusterArguments] if dry_run else []
     line.check(ModelArguments, DataArguments, TRAINING, *cluster)
@@ -321,11 +325,29 @@ def _take_option(argv: list[str], name: str) -> tuple[list[str], str | None]:
     return rest, value
 
 
-def _take_flag(argv: list[str], name: str, default: bool) -> tuple[list[str], bool]:
-    """Remove a flag without value, written with underscores or hyphens, from the arguments."""
-    names = {name, "--" + name.removeprefix("--").replace("_", "-")}
-    rest = [token for token in argv if token not in names]
-    return rest, default or len(rest) < len(argv)
+def _take_flag(argv: list[str], name: str) -> tuple[list[str], bool | None]:
+    """Remove a flag from the arguments, as `parsing` reads one: alone, or with true or false; the last one counts."""
+    from argparse import ArgumentTypeError
+
+    from .options.fields import Reader, spellings
+
+    names, read = spellings(name.removeprefix("--")), Reader(bool)
+    rest: list[str] = []
+    value = None
+    tokens = deque(argv)
+    while tokens:
+        token = tokens.popleft()
+        option, is_joined, text = token.partition("=")
+        if option not in names:
+            rest.append(token)
+            continue
+        if not is_joined:
+            text = tokens.popleft() if tokens and not tokens[0].startswith("-") else "true"
+        try:
+            value = read(text)
+        except ArgumentTypeError as error:
+            raise UserError(f"{option}: {error}") from error
+    return rest, value
 
 
 if __name__ == "__main__":

@@ -156,6 +156,9 @@ def test_without_a_command_the_overview_is_shown(capsys):
         (["trian"], "unknown command 'trian'; choose one of train, plan"),
         (["train", "--config"], "--config needs a value"),
         (["train", "--config", "a.json", "--config=b.json"], "--config is given twice; keep one"),
+        (["train", "--dry_run", "maybe"], "--dry_run: invalid value: 'maybe' (true or false is expected)"),
+        (["plan", "--dry_run=false"], "--dry_run false contradicts the command plan; leave it out, or use train"),
+        (["report", "a", "--runs", "b"], "--runs is given twice; put all values after one: --runs a b"),
         (["generate", "--temperature", "-1"], "--temperature must be at least 0"),
         (["generate", "--top_p", "0"], "--top_p must be above 0, got 0"),
         (["export", "--model_path", "./nowhere"], "--model_path: there is no checkpoint './nowhere'"),
@@ -166,6 +169,23 @@ def test_bad_commands_are_one_line(argv, message, capsys):
     assert main(argv) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "plans"),
+    [
+        (["--dry_run"], True),
+        (["--dry-run=true"], True),
+        (["--dry_run", "yes"], True),
+        (["--dry_run", "false"], False),
+        (["--dry_run=false"], False),
+        (["--dry_run", "--dry_run=no"], False),
+    ],
+)
+def test_a_dry_run_is_true_or_false(flags, plans, capsys):
+    """As every other flag: `--nproc` is known to a plan alone."""
+    assert main(["train", *flags, "--nproc", "0"]) == 2
+    assert ("--nproc must be at least 1" in capsys.readouterr().err) == plans
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are a POSIX matter")

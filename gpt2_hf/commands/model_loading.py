@@ -6,7 +6,6 @@ In: `ModelArguments`, or a model path. Out: a `GPT2HFForCausalLM` (and its token
 import os
 from dataclasses import dataclass
 
-import psutil
 import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
@@ -19,6 +18,7 @@ from ..model.configuration_gpt2_hf import GPT2HFConfig
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import ModelArguments
 from ..runtime.hub import ensure_hub_or_offline, is_hub_id
+from ..runtime.utilization import free_memory
 from .weight_files import check_weight_files
 
 DEFAULT_OUTPUT_DIR = "checkpoints"
@@ -241,7 +241,7 @@ def _check_memory(config: GPT2HFConfig) -> None:
     per_layer = 4 * width**2 + 2 * width * inner + 9 * width + inner
     num_weights = (config.vocab_size + config.n_positions + 2) * width + config.n_layer * per_layer
     needed = num_weights * torch.float32.itemsize
-    there = psutil.virtual_memory().available + psutil.swap_memory().free
+    there = free_memory(swap=True)
     if needed > there:
         raise UserError(
             f"the model would have {num_weights:,} weights, {needed / 2**30:,.1f} GiB, and this machine has "

@@ -75,7 +75,7 @@ def read_run(folder: str | Path) -> RunRecord:
     Raises:
         UserError: if the folder holds no run, or one that has not saved anything yet.
     """
-    folder = Path(folder)
+    folder = Path(os.path.expanduser(folder))
     states = [folder / TRAINER_STATE_NAME, *(path / TRAINER_STATE_NAME for path in reversed(list_checkpoints(folder)))]
     state = next((path for path in states if path.is_file()), None)
     config = folder / RESOLVED_CONFIG_NAME
@@ -263,10 +263,11 @@ def _comparison(labels: list[str], runs: list[RunRecord]) -> list[str]:
 
 def run_report(args: ReportArguments, given: dict[str, str]) -> int:
     """The command `report`: draw one run again, or compare several."""
-    if len(args.runs) == 1:
+    folders = [Path(os.path.expanduser(folder)) for folder in args.runs]
+    if len(folders) == 1:
         if "output_file" in given:
             raise UserError("--output_file has no effect for a single run, whose report stays in its folder")
-        (folder,) = map(Path, args.runs)
+        (folder,) = folders
         try:
             for name in report_names(folder):
                 written.refuse_foreign_file(folder, name)
@@ -282,12 +283,11 @@ def run_report(args: ReportArguments, given: dict[str, str]) -> int:
     if "output_file" not in given and picture.exists() and not _is_own_picture(picture):
         raise UserError(f"--output_file: {picture} is there and no comparison of runs; name the picture to be written")
     try:
-        lines = compare_runs(args.runs, picture)
+        lines = compare_runs(folders, picture)
     except UserError:
         raise  # what is wrong with a run is not the picture's fault
     except (OSError, ValueError) as error:
         raise UserError(f"--output_file: {args.output_file} cannot be written: {error}") from error
-    folders = [Path(folder) for folder in args.runs]
     print("\n".join([*lines, *compare_evaluations(folders, _labels(folders))]))
     print(f"written: {args.output_file}")
     return 0

@@ -5,6 +5,7 @@ from ..options.arguments import ClusterArguments, DataArguments, ModelArguments
 from ..options.training_arguments import GPT2HFTrainingArguments
 from ..planning import parallel_plan
 from ..planning.plan import make_plan
+from ..planning.steps import make_schedule
 from ..runtime import distributed
 from ..runtime.stopwatch import Stopwatch
 from .preparation import announce, build
@@ -40,6 +41,7 @@ def plan(
             raise UserError("a plan counts samples, which --streaming does not; leave it out for the plan")
         if args.resume_from_checkpoint is not None:
             raise UserError("--resume_from has no effect: a plan is that of a whole run; leave it out for the plan")
+        args.parts_on(cluster.devices)  # refuses what cannot be divided, before anything is measured
         distributed.set_timeout(distributed.PATIENCE_SECONDS)
         tokenizer, data, model = build(run)
         distributed.set_timeout(args.ddp_timeout)
@@ -54,7 +56,10 @@ def plan(
         made = make_plan(args, model, data, start, closing_seconds(run, model), write_sample, teachers)
         for line in made.lines():
             run.say(line)
-        if cluster.nproc * cluster.nodes > 1:
+        if cluster.devices > 1:
+            there = "this one process" if args.world_size == 1 else f"these {args.world_size} processes"
+            steps = make_schedule(args, made.num_samples, cluster.devices).total_steps
+            run.say(f"the figures above are those of {there}; on {cluster.devices} devices: {steps:,} steps")
             on_a_device = args.samples_per_step / args.world_size
             per_sample = made.measured.step_seconds / on_a_device if made.measured else None
             for line in parallel_plan.describe(args, cluster, model, per_sample, made.teacher_bytes):

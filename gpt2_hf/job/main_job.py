@@ -39,7 +39,7 @@ from ..trainer.gpt2_trainer import GPT2HFTrainer
 from ..trainer.job_context import JobContext
 from ..trainer.remaining import num_samples_of
 from .check import begin_reports, check_training
-from .preparation import announce, build
+from .preparation import announce, build, warn
 from .resolved_config import resolved_config
 from .results import closing_seconds, finish, sample_writer
 from .resuming import (
@@ -99,6 +99,7 @@ def train(
         tokenizer, data, model = build(run, checkpoint)
         best_is_comparable = checkpoint is None or check_resumable(run, checkpoint, model, data)
         announce(run, model, data)
+        warn(run, data)
         with leaving_no_folder(run.output_dir):
             trainer = make_trainer(run, tokenizer, data, model, best_is_comparable, lock)
             check_training(run, trainer)

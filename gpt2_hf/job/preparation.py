@@ -134,7 +134,7 @@ def _build_model(run: Run, tokenizer: PreTrainedTokenizerBase, data: LoadedData)
 
 
 def announce(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> None:
-    """Say what is going to happen: in three lines, or with `--verbose` in full; warnings always."""
+    """Say what is going to happen: in three lines, or with `--verbose` in full; notices always."""
     if run.sizing is not None:
         assert run.args.max_training_hours is not None
         for line in run.sizing.lines(run.args.max_training_hours):
@@ -149,6 +149,10 @@ def announce(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> None:
         run.say("the model is compiled during the first step, which takes a minute or more")
     if (devices := torch.cuda.device_count()) > 1 and run.args.device.type == "cuda" and run.args.world_size == 1:
         run.say(f"one of {devices} GPUs is used; all of them: torchrun --nproc_per_node {devices} run_clm.py ...")
+
+
+def warn(run: Run, data: LoadedData) -> None:
+    """Say what a plan would advise against."""
     if (warning := schedule_warning(_schedule(run, data))) is not None:
         run.say(f"warning: {warning}")
 

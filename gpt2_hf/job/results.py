@@ -31,7 +31,8 @@ from ..trainer.remaining import generation_seconds
 from .run import Run
 
 # What the job still does after training besides the test split, as a share of the time it took to start, reading the
-# text not counted: both are importing, reading and writing, and a machine that is slow at one is slow at the other.
+# text and trying sizes not counted: both are importing, reading and writing, and a machine that is slow at one is slow
+# at the other.
 _REPORT_SHARE_OF_START = 0.75
 _SAMPLE_TOKENS = 120
 # How much longer than estimated the rest of a run may take.
@@ -47,7 +48,8 @@ def closing_seconds(run: Run, model: GPT2HFForCausalLM) -> float:
 
 def report_seconds(run: Run) -> float:
     """Estimated time of results and report."""
-    return _REPORT_SHARE_OF_START * (run.watch.elapsed - run.watch.total.get("data", 0.0))
+    aside = sum(run.watch.total.get(part, 0.0) for part in ("data", "sizing"))
+    return _REPORT_SHARE_OF_START * (run.watch.elapsed - aside)
 
 
 def finish(

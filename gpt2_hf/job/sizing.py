@@ -9,6 +9,7 @@ What is chosen is written into the options of the run, as if it had been typed. 
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -243,13 +244,14 @@ def settle_size(chooser: Chooser, tokenizer: PreTrainedTokenizerBase, data: Load
         )
     _settle_steps(chooser)
     meter = _Meter(chooser, tokenizer, data)
+    report = report_seconds(chooser.run)  # before sizes are tried, which takes its own time
 
-    def choose() -> tuple[list[Candidate], Task]:
-        found = _search(chooser, meter, text_tokens, data)
-        return found, _task(chooser, text_tokens, data)
+    def task_left() -> Task:
+        return _task(chooser, text_tokens, data, report)
 
     # The task too, which each process would reckon by a clock of its own: all must evaluate and end at the same steps.
-    found, task = distributed.decided_by_first(choose)
+    with chooser.run.watch.measure("sizing"):
+        found, task = distributed.decided_by_first(lambda: (_search(chooser, meter, task_left), task_left()))
     chosen = best(found)
     _settle_recipe(chooser, chosen, task)
     return Sizing(found, chosen, task, chooser.choices)
@@ -271,8 +273,8 @@ def _settle_steps(chooser: Chooser) -> None:
         chooser.set(attn_implementation="eager")  # faster than torch's kernel for blocks this short
 
 
-def _search(chooser: Chooser, meter: "_Meter", text_tokens: int, data: LoadedData) -> list[Candidate]:
-    found = candidates(_sizes(chooser), meter.measure, lambda: _task(chooser, text_tokens, data))
+def _search(chooser: Chooser, meter: "_Meter", task_left: Callable[[], Task]) -> list[Candidate]:
+    found = candidates(_sizes(chooser), meter.measure, task_left)
     if found:
         return found
     if meter.smallest is None:
@@ -280,7 +282,7 @@ def _search(chooser: Chooser, meter: "_Meter", text_tokens: int, data: LoadedDat
             f"--size auto: the memory is too small for the smallest size{meter.shortage}; use a smaller --batch_size "
             "or --max_length"
         )
-    task = _task(chooser, text_tokens, data)
+    task = task_left()
     needed = task.seconds_for(MIN_STEPS * task.tokens_per_step, meter.smallest.tokens_per_second) - task.seconds
     hours = chooser.run.args.max_training_hours
     assert hours is not None
@@ -316,8 +318,8 @@ def _sizes(chooser: Chooser) -> list[Size]:
     return fitting
 
 
-def _task(chooser: Chooser, text_tokens: int, data: LoadedData) -> Task:
-    """What is left to do from now on."""
+def _task(chooser: Chooser, text_tokens: int, data: LoadedData, report: float) -> Task:
+    """What is left to do from now on; the report at the end takes `report` seconds."""
     run, args = chooser.run, chooser.run.args
     assert args.max_training_hours is not None
     tokens = {split: _scored(data, split) for split in ("validation", "test")}
@@ -330,7 +332,7 @@ def _task(chooser: Chooser, text_tokens: int, data: LoadedData) -> Task:
         text_tokens=text_tokens,
         validation_tokens=tokens["validation"] if evaluates else 0,
         test_tokens=tokens["test"],
-        seconds=args.max_training_hours * 3600 - run.watch.elapsed - with_margin(report_seconds(run)),
+        seconds=args.max_training_hours * 3600 - run.watch.elapsed - with_margin(report),
         most_evaluations=_MOST_EVALUATIONS,
         seconds_per_evaluation=_SECONDS_PER_EVALUATION,
         tokens_per_step=per_step,
@@ -364,7 +366,7 @@ def _settle_recipe(chooser: Chooser, chosen: Candidate, task: Task) -> None:
             chosen.epochs, task.text_tokens / task.tokens_per_step, args.muon_learning_rate or args.learning_rate
         )
     chooser.set(weight_decay=decay, dropout=dropout_for(chosen.epochs), warmup_steps=min(100, max(steps // 10, 1)))
-    if args.lr_scheduler_type == "cosine":
+    if args.lr_scheduler_type == "cosine" and not args.lr_scheduler_kwargs:  # which a cosine by time has not
         chooser.set(schedule_by_time=True)
     worn_out = chosen.epochs >= 0.99 * task.most_epochs
     if worn_out or args.schedule_by_time:

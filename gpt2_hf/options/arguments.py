@@ -39,6 +39,10 @@ CHOSEN_BY_SIZE = (
     *("eval_strategy", "eval_steps", "save_strategy", "save_steps", "logging_steps"),
 )
 
+# Learning-rate schedules that have no warmup, and those that take no arguments.
+WITHOUT_WARMUP = ("constant", "greedy", "reduce_lr_on_plateau")
+WITHOUT_ARGUMENTS = ("constant", "constant_with_warmup")
+
 
 class Preferred(str):
     """A name that is taken where the dataset has it, and passed over where it has not."""
@@ -219,6 +223,17 @@ class ClusterArguments:
 
     def __post_init__(self) -> None:
         check_values(vars(self))
+        for name, count, remedy in (
+            ("link_gb_per_second", self.nproc, "--nproc"),
+            ("network_gb_per_second", self.nodes, "--nodes"),
+        ):
+            if count == 1 and getattr(self, name) != default_value(type(self), name):
+                raise UserError(f"--{name} has no effect with {remedy} 1; leave it out, or add {remedy}")
+
+    @property
+    def devices(self) -> int:
+        """Devices of all machines together."""
+        return self.nproc * self.nodes
 
 
 @dataclass

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ..errors import UserError
-from .arguments import CHOSEN_BY_SIZE, COMMON, Preferred, names_of
+from ..runtime.command_lines import as_typed
+from .arguments import CHOSEN_BY_SIZE, COMMON, WITHOUT_ARGUMENTS, WITHOUT_WARMUP, Preferred, names_of
 from .fields import Option, OptionGroup, Reader, group_of, spellings
 from .json_text import read_json_file
 from .mixture import DATA_FILES
 from .synonyms import SYNONYMS
 from .values import require_finite
+from .without_effect import WITHOUT_EFFECT, WITHOUT_EFFECT_IN_A_JOB
 
 HELP_ALL = ("--help-all", "--help_all")
 
@@ -60,6 +62,7 @@ _ACTS_BESIDE = {
 _OF_TRACKIO = ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
 # What no run heeds; the configs that earlier versions have left state it.
 _POINTLESS = {"remove_unused_columns": "samples have no columns that the model does not take; leave it out"}
+_NEVER_MEANT = {*WITHOUT_EFFECT, *WITHOUT_EFFECT_IN_A_JOB, *_POINTLESS}
 # Optimizers of transformers that have none of AdamW's settings.
 _WITHOUT_MOMENTS = ("adafactor", "sgd", "adagrad", "rmsprop")
 
@@ -113,7 +116,7 @@ class Parser(argparse.ArgumentParser):
             return None  # an object that only Python code can give
         kwargs: dict[str, Any] = {}
         if reader.takes_list:
-            kwargs = {"nargs": "+"}
+            kwargs = {"nargs": "+", "action": _Once}
         elif reader.takes_bool:
             kwargs = {"nargs": "?", "const": True}
         if reader.optional:
@@ -179,12 +182,31 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unexpected argument {token!r}; options begin with --")
         self.error(f"unknown option {token.split('=')[0]}{self.suggestion(token)}")
 
-    def suggestion(self, token: str) -> str:
-        """`; did you mean …?` for what it is called here or the nearest option, or a pointer to the help."""
+    def suggestion_for_key(self, key: str) -> str:
+        """What to do instead of a key of a config file that is none."""
+        if key.replace("-", "_") == "config":
+            return "; a config file cannot name another"
+        opposite = self._option_string_actions.get(f"--{key}")
+        if opposite is not None and opposite.const is False:
+            return f'; say "{opposite.dest}": false'
+        return self.suggestion(key, [name for name in self._names if self.action_of(name) is not None])
+
+    @property
+    def _names(self) -> list[str]:
+        return [option.lstrip("-") for option in self._option_string_actions]
+
+    def suggestion(self, token: str, names: Sequence[str] | None = None) -> str:
+        """`; did you mean …?` for what it is called here or the nearest option, or a pointer to the help.
+
+        Args:
+            token: what was typed.
+            names: that it may stand for; those of all options when left out.
+        """
         name = token.split("=")[0].lstrip("-").replace("-", "_")
-        known = ["config", *(option.lstrip("-") for option in self._option_string_actions)]
+        known = ["config", *self._names] if names is None else names
         meant = [synonym for synonym in SYNONYMS.get(name.lower(), ()) if synonym in known]
-        nearest = meant or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        acting = [other for other in known if other.replace("-", "_") not in _NEVER_MEANT]
+        nearest = meant or difflib.get_close_matches(name, acting, n=1, cutoff=0.5)
         return f"; did you mean {' or '.join(nearest)}?" if nearest else f"; {self._help_option} lists the options"
 
     @property
@@ -204,6 +226,22 @@ class Parser(argparse.ArgumentParser):
         """The action behind a key of a config file: an option's name or one of its aliases."""
         action = self._option_string_actions.get(f"--{key}")
         return action if action is not None and isinstance(action.type, Reader) else None
+
+
+class _Once(argparse.Action):
+    """Stores several values, and refuses to be given again, where the earlier values would be lost."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if hasattr(namespace, self.dest):
+            both = as_typed(str(option_string), *map(str, [*getattr(namespace, self.dest), *values]))
+            raise UserError(f"{option_string} is given twice; put all values after one: {both}")
+        setattr(namespace, self.dest, values)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -310,7 +348,7 @@ def read_config(parser: Parser, config: ConfigFile) -> dict[str, Any]:
     for key, value in config.content.items():
         action = parser.action_of(key)
         if action is None:
-            raise UserError(f"--config: {path}: unknown key {key!r}{parser.suggestion(key)}")
+            raise UserError(f"--config: {path}: unknown key {key!r}{parser.suggestion_for_key(key)}")
         if action.dest in layer:
             raise UserError(f"--config: {path}: {key!r} and another key both set {action.dest}; keep one of them")
         if value is None and action.dest not in parser.optional:
@@ -420,9 +458,14 @@ def check_acting(value: Any, command_line: Collection[str], unsettled: Collectio
         if name in command_line and optim in _WITHOUT_MOMENTS:
             raise UserError(f"--{name} has no effect with --optim {optim}; leave it out")
     schedule = _setting(value, "lr_scheduler_type")
-    if "warmup_steps" in command_line and schedule in ("constant", "greedy"):
+    if "warmup_steps" in command_line and schedule in WITHOUT_WARMUP:
         remedy = "constant_with_warmup has one" if schedule == "constant" else "leave it out"
         raise UserError(f"--warmup_steps has no effect with --lr_scheduler_type {schedule}; {remedy}")
+    if "lr_scheduler_kwargs" in command_line and _setting(value, "lr_scheduler_kwargs"):
+        if schedule in WITHOUT_ARGUMENTS:
+            raise UserError(f"--lr_scheduler_kwargs has no effect with --lr_scheduler_type {schedule}; leave it out")
+        if _setting(value, "schedule_by_time"):
+            raise UserError("--lr_scheduler_kwargs has no effect with --schedule_by_time; leave one of them out")
 
 
 def _check_precision(value: Any, command_line: dict[str, Any]) -> None:

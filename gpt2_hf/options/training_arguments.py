@@ -23,6 +23,7 @@ from ..runtime.precision import Precision, PrecisionName, current_device_type, r
 from .arguments import option
 from .fields import default_of, default_value
 from .values import LARGEST_BATCH, require_filled, require_finite, require_in_range, without_paths
+from .without_effect import WITHOUT_EFFECT, WITHOUT_EFFECT_IN_A_JOB
 
 MUON = "muon"
 
@@ -38,24 +39,7 @@ _WITHOUT_OPTIM_ARGS = {
     *("adafactor", MUON, "lomo", "adalomo"),
 }
 
-
-# Fields of TrainingArguments that this package's trainer does not act on, and what to do instead.
-_WITHOUT_EFFECT = {
-    "do_train": "a run always trains; leave it out",
-    "do_eval": "evaluation is on unless --eval_strategy no; leave it out",
-    "use_liger_kernel": "there are no Liger kernels for this model, which has a chunked loss of its own; leave it out",
-    "enable_jit_checkpoint": "a checkpoint is always saved on SIGTERM, SIGINT, SIGUSR1 and SIGHUP; leave it out",
-    "restore_callback_states_from_checkpoint": "callbacks of this package always restore their state; leave it out",
-    "save_on_each_node": "a checkpoint is written once, into a folder that all hosts share; leave it out",
-    "liger_kernel_config": "there are no Liger kernels for this model; leave it out",
-    "hub_always_push": "nothing is uploaded while it trains; leave it out",
-    "parallelism_config": "processes hold copies of the model, or shards of it with --fsdp; leave it out",
-    "bf16_full_eval": "weights stay in fp32, and evaluation computes in --precision; leave it out",
-    "fp16_full_eval": "weights stay in fp32, and evaluation computes in --precision; leave it out",
-    "auto_find_batch_size": "it would change which samples a step sees; choose --batch_size yourself",
-}
-
-# Of these, what a script asks for its own use, and what this package does always.
+# Of what has no effect, what a script asks for its own use, and what this package does always.
 _HARMLESS = ("do_train", "do_eval", "restore_callback_states_from_checkpoint")
 
 # What an evaluation of a job has: of all its text, and of each text of a mix.
@@ -65,20 +49,6 @@ SMOOTHED_AND_TAUGHT = (
     "--label_smoothing_factor spreads probability evenly, where --distill_from spreads it as the teachers do; "
     "leave one of them out"
 )
-
-_OF_METRICS = "an evaluation here has loss and perplexity; metrics of your own need GPT2HFTrainer and compute_metrics"
-
-# Fields that act in Python, but not in the job, whose data and metrics are its own.
-_WITHOUT_EFFECT_IN_A_JOB = {
-    "greater_is_better": "a lower loss and a lower perplexity are better; leave it out",
-    "save_only_model": "a run could not go on from such checkpoints; leave it out and take best_model",
-    "dataloader_drop_last": "the last batch of an epoch is completed with samples that have no targets; leave it out",
-    "ignore_data_skip": "a resumed run always goes on at its place in the data; leave it out",
-    **dict.fromkeys(("prediction_loss_only", "include_for_metrics", "batch_eval_metrics"), _OF_METRICS),
-    **dict.fromkeys(("eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object"), _OF_METRICS),
-    "label_names": "the samples of a run have the same columns always; leave it out",
-    "length_column_name": "the lengths of samples are known; leave it out",
-}
 
 
 @dataclass
@@ -231,7 +201,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
             setattr(self, name, without_paths(getattr(self, name)))
         require_filled({name: getattr(self, name) for name in own})
         self._check_output_dir()
-        _refuse(self, _WITHOUT_EFFECT)
+        _refuse(self, WITHOUT_EFFECT)
         self._settle_direction()
         device_type = current_device_type(self.use_cpu)
         self.resolved_precision = resolve_precision(self._wanted_precision(), device_type)
@@ -289,12 +259,20 @@ class GPT2HFTrainingArguments(TrainingArguments):
             UserError: if it cannot be divided among the devices, or is too large.
         """
         if self.global_batch_size is not None:
-            self._share, self.gradient_accumulation_steps = divide_batch(
-                self.global_batch_size, self.world_size, self.per_device_train_batch_size
-            )
+            self._share, self.gradient_accumulation_steps = self.parts_on(self.world_size)
             largest = LARGEST_BATCH * self._share * self.world_size
             if self.global_batch_size > largest:
                 raise UserError(f"--global_batch_size must be at most {largest:,}, got {self.global_batch_size:,}")
+
+    def parts_on(self, devices: int) -> tuple[int, int]:
+        """Samples in a micro-batch of a device, and how many of them make a step, on so many devices.
+
+        Raises:
+            UserError: if `global_batch_size` cannot be divided among them.
+        """
+        if self.global_batch_size is None:
+            return self.per_device_train_batch_size, self.gradient_accumulation_steps
+        return divide_batch(self.global_batch_size, devices, self.per_device_train_batch_size)
 
     @property
     def order_seed(self) -> int:
@@ -351,7 +329,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
         """
         if not (self.metric_for_best_model or "loss").endswith(_METRICS):
             self.check_metric()  # before it is taken for one that should be high
-        _refuse(self, _WITHOUT_EFFECT_IN_A_JOB)
+        _refuse(self, WITHOUT_EFFECT_IN_A_JOB)
 
     def check_metric(self, texts: Iterable[str] = ()) -> None:
         """Refuse a metric that no evaluation of a job has.
@@ -465,7 +443,7 @@ def with_own_fields(args: TrainingArguments | None) -> GPT2HFTrainingArguments:
         return args
     if args is None:
         args = TrainingArguments("tmp_trainer")  # as transformers' Trainer does
-    _refuse(args, {name: remedy for name, remedy in _WITHOUT_EFFECT.items() if name not in _HARMLESS})
+    _refuse(args, {name: remedy for name, remedy in WITHOUT_EFFECT.items() if name not in _HARMLESS})
     kind: type = GPT2HFTrainingArguments
     if type(args) is not TrainingArguments:  # a subclass keeps its methods
         kind = dataclass(type(type(args).__name__, (GPT2HFTrainingArguments, type(args)), {}), init=False, repr=False)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import ClusterArguments
-from ..options.training_arguments import GPT2HFTrainingArguments, divide_batch
+from ..options.training_arguments import GPT2HFTrainingArguments
 from ..trainer.muon import state_bytes
 from ..trainer.weight_average import average_bytes
 
@@ -123,12 +123,10 @@ def describe(
         seconds_per_sample: of a training step on one device, where it is known.
         teacher_bytes: memory for the models that are learned from, whole on each device.
     """
-    devices, size = cluster.nproc * cluster.nodes, model_size(model)
-    share, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
-    if args.global_batch_size is not None:
-        share, accumulated = divide_batch(args.global_batch_size, devices, args.per_device_train_batch_size)
+    devices, size = cluster.devices, model_size(model)
+    share, accumulated = args.parts_on(devices)
     weight_bytes = 2 if args.resolved_precision.name == "bf16" else _FP32
-    link = cluster.link_gb_per_second
+    link = cluster.link_gb_per_second if cluster.nproc > 1 else cluster.network_gb_per_second
     if cluster.nodes > 1:  # a ring is as fast as its slowest link
         link = min(link, cluster.network_gb_per_second)
     of_muon = _MOMENTS * size.total - state_bytes(model, args.uses_muon)  # bytes that it does not need

@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transformers.trainer_utils import IntervalStrategy
-
 from ..data import LoadedData, Samples
 from ..errors import UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
@@ -142,12 +140,13 @@ class Plan:
     def lines(self) -> list[str]:
         """The plan as a person reads it, advice last."""
         schedule = self.schedule
+        warmup = min(schedule.warmup_steps, schedule.total_steps)
         of_teachers = ", and 2 for teachers" if self.teacher_bytes else ""
         lines = [
             f"parameters: {self.num_parameters:,}",
             f"training samples: {self.num_samples:,} with {self.num_tokens:,} scored tokens per epoch",
             f"steps: {schedule.steps_per_epoch:,} per epoch, {schedule.total_steps:,} in all, "
-            f"{schedule.warmup_steps:,} of them warmup ({schedule.warmup_share:.0%})",
+            f"{warmup:,} of them warmup ({warmup / schedule.total_steps:.0%})",
             f"arithmetic: {self.flops_per_token / 1e9:.2f} GFLOP per token (6 per parameter and token, the head "
             f"included{of_teachers}), {self.flops_per_token * self.num_tokens / 1e12:,.1f} TFLOP per epoch",
             self._memory_line(),
@@ -214,8 +213,7 @@ class Plan:
         parts = self.seconds
         if parts and parts["evaluations"] > _MUCH_EVALUATION * self.total_seconds:
             share = parts["evaluations"] / self.total_seconds
-            rarer = "a larger --eval_every, or " if self.args.eval_strategy == IntervalStrategy.STEPS else ""
-            lines.append(f"evaluations take {share:.0%} of the time; use {rarer}fewer --max_eval_samples")
+            lines.append(f"evaluations take {share:.0%} of the time; use {self._evaluation_advice()}")
         needed = self.num_kept * self.checkpoint_bytes
         if needed > self.free_disk_bytes:
             lines.append(
@@ -238,15 +236,23 @@ class Plan:
             return "a single sample does not fit; use --activation_checkpointing, or a smaller --max_length"
         return "a single sample does not fit; use a smaller --max_length, --d_model or --num_layers"
 
+    def _evaluation_advice(self) -> str:
+        epoch, total = self.schedule.steps_per_epoch, self.schedule.total_steps
+        if any(step % epoch and step != total for step in self.events.evaluations):
+            return "a larger --eval_every, or a smaller --max_eval_samples"
+        # those after epochs stay, whatever --eval_every
+        later = ", or an --eval_delay" if len(self.events.evaluations) > 1 else ""
+        return f"a smaller --max_eval_samples{later}"
+
     def _budget_advice(self) -> str:
         steps, warmup = self.steps_in_budget, self._warmup_within(self.steps_in_budget)
         hours = f"--max_training_hours {math.ceil(1.1 * self.total_seconds / 36) / 100:g}"
-        if self._has_warmup and self.schedule.warmup_share > _LARGEST_WARMUP:
+        if self.schedule.warmup_share > _LARGEST_WARMUP:
             hours += f" --warmup_steps {_GOOD_WARMUP:g}"
         if not steps:
             return f"the budget ends before the first step is evaluated and saved; use {hours}"
         ways = [hours, f"--max_steps {steps}{warmup}"]
-        if self.args.lr_scheduler_type == "cosine":
+        if self.args.lr_scheduler_type == "cosine" and not self.args.lr_scheduler_kwargs:
             ways.append(f"or --schedule_by_time{warmup}")
         return (
             f"the budget ends at about step {steps:,} of {self.schedule.total_steps:,}, with the learning rate still "
@@ -255,13 +261,9 @@ class Plan:
 
     def _warmup_within(self, steps: int) -> str:
         """The flag for a warmup that suits a run of so many steps; empty if the present one does."""
-        if not self._has_warmup or self.schedule.warmup_steps <= _GOOD_WARMUP * steps:
+        if self.schedule.warmup_steps <= _GOOD_WARMUP * steps:
             return ""
         return f" --warmup_steps {int(_GOOD_WARMUP * steps)}"
-
-    @property
-    def _has_warmup(self) -> bool:
-        return self.args.lr_scheduler_type not in ("constant", "greedy")
 
 
 def make_plan(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from ..options.arguments import WITHOUT_WARMUP
 from ..options.training_arguments import GPT2HFTrainingArguments
 
 
@@ -19,7 +20,7 @@ class Schedule:
     Attributes:
         steps_per_epoch: optimizer steps in one pass over the data.
         total_steps: optimizer steps of the whole run.
-        warmup_steps: of these, the steps of linear warmup.
+        warmup_steps: steps of linear warmup; there may be more than the run has.
     """
 
     steps_per_epoch: int
@@ -32,17 +33,25 @@ class Schedule:
         return self.warmup_steps / self.total_steps
 
 
-def make_schedule(args: GPT2HFTrainingArguments, num_samples: int | None) -> Schedule:
+def make_schedule(args: GPT2HFTrainingArguments, num_samples: int | None, devices: int | None = None) -> Schedule:
     """Count steps as the Trainer does: the last, smaller batch of an epoch is a batch too.
 
-    Without a number of samples, that is for a stream, the one epoch is `max_steps` long.
+    Args:
+        args: of the run.
+        num_samples: of an epoch; without a number, that is for a stream, the one epoch is `max_steps` long.
+        devices: that share a step; those that there are when left out.
     """
     if num_samples is None:
-        return Schedule(args.max_steps, args.max_steps, args.get_warmup_steps(args.max_steps))
-    rows = args.train_batch_size * args.world_size
-    steps_per_epoch = math.ceil(math.ceil(num_samples / rows) / args.gradient_accumulation_steps)
+        return Schedule(args.max_steps, args.max_steps, _warmup_steps(args, args.max_steps))
+    devices = devices or args.world_size
+    share, accumulated = args.parts_on(devices)
+    steps_per_epoch = math.ceil(math.ceil(num_samples / (share * devices)) / accumulated)
     total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
-    return Schedule(steps_per_epoch, total, args.get_warmup_steps(total))
+    return Schedule(steps_per_epoch, total, _warmup_steps(args, total))
+
+
+def _warmup_steps(args: GPT2HFTrainingArguments, total: int) -> int:
+    return 0 if args.lr_scheduler_type in WITHOUT_WARMUP else args.get_warmup_steps(total)
 
 
 def schedule_warning(schedule: Schedule) -> str | None:

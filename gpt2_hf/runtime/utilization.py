@@ -4,6 +4,8 @@ In: a device and a precision. Out: FLOP/s and bytes.
 """
 
 import gc
+from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import torch
@@ -35,6 +37,9 @@ _PEAKS = [
     ("V100", 125e12),
     ("T4", 65e12),
 ]
+# Where Linux lists the control groups (cgroups) of this process, such as those of a container, a SLURM job or a pod,
+# and where it has their folders; in a container the list may have paths that only the host has.
+_OWN_GROUPS, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 # What torch says where it has no class of errors for it: of a CPU, of Apple's GPUs, and of CUDA and its libraries when
 # other programs hold the GPU's memory.
 _OUT_OF_MEMORY = (
@@ -80,7 +85,38 @@ def device_memory(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)
-    return int(psutil.virtual_memory().available) + held_memory(device)
+    return free_memory() + held_memory(device)
+
+
+def free_memory(swap: bool = False) -> int:
+    """Bytes that this process can still have of the machine's memory, within the limits of its control groups.
+
+    Args:
+        swap: count the machine's free swap too; control groups limit what is not swapped.
+    """
+    free = psutil.virtual_memory().available + (psutil.swap_memory().free if swap else 0)
+    return int(min([free, *_free_in_groups()]))
+
+
+def _free_in_groups() -> Iterator[int]:
+    """Bytes below the limit of each control group, and of each that it is in; cached files are given up for others."""
+    lines = _OWN_GROUPS.read_text().splitlines() if _OWN_GROUPS.exists() else []
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if not controllers:
+            place, names = _GROUPS, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):  # version 1
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            place = _GROUPS / "memory"
+        else:
+            continue
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for folder in (place.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)):
+            try:
+                limit, used = (int((folder / name).read_text()) for name in names[:2])
+                details = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                yield limit - used + int(details[names[2]])
+            except (OSError, ValueError, KeyError):  # no folder, or no limit: "max"
+                continue
 
 
 def card_memory(device: torch.device) -> int:

@@ -264,6 +264,18 @@ def test_a_run_that_stopped_early_is_finished():
     assert "Not finished" not in model_card({}, {**results, "stopped_early": True}, None)
 
 
+def test_a_home_folder_is_found(finished_run, tmp_path, monkeypatch):
+    """A shell leaves `~` in `--runs=~/run`, and Python code everywhere."""
+    shutil.copytree(finished_run, tmp_path / "run")
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    (tmp_path / "run" / "curves.png").unlink()
+    assert main(["report", "--runs=~/run"]) == 0
+    assert (tmp_path / "run" / "curves.png").is_file()
+    assert read_run("~/run").folder == tmp_path / "run"
+    assert main(["report", "--runs", "~/run", str(finished_run), "--output_file", str(tmp_path / "two.png")]) == 0
+
+
 def test_a_report_that_cannot_be_written_is_one_line(finished_run, capsys, monkeypatch):
     """A disk that refuses the picture."""
 

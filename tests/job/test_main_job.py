@@ -454,9 +454,10 @@ def test_a_run_by_epochs_that_ends_within_one_keeps_its_end(train_tiny, tmp_path
     assert [entry["step"] for entry in history(tmp_path / "run") if "eval_loss" in entry] == [25, 30]
 
 
-def test_how_long_the_text_took_to_read_says_nothing_of_the_end():
+@pytest.mark.parametrize("part", ["data", "sizing"])
+def test_how_long_text_and_size_took_says_nothing_of_the_end(part):
     """A large corpus that was tokenised for an hour takes no hour from training for the report."""
-    watch = Stopwatch(age_at_start=3610.0, total={"data": 3600.0})
+    watch = Stopwatch(age_at_start=3610.0, total={part: 3600.0})
     assert 7.0 < report_seconds(SimpleNamespace(watch=watch)) < 60.0
 
 

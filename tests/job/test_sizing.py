@@ -27,6 +27,7 @@ from gpt2_hf.planning import size as size_rule
 from gpt2_hf.planning.size import RULE, Candidate, Measured, Size, Task
 from gpt2_hf.runtime.stopwatch import Stopwatch
 from gpt2_hf.runtime.utilization import held_memory
+from gpt2_hf.trainer.remaining import with_margin
 
 from .. import ranks
 from ..conftest import read_json
@@ -235,6 +236,8 @@ def test_a_schedule_by_steps_ends_with_the_time(tmp_path, schedule, by_time):
     assert recipe(tmp_path, 20, LONG, given, **options).max_steps == -1
     stated = recipe(tmp_path, 0.3, LONG, {**given, "num_train_epochs": "--max_epochs"}, num_train_epochs=2, **options)
     assert (stated.max_steps, stated.num_train_epochs) == (-1, 2)
+    shaped = recipe(tmp_path, 0.3, LONG, {"lr_scheduler_kwargs": "config"}, lr_scheduler_kwargs={"num_cycles": 1})
+    assert shaped.max_steps == args.max_steps and not shaped.schedule_by_time  # a cosine by time has no arguments
     by_clock = recipe(tmp_path, 0.3, LONG)
     assert (by_clock.max_steps, by_clock.num_train_epochs, by_clock.schedule_by_time) == (-1, 2, True)
 
@@ -357,6 +360,24 @@ def test_processes_agree_on_a_choice(tmp_path, tokenizer_folder):
     record = read_json(tmp_path / "run" / "resolved_config.json")
     assert record["per_device_train_batch_size"] == 8 and record["provenance"]["samples_per_step"] == 16
     assert out.count("chosen: ") == 1 and record["provenance"]["size"]["chosen"] == "16x1"
+
+
+def test_time_for_trying_sizes_is_no_time_for_the_report(tmp_path, monkeypatch):
+    """A minute of it leaves a minute less to train, and no longer a report is reckoned with."""
+    tasks = []
+
+    def search(chooser, meter, task_left):
+        chooser.run.watch.age_at_start += 60
+        tasks.append(task_left())
+        return [Candidate(Size(64, 2), Measured(10**6, 20_000), 10**6, 1, 4.0)]
+
+    monkeypatch.setattr(sizing, "_search", search)
+    text = BlockSamples(documents_of([list(range(1000))] * 1000), 128, separator_id=0)
+    args = GPT2HFTrainingArguments(str(tmp_path), use_cpu=True, max_training_hours=1)
+    run = Run(ModelArguments(size="auto", max_length=128), DataArguments(), args, Stopwatch(20.0))
+    sizing.settle_size(sizing.Chooser(run), None, SimpleNamespace(samples={"train": text, "validation": text}))
+    assert tasks[0].seconds == pytest.approx(3600 - 80 - with_margin(0.75 * 20), abs=20)
+    assert "sizing" in run.watch.total
 
 
 def test_processes_agree_on_the_steps(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,15 @@ def test_both_spellings_work_in_both_places(config, alias, name, value):
         (["--save_every", "5", "--save_strategy", "no"], "--save_every has no effect with --save_strategy no"),
         (["--warmup_steps", "5", "--lr_scheduler_type", "constant"], "type constant; constant_with_warmup has one"),
         (["--warmup_steps", "5", "--lr_scheduler_type", "greedy"], "has no effect with --lr_scheduler_type greedy"),
+        (["--warmup_steps", "5", "--lr_scheduler_type", "reduce_lr_on_plateau"], "_on_plateau; leave it out"),
+        *(
+            (["--lr_scheduler_kwargs", '{"min_lr": 0}', *options], rf"has no effect with {' '.join(options)}; leave")
+            for options in (
+                ["--lr_scheduler_type", "constant"],
+                ["--lr_scheduler_type", "constant_with_warmup"],
+                ["--schedule_by_time"],
+            )
+        ),
         (["--eval_delay", "5", "--eval_strategy", "no"], "--eval_delay has no effect with --eval_strategy no"),
         (["--save_total_limit", "2", "--save_strategy", "no"], "--save_total_limit has no effect"),
         (["--checkpoint_dir", "none"], "--checkpoint_dir cannot be none; leave it out for checkpoints"),
@@ -314,6 +324,11 @@ def test_lists_of_models(config):
     assert parse(TYPES, [], config({"distill_from": ["none"]})).values[2].distill_from is None
     with pytest.raises(UserError, match="--against: none is not expected beside other values"):
         parse([EvaluationArguments], ["--against", "a", "none"])
+    for argv in (["--against", "a", "--model_path=b", "--against", "c", "d"], ["--against=a", "--against", "c", "d"]):
+        with pytest.raises(UserError, match=r"--against is given twice; put all values after one: --against a c d$"):
+            parse([EvaluationArguments], argv)
+    (args,) = parse([EvaluationArguments], ["--against", "a", "b"], config({"against": "c"})).values
+    assert args.against == ["a", "b"]
     for kind, name in ((EvaluationArguments, "model_path"), (ReportArguments, "runs")):
         with pytest.raises(UserError, match=f"--{name} is an empty list; give "):
             parse([kind], [], config({name: []}))
@@ -352,7 +367,6 @@ def test_dictionary_options_survive_the_file(config):
         ("eval_interval", "eval_every"),
         ("grad_clip", "gradient_clip"),
         ("max_seq_length", "max_length"),
-        ("confg", "config"),
         ("learning_rat", "learning_rate"),
     ],
 )
@@ -362,6 +376,16 @@ def test_names_of_other_programs_get_ours_as_a_suggestion(config, typed, meant):
         with pytest.raises(UserError) as caught:
             parse(TYPES, *arguments)
         assert f"did you mean {meant}?" in str(caught.value)
+
+
+def test_only_what_can_be_typed_or_written_is_suggested(config):
+    """A file names no other file; what is refused whatever its value is no remedy."""
+    with pytest.raises(UserError, match=r"did you mean config\?"):
+        parse(TYPES, ["--confg", "1"])
+    for arguments in ((["--do_tran"],), ([], config({"do_tran": True})), ([], config({"confg": 1}))):
+        with pytest.raises(UserError) as caught:
+            parse(TYPES, *arguments)
+        assert not re.search(r"mean (do_train|config)\?", str(caught.value))
 
 
 def test_suggestions_are_options_of_the_command():

@@ -9,11 +9,8 @@ from gpt2_hf.job.resolved_config import _plain, plain_value
 from gpt2_hf.options.arguments import DataArguments, ModelArguments
 from gpt2_hf.options.fields import group_of
 from gpt2_hf.options.parsing import parse
-from gpt2_hf.options.training_arguments import (
-    _WITHOUT_EFFECT,
-    _WITHOUT_EFFECT_IN_A_JOB,
-    GPT2HFTrainingArguments,
-)
+from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
+from gpt2_hf.options.without_effect import WITHOUT_EFFECT, WITHOUT_EFFECT_IN_A_JOB
 
 from ..conftest import needs_bf16
 
@@ -22,7 +19,7 @@ OPTIONS = {option.name: option for dataclass_type in TYPES for option in group_o
 
 # Options that are refused whatever their value, here or on a machine without CUDA, and one that only Python can give.
 ONLY_IN_PYTHON = {"parallelism_config"}
-REFUSED = {*_WITHOUT_EFFECT, *_WITHOUT_EFFECT_IN_A_JOB, "deepspeed", "fp16"} - ONLY_IN_PYTHON
+REFUSED = {*WITHOUT_EFFECT, *WITHOUT_EFFECT_IN_A_JOB, "deepspeed", "fp16"} - ONLY_IN_PYTHON
 
 # Options whose value means something beside its type.
 VALUES = {
@@ -122,7 +119,9 @@ def test_values_that_look_like_options_are_values_in_a_file(tmp_path):
         ({"seed": {"a": 1}}, "--seed: an object is not expected"),
         ({"liger_kernel_config": "[1]"}, "a JSON object is expected"),
         ({"debug": ["nothing"]}, "--debug: invalid choice: 'nothing'"),
-        ({"no_do_predict": True}, "unknown key 'no_do_predict'"),
+        ({"no_do_predict": True}, "unknown key 'no_do_predict'; say \"do_predict\": false"),
+        ({"config": "x"}, "unknown key 'config'; a config file cannot name another"),
+        ({"dry_run": True}, "unknown key 'dry_run'; --help-all lists the options"),
         ({"help_all": True}, "unknown key 'help_all'"),
     ],
 )

@@ -141,8 +141,30 @@ def test_plan_prints_the_lines(tiny_options, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "2 nodes × 4 devices: 64 samples per step = 8 devices × 4 samples × 2 accumulated" in out
     assert "\nDDP: " in out and "\nFSDP2: " in out and "at 12.5 GB/s" in out
-    assert main(options) == 0
-    assert "FSDP2" not in capsys.readouterr().out
+    # of 200 samples, 64 at a time
+    assert "\nthe figures above are those of this one process; on 8 devices: 4 steps\n2 nodes" in out
+    assert main([*options, "--nproc", "8", "--global_batch_size", "60"]) == 2
+    out, err = capsys.readouterr()
+    assert "--global_batch_size 60 cannot be divided among 8 processes; use 56 or 64" in err and "probing: " not in out
+    assert main([*options, "--max_steps", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "FSDP2" not in out
+    assert "2 in all, 2 of them warmup (100%)" in out and out.count("warmup takes 5 of 2 steps") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"link_gb_per_second": 100.0}, "--link_gb_per_second has no effect with --nproc 1; leave it out, or add"),
+        ({"link_gb_per_second": 9.0, "nodes": 2}, "--link_gb_per_second has no effect with --nproc 1"),
+        ({"network_gb_per_second": 50.0, "nproc": 8}, "--network_gb_per_second has no effect with --nodes 1"),
+    ],
+)
+def test_a_link_that_is_not_there_is_refused(options, message):
+    """With one device of a machine nothing is sent within it, and with one machine nothing between machines."""
+    with pytest.raises(UserError, match=message):
+        ClusterArguments(**options)
+    ClusterArguments(**{"nproc": 2, "nodes": 2, **options})
 
 
 def test_muon_is_planned_without_the_way_it_is_refused_for(tmp_path):

@@ -206,8 +206,26 @@ def test_a_full_disk_and_long_evaluations_are_told(plan):
     for flag in ("--eval_every", "--max_eval_samples", "--save_total_limit 1", "--max_epochs"):
         assert flag in lines, flag
     plan.args.eval_strategy = IntervalStrategy.EPOCH  # beside which --eval_every would be refused
-    (line,) = (line for line in replace(plan, measured=slow).advice() if line.startswith("evaluations take"))
+    by_epoch = replace(plan, measured=slow, events=list_events(plan.args, plan.schedule))
+    (line,) = (line for line in by_epoch.advice() if line.startswith("evaluations take"))
     assert "--max_eval_samples" in line and "--eval_every" not in line
+
+
+@pytest.mark.parametrize(
+    ("epochs", "eval_steps", "ways"),
+    [
+        (2, 500, "a larger --eval_every, or a smaller --max_eval_samples"),
+        (2, 1000, "a smaller --max_eval_samples, or an --eval_delay"),
+        (1, 5000, "a smaller --max_eval_samples"),
+    ],
+)
+def test_rarer_evaluations_are_advised_where_there_can_be_any(plan, epochs, eval_steps, ways):
+    """One after each epoch of 1,000 steps stays, whatever `--eval_every`, and one at the end."""
+    plan.args.num_train_epochs, plan.args.eval_steps = epochs, eval_steps
+    schedule = make_schedule(plan.args, 8000)
+    slow = replace(plan.measured, evaluation_seconds=10_000.0)
+    short = replace(plan, schedule=schedule, events=list_events(plan.args, schedule), measured=slow)
+    assert f"of the time; use {ways}" in [line.split("% ")[-1] for line in short.advice()]
 
 
 # ---- against a real run ----

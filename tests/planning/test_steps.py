@@ -41,6 +41,13 @@ def test_a_warmup_that_swallows_the_run_is_announced(tmp_path):
     assert schedule_warning(make_schedule(args, 1000)) is None
 
 
+@pytest.mark.parametrize("kind", ["constant", "greedy", "reduce_lr_on_plateau"])
+def test_a_schedule_without_warmup_has_none(tmp_path, kind):
+    """The default of 2,000 steps is no matter, also where nobody knows how many samples there are."""
+    args = GPT2HFTrainingArguments(str(tmp_path), use_cpu=True, max_steps=100, lr_scheduler_type=kind)
+    assert make_schedule(args, 1000).warmup_steps == make_schedule(args, None).warmup_steps == 0
+
+
 def test_evaluations_and_checkpoints_are_those_of_a_real_run(finished_run, tmp_path):
     """The steps that are planned are the steps at which the finished run evaluated and saved."""
     args = GPT2HFTrainingArguments(str(tmp_path), use_cpu=True, eval_steps=10, save_steps=10, num_train_epochs=1)

@@ -1,12 +1,16 @@
 """The share of a device's peak: shown where the device is known, and computed as the paper says."""
 
 import mmap
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from gpt2_hf.runtime import utilization
 from gpt2_hf.runtime.utilization import (
+    device_memory,
     flops_per_token,
+    free_memory,
     free_unused,
     held_memory,
     is_out_of_memory,
@@ -77,3 +81,39 @@ def test_memory_of_a_process_counts_its_tensors():
     before = used_memory(torch.device("cpu"))
     held.fill_(1.0)
     assert used_memory(torch.device("cpu")) - before > 0.9 * held.nbytes
+
+
+@pytest.mark.parametrize(
+    ("listed", "files", "free"),
+    [
+        ("0::/", {"": (800, 300, 100)}, 600),
+        ("0::/job/step", {"job": (800, 300, 100), "job/step": ("max", 50, 0)}, 600),
+        ("0::/job/step", {"job": (900, 300, 0), "job/step": (500, 50, 0)}, 450),
+        ("0::/of/the/host", {"": (700, 0, 0)}, 700),
+        ("0::/../../sibling", {"": (700, 0, 0)}, 700),
+        ("0::/job", {"job": ("max", 300, 0)}, 1000),
+        ("0::/nowhere", {}, 1000),
+        ("4:memory:/pod\n3:cpu:/pod\n0::/", {"memory": (2**63 - 4096, 1, 0), "memory/pod": (400, 300, 50)}, 150),
+        (None, {}, 1000),
+    ],
+)
+def test_memory_within_the_limits_of_control_groups(tmp_path, monkeypatch, listed, files, free):
+    """Those of containers and jobs, in both versions of Linux; without a limit it is what the machine has free."""
+    for place, (limit, used, cached) in files.items():
+        is_old = place.startswith("memory")
+        names = ("limit_in_bytes", "usage_in_bytes", "total_") if is_old else ("max", "current", "")
+        folder = tmp_path / "groups" / place
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"memory.{names[0]}").write_text(f"{limit}\n")
+        (folder / f"memory.{names[1]}").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon 7\n{names[2]}inactive_file {cached}\n")
+    if listed is not None:
+        (tmp_path / "listed").write_text(f"{listed}\n")
+    monkeypatch.setattr(utilization, "_OWN_GROUPS", tmp_path / "listed")
+    monkeypatch.setattr(utilization, "_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr("psutil.swap_memory", lambda: SimpleNamespace(free=500))
+    assert free_memory() == free
+    assert free_memory(swap=True) == (free if free < 1000 else 1500)
+    monkeypatch.setattr(utilization, "held_memory", lambda device: 20)
+    assert device_memory(torch.device("cpu")) == free + 20
