@@ -47,6 +47,8 @@ _SCALER_FILE = "scaler.safetensors"
 _UNAVERAGED_FILE = "unaveraged_weights.safetensors"
 # Hyperparameters of a parameter group that a resumed run takes from its arguments, not from the checkpoint.
 _GROUP_SETTINGS = ("weight_decay", "betas", "eps", "momentum")
+# How an optimizer computes, which it was told when it was made.
+_IMPLEMENTATION = ("fused", "foreach", "capturable")
 
 _Best = tuple[float | None, int | None, str | None]  # of the Trainer's state: metric, step, folder
 _NO_BEST: _Best = (None, None, None)
@@ -458,7 +460,11 @@ class CheckpointingTrainer(Trainer):
             {key: group[key] for key in _GROUP_SETTINGS if key in group} for group in self.optimizer.param_groups
         ]
         base_lrs = list(getattr(self.lr_scheduler, "base_lrs", []))
-        self.optimizer.load_state_dict(divided(load_state(os.path.join(checkpoint, _OPTIMIZER_FILE)), self.optimizer))
+        state = divided(load_state(os.path.join(checkpoint, _OPTIMIZER_FILE)), self.optimizer)
+        # torch would take these from the checkpoint, but part of what follows from them from the optimizer.
+        for saved, group in zip(state["param_groups"], self.optimizer.param_groups, strict=False):
+            saved.update({key: group[key] for key in _IMPLEMENTATION if key in group})
+        self.optimizer.load_state_dict(state)
         self.lr_scheduler.load_state_dict(load_state(os.path.join(checkpoint, _SCHEDULER_FILE)))
         if not self._created_lr_scheduler:
             return  # one of the user's own has a say in learning rate and momentum, as it stood in the checkpoint

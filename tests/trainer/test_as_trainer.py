@@ -555,6 +555,20 @@ def test_own_optimizer_and_schedule(tmp_path):
         make_trainer(tmp_path, model=models[0], optimizers=own_optimizer(models[0]), **options)
 
 
+@pytest.mark.parametrize(
+    ("before", "after"), [("adamw_torch", "adamw_torch_fused"), ("adamw_torch_fused", "adamw_torch")]
+)
+def test_an_optimizer_computes_as_it_was_made(tmp_path, before, after):
+    """Fused or not, whatever the one of the checkpoint was; bad steps are left out on the device by one that can."""
+    whole = make_trainer(tmp_path, optim=before)
+    whole.train()
+    resumed = make_trainer(tmp_path, optim=after)
+    resumed.non_finite_guard.deferred = True
+    resumed.train(resume_from_checkpoint="checkpoint-2")
+    assert [bool(group["fused"]) for group in resumed.optimizer.param_groups] == [after == "adamw_torch_fused"] * 2
+    assert logged(resumed, "loss") == pytest.approx(logged(whole, "loss"), abs=1e-5)
+
+
 def test_own_optimizer_class(tmp_path):
     """`optimizer_cls_and_kwargs` wins over --optim."""
     trainer = make_trainer(tmp_path, optim="muon", optimizer_cls_and_kwargs=(torch.optim.SGD, {"lr": 0.1}))
