@@ -72,6 +72,19 @@ def test_plain_arguments(tmp_path):
     assert torch.equal(weights_of(resumed.model), weights_of(trainer.model))
 
 
+def test_results_of_a_resumed_training_are_those_of_its_own_steps(tmp_path):
+    """The mean loss, what was not yet logged included, and the speed."""
+    options = {"max_steps": 5, "save_steps": 3, "eval_strategy": "no"}
+    whole = make_trainer(tmp_path, **options)
+    whole.train()
+    output = make_trainer(tmp_path, logging_steps=2, **options).train(resume_from_checkpoint="checkpoint-3")
+    assert output.training_loss == pytest.approx(sum(logged(whole, "loss")[3:]) / 2, abs=1e-3)
+    metrics = output.metrics
+    assert metrics["train_loss"] == output.training_loss
+    for name, number in (("train_steps_per_second", 2), ("train_samples_per_second", 2 * 4)):
+        assert metrics[name] * metrics["train_runtime"] == pytest.approx(number, rel=0.1)
+
+
 def test_batches_are_copied_unseen_after_a_resume_too(tmp_path, monkeypatch):
     """The rest of an epoch has a loader of its own; it does not make the host wait for each batch."""
     waits = []
