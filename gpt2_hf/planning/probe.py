@@ -335,7 +335,11 @@ def make_probe_trainer(
     )
     trainer.remove_callback(ProgressCallback)
     if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
+        of_torch = dict(args.gradient_checkpointing_kwargs or {})
+        own = {name: of_torch.pop(name) for name in ("every_n_layers", "offload") if name in of_torch}
+        # the second is its name in older releases of transformers
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable(of_torch or None, **own)
     return trainer
 
 

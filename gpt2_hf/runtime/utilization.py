@@ -31,9 +31,11 @@ _PEAKS = [
     ("L40S", 362e12),
     ("L4", 121e12),
     ("RTX 4090 Laptop", None),
+    ("RTX 4090 D", None),
     ("RTX 4090", 165.2e12),
     ("RTX 3090 Ti", None),
     ("RTX 3090", 71e12),
+    ("V100 PCIE", 112e12),
     ("V100", 125e12),
     ("T4", 65e12),
 ]
@@ -56,11 +58,14 @@ def peak_flops(device_name: str, precision: str) -> float | None:
         precision: `fp32`, `bf16` or `fp16`. For fp32 there is no answer: whether TF32 is used decides it.
 
     Returns:
-        `None` for a device that is not in the table: no share is shown then, rather than a guessed one.
+        `None` for a device that is not in the table, and for a part of one (MIG): no share is shown then, rather than
+        a guessed one.
     """
     if precision not in ("bf16", "fp16"):
         return None
     words = device_name.replace("-", " ").split()
+    if "MIG" in words:
+        return None
     for name, peak in _PEAKS:
         wanted = name.split()
         if any(words[i : i + len(wanted)] == wanted for i in range(len(words))):

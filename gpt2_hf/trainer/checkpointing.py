@@ -47,6 +47,8 @@ _SCALER_FILE = "scaler.safetensors"
 _UNAVERAGED_FILE = "unaveraged_weights.safetensors"
 # Hyperparameters of a parameter group that a resumed run takes from its arguments, not from the checkpoint.
 _GROUP_SETTINGS = ("weight_decay", "betas", "eps", "momentum")
+# How an optimizer computes, which it was told when it was made.
+_IMPLEMENTATION = ("fused", "foreach", "capturable")
 
 _Best = tuple[float | None, int | None, str | None]  # of the Trainer's state: metric, step, folder
 _NO_BEST: _Best = (None, None, None)
@@ -78,6 +80,8 @@ class CheckpointingTrainer(Trainer):
     later_than: int | None = None
     _gathered: _Gathered | None = None  # while a sharded run is being saved
     _best_before: _Best = _NO_BEST  # before the last evaluation
+    _begun: int = 0  # the step at which this call of `train()` began
+    _total_loss_scalar: float  # of the base class
     _passed_over: frozenset[Path] = frozenset()  # checkpoints of which it was said that they stay
 
     def process_state(self) -> dict[str, Any]:
@@ -315,6 +319,7 @@ class CheckpointingTrainer(Trainer):
         self._restore_callbacks(self.state.stateful_callbacks if self.state.global_step else {})
         self.complete_publication(resume_from_checkpoint)
         self.state.compute_steps(self.args, max_steps)
+        self._begun = self.state.global_step
         return result
 
     def _place_without_length(self, checkpoint: str) -> tuple[int, int]:
@@ -337,6 +342,21 @@ class CheckpointingTrainer(Trainer):
                     left[type(callback).__name__].pop(0)
                     for attribute, value in state.get("attributes", {}).items():
                         setattr(callback, attribute, value)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        # Older releases of transformers divide the loss of this call by the steps of the whole run.
+        if not hasattr(self, "_initial_global_step"):
+            rest, steps = self._tr_loss.item(), max(self.state.global_step - self._begun, 1)
+            self._total_loss_scalar = (self._total_loss_scalar + rest) * self.state.global_step / steps - rest
+        return super()._finalize_training(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log; at the end with the speed of the steps of this call, where older releases count all of the run."""
+        if "total_flos" in logs and not hasattr(self, "_initial_global_step"):
+            share = (self.state.global_step - self._begun) / max(self.state.max_steps, 1)
+            for name in {"train_samples_per_second", "train_steps_per_second"} & logs.keys():
+                logs[name] = round(logs[name] * share, 3)
+        super().log(logs, start_time)
 
     def find_checkpoint(self, wanted: str | bool | None) -> str | None:
         """The checkpoint that `train(resume_from_checkpoint=…)` means.
@@ -458,7 +478,11 @@ class CheckpointingTrainer(Trainer):
             {key: group[key] for key in _GROUP_SETTINGS if key in group} for group in self.optimizer.param_groups
         ]
         base_lrs = list(getattr(self.lr_scheduler, "base_lrs", []))
-        self.optimizer.load_state_dict(divided(load_state(os.path.join(checkpoint, _OPTIMIZER_FILE)), self.optimizer))
+        state = divided(load_state(os.path.join(checkpoint, _OPTIMIZER_FILE)), self.optimizer)
+        # torch would take these from the checkpoint, but part of what follows from them from the optimizer.
+        for saved, group in zip(state["param_groups"], self.optimizer.param_groups, strict=False):
+            saved.update({key: group[key] for key in _IMPLEMENTATION if key in group})
+        self.optimizer.load_state_dict(state)
         self.lr_scheduler.load_state_dict(load_state(os.path.join(checkpoint, _SCHEDULER_FILE)))
         if not self._created_lr_scheduler:
             return  # one of the user's own has a say in learning rate and momentum, as it stood in the checkpoint

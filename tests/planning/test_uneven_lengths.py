@@ -1,5 +1,7 @@
 """The plan of a run whose documents differ much in length: its largest batch is the one that costs most."""
 
+import warnings
+
 import numpy as np
 import pytest
 from transformers import set_seed
@@ -27,8 +29,8 @@ class RandomSamples(Samples):
         return np.random.default_rng(index).integers(0, 200, int(self.lengths[index]) + 1)
 
 
-def make_probe(tmp_path, collator, dropout, attn_implementation):
-    """A probe's trainer, its samples and their batches, in order."""
+def make_probe(tmp_path, collator, dropout, attn_implementation, **given):
+    """A probe's trainer, its samples and their batches, in order; `given` are attributes of the arguments."""
     set_seed(0)
     samples = RandomSamples([*SHORT, *EVEN, *UNEVEN])
     options = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
@@ -40,6 +42,7 @@ def make_probe(tmp_path, collator, dropout, attn_implementation):
     args = GPT2HFTrainingArguments(
         str(tmp_path), use_cpu=True, precision="fp32", report_to=["none"], train_sampling_strategy="sequential"
     )
+    vars(args).update(given)
     data = LoadedData({"train": samples, "validation": samples}, collator, {}, {}, [], {})
     batches = probe.first_epoch(args, samples, collator, model)
     return probe.make_probe_trainer(args, model, data, str(tmp_path)), samples, batches
@@ -62,6 +65,20 @@ def test_activations_are_those_of_the_largest_batch(tmp_path, collator, dropout,
     real = [kept_bytes(trainer, [samples[int(row)] for row in rows]) for rows in batches.rows]
     assert planned == pytest.approx(max(real), rel=0.15)
     assert real[batches.largest] == pytest.approx(max(real), rel=0.01)
+
+
+def test_the_layers_that_are_computed_again_are_those_of_the_run(tmp_path):
+    """transformers' own arguments are taken out of those for torch, as a Trainer does, and nothing is deprecated."""
+    recomputing = {"gradient_checkpointing": True}
+    half = recomputing | {"gradient_checkpointing_kwargs": {"every_n_layers": 2, "offload": False}}
+    explicit = recomputing | {"gradient_checkpointing_kwargs": {"every_n_layers": 2, "use_reentrant": False}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        probes = [
+            make_probe(tmp_path, PaddingCollator(0), 0.0, "sdpa", **o) for o in ({}, half, explicit, recomputing)
+        ]
+    none, by_half, explicitly, all_layers = (probe.activation_bytes(*made) for made in probes)
+    assert none > by_half == explicitly > all_layers
 
 
 def test_the_last_batch_is_completed_as_in_the_run(tmp_path):

@@ -47,7 +47,7 @@ OVERRIDDEN = {
     "_finalize_training": Hook(
         ("trial", "num_train_samples", "start_time"),
         ("_inner_training_loop",),
-        "with save_total_limit 1 the newest checkpoint is kept",
+        "with save_total_limit 1 the newest checkpoint is kept; the training loss is that of this call",
     ),
     "_get_eval_sampler": Hook(
         ("eval_dataset",), ("get_eval_dataloader", "get_test_dataloader"), "in order, filled up for every process"

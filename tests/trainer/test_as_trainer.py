@@ -72,6 +72,19 @@ def test_plain_arguments(tmp_path):
     assert torch.equal(weights_of(resumed.model), weights_of(trainer.model))
 
 
+def test_results_of_a_resumed_training_are_those_of_its_own_steps(tmp_path):
+    """The mean loss, what was not yet logged included, and the speed."""
+    options = {"max_steps": 5, "save_steps": 3, "eval_strategy": "no"}
+    whole = make_trainer(tmp_path, **options)
+    whole.train()
+    output = make_trainer(tmp_path, logging_steps=2, **options).train(resume_from_checkpoint="checkpoint-3")
+    assert output.training_loss == pytest.approx(sum(logged(whole, "loss")[3:]) / 2, abs=1e-3)
+    metrics = output.metrics
+    assert metrics["train_loss"] == output.training_loss
+    for name, number in (("train_steps_per_second", 2), ("train_samples_per_second", 2 * 4)):
+        assert metrics[name] * metrics["train_runtime"] == pytest.approx(number, rel=0.1)
+
+
 def test_batches_are_copied_unseen_after_a_resume_too(tmp_path, monkeypatch):
     """The rest of an epoch has a loader of its own; it does not make the host wait for each batch."""
     waits = []
@@ -553,6 +566,20 @@ def test_own_optimizer_and_schedule(tmp_path):
     with pytest.raises(UserError, match="--schedule_by_time has no effect beside a scheduler"):
         options = {"schedule_by_time": True, "max_training_hours": 1.0, "lr_scheduler_type": "cosine"}
         make_trainer(tmp_path, model=models[0], optimizers=own_optimizer(models[0]), **options)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("adamw_torch", "adamw_torch_fused"), ("adamw_torch_fused", "adamw_torch")]
+)
+def test_an_optimizer_computes_as_it_was_made(tmp_path, before, after):
+    """Fused or not, whatever the one of the checkpoint was; bad steps are left out on the device by one that can."""
+    whole = make_trainer(tmp_path, optim=before)
+    whole.train()
+    resumed = make_trainer(tmp_path, optim=after)
+    resumed.non_finite_guard.deferred = True
+    resumed.train(resume_from_checkpoint="checkpoint-2")
+    assert [bool(group["fused"]) for group in resumed.optimizer.param_groups] == [after == "adamw_torch_fused"] * 2
+    assert logged(resumed, "loss") == pytest.approx(logged(whole, "loss"), abs=1e-5)
 
 
 def test_own_optimizer_class(tmp_path):
