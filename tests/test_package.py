@@ -165,7 +165,7 @@ def describe(config):
 
 if __name__ == "__main__":
     config = gpt2_hf.GPT2HFConfig(n_embd=8, n_layer=1, n_head=1, n_positions=8, vocab_size=16)
-    config.save_pretrained("config")
+    config.save_pretrained("saved_config")
 
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -179,7 +179,7 @@ if __name__ == "__main__":
     command = [sys.executable, "-m", "mine.program"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=180, cwd=tmp_path, env=environment)
     assert result.stdout.splitlines() == ["768", "gpt2_hf.model.modeling_gpt2_hf GPT2HFModel"], result.stderr
-    assert (tmp_path / "config" / "configuration_gpt2_hf.py").is_file()
+    assert (tmp_path / "saved_config" / "configuration_gpt2_hf.py").is_file()
 
 
 SETTINGS = """

@@ -216,7 +216,7 @@ def test_foreign_data_by_length_go_on_exactly(tmp_path):
 STREAMED = {"train_dataset": Stream(BLOCKS), "eval_strategy": "no", "lr_scheduler_type": "constant"}
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module")
 def streamed(request, tmp_path_factory):
     """Options with so many batches a step, and a whole run that has saved the steps which are resumed below."""
     folder, options = tmp_path_factory.mktemp("streamed"), STREAMED | {"gradient_accumulation_steps": request.param}
