@@ -23,7 +23,8 @@ from ..runs import history
         (("--num_workers", "1", "--dataloader_prefetch_factor", "-1"), "--dataloader"),
         (("--dataloader_multiprocessing_context", "spawn"), "--dataloader"),
         (("--accelerator_config", '{"nonsense": true}'), "unexpected keyword argument 'nonsense'"),
-        (("--neftune_noise_alpha", "5", "--report_to", "mlflow"), "MLflowCallback requires mlflow"),
+        (("--neftune_noise_alpha", "5"), "--neftune_noise_alpha goes by the length of a row"),
+        (("--report_to", "mlflow"), "MLflowCallback requires mlflow"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
