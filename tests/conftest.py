@@ -6,7 +6,6 @@ leave anything on the machine.
 
 import atexit
 import contextlib
-import functools
 import gc
 import json
 import os
@@ -31,8 +30,8 @@ from transformers import PreTrainedTokenizerFast
 
 from gpt2_hf.__main__ import main
 from gpt2_hf.commands import report
-from gpt2_hf.commands.report import draw_curves
 from gpt2_hf.model import chunked_loss
+from gpt2_hf.planning import probe
 from gpt2_hf.runtime.precision import resolve_precision
 
 from .faults import harness
@@ -116,15 +115,10 @@ def _restore_verbosity() -> Iterator[None]:
     logging.set_verbosity(verbosity)
 
 
-@functools.cache
-def _blank_curves() -> bytes:
-    return draw_curves([])
-
-
 @pytest.fixture(autouse=True)
 def _curves_are_blank(monkeypatch: pytest.MonkeyPatch) -> None:
     """A quarter of a tiny run would be drawing; `finished_run` and the tests of reports do draw."""
-    monkeypatch.setattr(report, "draw_curves", lambda history: _blank_curves())
+    monkeypatch.setattr(report, "draw_curves", lambda history: harness.blank_curves())
 
 
 @pytest.fixture(autouse=True)
@@ -132,6 +126,13 @@ def _no_process_is_left() -> Iterator[None]:
     """Of those that a test has started with the harness, also when it fails."""
     yield
     harness.kill_started()
+
+
+@pytest.fixture
+def quick_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan measures few steps: for tests that do not ask how long anything takes."""
+    monkeypatch.setattr(probe, "_MAX_STEPS", probe._MIN_STEPS)
+    monkeypatch.setattr(probe, "_EVALUATION_SECONDS", 0.1)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from gpt2_hf import load_tokenizer
 from gpt2_hf.__main__ import main
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerBase:
     """GPT-2's; tests leave it as it is."""
     return load_tokenizer()

@@ -6,7 +6,6 @@ import math
 import os
 import re
 import shutil
-import subprocess
 import sys
 from dataclasses import asdict
 
@@ -28,7 +27,8 @@ from gpt2_hf.options.arguments import DataArguments
 from gpt2_hf.runtime.precision import current_device_type
 
 from .. import ranks
-from ..conftest import REPOSITORY, read_json
+from ..conftest import read_json
+from ..faults import harness
 from ..tiny_models import make_stock
 from .conftest import evaluate
 
@@ -237,6 +237,14 @@ def test_an_output_file_may_be_a_link_or_a_pipe(finished_run, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "link", "old.json"]
 
 
+def evaluate_into(path, *options):
+    """`gpt2-hf evaluate ... >> path`, in a process of its own."""
+    os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), 1)
+    with open(1, "w", closefd=False) as sys.stdout:
+        code = main(["evaluate", *options])
+    os._exit(code)
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/stdout"), reason="Linux and macOS")
 def test_standard_output_as_a_file_gets_the_result_once(finished_run, tmp_path):
     """`--output_file /dev/stdout >> FILE`: what was in the file stays.
@@ -247,9 +255,8 @@ def test_standard_output_as_a_file_gets_the_result_once(finished_run, tmp_path):
     old.write_text("older\n")
     link.symlink_to("/dev/stdout")
     options = ["--model_path", str(finished_run / "best_model"), "--max_eval_samples", "9"]
-    command = [sys.executable, "-m", "gpt2_hf", "evaluate", *options, "--output_file", str(link)]
-    with open(old, "a") as stdout:
-        subprocess.run(command, cwd=REPOSITORY, stdout=stdout, check=True)
+    process = harness.start_function(evaluate_into, old, *options, "--output_file", str(link))
+    assert harness.join([process]) == [0]
     lines = old.read_text().splitlines()
     assert lines[0] == "older" and json.loads(lines[-1])["pieces"] and old.read_text().count('"pieces"') == 1
     assert link.is_symlink()

@@ -20,7 +20,7 @@ from transformers import (
     pipeline,
 )
 
-from gpt2_hf import generate_text, generate_texts
+from gpt2_hf import generate_text, generate_texts, load_tokenizer
 from gpt2_hf.__main__ import main
 from gpt2_hf.commands import generate as generate_command
 from gpt2_hf.errors import UserError
@@ -50,6 +50,12 @@ def generate(model, inputs, seed=0, **options):
     """New tokens, from a fixed seed."""
     torch.manual_seed(seed)
     return model.generate(**inputs, max_new_tokens=12, pad_token_id=96, eos_token_id=96, **options)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_tokenizer):
+    """That of the tiny corpus: a command reads it in a moment."""
+    return tiny_tokenizer
 
 
 # --- transformers' generate ---
@@ -232,9 +238,21 @@ def test_pipeline(tokenizer):
 # --- our own function ---
 
 
+def model_for(tokenizer):
+    end = tokenizer.eos_token_id
+    return make_model(vocab_size=len(tokenizer), n_positions=64, bos_token_id=end, eos_token_id=end)
+
+
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    return make_model(vocab_size=len(tokenizer), n_positions=64, bos_token_id=50256, eos_token_id=50256)
+    return model_for(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    """GPT-2's tokenizer, whose tokens are words and not bytes, and a model with as many tokens."""
+    tokenizer = load_tokenizer()
+    return model_for(tokenizer), tokenizer
 
 
 def test_a_seed_gives_one_text_and_leaves_the_callers_numbers_alone(model, tokenizer):
@@ -356,8 +374,9 @@ def test_a_long_prompt_shortens_no_other_text(model, tokenizer, batch_size):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_stop_strings_end_each_text(model, tokenizer, batch_size):
+def test_stop_strings_end_each_text(gpt2, batch_size):
     """A text ends with the token that completes the string; the others of the batch go on."""
+    model, tokenizer = gpt2
     options = {"max_new_tokens": 8, "temperature": 0, "batch_size": batch_size}
     free = [texts[0] for texts in generate_texts(model, tokenizer, PROMPTS, **options)]
     stop = tokenizer.decode(tokenizer(free[0]).input_ids[2:4])
@@ -368,8 +387,9 @@ def test_stop_strings_end_each_text(model, tokenizer, batch_size):
     assert len(stopped[0]) < len(free[0])
 
 
-def test_stop_strings_end_each_text_of_a_model_without_an_end(model, tokenizer, monkeypatch):
+def test_stop_strings_end_each_text_of_a_model_without_an_end(gpt2, monkeypatch):
     """Where the model has no end-of-text token, a text in a batch is as long as alone."""
+    model, tokenizer = gpt2
     monkeypatch.setattr(model.generation_config, "eos_token_id", None)
     options = {"max_new_tokens": 8, "temperature": 0}
     (free,) = generate_text(model, tokenizer, PROMPTS[0], **options)
@@ -425,6 +445,15 @@ def folder(model, tokenizer, tmp_path_factory):
     return str(folder)
 
 
+@pytest.fixture(scope="module")
+def gpt2_folder(gpt2, tmp_path_factory):
+    """The same with GPT-2's tokenizer."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    for each in gpt2:
+        each.save_pretrained(folder)
+    return str(folder)
+
+
 def use_stdin(monkeypatch, text, terminal):
     """Let the command read its standard input from here."""
     stdin = io.StringIO(text)
@@ -444,16 +473,16 @@ def test_the_command(folder, capsys):
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_single_text_is_streamed(folder, model, tokenizer, monkeypatch, capsys, seed):
+def test_a_single_text_is_streamed(gpt2, gpt2_folder, monkeypatch, capsys, seed):
     """It is printed while it is made, piece by piece, and is the text that generate_text gives."""
     pieces = []
     put = TextStreamer.on_finalized_text
     monkeypatch.setattr(
         TextStreamer, "on_finalized_text", lambda self, text, **end: pieces.append(text) or put(self, text, **end)
     )
-    command = ["generate", "--model_path", folder, "--prompt", "The", "--temperature", "1", "--seed", str(seed)]
+    command = ["generate", "--model_path", gpt2_folder, "--prompt", "The", "--temperature", "1", "--seed", str(seed)]
     assert main([*command, "--max_new_tokens", "24"]) == 0
-    (expected,) = generate_text(model, tokenizer, "The", temperature=1.0, seed=seed, max_new_tokens=24)
+    (expected,) = generate_text(*gpt2, "The", temperature=1.0, seed=seed, max_new_tokens=24)
     assert capsys.readouterr().out == expected + "\n"
     assert len([piece for piece in pieces if piece]) > 3
 
@@ -461,7 +490,8 @@ def test_a_single_text_is_streamed(folder, model, tokenizer, monkeypatch, capsys
 def test_beams_and_sequences_of_the_generation_config(folder, model, tokenizer, tmp_path, capsys):
     """A text of beam search is printed when it is done; one sample is one text, whatever number the config has."""
     copy = shutil.copytree(folder, tmp_path / "model")
-    config = {"num_beams": 4, "num_return_sequences": 2, "eos_token_id": 50256, "pad_token_id": 50256}
+    end = tokenizer.eos_token_id
+    config = {"num_beams": 4, "num_return_sequences": 2, "eos_token_id": end, "pad_token_id": end}
     (copy / "generation_config.json").write_text(json.dumps(config))
     command = ["generate", "--model_path", str(copy), "--prompt", "The", "--temperature", "0", "--precision", "fp32"]
     assert main([*command, "--max_new_tokens", "4"]) == 0
@@ -698,6 +728,27 @@ def test_an_output_file_may_be_a_link_or_a_pipe(folder, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "link", "old.jsonl"]
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder with files of prompts, good and bad ones; no test writes to it."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "void").mkdir()
+    make_stock().save_pretrained(folder / "no_words")
+    contents = {
+        "EMPTY.txt": "\n \n",
+        "good.txt": "The\nA\n",
+        "array.json": '[{"prompt": "A"}]',
+        "bad.jsonl": '{"prompt": "A"}\n{"prompt"\n',
+        "other.jsonl": '{"text": "A"}\n',
+    }
+    for name, content in contents.items():
+        (folder / name).write_text(content)
+    (folder / "latin.txt").write_bytes("Über".encode("latin-1"))
+    for name in ("packed.jsonl.gz", "table.PARQUET"):
+        (folder / name).write_bytes(b"\x1f\x8b\x08\xff")
+    return folder
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -728,23 +779,9 @@ def test_an_output_file_may_be_a_link_or_a_pipe(folder, tmp_path):
         (["--prompt", "A", "--model_path", "./no_words"], "no_words has no tokenizer and its 97 ids are not GPT-2's"),
     ],
 )
-def test_bad_input_is_one_line(folder, tmp_path, monkeypatch, capsys, options, message):
+def test_bad_input_is_one_line(folder, files, monkeypatch, capsys, options, message):
     """Exit code 2, and a line that names the option."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "void").mkdir()
-    make_stock().save_pretrained("no_words")
-    contents = {
-        "EMPTY.txt": "\n \n",
-        "good.txt": "The\nA\n",
-        "array.json": '[{"prompt": "A"}]',
-        "bad.jsonl": '{"prompt": "A"}\n{"prompt"\n',
-        "other.jsonl": '{"text": "A"}\n',
-    }
-    for name, content in contents.items():
-        (tmp_path / name).write_text(content)
-    (tmp_path / "latin.txt").write_bytes("Über".encode("latin-1"))
-    for name in ("packed.jsonl.gz", "table.PARQUET"):
-        (tmp_path / name).write_bytes(b"\x1f\x8b\x08\xff")
+    monkeypatch.chdir(files)
     capsys.readouterr()
     assert main(["generate", "--model_path", folder, *options]) == 2
     out, err = capsys.readouterr()
@@ -852,8 +889,9 @@ def test_the_library_refuses_what_is_no_text(model, tokenizer):
         generate_texts(model, tokenizer, ["good", "\ud83d bad"])
 
 
-def test_a_text_can_be_kept_from_ending(tokenizer):
+def test_a_text_can_be_kept_from_ending(gpt2):
     """With `min_new_tokens` a model that wants to end at once goes on."""
+    _, tokenizer = gpt2
     model = make_model(vocab_size=50257, eos_token_id=50256)
     with torch.no_grad():
         model.transformer.ln_f.bias.copy_(100 * model.lm_head.weight[50256])

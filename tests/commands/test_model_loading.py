@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import textwrap
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,7 +33,7 @@ from gpt2_hf.commands.model_loading import (
 )
 from gpt2_hf.errors import UserError
 
-from ..conftest import python
+from ..conftest import REPOSITORY, python
 from ..tiny_models import NO_DROPOUT, SIZES, VOCAB_SIZE, bitwise_equal, make_model, make_stock, random_ids
 
 # distilgpt2's config.json has these on top of GPT-2's fields.
@@ -399,7 +400,7 @@ REMOTE_CODE = """
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, pipeline
 
-    folder, again = sys.argv[1:]
+    folder, again, old = sys.argv[1:]
     ids = torch.arange(9)[None]
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     assert type(model).__module__.startswith("transformers_modules.")
@@ -414,22 +415,26 @@ REMOTE_CODE = """
     second = AutoModelForCausalLM.from_pretrained(again, trust_remote_code=True)
     print(second.generate(ids, max_new_tokens=5, do_sample=False)[0].tolist())
     print(second(ids).loss, model.transformer.h[2].mlp.c_proj.weight.sum().item(), fresh.num_parameters())
+    print(AutoModelForCausalLM.from_pretrained(old, trust_remote_code=True).num_parameters())
 """
 
 
-@pytest.mark.parametrize("name", ["model", "my módel (2)"])
-def test_loads_where_the_package_is_not_importable(tmp_path, name):
-    """With trust_remote_code every Auto class loads a saved model in a process that cannot import gpt2_hf."""
-    model = make_model()
+def test_loads_where_the_package_is_not_importable(tmp_path):
+    """With trust_remote_code every Auto class loads a saved model in a process that cannot import gpt2_hf.
+
+    So it does a model of an earlier version, with the source that was saved beside it.
+    """
+    model, name = make_model(), "my módel (2)"
     model.save_pretrained(tmp_path / name)
+    zipfile.ZipFile(REPOSITORY / "tests" / "job" / "fixtures" / "run_of_dc2dd75.zip").extractall(tmp_path)
     expected = model.generate(torch.arange(9)[None], max_new_tokens=5, do_sample=False)[0].tolist()
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}
-    folders = (str(tmp_path / name), str(tmp_path / "again"))
+    folders = [str(tmp_path / folder) for folder in (name, "again", "run/best_model")]
     done = python(textwrap.dedent(REMOTE_CODE), *folders, timeout=240, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0] == str(expected)
     weight_sum = model.transformer.h[2].mlp.c_proj.weight.sum().item()
-    assert done.stdout.splitlines()[1] == f"None {weight_sum} {model.num_parameters()}"
+    figures = f"None {weight_sum} {model.num_parameters()}"
+    assert done.stdout.splitlines() == [str(expected), figures, "11776"]
 
 
 @pytest.mark.parametrize("variant", [{"n_inner": 20}, {"scale_attn_by_inverse_layer_idx": True}, {"n_layer": 1}])

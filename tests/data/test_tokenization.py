@@ -9,6 +9,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -21,13 +22,16 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from gpt2_hf.data import cache, encoding, fingerprints
+from gpt2_hf.data import cache, encoding, fingerprints, tokenization
 from gpt2_hf.data.encoding import Encoder
 from gpt2_hf.data.sources import FileSource, load_sources
 from gpt2_hf.data.tokenization import TokenizedDocuments, is_set_aside, tokenize, tokenize_and_cut
+from gpt2_hf.data.tokenizer import gpt2_tokenizer
 from gpt2_hf.errors import UserError
 
+from ..conftest import needs_fork_server
 from ..data_fixtures import documents_of, file_arguments
+from ..faults import harness
 
 corpora = st.lists(st.lists(st.integers(0, 65535), max_size=9), max_size=12)
 
@@ -467,54 +471,55 @@ def test_bad_text_leaves_nothing_behind(tmp_path, gpt2, content):
 
 TOKENIZE = """
 import sys
-import threading
 from gpt2_hf.options.arguments import DataArguments
 from gpt2_hf.data import tokenization
 from gpt2_hf.data.sources import Cursor, FileSource, load_sources
 from gpt2_hf.data.tokenizer import gpt2_tokenizer
 
-class Loud(tokenization.Encoder):
-    def __init__(self, *args):
-        print("tokenising", flush=True)
-        super().__init__(*args)
-
-tokenization.Encoder = Loud
 arguments = DataArguments(dataset_name=None, train_file=sys.argv[1])
 documents = tokenization.tokenize(load_sources(arguments)["train"], gpt2_tokenizer())
 print(documents.fingerprint())
 """
 
 
-@pytest.fixture
-def start_process(popen):
-    """`start_process(path)` tokenises a text in a process of its own."""
+def tokenise_in_process(path: Path, cache_folder: Path, log: Path, waits: bool) -> None:
+    """Write to a file that it begins, then the fingerprint; one that waits does not come so far."""
+    datasets.config.HF_DATASETS_CACHE = cache_folder
+    with log.open("w", buffering=1) as file:
 
-    def start(path: Path, program: str = TOKENIZE) -> subprocess.Popen:
-        environment = {**os.environ, "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)}
-        command = [sys.executable, "-c", program, str(path)]
-        return popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        class Loud(Encoder):
+            def __init__(self, *args):
+                print("tokenising", file=file)
+                if waits:
+                    threading.Event().wait()
+                super().__init__(*args)
 
-    return start
+        tokenization.Encoder = Loud
+        print(tokenize(source_of(path), gpt2_tokenizer()).fingerprint(), file=file)
 
 
-def test_two_processes_at_once(tmp_path, start_process):
+@needs_fork_server
+def test_two_processes_at_once(tmp_path, cache_folder):
     """Of two processes that start together one tokenises; both read the same, and there is one entry."""
-    path = tmp_path / "a.txt"
+    path, logs = tmp_path / "a.txt", [tmp_path / "log0", tmp_path / "log1"]
     path.write_text("".join(f"Number {i} and {i * i}.\n" for i in range(10_000)))
-    outputs = [process.communicate(timeout=120)[0].split() for process in [start_process(path) for _ in range(2)]]
+    processes = [harness.start_function(tokenise_in_process, path, cache_folder, log, False) for log in logs]
+    assert harness.join(processes) == [0, 0]
+    outputs = [log.read_text().split() for log in logs]
     assert sorted(map(len, outputs)) == [1, 2], "one of them tokenises"
     assert outputs[0][-1] == outputs[1][-1]
     assert len(entries()) == 1 and leftovers() == []
 
 
-def test_killed_process_does_not_block_the_next(tmp_path, gpt2, start_process):
+@needs_fork_server
+def test_killed_process_does_not_block_the_next(tmp_path, gpt2, cache_folder):
     """A process that is killed while it tokenises leaves no entry, and no lock that holds."""
     path = tmp_path / "a.txt"
     path.write_text("".join(f"Number {i} and {i * i}.\n" for i in range(4000)))
-    process = start_process(path, TOKENIZE.replace("super().__init__(*args)", "threading.Event().wait()"))
-    assert process.stdout.readline() == "tokenising\n"
+    process = harness.start_function(tokenise_in_process, path, cache_folder, tmp_path / "log", True)
+    harness.wait_for(tmp_path / "log", "tokenising\n")
     process.kill()
-    process.communicate(timeout=30)
+    process.join(30)
     assert entries() == [] and leftovers() != []
     documents = tokenize(source_of(path), gpt2)
     assert len(documents) == 4000

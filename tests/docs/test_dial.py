@@ -25,6 +25,12 @@ def document(dial):
     return dial.of_seed(json.loads(dial.RESULTS.read_text(encoding="utf-8")), 1)
 
 
+@pytest.fixture(scope="module")
+def fitted(dial, document):
+    """The rule that these runs give, and its error."""
+    return dial.fit(dial.without_choices(document))
+
+
 def runs_of(rule: LossRule, texts=(("python-docs", 130_000, 0.7), ("wikitext", 2_400_000, 0.0))):
     """What a machine would give on which the rule is the truth, but for a constant of each text."""
     runs = []
@@ -78,9 +84,9 @@ def test_runs_of_two_seeds_are_not_compared(dial, tmp_path, monkeypatch, capsys)
         assert shown[-2:] == [expected, expected]
 
 
-def test_the_rule_of_the_package_is_the_fit(dial, document):
+def test_the_rule_of_the_package_is_the_fit(fitted):
     """Of the runs that are in the repository."""
-    assert dial.fit(dial.without_choices(document))[0] == RULE
+    assert fitted[0] == RULE
 
 
 def test_the_grid_in_the_documentation_is_that_of_the_runs(dial, document):
@@ -90,7 +96,7 @@ def test_the_grid_in_the_documentation_is_that_of_the_runs(dial, document):
         assert row in page
 
 
-def test_the_figures_of_the_rule_in_the_documentation_are_those_of_the_runs(dial, document):
+def test_the_figures_of_the_rule_in_the_documentation_are_those_of_the_runs(dial, document, fitted):
     """How many runs it is fitted to, how well, where they lie, and what it costs on a text that it has not seen."""
     runs = dial.without_choices(document)
     parameters, tokens = ([each[name] / 1e6 for each in runs] for name in ("parameters", "tokens"))
@@ -102,7 +108,7 @@ def test_the_figures_of_the_rule_in_the_documentation_are_those_of_the_runs(dial
     sentences = [
         f"would lose on that text at most {unseen[0]}, {unseen[1]} and {unseen[2]}",
         f"The fixed sizes below, {len(runs)} runs,",
-        f"The error is {dial.fit(runs)[1]:.3f} nats.",
+        f"The error is {fitted[1]:.3f} nats.",
         f"The runs have {min(parameters):.2g} to {max(parameters):.2g} million parameters in use and "
         f"{min(tokens):.2g} to {max(tokens):.2g} million tokens, for up to {epochs:.0f} epochs;",
     ]

@@ -189,7 +189,9 @@ def test_the_tutorial_after_training(place, capsys):
             assert main([command, *words, *extra]) == 0, (command, words, capsys.readouterr().err)
             done.append(command)
     assert set(done) == {"evaluate", "generate", "export", "report"}
+    assert "exported" in capsys.readouterr().out
     assert (place / "comparison.png").is_file() and (place / "exported" / "config.json").is_file()
+    assert (place / "exported" / "model.safetensors").is_file()
     (code,) = code_blocks(text, "python")
     names = {}
     exec(code, names)

@@ -142,7 +142,7 @@ _PROCESS = """#!/bin/bash
 trap 'stop=1' USR1
 echo started >> "$STAND_IN/started"
 until [[ -n ${stop:-} ]]; do sleep 0.1; done
-[[ $RANK == 0 ]] && sleep 1.5
+[[ $RANK == 0 ]] && sleep 0.8
 exit 75
 """
 
@@ -154,7 +154,7 @@ def test_processes_that_leave_one_after_another_are_requeued(tmp_path, cluster, 
     job = submit([], tmp_path / "log", {**cluster, "CHAIN": "1"})
     harness.wait_for(tmp_path / "started", "started\nstarted\n", 60, job)
     for number in range(signals):
-        time.sleep(0.3 * bool(number))
+        time.sleep(0.15 * bool(number))
         job.send_signal((signal.SIGUSR1, signal.SIGTERM)[number % 2])
     assert job.wait(timeout=60) == 75, (tmp_path / "log").read_text()
     assert (tmp_path / "scontrol.log").read_text() == f"requeue {cluster['SLURM_JOB_ID']}\n"

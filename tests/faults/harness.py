@@ -18,6 +18,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpt2_hf.commands.report import draw_curves
+
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext  # which Windows has not
 
@@ -29,8 +31,16 @@ _PRELOADED += ["matplotlib.figure", "matplotlib.backends.backend_agg", "huggingf
 _PRELOADED += ["pytest", "hypothesis", "tests.faults.frozen"]
 
 
-def _run(argv: list[str], log: str, environment: dict[str, str], prepare: Callable[[], None] | None) -> None:
-    """The body of a process: the command, its output in a file, its exit code the process's."""
+@functools.cache
+def blank_curves() -> bytes:
+    """The picture of a run without numbers."""
+    return draw_curves([])
+
+
+def _run(
+    argv: list[str], log: str, environment: dict[str, str], prepare: Callable[[], None] | None, curves: bytes
+) -> None:
+    """The body of a process: the command, its output in a file, its exit code the process's; it draws nothing."""
     import torch
 
     os.environ.update(environment)
@@ -38,7 +48,9 @@ def _run(argv: list[str], log: str, environment: dict[str, str], prepare: Callab
         prepare()
 
     import gpt2_hf.__main__ as command
+    from gpt2_hf.commands import report
 
+    report.draw_curves = lambda history: curves
     torch.set_num_threads(1)
     command._SECONDS_FOR_THE_FIRST = 0.2  # what is said within it is not waited for here
     with open(log, "a", buffering=1) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
@@ -48,7 +60,8 @@ def _run(argv: list[str], log: str, environment: dict[str, str], prepare: Callab
 
 @functools.cache
 def warm_up() -> "ForkServerContext":
-    """A fork server that has finished its imports."""
+    """A fork server that has finished its imports; what each run is given is there, too."""
+    blank_curves()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     first = context.Process(target=os.getpid)
@@ -64,7 +77,7 @@ def start(
     prepare: Callable[[], None] | None = None,
 ) -> BaseProcess:
     """Start the command `argv` in a process of its own, which calls `prepare` before."""
-    return start_function(_run, argv, str(log), environment or {}, prepare)
+    return start_function(_run, argv, str(log), environment or {}, prepare, blank_curves())
 
 
 def start_function(function: Callable[..., None], *arguments: Any) -> BaseProcess:

@@ -8,11 +8,15 @@ import pytest
 from gpt2_hf.checkpoints import folders
 from gpt2_hf.trainer.callbacks import StopCallback
 
-from ..conftest import needs_fork_server
+from ..conftest import needs_fork_server, read_json
 from ..runs import history
 from . import harness
 
 pytestmark = needs_fork_server
+
+
+# What the run of two processes has besides.
+TWO = ("--schedule_by_time", "--eval_every", "100", "--save_every", "5", "--batch_size", "4", "--ddp_backend", "gloo")
 
 
 def command(tiny_options, folder, seconds, *options):
@@ -33,10 +37,10 @@ def slow_steps():
 
 
 def test_random_budgets_are_kept(tiny_options, tmp_path):
-    """Three of 10 to 20 seconds, side by side: kept, and ended with a named checkpoint and an evaluation.
+    """Four of 10 to 20 seconds, side by side: kept, and ended with a named checkpoint and an evaluation.
 
-    The longest has a schedule that follows the clock: its learning rate has come down to nearly 0 by then, and with
-    more hours nothing is trained.
+    Two have a schedule that follows the clock. The learning rate of the first has come down to nearly 0 by then, and
+    with more hours nothing is trained; the second is one of two processes, which stop at the same step.
     """
     random = harness.seeded("budgets")
     harness.warm_up()
@@ -47,19 +51,25 @@ def test_random_budgets_are_kept(tiny_options, tmp_path):
         budget, options = (20, ["--schedule_by_time"]) if folder == by_time else (random.uniform(10, 20), [])
         begin = time.monotonic()
         process = harness.start(command(tiny_options, folder, budget, *options), folder / "log", prepare=slow_steps)
-        runs.append((folder, budget, begin, process))
+        runs.append((folder, budget, begin, [process]))
+    two, begin = tmp_path / "two", time.monotonic()
+    two.mkdir()
+    argv = command(tiny_options, two, 16, *TWO)  # so that it does not end together with the longest
+    runs.append((two, 16, begin, harness.start_ranks(argv, [two / "log", two / "second_log"], slow_steps)))
     seconds = {}
     while len(seconds) < len(runs):
         time.sleep(0.02)
-        for folder, _, begin, process in runs:
-            if folder not in seconds and not process.is_alive():
+        for folder, _, begin, processes in runs:
+            if folder not in seconds and not any(process.is_alive() for process in processes):
                 seconds[folder] = time.monotonic() - begin
             assert time.monotonic() - begin < 120, f"still running:\n{(folder / 'log').read_text()}"
-    for folder, budget, _, process in runs:
-        assert process.exitcode == 0, (folder / "log").read_text()
+    for folder, budget, _, processes in runs:
+        assert not any(process.exitcode for process in processes), (folder / "log").read_text()
         assert seconds[folder] < budget
         assert "checkpoint_time_limit" in folders.read_names(folder / "run")
         assert (folder / "run" / "eval_results.json").is_file()
+        reached = read_json(folder / "run" / "trainer_state.json")["global_step"]
+        assert folders.resolve("checkpoint_time_limit", folder / "run").name == f"checkpoint-{reached}"
 
     run, printed = by_time / "run", (by_time / "log").read_text()
     assert (run / "test_results.json").is_file()

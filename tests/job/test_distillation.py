@@ -115,6 +115,7 @@ def test_options_that_do_nothing_or_contradict_are_refused(options, message):
         parse([GPT2HFTrainingArguments], [*options, "--use_cpu"])
 
 
+@pytest.mark.usefixtures("quick_probe")
 def test_a_plan_knows_what_teachers_cost(tiny_options, finished_run, tmp_path, capsys):
     """Their memory, their arithmetic, and the time of steps that are made with them."""
     lines = []

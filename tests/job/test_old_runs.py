@@ -5,10 +5,10 @@
     --validation_file validation.txt --tokenizer_name ./tokenizer --precision fp32 --use_cpu --learning_rate 3e-3
     --max_steps 8 --warmup_steps 2 --logging_steps 1 --eval_every 2 --save_every 4 --batch_size 4
     --checkpoint_dir run --sample_tokens 8 --save_total_limit none
-Its checkpoints of steps 2 and 6, event files and pictures are left out.
+Its checkpoints of steps 2 and 6, event files and pictures are left out. That its model loads where this package is
+not installed is tested with other such models (tests/commands/test_model_loading.py).
 """
 
-import os
 import zipfile
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from gpt2_hf.__main__ import main
 
-from ..conftest import python, read_json
+from ..conftest import read_json
 
 
 @pytest.fixture
@@ -56,17 +56,3 @@ def test_an_old_model_is_evaluated(old_run, capsys):
     """By its name, with the protocol it was trained with."""
     assert main(["evaluate", "--model_path", "run/best_model", "--split", "validation"]) == 0
     assert f"{read_json(old_run / 'eval_results.json')['eval_loss']:.4f}" in capsys.readouterr().out
-
-
-def test_an_old_model_loads_where_the_package_is_not_installed(old_run):
-    """With the source that was saved beside it."""
-    code = """if True:
-        import sys
-        sys.modules["gpt2_hf"] = None  # as if it were not installed
-        from transformers import AutoModelForCausalLM
-        model = AutoModelForCausalLM.from_pretrained("run/best_model", trust_remote_code=True)
-        print(model.num_parameters())
-    """
-    environment = {**os.environ, "HF_HOME": str(old_run / "hf_home")}
-    done = python(code, cwd=old_run.parent, env=environment)
-    assert done.stdout.strip() == "11776", done.stderr

@@ -23,24 +23,19 @@ from ..conftest import read_json
 from ..faults import harness
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("--d_ff", "128"),
-        ("--num_heads", "2"),
-        ("--data_seed", "42"),
-        ("--max_train_samples", "none"),
-        ("--attn_implementation", "sdpa"),
-    ],
-)
-def test_a_default_that_is_stated_is_no_change(train_tiny, finished_run, tmp_path, capsys, options):
+def test_a_default_that_is_stated_is_no_change(train_tiny, finished_run, tmp_path, capsys):
     """Sizes and settings that follow from others when they are left out, given as what they are."""
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
-    if "--max_train_samples" in options:
-        shutil.rmtree(run)
-        assert train_tiny(run, "--max_train_samples", "100000") == 0
-    assert train_tiny(run, "--resume_from", "latest", *options) == 0
+    stated = ("--d_ff", "128", "--num_heads", "2", "--data_seed", "42", "--attn_implementation", "sdpa")
+    assert train_tiny(run, "--resume_from", "latest", *stated) == 0
+    assert "changed since the checkpoint" not in capsys.readouterr().out
+
+
+def test_more_samples_than_there_are_is_all_of_them(train_tiny, tmp_path, capsys):
+    """A limit that left nothing out can be left out."""
+    for options in (("--max_train_samples", "100000"), ("--max_train_samples", "none", "--resume_from", "latest")):
+        assert train_tiny(tmp_path / "run", "--max_steps", "2", *options) == 0
     assert "changed since the checkpoint" not in capsys.readouterr().out
 
 

@@ -44,26 +44,32 @@ def measure_for_a_moment() -> None:
     sizing._MEASURE_SECONDS = 0.0
 
 
-def quick_options(tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A text that is long enough to be sized for, on a machine that is measured for a moment."""
+def quick_options(text: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Options of a run on a machine that is measured for a moment."""
     monkeypatch.setattr(sizing, "_MEASURE_SECONDS", 0.0)
     monkeypatch.setattr(sizing, "LADDER", (Size(16, 1), Size(32, 1), Size(32, 2)))
     monkeypatch.setattr(size_rule, "RULE", RULE_OF_THE_SMALL)
-    text = ("--dataset_name", "python-docs", "--tokenizer_name", str(tokenizer_folder))
-    return ["train", *text, "--precision", "fp32", "--use_cpu", "--do_predict", "false"]
-
-
-@pytest.fixture
-def options(tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    return quick_options(tokenizer_folder, monkeypatch)
+    return ["train", *text, "--do_predict", "false"]
 
 
 @pytest.fixture(scope="module")
-def sized_run(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def text(corpus_folder: Path, tokenizer_folder: Path) -> list[str]:
+    """A text that is long enough to be sized for."""
+    files = ["--train_file", str(corpus_folder / "t*.txt"), "--validation_file", str(corpus_folder / "validation.txt")]
+    return [*files, "--tokenizer_name", str(tokenizer_folder), "--precision", "fp32", "--use_cpu"]
+
+
+@pytest.fixture
+def options(text: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    return quick_options(text, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def sized_run(text: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a run that chose, and what it printed; tests only read it."""
     folder, out = tmp_path_factory.mktemp("sized") / "run", io.StringIO()
     with pytest.MonkeyPatch.context() as monkeypatch, contextlib.redirect_stdout(out):
-        options = quick_options(tokenizer_folder, monkeypatch)
+        options = quick_options(text, monkeypatch)
         assert main([*options, *AUTO, "--checkpoint_dir", str(folder)]) == 0
     return folder, out.getvalue()
 
@@ -351,10 +357,9 @@ def test_a_memory_that_turns_out_too_small_is_the_same_line(options, tmp_path, c
         main(words)
 
 
-def test_processes_agree_on_a_choice(tmp_path, tokenizer_folder):
+def test_processes_agree_on_a_choice(tmp_path, text):
     """The first one measures; a step has as many tokens as with one process, and each line is printed once."""
-    text = ["--dataset_name", "python-docs", "--tokenizer_name", str(tokenizer_folder), "--precision", "fp32"]
-    stated = ["--use_cpu", "--d_model", "16", "--num_layers", "1", "--do_predict", "false"]
+    stated = ["--d_model", "16", "--num_layers", "1", "--do_predict", "false"]
     words = ["train", *text, *stated, *AUTO, "--checkpoint_dir", str(tmp_path / "run")]
     out = ranks.run(2, words, tmp_path / "log", prepare=measure_for_a_moment)
     record = read_json(tmp_path / "run" / "resolved_config.json")

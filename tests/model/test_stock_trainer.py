@@ -31,7 +31,7 @@ def make_trainer(which, folder, data=BLOCKS, model=None, trainer_options=None, *
         model = stock if which == "stock" else twin_of(stock)
     settings = {"max_steps": 4, "logging_steps": 1, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2}
     settings |= {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 5}
-    settings |= {"optim": "sgd", "learning_rate": 0.01}
+    settings |= {"optim": "sgd", "learning_rate": 0.01, "save_strategy": "no"}
     args = TrainingArguments(
         folder / which, use_cpu=True, report_to="none", disable_tqdm=True, seed=7, **(settings | options)
     )
@@ -50,14 +50,16 @@ def assert_same_training(ours, stock):
             torch.testing.assert_close(weight, weights[name], atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("rows", ["blocks", "padded"])
-@pytest.mark.parametrize(("optim", "learning_rate", "accumulation"), [("adamw_torch", 1e-3, 1), ("sgd", 0.01, 2)])
-def test_training_and_evaluation_equal_stocks(tmp_path, rows, smoothing, optim, learning_rate, accumulation):
+@pytest.mark.parametrize(
+    ("rows", "smoothing", "accumulation"),  # each value with each of the others
+    [("blocks", 0.0, 1), ("blocks", 0.1, 2), ("padded", 0.0, 2), ("padded", 0.1, 1)],
+)
+def test_training_and_evaluation_equal_stocks(tmp_path, rows, smoothing, accumulation):
     """Losses per step, eval_loss and weights are stock GPT-2's, with smoothed labels and accumulation too."""
     data = BLOCKS if rows == "blocks" else padded_rows()
     options = {"label_smoothing_factor": smoothing, "gradient_accumulation_steps": accumulation}
-    options |= {"optim": optim, "learning_rate": learning_rate}
+    if accumulation == 1:
+        options |= {"optim": "adamw_torch", "learning_rate": 1e-3}
     trainers = [make_trainer(which, tmp_path, data, **options) for which in ("ours", "stock")]
     for trainer in trainers:
         assert trainer.label_names == ["labels"]
@@ -145,7 +147,8 @@ def test_a_loss_function_of_the_users_own_equals_stocks(tmp_path):
 def test_the_best_model_is_loaded_at_the_end(tmp_path):
     """`load_best_model_at_end` finds `eval_loss` and gives the weights of the best checkpoint."""
     greatest = {"metric_for_best_model": "loss", "greater_is_better": True}  # so that it is not the last
-    trainers = [make_trainer(which, tmp_path, load_best_model_at_end=True, **greatest) for which in ("ours", "stock")]
+    greatest |= {"load_best_model_at_end": True, "save_strategy": "steps"}
+    trainers = [make_trainer(which, tmp_path, **greatest) for which in ("ours", "stock")]
     for trainer in trainers:
         trainer.train()
         assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
@@ -155,7 +158,7 @@ def test_the_best_model_is_loaded_at_the_end(tmp_path):
 
 def test_resumed_equals_uninterrupted(tmp_path):
     """`resume_from_checkpoint` goes on bit for bit."""
-    whole = make_trainer("ours", tmp_path / "whole")
+    whole = make_trainer("ours", tmp_path / "whole", save_strategy="steps")
     whole.train()
     resumed = make_trainer("ours", tmp_path / "resumed")
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "ours" / "checkpoint-2"))

@@ -134,6 +134,7 @@ def test_a_batch_that_cannot_be_divided_is_refused(samples, devices, choices):
         divide_batch(samples, devices, 8)
 
 
+@pytest.mark.usefixtures("quick_probe")
 def test_plan_prints_the_lines(tiny_options, tmp_path, capsys):
     """`plan --nproc 4 --nodes 2`: the batches, and both ways with their memory and traffic; nothing for one device."""
     options = ["plan", *tiny_options, "--checkpoint_dir", str(tmp_path / "run")]

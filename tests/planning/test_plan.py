@@ -187,6 +187,7 @@ def test_a_device_that_is_smaller_than_expected_is_told(tiny_options, tmp_path, 
     assert "does not fit" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("quick_probe")
 def test_the_timeout_is_for_the_steps(tiny_options, tmp_path, monkeypatch):
     """As in a run: before them one process may tokenise for long, while the others wait."""
     calls = []
@@ -262,6 +263,7 @@ def plan_of(tiny_options, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.usefixtures("quick_probe")
 @pytest.mark.parametrize("mode", ["padded", "padding_free", "blocks"])
 def test_every_mode_is_planned_and_nothing_is_written(plan_of, capsys, mode):
     """`plan` prints parameters, steps, memory, speed, time, budget and disk."""
@@ -273,6 +275,7 @@ def test_every_mode_is_planned_and_nothing_is_written(plan_of, capsys, mode):
     assert made.measured.step_seconds > 0 and made.measured.evaluation_seconds > 0 and made.activation_bytes > 0
 
 
+@pytest.mark.usefixtures("quick_probe")
 def test_lines_with_one_target_each_are_planned(plan_of, tmp_path):
     """They have no half to measure."""
     text = tmp_path / "text.txt"
@@ -280,6 +283,7 @@ def test_lines_with_one_target_each_are_planned(plan_of, tmp_path):
     assert plan_of("--train_file", str(text)).activation_bytes > 0
 
 
+@pytest.mark.usefixtures("quick_probe")
 def test_options_of_the_run_that_a_probe_does_without(plan_of, monkeypatch):
     """Early stopping, an upload and what else is no matter of a plan; nothing is uploaded."""
     monkeypatch.setattr("transformers.trainer.Trainer.init_hf_repo", lambda self, *args: pytest.fail("uploads"))
@@ -289,6 +293,7 @@ def test_options_of_the_run_that_a_probe_does_without(plan_of, monkeypatch):
     assert made.measured.step_seconds > 0
 
 
+@pytest.mark.usefixtures("quick_probe")
 def test_the_share_of_the_peak_is_that_of_the_whole_text(plan_of, monkeypatch):
     """The probe trains on a part of it, whose lengths the Trainer does not know."""
 

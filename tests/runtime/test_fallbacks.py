@@ -58,7 +58,8 @@ def test_a_card_and_its_compiler(monkeypatch, capability, precision, missing):
 def test_flex_attention_is_not_trained_where_it_cannot_be(monkeypatch):
     """It knows no dropout, has gradients on CUDA alone, and is slow and large without its compiler."""
     monkeypatch.setattr(fallbacks, "missing_for_compile", lambda device_type: None)
-    assert "no dropout" in missing_for_attention("flex_attention", "bf16", 0.1, "cuda")
+    no_dropout = missing_for_attention("flex_attention", "bf16", 0.1, "cuda")
+    assert "no dropout" in no_dropout and "--dropout 0" in no_dropout
     assert "no gradients on cpu" in missing_for_attention("flex_attention", "fp32", 0.0, "cpu")
     assert missing_for_attention("flex_attention", "bf16", 0.0, "cuda") is None
 

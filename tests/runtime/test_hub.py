@@ -39,6 +39,9 @@ try:
 except UserError as error:
     print(error)
 """
+LOAD_GPT2 = """
+print([load_tokenizer(name)("Hello world").input_ids for name in (None, "openai-community/gpt2")])
+"""
 LOAD_TOKENIZER = """
 try:
     load_tokenizer("someone/some-tokenizer")
@@ -59,12 +62,16 @@ def run_without_hub(code, tmp_path, endpoint):
 
 
 def test_refused_connection(tmp_path):
-    """With the hub's port closed, data and tokenizer give one line each with the remedy, soon, without retries."""
+    """With the hub's port closed, data and tokenizer give one line each with the remedy, soon, without retries.
+
+    GPT-2's own tokenizer needs no hub, with and without its name.
+    """
     with closing(socket.socket()) as unused:
         unused.bind(("127.0.0.1", 0))  # bound, not listening: a connection is refused
         endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        lines, errors, seconds = run_without_hub(LOAD_TOKENIZER + LOAD_DATA, tmp_path, endpoint)
-    tokenizer_line, data_line = lines
+        lines, errors, seconds = run_without_hub(LOAD_GPT2 + LOAD_TOKENIZER + LOAD_DATA, tmp_path, endpoint)
+    ids_line, tokenizer_line, data_line = lines
+    assert ids_line == str([[15496, 995]] * 2)
     assert tokenizer_line.startswith("--tokenizer_name: ") and "give a folder" in tokenizer_line
     assert data_line.startswith("--dataset_name: ") and "--train_file" in data_line
     assert "etry" not in errors and "Traceback" not in errors

@@ -127,7 +127,7 @@ def test_the_loader_inside_accelerates_is_shielded():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX signals")
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", "forkserver"])  # the latter starts them as `spawn` does, and elsewhere
 def test_children_of_the_host_program_are_left_to_it(tmp_path, method):
     """Only workers of ours are killed at the end; another daemonic child is asked to end and can tidy up."""
     program = tmp_path / "program.py"

@@ -315,12 +315,15 @@ def test_a_compiled_run_learns_the_same(tmp_path, precision):
 
 
 def test_stock_batches_and_an_adapter_work(tmp_path):
-    """Labels that the model shifts, a mask, and a student of which only an adapter is trained."""
+    """Labels that the model shifts, and a student of which only an adapter is trained."""
     peft = pytest.importorskip("peft")
     adapter = peft.get_peft_model(make_model(), peft.LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
     data = {"train_dataset": helpers.BLOCKS, "data_collator": helpers.COLLATORS["stock"]}
+    before = {name: parameter.detach().clone() for name, parameter in adapter.named_parameters()}
     losses, entropies, _ = trajectory(make_trainer(tmp_path, model=adapter, max_steps=2, **data))
-    assert all(map(math.isfinite, losses + entropies))
+    assert all(map(math.isfinite, losses + entropies)) and losses != pytest.approx(entropies, rel=0.01)
+    changed = {name for name, parameter in adapter.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed == {name for name in before if "lora_" in name} and changed
 
 
 @pytest.mark.parametrize(

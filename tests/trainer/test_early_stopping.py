@@ -48,10 +48,3 @@ def test_it_goes_with_a_time_budget(train_tiny, tmp_path, capsys):
     assert (
         1 < read_json(run / "trainer_state.json")["global_step"] < read_json(run / "trainer_state.json")["max_steps"]
     )
-
-
-def test_without_evaluations_it_is_refused(train_tiny, tmp_path, capsys):
-    """One line, before anything is written."""
-    assert train_tiny(tmp_path / "run", "--early_stopping_patience", "2", "--eval_strategy", "no") == 2
-    assert "--early_stopping_patience has no effect with --eval_strategy no" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()

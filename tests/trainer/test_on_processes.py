@@ -1,6 +1,5 @@
 """A user's own training on two processes, copies and shards: each ends as one process would."""
 
-import functools
 import importlib.util
 import os
 from pathlib import Path
@@ -125,22 +124,22 @@ def test_processes_resume_from_the_same_checkpoint(tmp_path):
         assert result["from"] == ["checkpoint-4"] and "No valid checkpoint found" in result["refused"]
 
 
-def per_rank_loss(folder, average):
-    """The mean loss of a step whose processes have other numbers of tokens."""
+def counted_tokens(folder):
+    """What a loss is divided by in a step whose processes have other numbers of tokens: averaged over both, or not."""
     rows = [{"input_ids": row["input_ids"], "labels": row["labels"].clone()} for row in BLOCKS[:4]]
     for row in rows[2:]:
         row["labels"][4:] = -100  # the second process has few
     options = {"max_steps": 1, "eval_strategy": "no", "save_strategy": "no", "per_device_train_batch_size": 2}
-    options |= {"train_sampling_strategy": "sequential", "average_tokens_across_devices": average}
-    trainer = make_trainer(folder, train_dataset=rows, **options)
+    options |= {"train_sampling_strategy": "sequential"}
     seen = []
-    step = trainer.training_step
-    trainer.training_step = lambda *args: seen.append(int(args[-1])) or step(*args)
-    trainer.train()
-    return seen[0]
+    for average in (True, False):
+        trainer = make_trainer(folder, train_dataset=rows, average_tokens_across_devices=average, **options)
+        step = trainer.training_step
+        trainer.training_step = lambda *args, step=step: seen.append(int(args[-1])) or step(*args)
+        trainer.train()
+    return seen
 
 
-@pytest.mark.parametrize(("average", "counted"), [(True, [68, 68]), (False, [62, 6])])
-def test_tokens_are_counted_over_all_processes(tmp_path, average, counted):
+def test_tokens_are_counted_over_all_processes(tmp_path):
     """`average_tokens_across_devices`: a loss is divided by the tokens of all, else by those of a process."""
-    assert on_two(functools.partial(per_rank_loss, average=average), tmp_path) == counted
+    assert on_two(counted_tokens, tmp_path) == [[68, 62], [68, 6]]

@@ -213,17 +213,27 @@ def test_foreign_data_by_length_go_on_exactly(tmp_path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-@pytest.mark.parametrize(("accumulated", "step"), [(1, 4), (1, 6), (1, 8), (2, 2), (2, 5)])
-def test_data_without_a_length_go_on_at_their_place(tmp_path, accumulated, step):
-    """In the pass and behind the batch that was the last, whatever the number of steps that was planned then."""
-    options = {"train_dataset": Stream(BLOCKS), "gradient_accumulation_steps": accumulated, "eval_strategy": "no"}
-    options |= {"save_steps": step, "save_total_limit": None, "lr_scheduler_type": "constant"}
-    whole = make_trainer(tmp_path / "whole", max_steps=15, **options)
+STREAMED = {"train_dataset": Stream(BLOCKS), "eval_strategy": "no", "lr_scheduler_type": "constant"}
+
+
+@pytest.fixture(scope="module")
+def streamed(request, tmp_path_factory):
+    """Options with so many batches a step, and a whole run that has saved the steps which are resumed below."""
+    folder, options = tmp_path_factory.mktemp("streamed"), STREAMED | {"gradient_accumulation_steps": request.param}
+    whole = make_trainer(folder, max_steps=15, save_steps=1, save_total_limit=None, **options)
     whole.train()
+    return options, whole
+
+
+@pytest.mark.parametrize(("streamed", "step"), [(1, 4), (1, 6), (1, 8), (2, 2), (2, 5)], indirect=["streamed"])
+def test_data_without_a_length_go_on_at_their_place(tmp_path, streamed, step):
+    """In the pass and behind the batch that was the last, whatever the number of steps that was planned then."""
+    options, whole = streamed
+    options = options | {"save_steps": step}
     make_trainer(tmp_path / "short", max_steps=step, **options).train()
-    for folder in ("whole", "short"):
+    for folder in (whole.args.output_dir, tmp_path / "short"):
         resumed = make_trainer(tmp_path / "resumed", max_steps=15, **options)
-        resumed.train(resume_from_checkpoint=str(tmp_path / folder / f"checkpoint-{step}"))
+        resumed.train(resume_from_checkpoint=f"{folder}/checkpoint-{step}")
         assert logged(resumed, "loss") == logged(whole, "loss")
         weights = [trainer.model.state_dict() for trainer in (whole, resumed)]
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -209,6 +209,7 @@ def test_an_average_can_be_given_up_and_begun(train_tiny, tmp_path, capsys):
     assert folders.damage(tmp_path / "plain" / "checkpoint-30") is None
 
 
+@pytest.mark.usefixtures("quick_probe")
 def test_a_plan_knows_what_an_average_takes(tiny_options, tmp_path, capsys):
     """Memory of a device, alone and among several, and room on the disk."""
     lines = {}
