@@ -1069,7 +1069,8 @@ def test_refused_curves_lose_nothing(train_tiny, tmp_path, capsys, monkeypatch):
     )
     assert train_tiny(tmp_path / "run", "--push_to_hub", "--hub_model_id", "tiny", "--max_steps", "5") == 2
     err = capsys.readouterr().err
-    assert "saved, but its curves are not uploaded" in err and err.count("\n") == 1 and len(hub.uploads) == 1
+    assert "saved, but the files beside the model are not uploaded" in err
+    assert err.count("\n") == 1 and len(hub.uploads) == 1
     assert f"; try again with: hf upload someone/tiny {tmp_path / 'run' / 'runs' / 'run'} runs/run --include=" in err
 
 
