@@ -478,7 +478,7 @@ def test_the_time_budget_ends_in_a_named_checkpoint(train_tiny, tmp_path, capsys
     assert train_tiny(run, "--resume_from", "checkpoint_time_limit", "--max_steps", "3") == 0
 
 
-def test_a_schedule_by_time_that_has_ended_is_not_gone_on_with(train_tiny, tmp_path, capsys):
+def test_a_schedule_by_time_that_has_ended_is_not_resumed(train_tiny, tmp_path, capsys):
     """With more epochs, in any folder: one that its steps ended, and one that the clock did, by an earlier version."""
     run, options = tmp_path / "run", ("--schedule_by_time", "--max_training_hours", "1")
     assert train_tiny(run, *options) == 0
