@@ -612,7 +612,7 @@ def make_cases(options: argparse.Namespace) -> list[Case]:
 
 
 def source_of_the_package() -> str:
-    """A name for the code that is measured: figures of another are not gone on with."""
+    """A name for the code that is measured: figures of other code are not continued."""
     digest = hashlib.sha256()
     for path in sorted((Path(__file__).resolve().parents[1] / "gpt2_hf").rglob("*.py")):
         digest.update(path.read_bytes())

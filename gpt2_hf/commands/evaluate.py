@@ -35,10 +35,10 @@ from .averaging import ScoredText, score_texts
 from .evaluation_report import POINTLESS_WITH_STRIDE, add_comparison, make_report, summary, text_of
 from .model_loading import SavedModel, find_trained
 from .output_files import is_pipe_or_device, is_same_file, is_stdout, require_writable
-from .pieces import Places
 from .scoring import Text
+from .significance import Places
+from .sliding_windows import SlidingWindows, collate_windows
 from .training_protocol import inherited_options, read_trained_option, with_training_protocol
-from .windows import SlidingWindows, collate_windows
 
 # The options that name a text, which no output replaces.
 _TEXTS = (*DATA_FILES, "dataset_name")

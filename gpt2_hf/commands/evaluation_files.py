@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..checkpoints.written import read_object
-from .pieces import paired_difference
+from .significance import paired_difference
 
 _SAME_MEASUREMENT = ("fingerprint", "protocol", "context", "stride", "precision")
 

@@ -16,8 +16,8 @@ from ..options.arguments import DataArguments, EvaluationArguments
 from ..perplexity import perplexity
 from .averaging import ScoredText
 from .model_loading import SavedModel
-from .pieces import CONFIDENCE, paired_difference
 from .scoring import PieceLosses, figures, text_figures
+from .significance import CONFIDENCE, paired_difference
 
 POINTLESS_WITH_STRIDE = ("truncate", "pad_to_max_length", "max_train_samples", "max_eval_samples")
 

@@ -142,12 +142,13 @@ def find_trained(model_path: str, option: str = "--model_path") -> SavedModel:
     return SavedModel(source, config, _load_checked_tokenizer(source, config, option), option)
 
 
-def load_model_tokenizer(model_name_or_path: str, option: str = "--model_name_or_path") -> PreTrainedTokenizerBase:
-    """The tokenizer of the model that an option names; GPT-2's if its folder has none but the vocabulary fits.
+def load_model_tokenizer(model_name_or_path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of `--model_name_or_path`; GPT-2's if the model's folder has none but its vocabulary fits.
 
     Raises:
         UserError: if there is no such model, or its tokenizer is missing and its vocabulary is not GPT-2's.
     """
+    option = "--model_name_or_path"
     source = resolve_model_path(model_name_or_path, DEFAULT_OUTPUT_DIR, option)
     return load_own_tokenizer(source, read_config(source, option), option)
 

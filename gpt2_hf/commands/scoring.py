@@ -27,7 +27,7 @@ from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..perplexity import perplexity
 from ..runtime.distributed import is_distributed, num_processes, process_index, sum_over_processes
 from ..runtime.temporary import evaluation_mode
-from .pieces import Places, piece_borders
+from .significance import Places, piece_borders
 from .text_units import TextCounts, TextUnits
 
 

@@ -22,9 +22,9 @@ from ..options.parsing import PROVENANCE_KEY
 from ..runtime.distributed import process_index
 from ..runtime.hub import ensure_hub_or_offline, is_hub_id, is_local_path
 
-# Options that act under certain values of others, and are refused otherwise. Those of the training run are passed over
-# then: its protocol is repeated as far as it goes with what is asked for.
-_ACTS: dict[str, Callable[[dict[str, Any]], bool]] = {
+# Options that take effect under certain values of others, and are refused otherwise. Those of the training run are
+# passed over then: its protocol is repeated as far as it goes with what is asked for.
+_TAKES_EFFECT: dict[str, Callable[[dict[str, Any]], bool]] = {
     "truncate": lambda options: options["sequence_mode"] != "blocks",
     "pad_to_max_length": lambda options: options["sequence_mode"] == "padded",
     "join_documents": lambda options: options["sequence_mode"] == "blocks" and not options["streaming"],
@@ -33,7 +33,7 @@ _ACTS: dict[str, Callable[[dict[str, Any]], bool]] = {
 
 
 def with_training_protocol(data_args: DataArguments, given: dict[str, str], source: str) -> DataArguments:
-    """Take what the command does not say about the data from the config the model was trained with, where it acts."""
+    """Take what the command does not say about the data from the training's config, where it takes effect."""
     if data_args.shift_blocks and "shift_blocks" in given:
         raise UserError("--shift_blocks has no effect: a text is scored as it is cut once; leave it out")
     if _is_unknown(source) and process_index() == 0:
@@ -51,7 +51,7 @@ def with_training_protocol(data_args: DataArguments, given: dict[str, str], sour
         raise UserError(
             f"{source} was trained on a text that its author has; give one to score it on, such as --test_file"
         )
-    idle = [name for name, acts in _ACTS.items() if name in trained and not acts(values)]
+    idle = [name for name, takes_effect in _TAKES_EFFECT.items() if name in trained and not takes_effect(values)]
     values |= {name: default_value(DataArguments, name) for name in idle}
     values["shift_blocks"] = False  # a text is scored as it is cut once
     return DataArguments(**values)

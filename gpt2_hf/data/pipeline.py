@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -68,6 +68,18 @@ class LoadedData:
         return "; ".join([*parts, *layouts])
 
 
+class _Request(NamedTuple):
+    """What is asked of the data stage, as the arguments of `load_data`."""
+
+    args: DataArguments
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    splits: tuple[str, ...]
+    batch_size: int
+    seed: int
+    inherited: Collection[str]
+
+
 def load_data(
     args: DataArguments,
     tokenizer: PreTrainedTokenizerBase,
@@ -95,7 +107,7 @@ def load_data(
         UserError: if the text cannot be read, or a split that is there has nothing to train on or to score.
     """
     with _without_progress_bars():
-        data = _load_data(args, tokenizer, max_length, splits, batch_size, seed, inherited)
+        data = _load_data(_Request(args, tokenizer, max_length, splits, batch_size, seed, inherited))
     if SequenceMode(args.sequence_mode) is SequenceMode.BLOCKS:
         data.separator = separator_id(tokenizer)
     return data
@@ -134,24 +146,17 @@ def _without_progress_bars() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _load_data(
-    args: DataArguments,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    splits: tuple[str, ...],
-    batch_size: int,
-    seed: int,
-    inherited: Collection[str],
-) -> LoadedData:
+def _load_data(request: _Request) -> LoadedData:
+    args = request.args
     if args.train_mix is not None:
-        return _load_mix(args, tokenizer, max_length, splits, batch_size, inherited)
+        return _load_mix(request)
     sources = load_sources(args)
     if "validation" in sources:
-        _settle_percentage(args, inherited)
-    data = _load_text(args, tokenizer, max_length, splits, sources, seed)
+        _settle_percentage(args, request.inherited)
+    data = _load_text(request, sources)
     for split in data.documents:
         _limit(split, data, args)
-        _account(data, split, args, max_length, batch_size, sources)
+        _account(data, split, request, sources)
     if "train" in data.samples and args.streaming:
         data.lines.append(
             f"train: streamed, nothing is stored; documents are shuffled {args.shuffle_buffer_size:,} at a time "
@@ -162,26 +167,17 @@ def _load_data(
     return data
 
 
-def _load_text(
-    args: DataArguments,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    splits: tuple[str, ...],
-    sources: dict[str, Source],
-    seed: int,
-    name: str | None = None,
-) -> LoadedData:
+def _load_text(request: _Request, sources: dict[str, Source], name: str | None = None) -> LoadedData:
     """The samples of one text; `name` is what it is called among several."""
-    lines: list[str] = []
-    streamed = "train" if args.streaming and "train" in splits and "train" in sources else None
-    remarks: dict[str, list[str]] = {}
-    documents = _tokenize_splits(args, tokenizer, sources, splits, streamed, lines, remarks)
+    args, tokenizer, max_length = request.args, request.tokenizer, request.max_length
+    streamed = "train" if args.streaming and "train" in request.splits and "train" in sources else None
+    documents, lines, remarks = _tokenize_splits(request, sources, streamed)
     if name is not None:
         lines = [f"{name}: {line}" for line in lines]
     data = LoadedData({}, make_collator(args, tokenizer, max_length), {}, {}, lines, documents, remarks=remarks)
     for split, split_documents in documents.items():
         source = sources[split if split in sources else "train"]  # a validation split may be cut off
-        samples = _non_empty_samples(split, split_documents, source, args, tokenizer, max_length)
+        samples = _non_empty_samples(split, split_documents, source, request)
         data.samples[split] = samples
         data.fingerprints[split] = split_documents.fingerprint()
     if streamed is not None:
@@ -192,7 +188,7 @@ def _load_text(
             max_length,
             mode=SequenceMode(args.sequence_mode),
             truncate=args.truncate,
-            seed=seed,
+            seed=request.seed,
             buffer_size=args.shuffle_buffer_size,
             set_aside_percentage=args.validation_split_percentage if cut else None,
             num_threads=args.preprocessing_num_workers,
@@ -203,18 +199,12 @@ def _load_text(
 
 
 def _account(
-    data: LoadedData,
-    split: str,
-    args: DataArguments,
-    max_length: int,
-    batch_size: int,
-    sources: dict[str, Source],
-    name: str | None = None,
+    data: LoadedData, split: str, request: _Request, sources: dict[str, Source], name: str | None = None
 ) -> None:
     """Say where every row and token of a split went; `name` is what its text is called among several."""
     samples = data.samples[split]
     assert isinstance(samples, Samples)
-    share = _batch_share(args, samples.lengths, max_length, batch_size)
+    share = _batch_share(request, samples.lengths)
     data.accounting[split] = dataclasses.replace(samples.accounting, batch_share=share)
     label = split if name is None else f"{split} of {name}"
     data.lines.append(data.accounting[split].line(label))
@@ -230,15 +220,9 @@ def _say_layout(data: LoadedData, label: str, source: Source) -> None:
 # ---- several texts ----
 
 
-def _load_mix(
-    args: DataArguments,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    splits: tuple[str, ...],
-    batch_size: int,
-    inherited: Collection[str],
-) -> LoadedData:
+def _load_mix(request: _Request) -> LoadedData:
     """Each text by itself, then all of them as one."""
+    args = request.args
     assert isinstance(args.train_mix, dict)
     texts: dict[str, LoadedData] = {}
     sources: dict[str, dict[str, Source]] = {}
@@ -248,24 +232,25 @@ def _load_mix(
             if "train" not in sources[name]:
                 raise UserError(f"there is no train split; found: {', '.join(sources[name]) or 'none'}")
     if all("validation" in found for found in sources.values()):
-        _settle_percentage(args, inherited)
+        _settle_percentage(args, request.inherited)
     for name, found in with_notes_of_shared_files(sources).items():
         with _named(name):
             # of a text that has a validation split nothing is cut, so that the percentage is without effect for it
-            texts[name] = _load_text(_arguments_of(args, name), tokenizer, max_length, splits, found, 0, name)
+            texts[name] = _load_text(request._replace(args=_arguments_of(args, name)), found, name)
             for split in texts[name].documents:
-                _account(texts[name], split, args, max_length, batch_size, found, name)
-    collator = make_collator(args, tokenizer, max_length)
+                _account(texts[name], split, request, found, name)
+    collator = make_collator(args, request.tokenizer, request.max_length)
     lines = [line for text in texts.values() for line in text.lines]
     layouts = {label: layout for text in texts.values() for label, layout in text.layouts.items()}
     data = LoadedData({}, collator, {}, {}, lines, {}, texts, layouts=layouts)
-    for split in splits:
-        _mix_split(split, data, args, max_length, batch_size)
+    for split in request.splits:
+        _mix_split(split, data, request)
     return data
 
 
-def _mix_split(split: str, data: LoadedData, args: DataArguments, max_length: int, batch_size: int) -> None:
+def _mix_split(split: str, data: LoadedData, request: _Request) -> None:
     """Put one split of several texts together; a test split is that of the texts that have one."""
+    args = request.args
     assert isinstance(args.train_mix, dict)
     there = {name: text for name, text in data.texts.items() if split in text.samples}
     if not there:
@@ -285,7 +270,7 @@ def _mix_split(split: str, data: LoadedData, args: DataArguments, max_length: in
     names = ", ".join(there if shares is None else (f"{name} {100 * share:.0f} %" for name, share in shares.items()))
     remarks = [f"{name}: {remark}" for name, text in there.items() for remark in text.remarks.get(split, ())]
     data.remarks.setdefault(split, [])[:0] = [f"of {names}", *remarks]
-    share = _batch_share(args, samples.epoch_lengths, max_length, batch_size)
+    share = _batch_share(request, samples.epoch_lengths)
     data.accounting[split] = dataclasses.replace(samples.accounting, batch_share=share)
     data.documents[split] = TokenizedDocuments.joined([text.documents[split] for text in there.values()])
     parts = [(name, text.fingerprints[split], shares and shares[name]) for name, text in there.items()]
@@ -334,22 +319,20 @@ def _settle_percentage(args: DataArguments, inherited: Collection[str]) -> None:
         raise UserError(f"--{name} has no effect: there is a validation split; leave it out")
 
 
-def _tokenize_splits(
-    args: DataArguments,
-    tokenizer: PreTrainedTokenizerBase,
-    sources: dict[str, Source],
-    splits: tuple[str, ...],
-    streamed: str | None,
-    lines: list[str],
-    remarks: dict[str, list[str]],
-) -> dict[str, TokenizedDocuments]:
-    """The token ids of every wanted split that is not streamed; a validation split is cut off if there is none.
+class _Tokenized(NamedTuple):
+    """The splits of a text that are not streamed, and what there is to tell of them, as in `LoadedData`."""
 
-    What is to be told is added to `lines` and `remarks`.
-    """
+    documents: dict[str, TokenizedDocuments]
+    lines: list[str]
+    remarks: dict[str, list[str]]
+
+
+def _tokenize_splits(request: _Request, sources: dict[str, Source], streamed: str | None) -> _Tokenized:
+    """The token ids of every wanted split that is not streamed; a validation split is cut off if there is none."""
+    args, tokenizer, splits = request.args, request.tokenizer, request.splits
     workers, percentage = args.preprocessing_num_workers, args.validation_split_percentage
     joined = args.join_documents
-    documents: dict[str, TokenizedDocuments] = {}
+    documents, lines, remarks = _Tokenized({}, [], {})
     missing = "validation" not in sources and "train" in sources and {"train", "validation"} & set(splits)
     if missing and args.streaming:
         source, note = set_aside_of_stream(sources["train"], percentage)
@@ -378,18 +361,17 @@ def _tokenize_splits(
     for split in splits:
         if split in sources and split not in documents and split != streamed:
             documents[split] = tokenize(sources[split], tokenizer, workers, joined)
-    return {split: documents[split] for split in splits if split in documents}
+    return _Tokenized({split: documents[split] for split in splits if split in documents}, lines, remarks)
 
 
 def _non_empty_samples(
     split: str,
     documents: TokenizedDocuments,
     source: Source,
-    args: DataArguments,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
+    request: _Request,
 ) -> Samples:
-    samples = make_samples(documents, args, tokenizer, max_length, for_training=split == "train")
+    in_training = split == "train"
+    samples = make_samples(documents, request.args, request.tokenizer, request.max_length, for_training=in_training)
     if not len(samples):
         counts = f"{samples.accounting.rows:,} rows, {samples.accounting.blank_rows:,} blank"
         raise UserError(
@@ -418,10 +400,10 @@ def _limit(split: str, data: LoadedData, args: DataArguments) -> None:
         )
 
 
-def _batch_share(args: DataArguments, lengths: np.ndarray, max_length: int, batch_size: int) -> float:
-    if SequenceMode(args.sequence_mode) is SequenceMode.PADDING_FREE:
+def _batch_share(request: _Request, lengths: np.ndarray) -> float:
+    if SequenceMode(request.args.sequence_mode) is SequenceMode.PADDING_FREE:
         return 1.0
-    return padded_share(lengths, batch_size, max_length if args.pad_to_max_length else None)
+    return padded_share(lengths, request.batch_size, request.max_length if request.args.pad_to_max_length else None)
 
 
 def make_samples(

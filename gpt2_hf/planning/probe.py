@@ -356,11 +356,7 @@ def measure(
         Exception: one that `is_out_of_memory` knows, if the device is too small for the largest batch.
     """
     accumulation = trainer.args.gradient_accumulation_steps
-    chosen = _representative(batches, (_FIRST_STEPS + _MAX_STEPS) * accumulation)
-    # Only from the second step on is all there: the first one comes before the optimizer's state.
-    first = _FIRST_STEPS * accumulation
-    largest = [batch for batch in batches.extremes for _ in range(accumulation)]
-    chosen = [*chosen[:first], *largest, *chosen[first:]]
+    chosen = _choose(batches, accumulation)
     size = trainer.args.train_batch_size
     # Each process gets every batch: batches are dealt out in turn.
     dealt = [batch for batch in chosen for _ in range(args.world_size)]
@@ -445,6 +441,15 @@ def quick_step_seconds(
 def completed_by_fillers(rows: np.ndarray, batch_size: int) -> list[int]:
     """A batch as the run draws it: the last one of an epoch may have fewer samples."""
     return [*rows.tolist(), *[FILLER] * (batch_size - len(rows))]
+
+
+def _choose(batches: Batches, accumulation: int) -> list[int]:
+    """The batches of all steps, `accumulation` for each: a first step, the largest batches, and what is timed."""
+    chosen = _representative(batches, (_FIRST_STEPS + _MAX_STEPS) * accumulation)
+    # Only from the second step on is all there: the first one comes before the optimizer's state.
+    first = _FIRST_STEPS * accumulation
+    largest = [batch for batch in batches.extremes for _ in range(accumulation)]
+    return [*chosen[:first], *largest, *chosen[first:]]
 
 
 def _representative(batches: Batches, count: int) -> list[int]:

@@ -36,7 +36,7 @@ def upload_model(
     token: str | None = None,
     revision: str | None = None,
     left_out: Sequence[str] = (),
-    events: Mapping[str, Path] | None = None,
+    further_files: Mapping[str, Path] | None = None,
 ) -> str:
     """Upload a model's folder, its card with it, to a repository of the hub that exists.
 
@@ -46,8 +46,8 @@ def upload_model(
         token: of the hub; that of `hf auth login` or of the environment when left out.
         revision: branch of the repository, made if it is not there.
         left_out: names of files that stay here.
-        events: TensorBoard files by their paths in the repository, such as `runs/NAME/…`, where the hub looks for
-            curves to draw. They are a second commit.
+        further_files: files beside the model by their paths in the repository; they are a second commit. In
+            `runs/NAME/…` the hub looks for TensorBoard files to draw.
 
     Returns:
         The address of what was uploaded.
@@ -56,30 +56,31 @@ def upload_model(
         SaveError: if the hub cannot be reached or refuses; with the command that uploads what is missing.
     """
     login: dict[str, Any] = {"repo_id": repo_id, "token": token, "revision": revision}
-    curves = _commands_for_events(repo_id, revision, events or {})
-    again = [_hf_upload(repo_id, str(folder), revision, *(f"--exclude={name}" for name in left_out)), *curves]
+    further = _commands_for_files(repo_id, revision, further_files or {})
+    again = [_hf_upload(repo_id, str(folder), revision, *(f"--exclude={name}" for name in left_out)), *further]
     try:
         if revision is not None:
             create_branch(repo_id, branch=revision, token=token, exist_ok=True)
         commit = upload_folder(
             folder_path=folder, ignore_patterns=list(left_out), commit_message="Trained with gpt2_hf", **login
         )
-        if events:
-            again = curves
-            files = [CommitOperationAdd(name, path) for name, path in events.items()]
-            create_commit(operations=files, commit_message="Curves of the training", **login)
+        if further_files:
+            again = further
+            files = [CommitOperationAdd(name, path) for name, path in further_files.items()]
+            create_commit(operations=files, commit_message="Files beside the model", **login)
     except Exception as error:  # of whichever HTTP library the hub's client is built on
+        missing = "the files beside the model are " if again == further else ""
         raise SaveError(
-            f"the run is over and saved, but {'its curves are ' if again == curves else ''}not uploaded "
+            f"the run is over and saved, but {missing}not uploaded "
             f"({first_line(error)}); try again with: {' && '.join(again)}"
         ) from error
     return str(commit.commit_url)
 
 
-def _commands_for_events(repo_id: str, revision: str | None, events: Mapping[str, Path]) -> list[str]:
+def _commands_for_files(repo_id: str, revision: str | None, files: Mapping[str, Path]) -> list[str]:
     """One for each folder that has some; other files in it stay here."""
     folders: dict[tuple[str, str], list[str]] = {}
-    for name, path in events.items():
+    for name, path in files.items():
         folders.setdefault((str(path.parent), name.rpartition("/")[0]), []).append(path.name)
     return [
         _hf_upload(repo_id, local, revision, *(f"--include={name}" for name in names), path_in_repo=remote)

@@ -75,7 +75,6 @@ def chunked_distillation(
     temperature: float,
     num_padding_rows: int = 0,
     copies_of_last_row: int = 1,
-    rows_per_chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sum of the token losses, from the labels and from teachers.
 
@@ -86,7 +85,7 @@ def chunked_distillation(
         teachers: at least one.
         alpha: weight of the teachers' term, in [0, 1].
         temperature: that all logits of the teachers' term are divided by.
-        num_padding_rows, copies_of_last_row, rows_per_chunk: as for `chunked_cross_entropy`.
+        num_padding_rows, copies_of_last_row: as for `chunked_cross_entropy`.
 
     Returns:
         Two scalars in nats, at least fp32: the sum to be minimised, differentiable once, and the sum of the plain
@@ -101,7 +100,7 @@ def chunked_distillation(
         hidden_states, labels = hidden_states[scored], labels[scored]
         teachers = [each._replace(hidden_states=each.hidden_states[scored]) for each in teachers]
     dtype = product_dtype(hidden_states, device.type)
-    rows = rows_per_chunk or default_rows_per_chunk(device.type, dtype)
+    rows = default_rows_per_chunk(device.type, dtype)
     student = _Student(weight.shape[0] - num_padding_rows, copies_of_last_row, alpha, temperature)
     chunks = _DistilledChunks(labels, teachers, student, dtype)
     loss = sum_over_chunks(hidden_states, weight, chunks, rows, dtype)

@@ -3,10 +3,16 @@
 In: a model, arguments, samples and a collator. Out: a trained model and checkpoints. Next stage: `evaluate`,
 `generate`, `export`, `report`.
 
-What differs from the base class, beside checkpoints (see `checkpointing`) and evaluation (see `exact_evaluation`),
-each with its reason at the method:
+What differs from the base class, beside checkpoints (see `checkpointing`), the loss (see `loss`) and evaluation (see
+`exact_evaluation`):
+  - what contradicts itself, has no effect or would be inexact is refused (see also `combinations`);
   - a step whose gradient is not finite never reaches the weights;
-  - speed is counted in trained tokens, which are read from the device when a log is due.
+  - the order of this package's samples depends on seed and epoch alone, and a stream goes on where it was;
+  - Muon is an optimizer, and a schedule can follow the time budget, which ends the run in time;
+  - speed is counted in trained tokens, which are read from the device when a log is due;
+  - terminal and TensorBoard get this package's reports, and a text that the model writes at each evaluation;
+  - in a search, a trial that diverges has failed, and what a trial cannot change is refused;
+  - without a job, the folder is looked after as a job does it.
 """
 
 import dataclasses

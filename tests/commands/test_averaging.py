@@ -17,7 +17,7 @@ from gpt2_hf import DataArguments, GPT2HFForCausalLM, load_tokenizer
 from gpt2_hf.__main__ import main
 from gpt2_hf.commands import scoring
 from gpt2_hf.commands.model_loading import SavedModel
-from gpt2_hf.commands.pieces import paired_difference
+from gpt2_hf.commands.significance import paired_difference
 from gpt2_hf.data import load_data
 
 from ..conftest import REPOSITORY, needs_bf16, read_json

@@ -19,8 +19,8 @@ from transformers import DynamicCache, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from gpt2_hf import load_tokenizer
 from gpt2_hf.__main__ import main
+from gpt2_hf.commands.sliding_windows import SlidingWindows
 from gpt2_hf.commands.training_protocol import with_training_protocol
-from gpt2_hf.commands.windows import SlidingWindows
 from gpt2_hf.errors import UserError
 from gpt2_hf.model.chunked_loss import IGNORE_INDEX
 from gpt2_hf.options.arguments import DataArguments

@@ -374,6 +374,14 @@ def test_a_folder_called_gpt2_has_its_own_tokenizer(tmp_path, monkeypatch, token
         assert len(load_trained(name)[1]) == len(load_model_tokenizer(name)) == 384
 
 
+def test_the_name_of_a_checkpoint_is_looked_up_in_the_run_that_is_given(tmp_path, tokenizer_folder):
+    """From Python, where a run need not be in the default folder."""
+    folder = tmp_path / "run" / "best_model"
+    make_stock(vocab_size=384).save_pretrained(folder)
+    shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
+    assert load_trained("best_model", str(tmp_path / "run"))[2] == str(folder)
+
+
 def test_a_folder_without_tokenizer(tmp_path, tokenizer):
     """GPT-2's tokenizer is used if the vocabulary is GPT-2's, padded or not; otherwise the lack is named."""
     model = make_model(vocab_size=len(tokenizer))

@@ -472,7 +472,7 @@ def test_the_time_budget_ends_in_a_named_checkpoint(train_tiny, tmp_path, capsys
     assert train_tiny(run, "--resume_from", "checkpoint_time_limit", "--max_steps", "3") == 0
 
 
-def test_a_schedule_by_time_that_has_ended_is_not_gone_on_with(train_tiny, tmp_path, capsys):
+def test_a_schedule_by_time_that_has_ended_is_not_resumed(train_tiny, tmp_path, capsys):
     """With more epochs, in any folder: one that its steps ended, and one that the clock did, by an earlier version."""
     run, options = tmp_path / "run", ("--schedule_by_time", "--max_training_hours", "1")
     assert train_tiny(run, *options) == 0
@@ -1057,7 +1057,8 @@ def test_refused_curves_lose_nothing(train_tiny, tmp_path, capsys, monkeypatch):
     )
     assert train_tiny(tmp_path / "run", "--push_to_hub", "--hub_model_id", "tiny", "--max_steps", "5") == 2
     err = capsys.readouterr().err
-    assert "saved, but its curves are not uploaded" in err and err.count("\n") == 1 and len(hub.uploads) == 1
+    assert "saved, but the files beside the model are not uploaded" in err
+    assert err.count("\n") == 1 and len(hub.uploads) == 1
     assert f"; try again with: hf upload someone/tiny {tmp_path / 'run' / 'runs' / 'run'} runs/run --include=" in err
 
 

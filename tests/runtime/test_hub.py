@@ -210,11 +210,11 @@ def test_the_command_of_a_refused_upload_uploads_what_is_missing(tmp_path, monke
     monkeypatch.setattr(hub, refused, refuse)
     folder = tmp_path / "my run" / "best_model"
     with pytest.raises(SaveError, match=r"not uploaded \(403 Forbidden\); try again with: hf upload ") as raised:
-        upload_model(folder, "someone/tiny", revision=revision, left_out=["secret.json"], events=events)
+        upload_model(folder, "someone/tiny", revision=revision, left_out=["secret.json"], further_files=events)
     repository = Repository()
     monkeypatch.setattr(cli_upload, "get_hf_api", lambda token: repository)
     for command in str(raised.value).partition("try again with: ")[2].split(" && "):
         app(shlex.split(command)[1:], standalone_mode=False)
     missing = {*names, *(["config.json"] if refused == "upload_folder" else [])}
     assert repository.uploaded == {("someone/tiny", revision, name) for name in missing}
-    assert ("its curves are not uploaded" in str(raised.value)) == (refused == "create_commit")
+    assert ("the files beside the model are not uploaded" in str(raised.value)) == (refused == "create_commit")

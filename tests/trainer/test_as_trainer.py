@@ -600,7 +600,7 @@ def test_the_budget_counts_from_train(tmp_path):
     assert trainer.state.global_step == 4 and not trainer.time_budget.expired
 
 
-def test_a_schedule_by_time_that_has_ended_is_not_gone_on_with(tmp_path):
+def test_a_schedule_by_time_that_has_ended_is_not_resumed(tmp_path):
     """All of the new steps would have a learning rate of 0."""
     options = {"schedule_by_time": True, "max_training_hours": 1.0}
     make_trainer(tmp_path, **options).train()

@@ -142,7 +142,7 @@ def test_a_budget_says_what_it_ended_and_left_out():
 def test_after_a_signal_nothing_waits_for_the_end_of_the_epoch(args):
     """The Trainer takes it for the end of one, and asks for what a strategy by epochs would do there."""
     signals, control = SignalWatch(), TrainerControl()
-    stop = StopCallback(TimeBudgetCallback(None, FixedWatch()), signals)
+    stop = StopCallback(TimeBudgetCallback(None, FixedWatch(), RemainingWork), signals)
     signals.received = signal.SIGTERM
     stop.on_step_end(args, state_at(3, 0.5), control)
     assert control.should_save and control.should_training_stop
@@ -151,14 +151,14 @@ def test_after_a_signal_nothing_waits_for_the_end_of_the_epoch(args):
     assert not (control.should_evaluate or control.should_save or control.should_log)
 
 
-def test_budget_counts_earlier_invocations(args):
+def test_budget_counts_earlier_invocations():
     """The time of all invocations is kept in the checkpoint."""
-    first = TimeBudgetCallback(None, FixedWatch())
+    first = TimeBudgetCallback(None, FixedWatch(), RemainingWork)
     first.watch.now = 50.0
     state = state_at(5, 0.5)
     state.stateful_callbacks["TimeBudgetCallback"] = first.state()
-    second = TimeBudgetCallback(None, FixedWatch())
-    second.on_train_begin(args, state, TrainerControl())
+    second = TimeBudgetCallback(None, FixedWatch(), RemainingWork)
+    second.restore(state)
     second.watch.now = 10.0
     assert second.total_seconds == 60.0
 
@@ -314,7 +314,7 @@ def test_schedule_by_time_is_resumed_where_it_was():
 )
 def test_a_checkpoint_tells_whether_its_schedule_has_ended(tmp_path, progress, expired, has_ended):
     """By its steps, or by the clock shortly before 0; no name in the folder is needed for it."""
-    budget = TimeBudgetCallback(1.0, FixedWatch())
+    budget = TimeBudgetCallback(1.0, FixedWatch(), RemainingWork)
     budget.schedule = CosineByTime(0, 10, lambda: 0.0, progress)
     budget.expired = expired
     state = TrainerState(stateful_callbacks={"TimeBudgetCallback": budget.state()})

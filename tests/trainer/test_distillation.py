@@ -53,13 +53,14 @@ def outputs(teachers):
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.2, 4.0])
 @pytest.mark.parametrize("alpha", [0.0, 0.45, 1.0])
 @pytest.mark.parametrize(("teachers", "padding"), [(1, 0), (2, 5), (3, 0)])
-def test_loss_and_gradients_are_the_definition(alpha, temperature, teachers, padding):
+def test_loss_and_gradients_are_the_definition(monkeypatch, alpha, temperature, teachers, padding):
     """Per token to 1e-6, for one and several teachers, over several chunks and parts of them."""
-    hidden, weight, labels, others = make_inputs(padding=padding, teachers=teachers)
+    monkeypatch.setattr(distillation, "default_rows_per_chunk", lambda *kind: 150)
+    hidden, weight, labels, others = make_inputs(rows=350, padding=padding, teachers=teachers)
     expected, plain = reference(hidden, weight[: len(weight) - padding], labels, others, alpha, temperature)
     loss, cross_entropy = chunked_distillation(
         *(hidden, weight, labels, outputs(others)),
-        **{"alpha": alpha, "temperature": temperature, "num_padding_rows": padding, "rows_per_chunk": 150},
+        **{"alpha": alpha, "temperature": temperature, "num_padding_rows": padding},
     )
     count = len(labels)
     assert loss.item() / count == pytest.approx(expected.item() / count, abs=1e-6)

@@ -142,7 +142,7 @@ def test_a_trainer_on_a_cpu_keeps_freed_memory(tmp_path, load, tokenizer, monkey
 
 
 def test_a_loss_scale_is_left_behind_with_its_precision(tmp_path, load, tokenizer):
-    """A checkpoint of an fp16 run can be gone on from in another precision, as the remedies say."""
+    """A run in fp16 can be resumed in another precision, as the remedies say."""
     trainer = make_trainer(tmp_path, load("padded"), tokenizer)
     save_state({"scale": 1.0}, tmp_path / "scaler.safetensors")
     trainer._load_scaler(str(tmp_path))

@@ -31,14 +31,9 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
         remaining: what else there is to do now, and how long it takes.
     """
 
-    def __init__(
-        self,
-        max_hours: float | None = None,
-        watch: Stopwatch | None = None,
-        remaining: Callable[[], RemainingWork] = RemainingWork,
-    ):
+    def __init__(self, max_hours: float | None, watch: Stopwatch, remaining: Callable[[], RemainingWork]):
         self.max_hours = max_hours
-        self.watch = watch if watch is not None else Stopwatch()
+        self.watch = watch
         self.remaining = remaining
         self.reset()
 
@@ -91,7 +86,6 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.restore(state)
         self._training_began = self.watch.elapsed
         self._last_step_end = None
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2_hf.commands.pieces import Places, paired_difference, piece_borders
+from gpt2_hf.commands.significance import Places, paired_difference, piece_borders
 
 # scored tokens of each sample, and places between it and the one before that are not scored
 runs = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), min_size=1, max_size=12)
