@@ -76,6 +76,19 @@ def write(folder: Path, ending: str, texts: list[str], column: str = "text", nam
     return path
 
 
+def write_arrow(path: Path, texts: list[str]) -> None:
+    """Write documents as a file that only the datasets library reads."""
+    with ArrowWriter(path=str(path), features=Features({"text": Value("string")})) as writer:
+        writer.write_table(pa.table({"text": texts}))
+        writer.finalize()
+
+
+def card_of(files: dict[str, str]) -> str:
+    """A README.md that says which files belong to which split."""
+    splits = "".join(f"  - split: {split}\n    path: {path}\n" for split, path in files.items())
+    return f"---\nconfigs:\n- config_name: default\n  data_files:\n{splits}---\n"
+
+
 def read(arguments: DataArguments, split: str = "train") -> list[str | None]:
     return [text for text, _ in load_sources(arguments)[split].documents()]
 
@@ -386,9 +399,7 @@ def test_text_beside_a_format_of_the_library(tmp_path, streaming):
     """Also where the datasets library reads the folder, what it leaves out is named."""
     folder = tmp_path / "folder"
     folder.mkdir()
-    with ArrowWriter(path=str(folder / "a.arrow"), features=Features({"text": Value("string")})) as writer:
-        writer.write_table(pa.table({"text": ["one"]}))
-        writer.finalize()
+    write_arrow(folder / "a.arrow", ["one"])
     write(folder, ".txt.zst", ["two"], name="b")
     (folder / "b.arrow").write_bytes((folder / "a.arrow").read_bytes())
     source = load_sources(DataArguments(str(folder), None, streaming=streaming))["train"]
@@ -413,9 +424,7 @@ def test_folder_of_another_format(tmp_path, streaming):
     for texts in (["one", "two", "three"], ["one", "two", "3"]):
         folder = tmp_path / texts[-1]
         folder.mkdir()
-        with ArrowWriter(path=str(folder / "train.arrow"), features=Features({"text": Value("string")})) as writer:
-            writer.write_table(pa.table({"text": texts}))
-            writer.finalize()
+        write_arrow(folder / "train.arrow", texts)
         source = load_sources(DataArguments(str(folder), None, streaming=streaming))["train"]
         documents = list(source.documents())
         assert [text for text, _ in documents] == texts
@@ -1124,10 +1133,7 @@ def test_a_card_may_call_the_validation_split_otherwise(tmp_path):
     """As those of many sets on the hub do."""
     (tmp_path / "a.txt").write_text("one\n")
     (tmp_path / "b.txt").write_text("two\n")
-    splits = "".join(
-        f"  - split: {split}\n    path: {path}\n" for split, path in (("train", "a.txt"), ("dev", "b.txt"))
-    )
-    (tmp_path / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{splits}---\n")
+    (tmp_path / "README.md").write_text(card_of({"train": "a.txt", "dev": "b.txt"}))
     assert read(DataArguments(str(tmp_path), None), "validation") == ["two\n"]
 
 
@@ -1145,6 +1151,21 @@ def test_a_file_that_is_trained_on_and_scored(tmp_path):
     assert "4 of the files of --test_file are trained on too (a.txt, b.txt, c.txt, ...):" in (
         load_sources(arguments)["train"].layout
     )
+
+
+@pytest.mark.parametrize("ending", [".txt", ".arrow"])
+@pytest.mark.parametrize("has_card", [False, True])
+def test_a_file_of_a_folder_that_is_trained_on_and_scored(tmp_path, ending, has_card):
+    """The datasets library puts `train_val` into both splits, and a card may; whoever reads the files, it is said."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in (names := ("first", "val") if has_card else ("train", "train_val")):
+        write_arrow(folder / f"{name}.arrow", [name]) if ending == ".arrow" else write(folder, ending, [name], name=name)
+    if has_card:
+        files = {"train": f"'*{ending}'", "validation": f"val{ending}"}
+        (folder / "README.md").write_text(card_of(files))
+    layout = load_sources(DataArguments(str(folder), None))["train"].layout
+    assert f"1 of the validation files is trained on too ({names[1]}{ending}): the validation loss is" in layout
 
 
 def test_what_save_to_disk_wrote_later(tmp_path):

@@ -19,7 +19,7 @@ from ..fingerprints import cache_root, file_key
 from ..folders import PlainFolder, plain_folder, visible_files
 from ..readers import not_text, text_file
 from .columns import find_text_column, unit_of_rows
-from .files import check_columns, file_source, first_names, with_note
+from .files import check_columns, contamination, file_source, first_names, with_note
 from .source import SPLITS, RowSource, Source
 
 # Of a builder's config: which files, what they are called, and the separator, which `readers` take.
@@ -89,8 +89,15 @@ def _sources_of_folder(name: str, args: DataArguments) -> dict[str, Source]:
             )
         if sources is None:
             sources = _sources_of_library(name, config_name, args, _content_key(config))
-        unread = _unread_files(name, folder, config)
-        return with_note(sources, unread)
+        notes = [*_shared_with_training(folder, config), _unread_files(name, folder, config)]
+        return with_note(sources, "; ".join(filter(None, notes)))
+
+
+def _files_of(folder: PlainFolder, config: Any) -> dict[str, list[str]]:
+    """The files of each split."""
+    return {
+        str(split): [folder.original(str(path)) for path in paths] for split, paths in config.data_files.items()
+    }
 
 
 def _content_key(config: Any) -> str:
@@ -116,6 +123,16 @@ def _known_splits(found: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     return known, printable("; ".join(notes))
 
 
+def _shared_with_training(folder: PlainFolder, config: Any) -> list[str]:
+    """For the user, of each split that is scored: which of its files are trained on too."""
+    known, _ = _known_splits(_files_of(folder, config))
+    return [
+        contamination(known[split], known.get("train", ()), f"{split} files", f"{split} loss")
+        for split in SPLITS[1:]
+        if split in known
+    ]
+
+
 def _sources_of_disk(name: str, args: DataArguments) -> dict[str, Source]:
     """What `save_to_disk` of the datasets library has written; a dataset without splits is the training split."""
     _refuse_config(args, f"{name} was written by save_to_disk, without configs")
@@ -136,7 +153,7 @@ def _sources_of_files_in(folder: PlainFolder, config: Any, args: DataArguments) 
         return None
     if _has_reading_options(config) or len(getattr(config, "sep", ",") or "") != 1:
         return None
-    found = {split: [folder.original(str(path)) for path in paths] for split, paths in config.data_files.items()}
+    found = _files_of(folder, config)
     if any(path.endswith(".zip") for paths in found.values() for path in paths):  # which `readers` do not open
         return None
     if type(config).__name__ == "HarborConfig":  # what the library makes of md files, whether or not they are Harbor's
@@ -167,7 +184,7 @@ def _is_text(path: str) -> bool:
 
 def _unread_files(name: str, folder: PlainFolder, config: Any) -> str:
     """For the user: the text files of a folder that are in no split; "" if there are none, or its card says so."""
-    given = {os.path.realpath(folder.original(str(path))) for paths in config.data_files.values() for path in paths}
+    given = {os.path.realpath(path) for paths in _files_of(folder, config).values() for path in paths}
     files = visible_files(name)
     texts = list(filter(_is_text, files))
     unread = [os.path.relpath(path, name) for path in texts if os.path.realpath(path) not in given]

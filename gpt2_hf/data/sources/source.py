@@ -82,6 +82,11 @@ class FileSource:
     note: str = ""
 
     @property
+    def paths(self) -> list[str]:
+        """Where the files are."""
+        return [file.path for file in self.files]
+
+    @property
     def origin(self) -> str:
         """The option and the first of the files."""
         first, others = self.files[0], len(self.files) - 1
