@@ -409,6 +409,10 @@ def test_bad_input_through_the_command(tmp_path, capsys, cache_folder):
             "--shift_blocks has no effect with --streaming",
         ),
         ({"join_documents": True, "sequence_mode": "blocks", "streaming": True}, "--join_documents has no meaning"),
+        (
+            {"join_documents": True, "sequence_mode": "blocks", "document_unit": "paragraph"},
+            "--join_documents keeps blank lines, .*use --document_unit line",
+        ),
         ({"shuffle_buffer_size": 5}, "--shuffle_buffer_size has no effect"),
         ({"streaming": True, "max_train_samples": 5}, "--max_train_samples has no effect"),
         ({"validation_split_percentage": 0}, "--validation_split_percentage"),
