@@ -54,14 +54,18 @@ def plain_folder(folder: str) -> Iterator[PlainFolder]:
 
 
 def visible_files(folder: str) -> list[str]:
-    """The files in a folder and below it, through links too, but no hidden ones and none that describe a dataset."""
+    """The files in a folder and below it, through links too, but no hidden ones.
+
+    Those that describe a dataset are left out too. Below the folder such names may be texts; the library ignores them.
+    """
     files: list[str] = []
     seen: set[str] = set()
     for root, folders, names in os.walk(folder, followlinks=True):
         place = os.path.realpath(root)
         folders[:] = [] if place in seen else [name for name in folders if not name.startswith(".")]
         if place not in seen:
-            files += [os.path.join(root, name) for name in names if name not in FILES_TO_IGNORE and name[0] != "."]
+            ignored = FILES_TO_IGNORE if root == folder else ()
+            files += [os.path.join(root, name) for name in names if name not in ignored and name[0] != "."]
         seen.add(place)
     return sorted(filter(os.path.isfile, files))
 

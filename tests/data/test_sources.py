@@ -341,6 +341,7 @@ FOLDERS = [
         "4 of the 6 text files in the folder (0.csv, 0.json, 0.md, ...)",
     ),
     (("a.txt", "b.txt", "x.png", "0.md"), "1 of the 3 text files in the folder (0.md)"),
+    (("a.md", "sub/README.md"), "1 of the 2 text files in the folder (sub/README.md)"),
     (("a.md", "b.md", "sub/c.md"), None),
     (("a.txt", "sub/b.txt", "README.md", ".hidden.txt", ".hidden/c.txt", "dataset_info.json"), None),
 ]
