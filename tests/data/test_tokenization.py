@@ -197,7 +197,7 @@ class WordsAlone(PythonBackend):
 
 LACKING = {
     "word level": models.WordLevel({"one": 0}),
-    "unigram": models.Unigram([("one", -1.0)], None, False),
+    "unigram": models.Unigram([("one", -1.0), *((mark, -9.0) for mark in "one")], None, False),
     "python": None,
 }
 

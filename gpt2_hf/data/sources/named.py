@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -58,20 +58,21 @@ def sources_of_name(args: DataArguments) -> dict[str, Source]:
 
 
 def _sources_of_library(
-    name: str, config_name: str | None, args: DataArguments, content: str | None = None
+    name: str, config_name: str | None, args: DataArguments, files: Mapping[str, Sequence[str]] | None = None
 ) -> dict[str, Source]:
-    """What the datasets library reads, stored or streamed.
+    """What the datasets library reads, stored or streamed; `files` of each split, if they are on this machine.
 
-    Its caches follow the names of local files, at most their dates too; each `content` of them has caches of its own.
+    Its caches follow the names of local files, at most their dates too; each content of them has caches of its own.
     """
-    if content is None and not args.streaming:
+    if files is None and not args.streaming:
         return _row_sources(dict(datasets.load_dataset(name, config_name)), args)
+    content = None if files is None else "streamed" if args.streaming else _content_key(files)
     cache = None if content is None else str(cache_root() / "library" / content)
     builder = datasets.load_dataset_builder(name, config_name, cache_dir=cache)
     # the library's hash of local files goes by their places and dates
     version = f"{builder.config_id} {builder.hash if content is None else _reading_options(builder.config)} {content}"
-    if args.streaming:
-        return _row_sources(dict(builder.as_streaming_dataset()), args, version)
+    if args.streaming:  # the library stores nothing
+        return _row_sources(dict(builder.as_streaming_dataset()), args, version, files)
     return _row_sources(dict(datasets.load_dataset(name, config_name, cache_dir=cache)), args, version)
 
 
@@ -88,7 +89,7 @@ def _sources_of_folder(name: str, args: DataArguments) -> dict[str, Source]:
                 "names; rename folder and files to letters, digits, spaces and . - _"
             )
         if sources is None:
-            sources = _sources_of_library(name, config_name, args, _content_key(config))
+            sources = _sources_of_library(name, config_name, args, _files_of(folder, config))
         notes = [*_shared_with_training(folder, config), _unread_files(name, folder, config)]
         return with_note(sources, "; ".join(filter(None, notes)))
 
@@ -100,11 +101,11 @@ def _files_of(folder: PlainFolder, config: Any) -> dict[str, list[str]]:
     }
 
 
-def _content_key(config: Any) -> str:
-    """A name for what the files of a config hold, split by split; what is not on this machine goes by its address."""
+def _content_key(files: Mapping[str, Sequence[str]]) -> str:
+    """A name for what files hold, split by split; what is not on this machine goes by its address."""
     parts: list[str] = []
-    for split, paths in config.data_files.items():
-        parts += [str(split), *(file_key(path) if os.path.isfile(path) else path for path in map(str, paths))]
+    for split, paths in files.items():
+        parts += [split, *(file_key(path) if os.path.isfile(path) else path for path in paths)]
     return entry_key(*parts)
 
 
@@ -138,13 +139,9 @@ def _sources_of_disk(name: str, args: DataArguments) -> dict[str, Source]:
     _refuse_config(args, f"{name} was written by save_to_disk, without configs")
     loaded = datasets.load_from_disk(name, keep_in_memory=False)  # in memory rows would not know their files
     splits = {"train": loaded} if isinstance(loaded, Dataset) else loaded
-    known, note = _known_splits(splits)
-    sources: dict[str, Source] = {}
-    for split, rows in known.items():
-        # the fingerprint goes by what was done to the rows, not by what it gave
-        version = repr([file_key(file["filename"]) for file in rows.cache_files])
-        sources[split] = _row_source(split, rows, args, version)
-    return with_note(sources, note)
+    # the fingerprint goes by what was done to the rows, not by what it gave
+    files = {split: [file["filename"] for file in rows.cache_files] for split, rows in splits.items()}
+    return _row_sources(splits, args, files=files)
 
 
 def _sources_of_files_in(folder: PlainFolder, config: Any, args: DataArguments) -> dict[str, Source] | None:
@@ -243,9 +240,18 @@ def _choose_config(name: str, args: DataArguments) -> str | None:
     )
 
 
-def _row_sources(loaded: Mapping[str, Any], args: DataArguments, version: str = "") -> dict[str, Source]:
-    known, note = _known_splits(loaded)
-    return with_note({split: _row_source(split, rows, args, version) for split, rows in known.items()}, note)
+def _row_sources(
+    loaded: Mapping[str, Any],
+    args: DataArguments,
+    version: str = "",
+    files: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Source]:
+    known, note = _known_splits({split: (rows, (files or {}).get(str(split), ())) for split, rows in loaded.items()})
+    sources: dict[str, Source] = {
+        split: dataclasses.replace(_row_source(split, rows, args, version), files=tuple(paths))
+        for split, (rows, paths) in known.items()
+    }
+    return with_note(sources, note)
 
 
 def _row_source(split: str, dataset: Dataset | IterableDataset, args: DataArguments, version: str = "") -> RowSource:
