@@ -917,6 +917,30 @@ def test_folder_with_a_script(tmp_path):
     assert message.startswith(f"--dataset_name: {folder} cannot be loaded: ") and "scripted.py" in message
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_card_that_counts_other_rows(tmp_path, streaming):
+    """A part of a dataset is read, whatever its card says of the whole."""
+    write_arrow(tmp_path / "a.arrow", ["one", "two"])
+    splits = "".join(f"  - name: {split}\n    num_examples: 5\n    num_bytes: 9\n" for split in ("train", "test"))
+    (tmp_path / "README.md").write_text(f"---\ndataset_info:\n  splits:\n{splits}---\n")
+    assert read(DataArguments(str(tmp_path), None, streaming=streaming)) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a.txt": "one\n", "README.md": "---\ntitle: My notes: part 1\n---\n"}, "are no YAML (mapping values"),
+        ({"a.lance": "one\n"}, "cannot be loaded: No module named 'lance'"),
+    ],
+)
+def test_what_the_library_cannot_load(tmp_path, files, message):
+    """One line, whatever it raises."""
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    line = error_of(DataArguments(str(tmp_path), None))
+    assert line.startswith(f"--dataset_name: {tmp_path} ") and message in line
+
+
 def test_missing_folder(tmp_path):
     """A folder that is not there is not looked up at the hub."""
     message = error_of(DataArguments(dataset_name=str(tmp_path / "missing")))

@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+import yaml
 from datasets import Dataset, IterableDataset
 
 from ...errors import UserError, first_line, printable
@@ -49,7 +50,13 @@ def sources_of_name(args: DataArguments) -> dict[str, Source]:
         return _sources_of_library(name, _choose_config(name, args), args)
     except (ConnectionError, FileNotFoundError) as error:
         raise _not_found(name, error) from error
-    except (datasets.exceptions.DatasetGenerationError, ValueError, RuntimeError) as error:  # scripts: RuntimeError
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"--dataset_name: {name} has a card, its README.md, whose lines between --- are no YAML "
+            f"({' '.join(str(error).split())}); quote what holds a colon, or take the lines out"
+        ) from error
+    # scripts: RuntimeError; formats that need another package: ImportError
+    except (datasets.exceptions.DatasetsError, ImportError, ValueError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"--dataset_name: {name} cannot be loaded: {first_line(error.__cause__ or error)}") from error
@@ -73,7 +80,9 @@ def _sources_of_library(
     version = f"{builder.config_id} {builder.hash if content is None else _reading_options(builder.config)} {content}"
     if args.streaming:  # the library stores nothing
         return _row_sources(dict(builder.as_streaming_dataset()), args, version, files)
-    return _row_sources(dict(datasets.load_dataset(name, config_name, cache_dir=cache)), args, version)
+    # a card may count the rows of files that are not here; so it may where they are streamed
+    loaded = datasets.load_dataset(name, config_name, cache_dir=cache, verification_mode="no_checks")
+    return _row_sources(dict(loaded), args, version)
 
 
 def _sources_of_folder(name: str, args: DataArguments) -> dict[str, Source]:
