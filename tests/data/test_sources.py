@@ -530,6 +530,18 @@ def test_a_config_meant_for_another_dataset_is_not_recorded(corpus_folder):
     assert "test" in load_sources(recorded)
 
 
+@pytest.mark.parametrize("wanted", [None, Preferred("wikitext-2-v1")])
+def test_several_configs(tmp_path, wanted):
+    """None is chosen in silence; all are named."""
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.txt\n" for name in "ab")
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(f"{name}\n")
+    message = error_of(DataArguments(str(tmp_path), wanted))
+    assert message == f"--dataset_config_name: {tmp_path} has several configs; choose one of ['a', 'b']"
+    assert read(DataArguments(str(tmp_path), "b")) == ["b\n"]
+
+
 def test_python_docs():
     """The embedded corpus has a third of a megabyte of text, and next to no paragraph twice."""
     arguments = DataArguments(dataset_name="python-docs")

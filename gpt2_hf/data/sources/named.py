@@ -59,6 +59,11 @@ def sources_of_name(args: DataArguments) -> dict[str, Source]:
     except (datasets.exceptions.DatasetsError, ImportError, ValueError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
+        _, _, configs = str(error).partition("Please pick one among the available configs: ")
+        if configs:
+            raise UserError(
+                f"--dataset_config_name: {name} has several configs; choose one of {configs.splitlines()[0]}"
+            ) from error
         raise UserError(f"--dataset_name: {name} cannot be loaded: {first_line(error.__cause__ or error)}") from error
     except OSError as error:
         raise UserError(f"--dataset_name: {name} cannot be loaded: {error.strerror or error}") from error
