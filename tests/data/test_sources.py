@@ -1166,6 +1166,17 @@ def test_two_splits_that_may_be_the_validation_text(tmp_path):
     assert list(sources) == ["train"] and "NOT READ: the splits 'val', 'dev'" in sources["train"].layout
 
 
+def test_splits_of_other_names_alone(tmp_path):
+    """They are named, whether the datasets library or `readers` would read them."""
+    rows = Dataset.from_dict({"text": ["one"]})
+    DatasetDict({"train_sft": rows, "test_sft": rows}).save_to_disk(str(tmp_path / "saved"))
+    message = error_of(DataArguments(str(tmp_path / "saved"), None))
+    assert "has the splits 'train_sft', 'test_sft', and none of train, validation, test; give" in message
+    (tmp_path / "folder" / "data").mkdir(parents=True)
+    rows.to_parquet(str(tmp_path / "folder" / "data" / "corpus-00000-of-00001.parquet"))
+    assert "has the split 'corpus', and none of" in error_of(DataArguments(str(tmp_path / "folder"), None))
+
+
 def test_a_card_may_call_the_validation_split_otherwise(tmp_path):
     """As those of many sets on the hub do."""
     (tmp_path / "a.txt").write_text("one\n")

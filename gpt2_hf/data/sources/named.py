@@ -104,7 +104,7 @@ def _sources_of_folder(name: str, args: DataArguments) -> dict[str, Source]:
             )
         if sources is None:
             sources = _sources_of_library(name, config_name, args, _files_of(folder, config))
-        notes = [*_shared_with_training(folder, config), _unread_files(name, folder, config)]
+        notes = [*_shared_with_training(folder, config, args), _unread_files(name, folder, config)]
         return with_note(sources, "; ".join(filter(None, notes)))
 
 
@@ -123,8 +123,12 @@ def _content_key(files: Mapping[str, Sequence[str]]) -> str:
     return entry_key(*parts)
 
 
-def _known_splits(found: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """The splits by the names that they have here, and a note about what is left out or was called otherwise."""
+def _known_splits(found: Mapping[str, Any], args: DataArguments) -> tuple[dict[str, Any], str]:
+    """The splits by the names that they have here, and a note about what is left out or was called otherwise.
+
+    Raises:
+        UserError: if all have other names.
+    """
     known = {split: found[split] for split in SPLITS if split in found}
     others = [name for name in found if name not in known]
     notes = []
@@ -133,14 +137,20 @@ def _known_splits(found: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         known["validation"] = found[candidates[0]]
         others.remove(candidates[0])
         notes.append(f"the split {candidates[0]!r} is the validation text")
+    if others and not known:
+        raise UserError(
+            f"--dataset_name: {args.dataset_name} has the split{'s' if len(others) > 1 else ''} "
+            f"{', '.join(map(repr, others))}, and none of {', '.join(SPLITS)}; give its files with --train_file, or say "
+            "in its card which split they belong to"
+        )
     if others:
         notes.append(f"NOT READ: the split{'s' if len(others) > 1 else ''} {', '.join(map(repr, others))}")
     return known, printable("; ".join(notes))
 
 
-def _shared_with_training(folder: PlainFolder, config: Any) -> list[str]:
+def _shared_with_training(folder: PlainFolder, config: Any, args: DataArguments) -> list[str]:
     """For the user, of each split that is scored: which of its files are trained on too."""
-    known, _ = _known_splits(_files_of(folder, config))
+    known, _ = _known_splits(_files_of(folder, config), args)
     return [
         contamination(known[split], known.get("train", ()), f"{split} files", f"{split} loss")
         for split in SPLITS[1:]
@@ -173,7 +183,7 @@ def _sources_of_files_in(folder: PlainFolder, config: Any, args: DataArguments) 
         found = {split: texts for split, paths in found.items() if (texts := list(filter(_is_text, paths)))}
         if not found:
             return None
-    known, note = _known_splits(found)
+    known, note = _known_splits(found, args)
     sources: dict[str, Source] = {}
     for split, paths in known.items():
         files = [text_file(path, "--dataset_name") for path in paths]
@@ -260,7 +270,8 @@ def _row_sources(
     version: str = "",
     files: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Source]:
-    known, note = _known_splits({split: (rows, (files or {}).get(str(split), ())) for split, rows in loaded.items()})
+    found = {split: (rows, (files or {}).get(str(split), ())) for split, rows in loaded.items()}
+    known, note = _known_splits(found, args)
     sources: dict[str, Source] = {
         split: dataclasses.replace(_row_source(split, rows, args, version), files=tuple(paths))
         for split, (rows, paths) in known.items()
