@@ -1208,7 +1208,10 @@ def test_a_file_of_a_folder_that_is_trained_on_and_scored(tmp_path, ending, has_
     folder = tmp_path / "folder"
     folder.mkdir()
     for name in (names := ("first", "val") if has_card else ("train", "train_val")):
-        write_arrow(folder / f"{name}.arrow", [name]) if ending == ".arrow" else write(folder, ending, [name], name=name)
+        if ending == ".arrow":
+            write_arrow(folder / f"{name}.arrow", [name])
+        else:
+            write(folder, ending, [name], name=name)
     if has_card:
         files = {"train": f"'*{ending}'", "validation": f"val{ending}"}
         (folder / "README.md").write_text(card_of(files))

@@ -251,7 +251,7 @@ def test_a_start_does_not_read_all_of_a_stream(tmp_path, gpt2, monkeypatch, kind
         Dataset.from_dict({"text": lines}).save_to_disk(str(place))
     else:
         place.mkdir()
-        card = "---\nconfigs:\n- config_name: own\n  data_files: a.txt\n  sample_by: line\n  keep_linebreaks: true\n---\n"
+        card = "---\nconfigs:\n- config_name: own\n  data_files: a.txt\n  keep_linebreaks: true\n---\n"
         (place / "README.md").write_text(card)
         (place / "a.txt").write_text("".join(lines))
     hashed = []

@@ -85,7 +85,7 @@ def _sources_of_library(
     version = f"{builder.config_id} {builder.hash if content is None else _reading_options(builder.config)} {content}"
     if args.streaming:  # the library stores nothing
         return _row_sources(dict(builder.as_streaming_dataset()), args, version, files)
-    # a card may count the rows of files that are not here; so it may where they are streamed
+    # unchecked, as streams are: of the rows that the card counts some may not be here
     loaded = datasets.load_dataset(name, config_name, cache_dir=cache, verification_mode="no_checks")
     return _row_sources(dict(loaded), args, version)
 
@@ -110,9 +110,7 @@ def _sources_of_folder(name: str, args: DataArguments) -> dict[str, Source]:
 
 def _files_of(folder: PlainFolder, config: Any) -> dict[str, list[str]]:
     """The files of each split."""
-    return {
-        str(split): [folder.original(str(path)) for path in paths] for split, paths in config.data_files.items()
-    }
+    return {str(split): [folder.original(str(path)) for path in paths] for split, paths in config.data_files.items()}
 
 
 def _content_key(files: Mapping[str, Sequence[str]]) -> str:
@@ -140,8 +138,8 @@ def _known_splits(found: Mapping[str, Any], args: DataArguments) -> tuple[dict[s
     if others and not known:
         raise UserError(
             f"--dataset_name: {args.dataset_name} has the split{'s' if len(others) > 1 else ''} "
-            f"{', '.join(map(repr, others))}, and none of {', '.join(SPLITS)}; give its files with --train_file, or say "
-            "in its card which split they belong to"
+            f"{', '.join(map(repr, others))}, and none of {', '.join(SPLITS)}; "
+            "give its files with --train_file, or say in its card which split they belong to"
         )
     if others:
         notes.append(f"NOT READ: the split{'s' if len(others) > 1 else ''} {', '.join(map(repr, others))}")
