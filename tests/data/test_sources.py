@@ -11,6 +11,7 @@ import json
 import lzma
 import os
 import shlex
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from hypothesis import strategies as st
 from gpt2_hf.checkpoints import written
 from gpt2_hf.data import load_data, readers, tokenization
 from gpt2_hf.data.encoding import Encoder
-from gpt2_hf.data.folders import visible_files
+from gpt2_hf.data.folders import plain_folder, visible_files
 from gpt2_hf.data.sources import Cursor, FileSource, RowSource, load_sources, split_document
 from gpt2_hf.data.tokenization import tokenize
 from gpt2_hf.errors import UserError
@@ -1306,6 +1307,22 @@ def test_names_of_folders_and_files(tmp_path, name, monkeypatch):
     assert read(DataArguments(f"./{name}", None), "validation") == ["validation"]
     (folder / f"train {name}.jsonl").write_text("{")
     assert error_of(DataArguments(str(folder), None)).isprintable()
+
+
+@pytest.mark.parametrize("name", ["notes.md~", ".~lock.a.csv#", ".git/HEAD~1"])
+def test_a_stray_file_of_another_name(tmp_path, name):
+    """It does not matter where the library reads the folder; no hidden file is copied where it cannot."""
+    folder = tmp_path / "folder"
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).touch()
+    write_arrow(folder / "a.arrow", ["one"])
+    assert read(DataArguments(str(folder), None)) == ["one"]
+    shutil.move(folder, tmp_path / "folder [v1]")
+    with plain_folder(str(tmp_path / "folder [v1]")) as copy:
+        assert copy.is_copy and sorted(os.listdir(copy.path)) == [
+            "a.arrow",
+            *(["notes.md_"] if "notes" in name else []),
+        ]
 
 
 def test_a_name_that_is_also_a_pattern(tmp_path):
