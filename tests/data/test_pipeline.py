@@ -226,13 +226,14 @@ def test_given_validation_is_not_cut(tmp_path, gpt2):
     assert not any("set aside" in line for line in data.lines)
 
 
-def test_one_document_cannot_be_cut(tmp_path, gpt2):
+@pytest.mark.parametrize("streaming", [False, True])
+def test_one_document_cannot_be_cut(tmp_path, gpt2, streaming):
     """A single document is not divided; the error names both ways out."""
     path = write(tmp_path / "a.md", ["Only one document."])
     with pytest.raises(
         UserError, match=r"--validation_split_percentage: 1 document .*--validation_file.*--document_unit"
     ):
-        load_data(file_arguments(path), gpt2, 64)
+        load_data(file_arguments(path, streaming=streaming), gpt2, 64)
 
 
 # ---- the accounting of small corpora ----

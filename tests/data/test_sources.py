@@ -898,6 +898,22 @@ def test_directory_without_data(tmp_path):
     assert message.startswith("--dataset_name: ") and "jsonl" in message
 
 
+def test_texts_of_which_the_library_makes_no_split(tmp_path):
+    """It is said, with a glob that reads them: one name makes it look for files of another kind."""
+    for name in ("a.txt", "b.txt", "instruction.md"):
+        (tmp_path / name).write_text("one\n")
+    message = error_of(DataArguments(str(tmp_path), None))
+    assert message.startswith(f"--dataset_name: the datasets library finds no split in the folder {tmp_path} (")
+    assert read(file_arguments(shlex.split(message.split("--train_file ")[1])[0])) == ["one\n", "one\n"]
+
+
+def test_a_file_of_a_name_that_save_to_disk_uses(tmp_path):
+    """Alone it is a file as others are."""
+    for name in ("state.json", "other.json"):
+        (tmp_path / name).write_text(json.dumps([{"text": name}]))
+    assert read(DataArguments(str(tmp_path), None)) == ["other.json", "state.json"]
+
+
 @pytest.mark.parametrize(
     ("error", "answers", "message"),
     [

@@ -91,7 +91,8 @@ def _sources_of_library(
 
 
 def _sources_of_folder(name: str, args: DataArguments) -> dict[str, Source]:
-    if any(os.path.isfile(os.path.join(name, mark)) for mark in ("state.json", "dataset_dict.json")):
+    marks = (("state.json", "dataset_info.json"), ("dataset_dict.json",))
+    if any(all(os.path.isfile(os.path.join(name, file)) for file in files) for files in marks):
         return _sources_of_disk(name, args)
     with plain_folder(name) as folder:
         config_name = _choose_config(folder.path, args)
@@ -291,6 +292,13 @@ def _row_source(split: str, dataset: Dataset | IterableDataset, args: DataArgume
 
 def _not_found(name: str, error: OSError) -> UserError:
     if os.path.isdir(name):
+        texts = list(filter(_is_text, visible_files(name)))
+        if texts:  # the library takes some names of files for parts of other formats
+            pattern = os.path.join(name, "**", f"*{os.path.splitext(texts[0])[1]}")
+            return UserError(
+                f"--dataset_name: the datasets library finds no split in the folder {name} ({first_line(error)}); give "
+                f"a glob, such as --train_file {as_typed(pattern)}"
+            )
         return UserError(
             f"--dataset_name: the folder {name} holds no data files; put txt, jsonl, csv or parquet files into it, or "
             f"give a glob, such as --train_file {as_typed(os.path.join(name, '**', '*.md'))}"
