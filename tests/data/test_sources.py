@@ -682,6 +682,23 @@ def test_csv_with_unquoted_delimiters(tmp_path):
     assert "the row in line 3 has 3 fields, the header has 2" in error_of(file_arguments(path))
 
 
+@pytest.mark.parametrize(
+    ("name", "lines", "is_remedy"),
+    [
+        ("a.jsonl", ['{"text": "one"}', '{"text": "two"}'], True),
+        ("a.csv", ["text,id", "one,1", "two,2"], True),
+        ("a.csv", ['"text","id"', '"one","1"'], True),
+        ("a.csv", ['text,id\n"one', 'two",1\n"a "stray" quote",1\n'], False),
+        ("a.jsonl", ['{"text": "one', 'two"'], False),
+    ],
+)
+def test_rows_that_end_with_a_lone_carriage_return(tmp_path, name, lines, is_remedy):
+    """The remedy is that for line ends, unless a field holds them and something else is wrong."""
+    (tmp_path / name).write_bytes("\r".join(lines).encode() + b"\r")
+    message = error_of(file_arguments(tmp_path / name))
+    assert message.endswith(r"; end the rows with \n: tr '\r' '\n' < FILE > NEW") == is_remedy
+
+
 @pytest.mark.parametrize("row", ['"never closed\nand on\n', '"a "stray" quote"\n'])
 def test_csv_with_an_open_quote(tmp_path, row):
     """A quote that is never closed, or not doubled, is refused with the line where its row begins."""
