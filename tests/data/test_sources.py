@@ -689,6 +689,7 @@ def test_csv_with_unquoted_delimiters(tmp_path):
         ("a.csv", ["text,id", "one,1", "two,2"], True),
         ("a.csv", ['"text","id"', '"one","1"'], True),
         ("a.csv", ['text,id\n"one', 'two",1\n"a "stray" quote",1\n'], False),
+        ("a.tsv", ["text\tid\none", "two\t1\n"], False),
         ("a.jsonl", ['{"text": "one', 'two"'], False),
     ],
 )

@@ -5,7 +5,6 @@ In: a `TextFile`. Out: `(line, place)`.
 
 import codecs
 import io
-import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -14,7 +13,6 @@ from .text_files import MAX_ROW_CHARACTERS, Place, TextFile
 
 # A line of a file with columns may hold more than its text: an image, say.
 MAX_LINE_BYTES = 64 << 20
-_LONE_RETURN = re.compile(r"\r(?!\n)")
 
 
 def lines_of(file: TextFile, start: Place) -> Iterator[tuple[str, Place]]:
@@ -32,7 +30,7 @@ def lines_of_rows(file: TextFile, start: Place) -> Iterator[tuple[str, Place]]:
     for raw, place in _raw_lines(file, start, MAX_LINE_BYTES + 1):
         if len(raw) > MAX_LINE_BYTES:
             problem = f": line {place.line + 1} is longer than {MAX_LINE_BYTES >> 20} MiB"
-            raise file.fail(problem, remedy_of_rows(raw[:4096].decode("latin-1"), "split it"))
+            raise file.fail(problem, remedy_of_rows(raw.decode("latin-1"), "split it"))
         yield raw.decode("utf-8", "surrogateescape"), place
 
 
@@ -73,8 +71,9 @@ def with_line_feeds(text: str) -> str:
 
 
 def remedy_of_rows(source: str, remedy: str) -> str:
-    """The remedy for rows that cannot be read; another one if some end with a lone `\\r`."""
-    return r"end the rows with \n: tr '\r' '\n' < FILE > NEW" if _LONE_RETURN.search(source) else remedy
+    """The remedy for rows that cannot be read; another one if it is `\\r` alone that ends them."""
+    is_of_returns = "\r" in source and "\n" not in source
+    return r"end the rows with \n: tr '\r' '\n' < FILE > NEW" if is_of_returns else remedy
 
 
 def not_utf8(file: TextFile, error: UnicodeDecodeError, place: Place) -> UserError:

@@ -296,8 +296,8 @@ def _not_found(name: str, error: OSError) -> UserError:
         if texts:  # the library takes some names of files for parts of other formats
             pattern = os.path.join(name, "**", f"*{os.path.splitext(texts[0])[1]}")
             return UserError(
-                f"--dataset_name: the datasets library finds no split in the folder {name} ({first_line(error)}); give "
-                f"a glob, such as --train_file {as_typed(pattern)}"
+                f"--dataset_name: the datasets library finds no split in the folder {name} ({first_line(error)}); "
+                f"give a glob, such as --train_file {as_typed(pattern)}"
             )
         return UserError(
             f"--dataset_name: the folder {name} holds no data files; put txt, jsonl, csv or parquet files into it, or "
