@@ -342,6 +342,7 @@ FOLDERS = [
         "4 of the 6 text files in the folder (0.csv, 0.json, 0.md, ...)",
     ),
     (("a.txt", "b.txt", "x.png", "0.md"), "1 of the 3 text files in the folder (0.md)"),
+    (("a.txt", "b.txt", "0.md", "README.md"), "1 of the 3 text files in the folder (0.md)"),
     (("a.md", "sub/README.md"), "1 of the 2 text files in the folder (sub/README.md)"),
     (("a.md", "b.md", "sub/c.md"), None),
     (("a.txt", "sub/b.txt", "README.md", ".hidden.txt", ".hidden/c.txt", "dataset_info.json"), None),
@@ -371,7 +372,7 @@ def test_files_of_a_folder_that_are_not_read(tmp_path, names, unread):
     if words[0] == "all":
         assert words[2] == "--train_file" and len(load_sources(file_arguments(words[3]))["train"].files) == len(names)
     else:
-        assert "--validation_file" in said and {"val.txt", "x.png"} & {*names}
+        assert "--validation_file" in said and {"val.txt", "x.png", "README.md"} & {*names}
 
 
 def test_a_folder_that_holds_itself(tmp_path):

@@ -9,6 +9,7 @@ import datasets
 import pyarrow as pa
 import yaml
 from datasets import Dataset, IterableDataset
+from datasets.data_files import FILES_TO_IGNORE
 
 from ...errors import UserError, first_line, printable
 from ...options.arguments import DataArguments, Preferred
@@ -211,7 +212,8 @@ def _unread_files(name: str, folder: PlainFolder, config: Any) -> str:
     if not unread or _card_names_files(folder.path, config.name):
         return ""
     names = first_names(unread)
-    if set(config.data_files) == {"train"} and texts == files:
+    described = any(os.path.exists(os.path.join(name, file)) for file in FILES_TO_IGNORE)  # a glob would read these
+    if set(config.data_files) == {"train"} and texts == files and not described:
         remedy = f"to read all use --train_file {as_typed(os.path.join(name, '**', '*'))}"
     else:
         remedy = "to read them name the files of each split: --train_file, --validation_file, --test_file"
