@@ -968,10 +968,12 @@ def test_folder_with_a_script(tmp_path):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_card_that_counts_other_rows(tmp_path, streaming):
     """A part of a dataset is read, whatever its card says of the whole."""
-    write_arrow(tmp_path / "a.arrow", ["one", "two"])
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_arrow(folder / "a.arrow", ["one", "two"])
     splits = "".join(f"  - name: {split}\n    num_examples: 5\n    num_bytes: 9\n" for split in ("train", "test"))
-    (tmp_path / "README.md").write_text(f"---\ndataset_info:\n  splits:\n{splits}---\n")
-    assert read(DataArguments(str(tmp_path), None, streaming=streaming)) == ["one", "two"]
+    (folder / "README.md").write_text(f"---\ndataset_info:\n  splits:\n{splits}---\n")
+    assert read(DataArguments(str(folder), None, streaming=streaming)) == ["one", "two"]
 
 
 @pytest.mark.parametrize(
@@ -983,10 +985,12 @@ def test_a_card_that_counts_other_rows(tmp_path, streaming):
 )
 def test_what_the_library_cannot_load(tmp_path, files, message):
     """One line, whatever it raises."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
     for name, content in files.items():
-        (tmp_path / name).write_text(content)
-    line = error_of(DataArguments(str(tmp_path), None))
-    assert line.startswith(f"--dataset_name: {tmp_path} ") and message in line
+        (folder / name).write_text(content)
+    line = error_of(DataArguments(str(folder), None))
+    assert line.startswith(f"--dataset_name: {folder} ") and message in line
 
 
 def test_missing_folder(tmp_path):
