@@ -394,7 +394,8 @@ def test_bad_input_through_the_command(tmp_path, capsys, cache_folder):
         assert lines[0].startswith("error: ") and ("--" in lines[0]) and len(lines[0]) < 400, (name, lines)
         assert not (tmp_path / "run").exists()
     root = cache_folder / "gpt2_hf"
-    left = {path for path in root.iterdir() if path.suffix != ".lock"}
+    # a slow machine remembers the hash of a file that was written seconds ago
+    left = {path for path in root.iterdir() if path.suffix != ".lock" and path.name != "file-hashes"}
     assert {path.name for path in left} == {record.parent.name for record in root.glob("*/record.json")}
 
 
