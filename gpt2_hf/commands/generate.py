@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 from transformers.utils import logging as transformers_logging
 
+from ..data.encoding import errors_of_tokenizer
 from ..errors import UserError, printable
 from ..options.arguments import GenerationArguments
 from ..options.fields import default_value
@@ -197,7 +198,8 @@ def _batches(rows: list[_Row], batch_size: int) -> list[list[int]]:
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
-    ids = tokenizer(prompt, add_special_tokens=False).input_ids
+    with errors_of_tokenizer():
+        ids = tokenizer(prompt, add_special_tokens=False).input_ids
     if not ids:
         ids = [tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0]
     return torch.tensor(ids)

@@ -11,6 +11,7 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..data.encoding import errors_of_tokenizer
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 
 # Classes of surprisal, each with its upper limit in nats; one nat more is a factor of e in probability.
@@ -48,7 +49,8 @@ def token_surprisals(
     Returns:
         The tokens. Their texts joined are the text as the tokenizer decodes it; the mean of their nats is the loss.
     """
-    ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids, dtype=torch.long)
+    with errors_of_tokenizer():
+        ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids, dtype=torch.long)
     if len(ids) == 0:
         return []
     tokens = [Token("", None, [])]

@@ -18,7 +18,7 @@ import numpy as np
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .readers import MAX_ROW_CHARACTERS
 from .tokenizer import num_ids
 
@@ -92,10 +92,10 @@ class Encoder:
         counts: list[int] = []
         ids = [np.zeros(0, dtype=self.dtype)]
         for group in batches_of(pieces):  # of one long document, not all at once: ids are small, encodings are not
-            with _single_thread():
+            with _single_thread(), errors_of_tokenizer():
                 encoded = self._encode(group)
+                ids.append(np.fromiter(chain.from_iterable(encoded), dtype=self.dtype))
             counts += map(len, encoded)
-            ids.append(np.fromiter(chain.from_iterable(encoded), dtype=self.dtype))
         lengths = np.bincount(np.array(owners, dtype=np.int64), weights=counts, minlength=len(texts))
         return EncodedBatch(np.concatenate(ids), lengths.astype(np.int32), have_text)
 
@@ -124,6 +124,20 @@ class Encoder:
             finally:
                 for future in pending:
                     future.cancel()
+
+
+@contextmanager
+def errors_of_tokenizer() -> Iterator[None]:
+    """Turn what a tokenizer raises about a text into one line; the tokenizers library has no class for it."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # without a Rust backend: a token that is no number
+        raise UserError(
+            f"the tokenizer cannot encode the text ({first_line(error)}); take out the characters that it lacks, or "
+            "give --tokenizer_name one with an unknown token or byte fallback"
+        ) from error
 
 
 def available_cores() -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import datasets
 from datasets.data_files import FILES_TO_IGNORE
+from datasets.packaged_modules import _ALL_ALLOWED_EXTENSIONS
 
 # All but what stands for itself in the patterns of the datasets library and of fsspec.
 _NOT_PLAIN = re.compile(r"[^\w /.,=+@()&'#%-]")
@@ -44,24 +45,35 @@ class PlainFolder:
 @contextlib.contextmanager
 def plain_folder(folder: str) -> Iterator[PlainFolder]:
     """The folder itself, or for as long as the context lasts a copy of its names."""
-    names = [os.path.relpath(os.path.join(root, name), folder) for root, _, files in os.walk(folder) for name in files]
+    names = [os.path.relpath(path, folder) for path in visible_files(folder, followlinks=False)]
     place = Path(os.path.realpath(folder))
-    if not any(_NOT_PLAIN.search(path.as_posix()) for path in (place.relative_to(place.anchor), *map(Path, names))):
+    paths = [place.relative_to(place.anchor), *(Path(name) for name in names if _is_known(name))]
+    if not any(_NOT_PLAIN.search(path.as_posix()) for path in paths):
         yield PlainFolder(folder)
         return
+    names += [name for name in _DESCRIPTIONS if os.path.isfile(os.path.join(folder, name))]
     with tempfile.TemporaryDirectory() as copy:
         yield PlainFolder(copy, True, _copy_names(folder, names, os.path.realpath(copy)))
 
 
-def visible_files(folder: str) -> list[str]:
-    """The files in a folder and below it, through links too, but no hidden ones and none that describe a dataset."""
+def _is_known(name: str) -> bool:
+    """Whether the library may read a file of this ending; of others it takes no notice."""
+    return any(suffix in _ALL_ALLOWED_EXTENSIONS for suffix in Path(name).suffixes)
+
+
+def visible_files(folder: str, followlinks: bool = True) -> list[str]:
+    """The files in a folder and below it, but no hidden ones.
+
+    Those that describe a dataset are left out too. Below the folder such names may be texts; the library ignores them.
+    """
     files: list[str] = []
     seen: set[str] = set()
-    for root, folders, names in os.walk(folder, followlinks=True):
+    for root, folders, names in os.walk(folder, followlinks=followlinks):
         place = os.path.realpath(root)
         folders[:] = [] if place in seen else [name for name in folders if not name.startswith(".")]
         if place not in seen:
-            files += [os.path.join(root, name) for name in names if name not in FILES_TO_IGNORE and name[0] != "."]
+            ignored = FILES_TO_IGNORE if root == folder else ()
+            files += [os.path.join(root, name) for name in names if name not in ignored and name[0] != "."]
         seen.add(place)
     return sorted(filter(os.path.isfile, files))
 

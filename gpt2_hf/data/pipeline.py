@@ -18,6 +18,7 @@ from ..options.fields import default_value
 from ..options.mixture import Mix, shares_of
 from ..runtime import distributed
 from .collators import FlatteningCollator, PaddingCollator
+from .encoding import has_text
 from .samples import Accounting, BlockSamples, DocumentSamples, MixedSamples, Samples, SequenceMode, padded_share
 from .sources import SPLITS, Source, load_sources, with_notes_of_shared_files
 from .streaming import StreamingSamples, set_aside_of_stream
@@ -338,15 +339,14 @@ def _tokenize_splits(request: _Request, sources: dict[str, Source], streamed: st
         source, note = set_aside_of_stream(sources["train"], percentage)
         lines.append(note)
         documents["validation"] = tokenize(source, tokenizer, workers)
+        if not len(documents["validation"]):
+            _check_divisible(sum(has_text(text) for text, _ in sources["train"].documents()))
         remarks["validation"] = [f"{percentage:g} % of the first documents set aside"]
     elif missing:
         rest, cut, known_tokens, count = tokenize_and_cut(sources["train"], tokenizer, percentage, workers, joined)
         documents = {"train": rest, "validation": cut}
-        if count and not len(cut):
-            raise UserError(
-                f"--validation_split_percentage: {count:,} document{'s' * (count != 1)} cannot be divided; "
-                "give --validation_file, or cut finer with --document_unit"
-            )
+        if not len(cut):
+            _check_divisible(count)
         lines.append(
             f"no validation split: {len(cut):,} documents, evenly spaced, are set aside, {count - len(cut):,} are "
             f"left ({percentage:g} %, --validation_split_percentage)"
@@ -362,6 +362,15 @@ def _tokenize_splits(request: _Request, sources: dict[str, Source], streamed: st
         if split in sources and split not in documents and split != streamed:
             documents[split] = tokenize(sources[split], tokenizer, workers, joined)
     return _Tokenized({split: documents[split] for split in splits if split in documents}, lines, remarks)
+
+
+def _check_divisible(count: int) -> None:
+    """Refuse so few documents with text that none of them is set aside; without any the text itself is refused."""
+    if count:
+        raise UserError(
+            f"--validation_split_percentage: {count:,} document{'s' * (count != 1)} cannot be divided; "
+            "give --validation_file, or cut finer with --document_unit"
+        )
 
 
 def _non_empty_samples(

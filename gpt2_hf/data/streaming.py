@@ -41,7 +41,7 @@ from .tokenization import is_set_aside, share_of, tokenizer_key
 from .tokenizer import separator_id
 
 # Part of the key: raise it when the same text and options give other samples, or in another order.
-_STREAM_VERSION = "2"
+_STREAM_VERSION = "3"
 # Without a validation split, documents are set aside among so many first ones: they can be found without reading all.
 _SET_ASIDE_AMONG = 100_000
 
@@ -78,7 +78,8 @@ class _SetAside:
         return _set_aside(self.source.documents(start), self.share)
 
     def key(self) -> str:
-        return repr(("set aside of documents with text", _SET_ASIDE_AMONG, str(self.share), self.source.key()))
+        source_key = self.source.stream_key(dated=True)  # of the text only the beginning is read
+        return repr(("set aside of documents with text", _SET_ASIDE_AMONG, str(self.share), source_key))
 
 
 def _set_aside(documents: Iterator[tuple[str | None, Cursor]], share: Fraction) -> Iterator[tuple[str | None, Cursor]]:
@@ -150,10 +151,10 @@ class StreamingSamples(IterableDataset):
     def key(self) -> str:
         """A name for exactly this sequence of samples, save for how it is divided among processes.
 
-        The files are hashed once, not at every checkpoint: the name is that of the text that training began with.
+        The files are looked at once, not at every checkpoint: the name is that of the text that training began with.
         """
         if self.known_key is None or self.known_key[0] is not self.source:
-            self.known_key = self.source, self.source.key()
+            self.known_key = self.source, self.source.stream_key()
         parts = (self.known_key[1], tokenizer_key(self.tokenizer), str(self.mode), str(self.max_length))
         options = (self.truncate, self.seed, self.buffer_size, self.set_aside_percentage, self.separator)
         return entry_key(_STREAM_VERSION, *parts, repr(options))

@@ -29,6 +29,8 @@ _IDS_PER_BATCH = 1 << 21
 _WHOLE, _REST, _CUT = "documents", "rest", "cut"
 # Shorter documents, such as "Yes.", may well stand in a text twice.
 _LONG_DOCUMENT = 32
+# What transformers notes of how a tokenizer was loaded; so it does in the names of its files.
+_OF_LOADING = {"name_or_path", "is_local", "local_files_only", "files_loaded", "auto_map"}
 
 
 class TokenizedDocuments:
@@ -347,11 +349,17 @@ class _Writer:
 
 
 def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What decides the ids: the fast tokenizer's whole definition, else the class and vocabulary."""
+    """What decides the ids: the fast tokenizer's whole definition, else the class, vocabulary and settings."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     split = bool(getattr(tokenizer, "split_special_tokens", False))
     if backend is not None:
         # What comes before was set by the last call that padded or truncated, and does not touch these ids.
         _, _, definition = backend.to_str().partition('"added_tokens"')
         return f"{definition}{split}{len(tokenizer)}"
-    return repr((type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), tokenizer.init_kwargs, split))
+    left_out = {*_OF_LOADING, *tokenizer.vocab_files_names}
+    settings = {
+        name: value
+        for name, value in tokenizer.init_kwargs.items()
+        if name not in left_out and not name.endswith("_file")
+    }
+    return repr((type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), settings, split))

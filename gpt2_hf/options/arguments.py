@@ -182,6 +182,10 @@ class DataArguments:
             raise UserError(
                 f"--join_documents has no effect with --sequence_mode {self.sequence_mode}; add --sequence_mode blocks"
             )
+        if self.join_documents and self.document_unit == "paragraph":
+            raise UserError(
+                "--join_documents keeps blank lines, which belong to no paragraph; use --document_unit line"
+            )
         if self.join_documents and self.streaming:
             raise UserError("--join_documents has no meaning with --streaming, which shuffles them; leave it out")
         if self.shift_blocks and (self.sequence_mode != "blocks" or self.streaming):

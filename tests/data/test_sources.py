@@ -11,6 +11,7 @@ import json
 import lzma
 import os
 import shlex
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from hypothesis import strategies as st
 from gpt2_hf.checkpoints import written
 from gpt2_hf.data import load_data, readers, tokenization
 from gpt2_hf.data.encoding import Encoder
-from gpt2_hf.data.folders import visible_files
+from gpt2_hf.data.folders import plain_folder, visible_files
 from gpt2_hf.data.sources import Cursor, FileSource, RowSource, load_sources, split_document
 from gpt2_hf.data.tokenization import tokenize
 from gpt2_hf.errors import UserError
@@ -74,6 +75,19 @@ def write(folder: Path, ending: str, texts: list[str], column: str = "text", nam
         return path
     COMPRESSORS[compression](path, content.encode())
     return path
+
+
+def write_arrow(path: Path, texts: list[str]) -> None:
+    """Write documents as a file that only the datasets library reads."""
+    with ArrowWriter(path=str(path), features=Features({"text": Value("string")})) as writer:
+        writer.write_table(pa.table({"text": texts}))
+        writer.finalize()
+
+
+def card_of(files: dict[str, str]) -> str:
+    """A README.md that says which files belong to which split."""
+    splits = "".join(f"  - split: {split}\n    path: {path}\n" for split, path in files.items())
+    return f"---\nconfigs:\n- config_name: default\n  data_files:\n{splits}---\n"
 
 
 def read(arguments: DataArguments, split: str = "train") -> list[str | None]:
@@ -328,6 +342,8 @@ FOLDERS = [
         "4 of the 6 text files in the folder (0.csv, 0.json, 0.md, ...)",
     ),
     (("a.txt", "b.txt", "x.png", "0.md"), "1 of the 3 text files in the folder (0.md)"),
+    (("a.txt", "b.txt", "0.md", "README.md"), "1 of the 3 text files in the folder (0.md)"),
+    (("a.md", "sub/README.md"), "1 of the 2 text files in the folder (sub/README.md)"),
     (("a.md", "b.md", "sub/c.md"), None),
     (("a.txt", "sub/b.txt", "README.md", ".hidden.txt", ".hidden/c.txt", "dataset_info.json"), None),
 ]
@@ -354,9 +370,10 @@ def test_files_of_a_folder_that_are_not_read(tmp_path, names, unread):
     assert said.count("NOT READ") == 1 and f"NOT READ: {unread}; to read " in sources["train"].layout
     words = shlex.split(said.split("; to read ")[1].split(";")[0])
     if words[0] == "all":
+        assert "README.md" not in names  # the glob would read it
         assert words[2] == "--train_file" and len(load_sources(file_arguments(words[3]))["train"].files) == len(names)
     else:
-        assert "--validation_file" in said and {"val.txt", "x.png"} & {*names}
+        assert "--validation_file" in said and {"val.txt", "x.png", "README.md"} & {*names}
 
 
 def test_a_folder_that_holds_itself(tmp_path):
@@ -386,9 +403,7 @@ def test_text_beside_a_format_of_the_library(tmp_path, streaming):
     """Also where the datasets library reads the folder, what it leaves out is named."""
     folder = tmp_path / "folder"
     folder.mkdir()
-    with ArrowWriter(path=str(folder / "a.arrow"), features=Features({"text": Value("string")})) as writer:
-        writer.write_table(pa.table({"text": ["one"]}))
-        writer.finalize()
+    write_arrow(folder / "a.arrow", ["one"])
     write(folder, ".txt.zst", ["two"], name="b")
     (folder / "b.arrow").write_bytes((folder / "a.arrow").read_bytes())
     source = load_sources(DataArguments(str(folder), None, streaming=streaming))["train"]
@@ -413,9 +428,7 @@ def test_folder_of_another_format(tmp_path, streaming):
     for texts in (["one", "two", "three"], ["one", "two", "3"]):
         folder = tmp_path / texts[-1]
         folder.mkdir()
-        with ArrowWriter(path=str(folder / "train.arrow"), features=Features({"text": Value("string")})) as writer:
-            writer.write_table(pa.table({"text": texts}))
-            writer.finalize()
+        write_arrow(folder / "train.arrow", texts)
         source = load_sources(DataArguments(str(folder), None, streaming=streaming))["train"]
         documents = list(source.documents())
         assert [text for text, _ in documents] == texts
@@ -518,6 +531,18 @@ def test_a_config_meant_for_another_dataset_is_not_recorded(corpus_folder):
     assert arguments.dataset_config_name == "wikitext-2-v1" and "test" in load_sources(arguments)
     recorded = DataArguments(dataset_name=arguments.dataset_name, dataset_config_name=arguments.dataset_config_name)
     assert "test" in load_sources(recorded)
+
+
+@pytest.mark.parametrize("wanted", [None, Preferred("wikitext-2-v1")])
+def test_several_configs(tmp_path, wanted):
+    """None is chosen in silence; all are named."""
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.txt\n" for name in "ab")
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(f"{name}\n")
+    message = error_of(DataArguments(str(tmp_path), wanted))
+    assert message == f"--dataset_config_name: {tmp_path} has several configs; choose one of ['a', 'b']"
+    assert read(DataArguments(str(tmp_path), "b")) == ["b\n"]
 
 
 def test_python_docs():
@@ -657,6 +682,24 @@ def test_csv_with_unquoted_delimiters(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("id,text\n1,fine\n2,not, so fine\n")
     assert "the row in line 3 has 3 fields, the header has 2" in error_of(file_arguments(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "is_remedy"),
+    [
+        ("a.jsonl", ['{"text": "one"}', '{"text": "two"}'], True),
+        ("a.csv", ["text,id", "one,1", "two,2"], True),
+        ("a.csv", ['"text","id"', '"one","1"'], True),
+        ("a.csv", ['text,id\n"one', 'two",1\n"a "stray" quote",1\n'], False),
+        ("a.tsv", ["text\tid\none", "two\t1\n"], False),
+        ("a.jsonl", ['{"text": "one', 'two"'], False),
+    ],
+)
+def test_rows_that_end_with_a_lone_carriage_return(tmp_path, name, lines, is_remedy):
+    """The remedy is that for line ends, unless a field holds them and something else is wrong."""
+    (tmp_path / name).write_bytes("\r".join(lines).encode() + b"\r")
+    message = error_of(file_arguments(tmp_path / name))
+    assert message.endswith(r"; end the rows with \n: tr '\r' '\n' < FILE > NEW") == is_remedy
 
 
 @pytest.mark.parametrize("row", ['"never closed\nand on\n', '"a "stray" quote"\n'])
@@ -875,6 +918,22 @@ def test_directory_without_data(tmp_path):
     assert message.startswith("--dataset_name: ") and "jsonl" in message
 
 
+def test_texts_of_which_the_library_makes_no_split(tmp_path):
+    """It is said, with a glob that reads them: one name makes it look for files of another kind."""
+    for name in ("a.txt", "b.txt", "instruction.md"):
+        (tmp_path / name).write_text("one\n")
+    message = error_of(DataArguments(str(tmp_path), None))
+    assert message.startswith(f"--dataset_name: the datasets library finds no split in the folder {tmp_path} (")
+    assert read(file_arguments(shlex.split(message.split("--train_file ")[1])[0])) == ["one\n", "one\n"]
+
+
+def test_a_file_of_a_name_that_save_to_disk_uses(tmp_path):
+    """Alone it is a file as others are."""
+    for name in ("state.json", "other.json"):
+        (tmp_path / name).write_text(json.dumps([{"text": name}]))
+    assert read(DataArguments(str(tmp_path), None)) == ["other.json", "state.json"]
+
+
 @pytest.mark.parametrize(
     ("error", "answers", "message"),
     [
@@ -905,6 +964,34 @@ def test_folder_with_a_script(tmp_path):
     (folder / "train.txt").write_text("some text\n")
     message = error_of(DataArguments(dataset_name=str(folder), dataset_config_name=None))
     assert message.startswith(f"--dataset_name: {folder} cannot be loaded: ") and "scripted.py" in message
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_card_that_counts_other_rows(tmp_path, streaming):
+    """A part of a dataset is read, whatever its card says of the whole."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_arrow(folder / "a.arrow", ["one", "two"])
+    splits = "".join(f"  - name: {split}\n    num_examples: 5\n    num_bytes: 9\n" for split in ("train", "test"))
+    (folder / "README.md").write_text(f"---\ndataset_info:\n  splits:\n{splits}---\n")
+    assert read(DataArguments(str(folder), None, streaming=streaming)) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a.txt": "one\n", "README.md": "---\ntitle: My notes: part 1\n---\n"}, "are no YAML (mapping values"),
+        ({"a.lance": "one\n"}, "cannot be loaded: No module named 'lance'"),
+    ],
+)
+def test_what_the_library_cannot_load(tmp_path, files, message):
+    """One line, whatever it raises."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_text(content)
+    line = error_of(DataArguments(str(folder), None))
+    assert line.startswith(f"--dataset_name: {folder} ") and message in line
 
 
 def test_missing_folder(tmp_path):
@@ -1120,14 +1207,22 @@ def test_two_splits_that_may_be_the_validation_text(tmp_path):
     assert list(sources) == ["train"] and "NOT READ: the splits 'val', 'dev'" in sources["train"].layout
 
 
+def test_splits_of_other_names_alone(tmp_path):
+    """They are named, whether the datasets library or `readers` would read them."""
+    rows = Dataset.from_dict({"text": ["one"]})
+    DatasetDict({"train_sft": rows, "test_sft": rows}).save_to_disk(str(tmp_path / "saved"))
+    message = error_of(DataArguments(str(tmp_path / "saved"), None))
+    assert "has the splits 'train_sft', 'test_sft', and none of train, validation, test; give" in message
+    (tmp_path / "folder" / "data").mkdir(parents=True)
+    rows.to_parquet(str(tmp_path / "folder" / "data" / "corpus-00000-of-00001.parquet"))
+    assert "has the split 'corpus', and none of" in error_of(DataArguments(str(tmp_path / "folder"), None))
+
+
 def test_a_card_may_call_the_validation_split_otherwise(tmp_path):
     """As those of many sets on the hub do."""
     (tmp_path / "a.txt").write_text("one\n")
     (tmp_path / "b.txt").write_text("two\n")
-    splits = "".join(
-        f"  - split: {split}\n    path: {path}\n" for split, path in (("train", "a.txt"), ("dev", "b.txt"))
-    )
-    (tmp_path / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{splits}---\n")
+    (tmp_path / "README.md").write_text(card_of({"train": "a.txt", "dev": "b.txt"}))
     assert read(DataArguments(str(tmp_path), None), "validation") == ["two\n"]
 
 
@@ -1145,6 +1240,24 @@ def test_a_file_that_is_trained_on_and_scored(tmp_path):
     assert "4 of the files of --test_file are trained on too (a.txt, b.txt, c.txt, ...):" in (
         load_sources(arguments)["train"].layout
     )
+
+
+@pytest.mark.parametrize("ending", [".txt", ".arrow"])
+@pytest.mark.parametrize("has_card", [False, True])
+def test_a_file_of_a_folder_that_is_trained_on_and_scored(tmp_path, ending, has_card):
+    """The datasets library puts `train_val` into both splits, and a card may; whoever reads the files, it is said."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in (names := ("first", "val") if has_card else ("train", "train_val")):
+        if ending == ".arrow":
+            write_arrow(folder / f"{name}.arrow", [name])
+        else:
+            write(folder, ending, [name], name=name)
+    if has_card:
+        files = {"train": f"'*{ending}'", "validation": f"val{ending}"}
+        (folder / "README.md").write_text(card_of(files))
+    layout = load_sources(DataArguments(str(folder), None))["train"].layout
+    assert f"1 of the validation files is trained on too ({names[1]}{ending}): the validation loss is" in layout
 
 
 def test_what_save_to_disk_wrote_later(tmp_path):
@@ -1234,6 +1347,22 @@ def test_names_of_folders_and_files(tmp_path, name, monkeypatch):
     assert read(DataArguments(f"./{name}", None), "validation") == ["validation"]
     (folder / f"train {name}.jsonl").write_text("{")
     assert error_of(DataArguments(str(folder), None)).isprintable()
+
+
+@pytest.mark.parametrize("name", ["notes.md~", ".~lock.a.csv#", ".git/HEAD~1"])
+def test_a_stray_file_of_another_name(tmp_path, name):
+    """It does not matter where the library reads the folder; no hidden file is copied where it cannot."""
+    folder = tmp_path / "folder"
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).touch()
+    write_arrow(folder / "a.arrow", ["one"])
+    assert read(DataArguments(str(folder), None)) == ["one"]
+    shutil.move(folder, tmp_path / "folder [v1]")
+    with plain_folder(str(tmp_path / "folder [v1]")) as copy:
+        assert copy.is_copy and sorted(os.listdir(copy.path)) == [
+            "a.arrow",
+            *(["notes.md_"] if "notes" in name else []),
+        ]
 
 
 def test_a_name_that_is_also_a_pattern(tmp_path):

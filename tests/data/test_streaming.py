@@ -3,12 +3,14 @@
 import dataclasses
 import itertools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -219,11 +221,14 @@ def test_another_stream_is_refused(corpus, gpt2, options, message):
         StreamingLoader(stream_of(corpus, gpt2), 4, FlatteningCollator(), num_workers=3).load_state_dict(state)
 
 
-def test_files_are_hashed_once(corpus, gpt2, monkeypatch):
+def test_files_are_looked_at_once(corpus, gpt2, monkeypatch):
     """Checkpoints and copies of the stream do not read the corpus again; a new process sees that it was changed."""
     hashed = []
-    original = fingerprints._hash
-    monkeypatch.setattr(fingerprints, "_hash", lambda path: hashed.append(path) or original(path))
+    original = fingerprints.sample_key
+    monkeypatch.setattr(
+        "gpt2_hf.data.sources.source.sample_key",
+        lambda path, **options: hashed.append(path) or original(path, **options),
+    )
     stream = stream_of(corpus, gpt2)
     stream.key()
     loader = StreamingLoader(dataclasses.replace(stream, rank=1, world_size=2), 4, FlatteningCollator())
@@ -235,6 +240,48 @@ def test_files_are_hashed_once(corpus, gpt2, monkeypatch):
     resumed = StreamingLoader(stream_of(corpus, gpt2, rank=1, world_size=2), 4, FlatteningCollator())
     with pytest.raises(UserError, match="not those of the checkpoint"):
         resumed.load_state_dict(state)
+
+
+@pytest.mark.parametrize("kind", ["files", "folder", "saved"])
+def test_a_start_does_not_read_all_of_a_stream(tmp_path, gpt2, monkeypatch, kind):
+    """Whoever reads its files, and with a part of it set aside."""
+    lines = [f"Number {i} of the lines.\n" for i in range(100)]
+    place = tmp_path / "place"
+    if kind == "saved":
+        Dataset.from_dict({"text": lines}).save_to_disk(str(place))
+    else:
+        place.mkdir()
+        card = "---\nconfigs:\n- config_name: own\n  data_files: a.txt\n  keep_linebreaks: true\n---\n"
+        (place / "README.md").write_text(card)
+        (place / "a.txt").write_text("".join(lines))
+    hashed = []
+    original = fingerprints._hash
+    monkeypatch.setattr(fingerprints, "_hash", lambda path: hashed.append(str(path)) or original(path))
+    arguments = DataArguments(str(place), None, streaming=True)
+    if kind == "files":
+        arguments = file_arguments(place / "a.txt", streaming=True)
+    data = load_data(arguments, gpt2, 64)
+    assert len(data.samples["validation"]) == 5
+    assert not [path for path in hashed if path.startswith(str(place))]
+
+
+def test_a_sample_of_a_file(tmp_path):
+    """Its name follows its size, its two ends and its middle; with the dates any change."""
+    path = tmp_path / "a.txt"
+    size = 64 << 20
+    keys, dated = set(), set()
+    for place in (None, 0, size // 2, size - 1, size // 4):
+        with path.open("wb") as file:
+            file.truncate(size)
+            if place is not None:
+                file.seek(place)
+                file.write(b"x")
+        os.utime(path, ns=(0, 0 if place is None else place + 1))
+        keys.add(fingerprints.sample_key(path))
+        dated.add(fingerprints.sample_key(path, dated=True))
+    assert len(keys) == 4 and len(dated) == 5
+    path.write_text("short")
+    assert fingerprints.sample_key(path) not in keys
 
 
 def test_another_source_has_another_key(corpus, gpt2, tmp_path):

@@ -20,12 +20,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, PythonBackend
 
 from gpt2_hf.data import cache, encoding, fingerprints, tokenization
 from gpt2_hf.data.encoding import Encoder
 from gpt2_hf.data.sources import FileSource, load_sources
-from gpt2_hf.data.tokenization import TokenizedDocuments, is_set_aside, tokenize, tokenize_and_cut
+from gpt2_hf.data.tokenization import TokenizedDocuments, is_set_aside, tokenize, tokenize_and_cut, tokenizer_key
 from gpt2_hf.data.tokenizer import gpt2_tokenizer
 from gpt2_hf.errors import UserError
 
@@ -177,6 +177,50 @@ def test_a_tokenizer_that_cannot_work_in_pieces():
     """A huge document is refused where it would have to be tokenised at once, with the remedy."""
     with pytest.raises(UserError, match="--document_unit line or paragraph"):
         Encoder(wordlevel(10)).encode(["1 " * 5_000_000])
+
+
+class WordsAlone(PythonBackend):
+    """A tokenizer without a Rust backend and without an unknown token."""
+
+    def __init__(self, **options):
+        self.words = {"one": 0, "two": 1}
+        super().__init__(unk_token=None, **options)
+
+    vocab_size = 2
+
+    def get_vocab(self):
+        """The words."""
+        return dict(self.words)
+
+    def _tokenize(self, text):
+        return text.split()
+
+    def _convert_token_to_id(self, token):
+        return self.words.get(token)
+
+
+LACKING = {
+    "word level": models.WordLevel({"one": 0}),
+    "unigram": models.Unigram([("one", -1.0), *((mark, -9.0) for mark in "one")], None, False),
+    "python": None,
+}
+
+
+@pytest.mark.parametrize("kind", LACKING)
+def test_a_character_that_a_tokenizer_lacks(kind):
+    """One line with a remedy, for a tokenizer without an unknown token."""
+    model = LACKING[kind]
+    tokenizer = WordsAlone() if model is None else PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model))
+    assert Encoder(tokenizer).encode(["one"]).ids.tolist() == [0]
+    with pytest.raises(UserError, match=r"the tokenizer cannot encode the text \(.+\); .*--tokenizer_name"):
+        Encoder(tokenizer).encode(["three"])
+
+
+def test_the_place_of_a_tokenizer_is_not_in_its_key():
+    """How it was loaded changes no ids; how it takes a text apart may."""
+    places = [{}, {"name_or_path": "/a", "is_local": True, "vocab_file": "/a/vocab"}, {"local_files_only": True}]
+    assert len({tokenizer_key(WordsAlone(**place)) for place in places}) == 1
+    assert tokenizer_key(WordsAlone(lower=True)) != tokenizer_key(WordsAlone())
 
 
 @pytest.mark.parametrize(("size", "width"), [(65536, 2), (65537, 4)])

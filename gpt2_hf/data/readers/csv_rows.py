@@ -8,7 +8,7 @@ import csv
 import threading
 from collections.abc import Generator, Iterator
 
-from .lines import MAX_LINE_BYTES, lines_of_rows, not_utf8, nul_byte
+from .lines import MAX_LINE_BYTES, lines_of_rows, not_utf8, nul_byte, remedy_of_rows
 from .records import Record, checked, undecodable_bytes
 from .text_files import Place, Row, TextFile
 
@@ -66,7 +66,8 @@ def _rows(file: TextFile, start: Place) -> Generator[Record, None, None]:
     except csv.Error as error:
         problem = f" cannot be read as csv: {error}, in the row from line {place.line + 1} on"
         remedy = "quote fields that hold line ends, double each quote inside them, and close them"
-        raise file.fail(problem, remedy) from error
+        is_of_line_end = str(error).startswith("new-line character")
+        raise file.fail(problem, remedy_of_rows("".join(lines), remedy) if is_of_line_end else remedy) from error
 
 
 _limit_lock = threading.Lock()

@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 from ...errors import UserError
-from .lines import lines_of_rows, not_utf8, nul_byte
+from .lines import lines_of_rows, not_utf8, nul_byte, remedy_of_rows
 from .records import Record, checked
 from .text_files import MAX_FILE_BYTES, Place, Row, TextFile
 
@@ -78,7 +78,8 @@ def _broken_line(file: TextFile, line: str, error: json.JSONDecodeError, place: 
     except UnicodeDecodeError as undecodable:
         return not_utf8(file, undecodable, place)
     problem = f" is broken in line {place.line + 1} ({error.msg}, column {error.colno})"
-    return file.fail(problem, f"each line must be one JSON object, in pandas {_ROWS_FROM_PANDAS}")
+    remedy = f"each line must be one JSON object, in pandas {_ROWS_FROM_PANDAS}"
+    return file.fail(problem, remedy_of_rows(line, remedy) if error.msg == "Extra data" else remedy)
 
 
 def _is_array(file: TextFile) -> bool:

@@ -29,7 +29,8 @@ def lines_of_rows(file: TextFile, start: Place) -> Iterator[tuple[str, Place]]:
     """Each line of a file with columns, with its end as it is; bytes that are not UTF-8 are lone surrogates."""
     for raw, place in _raw_lines(file, start, MAX_LINE_BYTES + 1):
         if len(raw) > MAX_LINE_BYTES:
-            raise file.fail(f": line {place.line + 1} is longer than {MAX_LINE_BYTES >> 20} MiB", "split it")
+            problem = f": line {place.line + 1} is longer than {MAX_LINE_BYTES >> 20} MiB"
+            raise file.fail(problem, remedy_of_rows(raw.decode("latin-1"), "split it"))
         yield raw.decode("utf-8", "surrogateescape"), place
 
 
@@ -67,6 +68,12 @@ def decode(file: TextFile, raw: bytes, place: Place) -> str:
 def with_line_feeds(text: str) -> str:
     """The text with `\\n` for every `\\r\\n`, and for every `\\r` alone."""
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def remedy_of_rows(source: str, remedy: str) -> str:
+    """The remedy for rows that cannot be read; another one if it is `\\r` alone that ends them."""
+    is_of_returns = "\r" in source and "\n" not in source
+    return r"end the rows with \n: tr '\r' '\n' < FILE > NEW" if is_of_returns else remedy
 
 
 def not_utf8(file: TextFile, error: UnicodeDecodeError, place: Place) -> UserError:

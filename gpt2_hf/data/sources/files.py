@@ -40,13 +40,13 @@ def _shared_with_training(split: str, sources: dict[str, FileSource]) -> str:
     """For the user: files that are both trained on and scored; "" if there are none."""
     if split not in sources or "train" not in sources:
         return ""
-    return _contamination(sources[split], sources["train"], f"files of --{split}_file", f"{split} loss")
+    return contamination(sources[split].paths, sources["train"].paths, f"files of --{split}_file", f"{split} loss")
 
 
-def _contamination(scored: FileSource, trained: FileSource, what: str, loss: str) -> str:
-    """What files of the first source stand in the second means for a loss; "" if there are none."""
-    known = {os.path.realpath(file.path) for file in trained.files}
-    shared = [file.path for file in scored.files if os.path.realpath(file.path) in known]
+def contamination(scored: Iterable[str], trained: Iterable[str], what: str, loss: str) -> str:
+    """What files that are scored and trained on mean for a loss; "" if there are none."""
+    known = set(map(os.path.realpath, trained))
+    shared = [path for path in scored if os.path.realpath(path) in known]
     if not shared:
         return ""
     names = first_names([os.path.basename(path) for path in shared])
@@ -75,7 +75,7 @@ def _scored_in_others(name: str, texts: Mapping[str, dict[str, Source]]) -> Iter
                 continue  # the same documents are set aside from both
             of_a_part = ", of which a part is set aside," if is_cut else ""
             what = f"{'train' if is_cut else split} files of {other}{of_a_part}"
-            yield _contamination(scored, trained, what, f"{split} loss of {other}")
+            yield contamination(scored.paths, trained.paths, what, f"{split} loss of {other}")
 
 
 def with_note(sources: dict[str, Source], note: str) -> dict[str, Source]:

@@ -2,12 +2,14 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
 import pyarrow as pa
+import yaml
 from datasets import Dataset, IterableDataset
+from datasets.data_files import FILES_TO_IGNORE
 
 from ...errors import UserError, first_line, printable
 from ...options.arguments import DataArguments, Preferred
@@ -19,7 +21,7 @@ from ..fingerprints import cache_root, file_key
 from ..folders import PlainFolder, plain_folder, visible_files
 from ..readers import not_text, text_file
 from .columns import find_text_column, unit_of_rows
-from .files import check_columns, file_source, first_names, with_note
+from .files import check_columns, contamination, file_source, first_names, with_note
 from .source import SPLITS, RowSource, Source
 
 # Of a builder's config: which files, what they are called, and the separator, which `readers` take.
@@ -49,34 +51,49 @@ def sources_of_name(args: DataArguments) -> dict[str, Source]:
         return _sources_of_library(name, _choose_config(name, args), args)
     except (ConnectionError, FileNotFoundError) as error:
         raise _not_found(name, error) from error
-    except (datasets.exceptions.DatasetGenerationError, ValueError, RuntimeError) as error:  # scripts: RuntimeError
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"--dataset_name: {name} has a card, its README.md, whose lines between --- are no YAML "
+            f"({' '.join(str(error).split())}); quote what holds a colon, or take the lines out"
+        ) from error
+    # scripts: RuntimeError; formats that need another package: ImportError
+    except (datasets.exceptions.DatasetsError, ImportError, ValueError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
+        _, _, configs = str(error).partition("Please pick one among the available configs: ")
+        if configs:
+            raise UserError(
+                f"--dataset_config_name: {name} has several configs; choose one of {configs.splitlines()[0]}"
+            ) from error
         raise UserError(f"--dataset_name: {name} cannot be loaded: {first_line(error.__cause__ or error)}") from error
     except OSError as error:
         raise UserError(f"--dataset_name: {name} cannot be loaded: {error.strerror or error}") from error
 
 
 def _sources_of_library(
-    name: str, config_name: str | None, args: DataArguments, content: str | None = None
+    name: str, config_name: str | None, args: DataArguments, files: Mapping[str, Sequence[str]] | None = None
 ) -> dict[str, Source]:
-    """What the datasets library reads, stored or streamed.
+    """What the datasets library reads, stored or streamed; `files` of each split, if they are on this machine.
 
-    Its caches follow the names of local files, at most their dates too; each `content` of them has caches of its own.
+    Its caches follow the names of local files, at most their dates too; each content of them has caches of its own.
     """
-    if content is None and not args.streaming:
+    if files is None and not args.streaming:
         return _row_sources(dict(datasets.load_dataset(name, config_name)), args)
+    content = None if files is None else "streamed" if args.streaming else _content_key(files)
     cache = None if content is None else str(cache_root() / "library" / content)
     builder = datasets.load_dataset_builder(name, config_name, cache_dir=cache)
     # the library's hash of local files goes by their places and dates
     version = f"{builder.config_id} {builder.hash if content is None else _reading_options(builder.config)} {content}"
-    if args.streaming:
-        return _row_sources(dict(builder.as_streaming_dataset()), args, version)
-    return _row_sources(dict(datasets.load_dataset(name, config_name, cache_dir=cache)), args, version)
+    if args.streaming:  # the library stores nothing
+        return _row_sources(dict(builder.as_streaming_dataset()), args, version, files)
+    # unchecked, as streams are: of the rows that the card counts some may not be here
+    loaded = datasets.load_dataset(name, config_name, cache_dir=cache, verification_mode="no_checks")
+    return _row_sources(dict(loaded), args, version)
 
 
 def _sources_of_folder(name: str, args: DataArguments) -> dict[str, Source]:
-    if any(os.path.isfile(os.path.join(name, mark)) for mark in ("state.json", "dataset_dict.json")):
+    marks = (("state.json", "dataset_info.json"), ("dataset_dict.json",))
+    if any(all(os.path.isfile(os.path.join(name, file)) for file in files) for files in marks):
         return _sources_of_disk(name, args)
     with plain_folder(name) as folder:
         config_name = _choose_config(folder.path, args)
@@ -88,21 +105,30 @@ def _sources_of_folder(name: str, args: DataArguments) -> dict[str, Source]:
                 "names; rename folder and files to letters, digits, spaces and . - _"
             )
         if sources is None:
-            sources = _sources_of_library(name, config_name, args, _content_key(config))
-        unread = _unread_files(name, folder, config)
-        return with_note(sources, unread)
+            sources = _sources_of_library(name, config_name, args, _files_of(folder, config))
+        notes = [*_shared_with_training(folder, config, args), _unread_files(name, folder, config)]
+        return with_note(sources, "; ".join(filter(None, notes)))
 
 
-def _content_key(config: Any) -> str:
-    """A name for what the files of a config hold, split by split; what is not on this machine goes by its address."""
+def _files_of(folder: PlainFolder, config: Any) -> dict[str, list[str]]:
+    """The files of each split."""
+    return {str(split): [folder.original(str(path)) for path in paths] for split, paths in config.data_files.items()}
+
+
+def _content_key(files: Mapping[str, Sequence[str]]) -> str:
+    """A name for what files hold, split by split; what is not on this machine goes by its address."""
     parts: list[str] = []
-    for split, paths in config.data_files.items():
-        parts += [str(split), *(file_key(path) if os.path.isfile(path) else path for path in map(str, paths))]
+    for split, paths in files.items():
+        parts += [split, *(file_key(path) if os.path.isfile(path) else path for path in paths)]
     return entry_key(*parts)
 
 
-def _known_splits(found: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """The splits by the names that they have here, and a note about what is left out or was called otherwise."""
+def _known_splits(found: Mapping[str, Any], args: DataArguments) -> tuple[dict[str, Any], str]:
+    """The splits by the names that they have here, and a note about what is left out or was called otherwise.
+
+    Raises:
+        UserError: if all have other names.
+    """
     known = {split: found[split] for split in SPLITS if split in found}
     others = [name for name in found if name not in known]
     notes = []
@@ -111,9 +137,25 @@ def _known_splits(found: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         known["validation"] = found[candidates[0]]
         others.remove(candidates[0])
         notes.append(f"the split {candidates[0]!r} is the validation text")
+    if others and not known:
+        raise UserError(
+            f"--dataset_name: {args.dataset_name} has the split{'s' if len(others) > 1 else ''} "
+            f"{', '.join(map(repr, others))}, and none of {', '.join(SPLITS)}; "
+            "give its files with --train_file, or say in its card which split they belong to"
+        )
     if others:
         notes.append(f"NOT READ: the split{'s' if len(others) > 1 else ''} {', '.join(map(repr, others))}")
     return known, printable("; ".join(notes))
+
+
+def _shared_with_training(folder: PlainFolder, config: Any, args: DataArguments) -> list[str]:
+    """For the user, of each split that is scored: which of its files are trained on too."""
+    known, _ = _known_splits(_files_of(folder, config), args)
+    return [
+        contamination(known[split], known.get("train", ()), f"{split} files", f"{split} loss")
+        for split in SPLITS[1:]
+        if split in known
+    ]
 
 
 def _sources_of_disk(name: str, args: DataArguments) -> dict[str, Source]:
@@ -121,13 +163,9 @@ def _sources_of_disk(name: str, args: DataArguments) -> dict[str, Source]:
     _refuse_config(args, f"{name} was written by save_to_disk, without configs")
     loaded = datasets.load_from_disk(name, keep_in_memory=False)  # in memory rows would not know their files
     splits = {"train": loaded} if isinstance(loaded, Dataset) else loaded
-    known, note = _known_splits(splits)
-    sources: dict[str, Source] = {}
-    for split, rows in known.items():
-        # the fingerprint goes by what was done to the rows, not by what it gave
-        version = repr([file_key(file["filename"]) for file in rows.cache_files])
-        sources[split] = _row_source(split, rows, args, version)
-    return with_note(sources, note)
+    # the fingerprint goes by what was done to the rows, not by what it gave
+    files = {split: [file["filename"] for file in rows.cache_files] for split, rows in splits.items()}
+    return _row_sources(splits, args, files=files)
 
 
 def _sources_of_files_in(folder: PlainFolder, config: Any, args: DataArguments) -> dict[str, Source] | None:
@@ -136,7 +174,7 @@ def _sources_of_files_in(folder: PlainFolder, config: Any, args: DataArguments) 
         return None
     if _has_reading_options(config) or len(getattr(config, "sep", ",") or "") != 1:
         return None
-    found = {split: [folder.original(str(path)) for path in paths] for split, paths in config.data_files.items()}
+    found = _files_of(folder, config)
     if any(path.endswith(".zip") for paths in found.values() for path in paths):  # which `readers` do not open
         return None
     if type(config).__name__ == "HarborConfig":  # what the library makes of md files, whether or not they are Harbor's
@@ -145,7 +183,7 @@ def _sources_of_files_in(folder: PlainFolder, config: Any, args: DataArguments) 
         found = {split: texts for split, paths in found.items() if (texts := list(filter(_is_text, paths)))}
         if not found:
             return None
-    known, note = _known_splits(found)
+    known, note = _known_splits(found, args)
     sources: dict[str, Source] = {}
     for split, paths in known.items():
         files = [text_file(path, "--dataset_name") for path in paths]
@@ -167,14 +205,15 @@ def _is_text(path: str) -> bool:
 
 def _unread_files(name: str, folder: PlainFolder, config: Any) -> str:
     """For the user: the text files of a folder that are in no split; "" if there are none, or its card says so."""
-    given = {os.path.realpath(folder.original(str(path))) for paths in config.data_files.values() for path in paths}
+    given = {os.path.realpath(path) for paths in _files_of(folder, config).values() for path in paths}
     files = visible_files(name)
     texts = list(filter(_is_text, files))
     unread = [os.path.relpath(path, name) for path in texts if os.path.realpath(path) not in given]
     if not unread or _card_names_files(folder.path, config.name):
         return ""
     names = first_names(unread)
-    if set(config.data_files) == {"train"} and texts == files:
+    described = any(os.path.exists(os.path.join(name, file)) for file in FILES_TO_IGNORE)  # a glob would read these
+    if set(config.data_files) == {"train"} and texts == files and not described:
         remedy = f"to read all use --train_file {as_typed(os.path.join(name, '**', '*'))}"
     else:
         remedy = "to read them name the files of each split: --train_file, --validation_file, --test_file"
@@ -226,9 +265,19 @@ def _choose_config(name: str, args: DataArguments) -> str | None:
     )
 
 
-def _row_sources(loaded: Mapping[str, Any], args: DataArguments, version: str = "") -> dict[str, Source]:
-    known, note = _known_splits(loaded)
-    return with_note({split: _row_source(split, rows, args, version) for split, rows in known.items()}, note)
+def _row_sources(
+    loaded: Mapping[str, Any],
+    args: DataArguments,
+    version: str = "",
+    files: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Source]:
+    found = {split: (rows, (files or {}).get(str(split), ())) for split, rows in loaded.items()}
+    known, note = _known_splits(found, args)
+    sources: dict[str, Source] = {
+        split: dataclasses.replace(_row_source(split, rows, args, version), files=tuple(paths))
+        for split, (rows, paths) in known.items()
+    }
+    return with_note(sources, note)
 
 
 def _row_source(split: str, dataset: Dataset | IterableDataset, args: DataArguments, version: str = "") -> RowSource:
@@ -245,6 +294,13 @@ def _row_source(split: str, dataset: Dataset | IterableDataset, args: DataArgume
 
 def _not_found(name: str, error: OSError) -> UserError:
     if os.path.isdir(name):
+        texts = list(filter(_is_text, visible_files(name)))
+        if texts:  # the library takes some names of files for parts of other formats
+            pattern = os.path.join(name, "**", f"*{os.path.splitext(texts[0])[1]}")
+            return UserError(
+                f"--dataset_name: the datasets library finds no split in the folder {name} ({first_line(error)}); "
+                f"give a glob, such as --train_file {as_typed(pattern)}"
+            )
         return UserError(
             f"--dataset_name: the folder {name} holds no data files; put txt, jsonl, csv or parquet files into it, or "
             f"give a glob, such as --train_file {as_typed(os.path.join(name, '**', '*.md'))}"

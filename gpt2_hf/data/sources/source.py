@@ -4,8 +4,9 @@ import dataclasses
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import datasets
@@ -15,7 +16,7 @@ from datasets import Dataset, IterableDataset
 from torch.utils.data import get_worker_info
 
 from ...errors import UserError, first_line
-from ..fingerprints import file_key
+from ..fingerprints import file_key, sample_key
 from ..readers import DocumentUnit, Place, TextFile, errors_of, not_text, read_rows, texts_of, with_line_feeds
 from .documents import split_document
 
@@ -58,6 +59,9 @@ class Source(Documents, Protocol):
     def layout(self) -> str:
         """What is taken for the text, for the user."""
 
+    def stream_key(self, dated: bool = False) -> str:
+        """A name for this text that is found without reading all of it; `dated` as `sample_key` takes it."""
+
     def parts(self, count: int) -> Sequence["Source"] | None:
         """`count` sources of which each document is in one, and each file read by one; `None` if there are too few."""
 
@@ -80,6 +84,11 @@ class FileSource:
     files: tuple[TextFile, ...]
     numbers: tuple[int, ...] | None = None
     note: str = ""
+
+    @property
+    def paths(self) -> list[str]:
+        """Where the files are."""
+        return [file.path for file in self.files]
 
     @property
     def origin(self) -> str:
@@ -128,10 +137,17 @@ class FileSource:
 
     def key(self) -> str:
         """Contents and reading options of the files; where they lie and what they are called does not matter."""
+        return self._key(file_key)
+
+    def stream_key(self, dated: bool = False) -> str:
+        """The same, with samples of the contents."""
+        return self._key(partial(sample_key, dated=dated))
+
+    def _key(self, key_of_file: Callable[[str], str]) -> str:
         keys = []
         for file in self.files:
             with errors_of(file):
-                content = file_key(file.path)
+                content = key_of_file(file.path)
             keys.append((str(file.format), file.compression, file.delimiter, str(file.unit), file.column, content))
         return repr(keys)
 
@@ -149,6 +165,7 @@ class RowSource:
         dataset_name: what the user called it.
         part: number of a part, which its cursors have in the place of a file's.
         note: what else the user must know of the text.
+        files: local files with its content, or their addresses, where the version does not follow it.
     """
 
     name: str
@@ -159,6 +176,7 @@ class RowSource:
     dataset_name: str = ""
     part: int = 0
     note: str = ""
+    files: tuple[str, ...] = ()
 
     @property
     def origin(self) -> str:
@@ -231,6 +249,14 @@ class RowSource:
             yield from texts_of(column[start : start + _ROWS_AT_A_TIME][self.column].to_pylist())
 
     def key(self) -> str:
-        """The library's fingerprint, which follows the content of the hub's files."""
-        version = self.version or self.dataset._fingerprint
+        """The content of local files; else the library's fingerprint, which follows the content of the hub's."""
+        return self._key(file_key)
+
+    def stream_key(self, dated: bool = False) -> str:
+        """The same, with samples of the content of local files."""
+        return self._key(partial(sample_key, dated=dated))
+
+    def _key(self, key_of_file: Callable[[str], str]) -> str:
+        contents = [key_of_file(path) if os.path.isfile(path) else path for path in self.files]
+        version = f"{self.version}{contents}" if contents else self.version or self.dataset._fingerprint
         return repr((version, self.name, self.column, str(self.unit)))
