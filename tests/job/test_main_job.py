@@ -247,17 +247,31 @@ def test_resume_by_every_kind_of_name(train_tiny, finished_run, tmp_path, capsys
 
 
 def test_resuming_a_finished_run_trains_nothing(train_tiny, finished_run, tmp_path, capsys):
-    """A finished run given to latest only says so and repeats its results."""
+    """A finished run given to latest says so, repeats its results, and keeps its record, whatever the options."""
     shutil.copytree(finished_run, tmp_path / "run")
-    assert train_tiny(tmp_path / "run", "--resume_from", "latest") == 0
+    record = read_json(finished_run / "resolved_config.json")
+    assert train_tiny(tmp_path / "run", "--resume_from", "latest", "--learning_rate", "1e-5") == 0
     assert "nothing is left to train" in capsys.readouterr().out
-    assert read_json(tmp_path / "run" / "eval_results.json") == read_json(finished_run / "eval_results.json")
+    for name in ("eval_results.json", "train_results.json"):
+        assert read_json(tmp_path / "run" / name) == read_json(finished_run / name)
+    assert read_json(tmp_path / "run" / "resolved_config.json") == {**record, "output_dir": str(tmp_path / "run")}
+
+
+def test_going_back_with_nothing_left_to_train_forgets_the_other_end(train_tiny, finished_run, tmp_path):
+    """Results and card are those of the step that it went back to."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    assert train_tiny(run, "--resume_from", "checkpoint-10", "--max_steps", "10") == 0
+    results = read_json(run / "train_results.json")
+    assert results["train_steps"] == 10 and "train_loss" not in results
+    assert read_json(run / "eval_results.json")["step"] == 10
 
 
 def test_a_finished_checkpoint_has_its_own_scores_elsewhere(train_tiny, finished_run, tmp_path):
     """In a folder without a best model nothing is trained, and the weights of the checkpoint are those that count."""
     run = tmp_path / "run"
-    assert train_tiny(run, "--resume_from", str(finished_run / "checkpoint-25")) == 0
+    assert train_tiny(run, "--resume_from", str(finished_run / "checkpoint-25"), "--weight_decay", "0.5") == 0
+    assert read_json(run / "resolved_config.json")["weight_decay"] == 0.01
     expected = read_json(finished_run / "test_results.json")["test_loss"]
     assert read_json(run / "test_results.json")["test_loss"] == pytest.approx(expected, abs=1e-5)
 
@@ -308,7 +322,7 @@ def _loss(entry):
 
 @pytest.mark.parametrize("found", ["another", "nothing", "damaged", "refused at first"])
 def test_a_run_that_goes_back_has_the_best_model_of_its_branch(train_tiny, finished_run, tmp_path, monkeypatch, found):
-    """Step 20, where step 10 was the best: neither the one published since is taken for it, nor what is left of one."""
+    """Step 20, where step 10 was the best: it is published again, whatever the folder of the best model holds."""
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     if found == "nothing":

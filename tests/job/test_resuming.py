@@ -90,7 +90,7 @@ def test_another_number_of_threads_is_said(finished_run, train_tiny, tmp_path, c
     shutil.copytree(finished_run, run)
     torch.set_num_threads(2)
     try:
-        assert train_tiny(run, "--resume_from", "latest") == 0
+        assert train_tiny(run, "--resume_from", "latest", "--max_steps", "26") == 0
     finally:
         torch.set_num_threads(1)
     assert "changed since the checkpoint: threads 1 → 2; sums run in another order" in capsys.readouterr().out
