@@ -93,7 +93,7 @@ def test_a_half_written_lock_is_replaced(tmp_path, content):
 
 
 @pytest.mark.usefixtures("quick")
-def test_another_host_is_judged_by_its_heartbeat(tmp_path, monkeypatch):
+def test_another_host_is_judged_by_its_heartbeat(tmp_path, monkeypatch, capsys):
     """A lock of another host that is touched is respected; one that is not is taken over.
 
     Also where a network file system tells of a change only when a file is opened.
@@ -109,8 +109,11 @@ def test_another_host_is_judged_by_its_heartbeat(tmp_path, monkeypatch):
             RunLock(tmp_path).acquire()
     living._stop.set()
     living._heart.join()
+    capsys.readouterr()
     successor = RunLock(tmp_path)
+    successor.check_free()
     assert "elsewhere left a lock" in (successor.acquire() or "")
+    assert capsys.readouterr().out.count("to see whether it lives") == 1  # watched once, and said before
     successor.release()
 
 
