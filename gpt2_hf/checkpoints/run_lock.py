@@ -62,7 +62,7 @@ class RunLock:
 
     @property
     def lost(self) -> bool:
-        """Whether another process may have taken the folder; then the run must stop and write nothing more."""
+        """Whether the folder was moved, or another process may have it; the run must stop and write nothing more."""
         return self._lost.is_set()
 
     def check_free(self) -> None:
@@ -236,8 +236,9 @@ class RunLock:
             text = self.path.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             # Another process may have it in its hands, to see whose it is, or a user has deleted it. But in a long
-            # time another run may have come and gone.
-            if seconds > _STALE_SECONDS:
+            # time another run may have come and gone. Nor is a folder this run's that a checkpoint has made anew,
+            # after the run's own was moved away.
+            if seconds > _STALE_SECONDS or self._folder_number() != self._record["folder"]:
                 return False
             self._place(self._record)
             text = self.path.read_text(encoding="utf-8", errors="replace")
