@@ -32,6 +32,7 @@ from ..runtime import distributed
 from ..runtime.command_lines import as_typed
 from ..runtime.hub import ensure_hub_or_offline
 from ..runtime.standard_streams import lasting_streams
+from ..runtime.stop_signals import SignalWatch
 from ..runtime.stopwatch import Stopwatch
 from ..runtime.utilization import is_out_of_memory
 from ..trainer.callbacks import EvaluationInterruptedError, TimeBudgetCallback, is_out_of_patience
@@ -59,6 +60,7 @@ def train(
     args: GPT2HFTrainingArguments,
     given: dict[str, str] | None = None,
     watch: Stopwatch | None = None,
+    signals: SignalWatch | None = None,
 ) -> int:
     """Run the main job.
 
@@ -68,6 +70,7 @@ def train(
         args: how to train.
         given: options that were stated, and where (see `parsing.Parsed`).
         watch: stopwatch of the invocation, whose start `max_training_hours` counts from; this call when left out.
+        signals: watch for signals, which may have begun before; a new one when left out.
 
     Returns:
         The exit code: 0 finished or stopped by the time budget, 75 or 130 after a signal.
@@ -77,7 +80,8 @@ def train(
         TrainingDivergedError: if a gradient became non-finite.
         SaveError: if a file could not be written.
     """
-    run = Run(model_args, data_args, args, watch or Stopwatch(age_at_start=0.0), given=given or {})
+    watch, signals = watch or Stopwatch(age_at_start=0.0), signals or SignalWatch()
+    run = Run(model_args, data_args, args, watch, signals, given or {})
     with lasting_streams(), surroundings(run), RunLock(run.output_dir) as lock:
         distributed.set_timeout(distributed.PATIENCE_SECONDS)
         # What a living run is writing just now may look like somebody else's.
