@@ -207,18 +207,26 @@ def _train(argv: list[str], dry_run: bool = False) -> int:
     line = _CommandLine("plan" if dry_run else "train", argv)
     cluster = [ClusterArguments] if dry_run else []
     line.check(ModelArguments, DataArguments, TRAINING, *cluster)
-    from .options.training_arguments import GPT2HFTrainingArguments
+    from .runtime.stop_signals import SignalWatch
 
-    parsed = line.parse(ModelArguments, DataArguments, GPT2HFTrainingArguments, *cluster)
-    if dry_run:
-        from .job.dry_run import plan
+    signals = SignalWatch()
+    if not dry_run:
+        signals.install()  # what is imported now takes a minute on a busy disk
+    try:
+        from .options.training_arguments import GPT2HFTrainingArguments
 
-        model_args, data_args, args, devices = parsed.values
-        return plan(model_args, data_args, args, devices, parsed.given, watch)
-    from .job.main_job import train
+        parsed = line.parse(ModelArguments, DataArguments, GPT2HFTrainingArguments, *cluster)
+        if dry_run:
+            from .job.dry_run import plan
 
-    model_args, data_args, args = parsed.values
-    return train(model_args, data_args, args, parsed.given, watch)
+            model_args, data_args, args, devices = parsed.values
+            return plan(model_args, data_args, args, devices, parsed.given, watch)
+        from .job.main_job import train
+
+        model_args, data_args, args = parsed.values
+        return train(model_args, data_args, args, parsed.given, watch, signals)
+    finally:
+        signals.restore()
 
 
 def _plan(argv: list[str]) -> int:

@@ -1,6 +1,7 @@
 """The errors that the command turns into one line and an exit code instead of a traceback."""
 
 import codecs
+import os
 
 EXIT_OK = 0
 EXIT_FAILURE = 1  # a bug, or another process of the run is gone
@@ -67,13 +68,20 @@ class SaveError(_OneLine, OSError):
 
 
 class FolderLostError(SaveError):
-    """Another process has taken the run's folder while this one stood still; nothing more may be written there."""
+    """The run's folder was moved, or another process has taken it; nothing more may be written there."""
 
-    def __init__(self, folder: object):
-        super().__init__(
-            f"another process has taken {folder} while this one stood still; this run stops and saves nothing more. "
-            "Its checkpoints are intact: see which process uses the folder, or go on elsewhere with --resume_from"
-        )
+    def __init__(self, folder: str | os.PathLike[str] | None):
+        if os.path.isdir(folder or ""):
+            super().__init__(
+                f"another process has taken {folder} while this one stood still, or another folder is in its place; "
+                "this run stops and saves nothing more. Its checkpoints are intact: see which process uses the "
+                "folder, or go on elsewhere with --resume_from"
+            )
+        else:
+            super().__init__(
+                f"{folder} is gone (moved or deleted); this run stops and saves nothing more. Its checkpoints are "
+                "where the folder is now: go on there with --checkpoint_dir and --resume_from latest"
+            )
 
 
 class TrainingDivergedError(RuntimeError):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -81,6 +82,17 @@ def test_help_and_typing_errors_do_not_keep_one_waiting(name, argv, code):
         if min(seconds) < 1.0:
             return
     pytest.fail(f"{argv} took {min(seconds):.1f} s of processor time")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX signals to send to another process")
+def test_a_signal_while_libraries_are_imported_is_heeded(tmp_path, popen):
+    """On a busy disk that takes a minute; a cluster's warning then ends in the code that says to run again."""
+    (tmp_path / "transformers.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)])}
+    process = popen([sys.executable, *PYTHON_M, "train"], env=environment, stdout=subprocess.PIPE, cwd=tmp_path)
+    assert process.stdout.readline() == b"importing\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=50) == 75
 
 
 @pytest.mark.parametrize("command", COMMANDS)

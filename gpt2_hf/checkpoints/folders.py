@@ -253,6 +253,25 @@ def source_of_best_model(output_dir: Path) -> str | None:
     return source if isinstance(source, str) else None
 
 
+def saved_model(output_dir: Path, best_step: int | None, last_step: int) -> Path | None:
+    """The model of a run, as its state says: the best one, or else that of the last step.
+
+    A `best_model` that was made at another step is of another branch, or is not compared with any more.
+
+    Args:
+        output_dir: the run.
+        best_step: of its best evaluation; `None` without one.
+        last_step: that it has reached.
+
+    Returns:
+        Its folder; `None` if the model was not saved, or was damaged since.
+    """
+    if best_step and source_of_best_model(output_dir) == checkpoint_folder(best_step):
+        return output_dir / BEST_MODEL
+    last = output_dir / checkpoint_folder(last_step)
+    return last if damage(last) is None else None
+
+
 def note_source_of_best_model(output_dir: Path, name: str) -> None:
     """Let `source_of_best_model` find the name of the checkpoint where an earlier version did not note it."""
     manifest = output_dir / BEST_MODEL / MANIFEST_NAME

@@ -47,6 +47,7 @@ class RunLock:
         self._lost = threading.Event()
         self._heart: threading.Thread | None = None
         self._record: dict[str, Any] | None = None
+        self._still: int | None = None  # when the file was last touched that was watched in vain
 
     def __enter__(self) -> "RunLock":
         return self
@@ -61,7 +62,7 @@ class RunLock:
 
     @property
     def lost(self) -> bool:
-        """Whether another process may have taken the folder; then the run must stop and write nothing more."""
+        """Whether the folder was moved, or another process may have it; the run must stop and write nothing more."""
         return self._lost.is_set()
 
     def check_free(self) -> None:
@@ -186,16 +187,21 @@ class RunLock:
         if not is_copy and owner["host"] == socket.gethostname() and owner.get("processes") == _process_table():
             return _is_same_process(owner["pid"], owner["started"], owner.get("ticks"))
         # Another host; or another container that may have this one's name, with process numbers of its own.
-        return self._beats()
+        return self._beats(f"process {owner['pid']} on {owner['host']}")
 
-    def _beats(self) -> bool:
+    def _beats(self, owner: str) -> bool:
         """Watch the file until it is touched or stale; the clocks of two hosts need not agree."""
         first = self._modified()
+        if first is not None and first == self._still:
+            return False
+        seconds = f"{_STALE_SECONDS:.0f} s"
+        print(f"{self.path.parent} has a lock of {owner}: watched for {seconds} to see whether it lives", flush=True)
         deadline = time.monotonic() + _STALE_SECONDS
         while time.monotonic() < deadline:
             time.sleep(_HEARTBEAT_SECONDS / 5)
             if (modified := self._modified()) != first:
                 return modified is not None
+        self._still = first
         return False
 
     def _modified(self) -> int | None:
@@ -230,8 +236,9 @@ class RunLock:
             text = self.path.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             # Another process may have it in its hands, to see whose it is, or a user has deleted it. But in a long
-            # time another run may have come and gone.
-            if seconds > _STALE_SECONDS:
+            # time another run may have come and gone. Nor is a folder this run's that a checkpoint has made anew,
+            # after the run's own was moved away.
+            if seconds > _STALE_SECONDS or self._folder_number() != self._record["folder"]:
                 return False
             self._place(self._record)
             text = self.path.read_text(encoding="utf-8", errors="replace")

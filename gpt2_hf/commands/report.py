@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import written
-from ..checkpoints.folders import CHECKPOINT_NAME, list_checkpoints, read_json
+from ..checkpoints.folders import CHECKPOINT_NAME, list_checkpoints, read_json, saved_model
 from ..checkpoints.written import (
     BEST_MODEL,
     BEST_MODEL_FILES,
@@ -56,17 +56,26 @@ class RunRecord:
         config: `resolved_config.json`.
         history: the Trainer's log entries, in their order.
         results: the result files' numbers; of an unfinished run, its best evaluation so far.
+        best_step: of the best evaluation; `None` without one.
+        last_step: that it has reached.
     """
 
     folder: Path
     config: dict[str, Any]
     history: list[dict[str, Any]]
     results: dict[str, Any]
+    best_step: int | None
+    last_step: int
 
     @property
     def num_parameters(self) -> int:
         """Of the model; 0 if not recorded."""
         return int(self.config.get(PROVENANCE_KEY, {}).get("parameters", 0))
+
+    @property
+    def model(self) -> Path | None:
+        """The folder of the run's model, all of which is read; `None` if it was not saved."""
+        return saved_model(self.folder, self.best_step, self.last_step)
 
 
 def read_run(folder: str | Path) -> RunRecord:
@@ -82,19 +91,20 @@ def read_run(folder: str | Path) -> RunRecord:
     if state is None or not config.is_file():
         raise UserError(f"{folder} holds no run with a checkpoint; give the --checkpoint_dir of a run")
     reached = read_json(state)
-    history = reached.get("log_history", [])
+    history, best_step = reached.get("log_history", []), reached.get("best_global_step")
     results: dict[str, Any] = {}
     for split in ("train", "eval", "test"):
         path = folder / f"{split}_results.json"
         if path.is_file():
             results.update(read_json(path))
     if "eval_loss" not in results:
-        results.update(best_evaluation(history, reached.get("best_global_step")))
+        results.update(best_evaluation(history, best_step))
     if history:
         results.setdefault("train_steps", history[-1]["step"])
     results["planned_steps"] = reached.get("max_steps", 0)
     # earlier versions wrote secrets into it, which must not get into a card that is published
-    return RunRecord(folder, without_secrets(read_json(config)), history, results)
+    config_shown = without_secrets(read_json(config))
+    return RunRecord(folder, config_shown, history, results, best_step, reached.get("global_step", 0))
 
 
 def best_evaluation(history: Sequence[dict[str, Any]], best_step: int | None) -> dict[str, Any]:
@@ -117,13 +127,14 @@ def write_report(output_dir: str | Path, sample: str | None = None) -> list[Path
         Those of them that are not written, because somebody else's file has the name.
     """
     run = read_run(output_dir)
-    card = model_card(run.config, run.results, sample, _model_in(run.folder))
+    model = run.model
+    card = model_card(run.config, run.results, sample, None if model is None else model.name)
     contents = {
         CARD_NAME: card.encode("utf-8", errors="backslashreplace"),  # names of files may hold bytes, no characters
         CURVES_NAME: draw_curves(run.history),
     }
     left = []
-    for name in report_names(run.folder):
+    for name in report_names(model):
         try:
             with written.replacing(run.folder, name) as temporary:
                 temporary.write_bytes(contents[Path(name).name])
@@ -132,17 +143,9 @@ def write_report(output_dir: str | Path, sample: str | None = None) -> list[Path
     return left
 
 
-def _model_in(folder: Path) -> str | None:
-    """The folder of a run's model, by its name: the best one, or what was saved last."""
-    if (folder / BEST_MODEL).is_dir():
-        return BEST_MODEL
-    newest = next(reversed(list_checkpoints(folder)), None)
-    return None if newest is None else newest.name
-
-
-def report_names(folder: Path) -> list[str]:
-    """The files of a run's report, relative to its folder."""
-    return [CARD_NAME, CURVES_NAME, *(BEST_MODEL_FILES if (folder / BEST_MODEL).is_dir() else ())]
+def report_names(model: Path | None) -> list[str]:
+    """The files of the report of a run with this model, relative to its folder."""
+    return [CARD_NAME, CURVES_NAME, *(BEST_MODEL_FILES if model is not None and model.name == BEST_MODEL else ())]
 
 
 # ---- pictures ----
@@ -269,7 +272,7 @@ def run_report(args: ReportArguments, given: dict[str, str]) -> int:
             raise UserError("--output_file has no effect for a single run, whose report stays in its folder")
         (folder,) = folders
         try:
-            for name in report_names(folder):
+            for name in report_names(read_run(folder).model):
                 written.refuse_foreign_file(folder, name)
         except FileExistsError as error:
             raise UserError(f"{error}; move it away to have the report written") from error

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
+from transformers import TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..model.configuration_gpt2_hf import GPT2HFConfig
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..planning.steps import make_schedule
@@ -66,17 +67,42 @@ def check_training(run: Run, trainer: GPT2HFTrainer) -> None:
 def begin_reports(run: Run, trainer: GPT2HFTrainer) -> None:
     """Let the trackers of `--report_to` begin, with the name of the run: one may ask for a login, or for its server.
 
-    They would begin with the training, when there are files already. What has begun does not begin again then.
+    They would begin with the training, when there are files already. What has begun does not begin again then, and
+    ends no training any more if it fails.
 
     Raises:
         UserError: on all processes, if one of them does not begin; one line that names it.
     """
-    with temporarily(run.args, run_name=run.name):
-        distributed.decided_by_first(lambda: _begin_all(trainer))
-
-
-def _begin_all(trainer: GPT2HFTrainer) -> None:
     names = {callback: name for name, callback in INTEGRATION_TO_CALLBACK.items()}
+    with temporarily(run.args, run_name=run.name):
+        distributed.decided_by_first(lambda: _begin_all(trainer, names))
+    for callback in trainer.callback_handler.callbacks:
+        if type(callback) in names:
+            _outlive(callback, names[type(callback)], run.say)
+
+
+def _outlive(tracker: TrainerCallback, name: str, say: Callable[[str], None]) -> None:
+    """Let a tracker fail without the run: it is said once, and what comes later may reach its server again."""
+    has_failed = False
+
+    def surviving(event: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal has_failed
+            try:
+                return event(*args, **kwargs)
+            except Exception as error:
+                if not has_failed:
+                    say(f"warning: --report_to {name}: {first_line(error)}; the run goes on, and is incomplete there")
+                has_failed = True
+
+        return call
+
+    for event in dir(tracker):
+        if event.startswith("on_"):
+            setattr(tracker, event, surviving(getattr(tracker, event)))
+
+
+def _begin_all(trainer: GPT2HFTrainer, names: dict[type, str]) -> None:
     for callback in trainer.callback_handler.callbacks:
         if hasattr(callback, "setup") and not getattr(callback, "_initialized", True):
             with _named(f"--report_to {names.get(type(callback), type(callback).__name__)}", _tracker_remedy):

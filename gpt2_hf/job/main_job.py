@@ -25,12 +25,14 @@ from ..data import LoadedData
 from ..errors import EXIT_OK, FolderLostError, UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import DataArguments, ModelArguments
+from ..options.secrets import without_secrets
 from ..options.training_arguments import GPT2HFTrainingArguments
 from ..planning.steps import make_schedule
 from ..runtime import distributed
 from ..runtime.command_lines import as_typed
 from ..runtime.hub import ensure_hub_or_offline
 from ..runtime.standard_streams import lasting_streams
+from ..runtime.stop_signals import SignalWatch
 from ..runtime.stopwatch import Stopwatch
 from ..runtime.utilization import is_out_of_memory
 from ..trainer.callbacks import EvaluationInterruptedError, TimeBudgetCallback, is_out_of_patience
@@ -58,6 +60,7 @@ def train(
     args: GPT2HFTrainingArguments,
     given: dict[str, str] | None = None,
     watch: Stopwatch | None = None,
+    signals: SignalWatch | None = None,
 ) -> int:
     """Run the main job.
 
@@ -67,6 +70,7 @@ def train(
         args: how to train.
         given: options that were stated, and where (see `parsing.Parsed`).
         watch: stopwatch of the invocation, whose start `max_training_hours` counts from; this call when left out.
+        signals: watch for signals, which may have begun before; a new one when left out.
 
     Returns:
         The exit code: 0 finished or stopped by the time budget, 75 or 130 after a signal.
@@ -76,7 +80,8 @@ def train(
         TrainingDivergedError: if a gradient became non-finite.
         SaveError: if a file could not be written.
     """
-    run = Run(model_args, data_args, args, watch or Stopwatch(age_at_start=0.0), given=given or {})
+    watch, signals = watch or Stopwatch(age_at_start=0.0), signals or SignalWatch()
+    run = Run(model_args, data_args, args, watch, signals, given or {})
     with lasting_streams(), surroundings(run), RunLock(run.output_dir) as lock:
         distributed.set_timeout(distributed.PATIENCE_SECONDS)
         # What a living run is writing just now may look like somebody else's.
@@ -108,17 +113,18 @@ def train(
         if not was_there:
             refuse_newcomer(run)
         check_shared(run, lock.path)
+        ended = why_ended(run, trainer, checkpoint)
         if run.is_first_process:
             clear_folder(run, checkpoint)
-            config = resolved_config(run, model, data)
-            written.write_json(run.output_dir, RESOLVED_CONFIG_NAME, config)
+            record = record_of(run, checkpoint) if checkpoint is not None and ended is not None else {}
+            written.write_json(run.output_dir, RESOLVED_CONFIG_NAME, record or resolved_config(run, model, data))
         run.args.run_name = run.name  # for trackers, which read it again when the test split is scored
         distributed.barrier()
 
         run.signals.immediate = False
         distributed.set_timeout(run.args.ddp_timeout)
         try:
-            train_metrics = run_training(run, trainer, checkpoint)
+            train_metrics = run_training(run, trainer, checkpoint, ended)
         except BaseException:
             if checkpoint is None and trainer.state.global_step == 0 and not lock.lost:
                 trainer.close_reports()
@@ -253,23 +259,39 @@ def make_trainer(
         raise UserError(" ".join(str(error).split())) from error
 
 
-def run_training(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> dict[str, Any] | None:
+def record_of(run: Run, checkpoint: Path) -> dict[str, Any]:
+    """The record that a checkpoint was trained with, for this folder; empty if it has none.
+
+    It is that of a run to which nothing is added, whatever options it is started with again.
+    """
+    record = without_secrets(written.read_object(checkpoint / RESOLVED_CONFIG_NAME))
+    return {**record, "output_dir": str(run.args.output_dir)} if record else {}
+
+
+def run_training(
+    run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None, ended: str | None
+) -> dict[str, Any] | None:
     """Train to the last step or to the end of the budget.
+
+    Args:
+        run, trainer, checkpoint: what is trained, and from where.
+        ended: why there is nothing to do after the checkpoint (see `why_ended`).
 
     Returns:
         The Trainer's metrics; empty if the checkpoint is already at the end, and they are in the folder; `None` if a
         signal stopped the run.
     """
-    schedule = make_schedule(run.args, num_samples_of(trainer.train_dataset))
     begun = state_in(checkpoint).global_step if checkpoint is not None else 0
-    at_end = checkpoint is not None and begun >= schedule.total_steps
-    if checkpoint is not None and (reason := why_ended(run, checkpoint, schedule.total_steps)) is not None:
-        run.say(f"{checkpoint} {reason}; nothing is left to train")
+    at_end = checkpoint is not None and begun >= total_steps(run, trainer)
+    if checkpoint is not None and ended is not None:
+        run.say(f"{checkpoint} {ended}; nothing is left to train")
         trainer.state = state_in(checkpoint)
         trainer.complete_publication(str(checkpoint))
         trainer.load_weights(checkpoint)  # of another folder's run, which leaves no model in this one
-        if (run.output_dir / TRAIN_RESULTS_NAME).exists():
+        if written.read_object(run.output_dir / TRAIN_RESULTS_NAME).get("train_steps") == begun:
             return {}
+        if run.is_first_process:  # those of another branch
+            delete_results(run.output_dir)
         stopped_early = not at_end and is_out_of_patience(trainer.state, run.args.early_stopping_patience)
         return totals(trainer, stopped_early, TimeBudgetCallback.kept_in(trainer.state).get("total_seconds", 0.0))
     if at_end:
@@ -305,13 +327,18 @@ def state_in(checkpoint: Path) -> TrainerState:
     return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
 
-def why_ended(run: Run, checkpoint: Path, total_steps: int) -> str | None:
+def total_steps(run: Run, trainer: GPT2HFTrainer) -> int:
+    """The steps of the whole run."""
+    return make_schedule(run.args, num_samples_of(trainer.train_dataset)).total_steps
+
+
+def why_ended(run: Run, trainer: GPT2HFTrainer, checkpoint: Path | None) -> str | None:
     """Why there is nothing to do after a checkpoint; `None` if there is a step or an evaluation left."""
-    if owes_evaluation(checkpoint):
+    if checkpoint is None or owes_evaluation(checkpoint):
         return None
     state = state_in(checkpoint)
-    if state.global_step >= total_steps:
-        return f"is already at step {total_steps:,}, the last one"
+    if state.global_step >= (last := total_steps(run, trainer)):
+        return f"is already at step {last:,}, the last one"
     if is_out_of_patience(state, run.args.early_stopping_patience):
         return f"was stopped early (--early_stopping_patience {run.args.early_stopping_patience})"
     if run.args.schedule_by_time and TimeBudgetCallback.schedule_ended_at(checkpoint, state):

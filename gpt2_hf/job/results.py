@@ -16,6 +16,7 @@ from transformers.trainer_callback import TrainerState
 
 from ..checkpoints import folders, written
 from ..checkpoints.event_files import RUNS_FOLDER, own_events
+from ..checkpoints.folders import saved_model
 from ..checkpoints.written import CARD_NAME, CURVES_NAME, TRAINER_STATE_NAME
 from ..commands.generate import generate_text
 from ..commands.report import best_evaluation, write_report
@@ -59,15 +60,19 @@ def finish(
     data: LoadedData,
     train_metrics: dict[str, Any],
 ) -> None:
-    """Score the best model, write results and report, and show a sample."""
+    """Score the run's model, write results and report, and show a sample."""
+    state = trainer.state
     if run.is_first_process:
-        write_state(run.output_dir, trainer.state)
+        write_state(run.output_dir, state)
     if train_metrics:
         write_metrics(run, "train", train_metrics)
-    saved = distributed.decided_by_first(lambda: saved_model(run.output_dir))  # another host may see an older folder
+    saved = distributed.decided_by_first(  # another host may see an older folder
+        lambda: saved_model(run.output_dir, state.best_global_step, state.global_step)
+    )
     if saved is not None:
         trainer.load_weights(saved)
-    eval_metrics = best_eval_metrics(trainer.state)
+    is_best = saved is not None and saved.name == folders.BEST_MODEL
+    eval_metrics = eval_metrics_of(state, state.best_global_step if is_best else state.global_step)
     if eval_metrics:
         write_metrics(run, "eval", eval_metrics)
     test_metrics = _score_test(run, trainer, saved)
@@ -86,7 +91,7 @@ def finish(
 def publish(run: Run, repo_id: str, saved: Path | None) -> None:
     """Upload a model with its card and curves, without the state of a training, and say where it is."""
     if saved is None:
-        run.say("nothing was saved (--save_strategy no), so nothing is uploaded")
+        run.say("nothing was saved of this model, so nothing is uploaded")
         return
     run.say(f"uploading {saved} to {repo_id}")
     further = {path.relative_to(run.output_dir).as_posix(): path for path in own_events(run.output_dir, run.name)}
@@ -122,19 +127,10 @@ def write_metrics(run: Run, split: str, metrics: dict[str, Any]) -> None:
         written.write_text(run.output_dir, f"{name}_results.json", text)
 
 
-def saved_model(output_dir: Path) -> Path | None:
-    """The best model of a run; its last checkpoint where nothing was evaluated; `None` where nothing was saved."""
-    best = output_dir / folders.BEST_MODEL
-    if best.is_dir():
-        return best
-    newest, _ = folders.newest_valid(output_dir)
-    return newest
-
-
-def best_eval_metrics(state: TrainerState) -> dict[str, Any]:
-    """The validation metrics of the best model, as they were measured when it was saved."""
-    best = best_evaluation(state.log_history, state.best_global_step)
-    return {name: value for name, value in best.items() if name.startswith("eval_") or name == "step"}
+def eval_metrics_of(state: TrainerState, step: int | None) -> dict[str, Any]:
+    """The validation metrics of the model of a step, as they were measured then; the last ones where it has none."""
+    entry = best_evaluation(state.log_history, step)
+    return {name: value for name, value in entry.items() if name.startswith("eval_") or name == "step"}
 
 
 def _score_test(run: Run, trainer: GPT2HFTrainer, saved: Path | None) -> dict[str, float]:
@@ -236,8 +232,9 @@ def say_results(
 ) -> None:
     """The end of the job as a person reads it."""
     if eval_metrics:
+        what = "best model" if saved is not None and saved.name == folders.BEST_MODEL else "last evaluation"
         run.say(
-            f"best model: step {eval_metrics['step']:,}, validation loss {eval_metrics['eval_loss']:.4f}, "
+            f"{what}: step {eval_metrics['step']:,}, validation loss {eval_metrics['eval_loss']:.4f}, "
             f"perplexity {eval_metrics['eval_perplexity']:.2f}"
         )
     if test_metrics:

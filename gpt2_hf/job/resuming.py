@@ -313,6 +313,10 @@ def _changed_circumstances(saved: dict[str, Any], current: dict[str, Any]) -> li
     ]
 
 
+# Where a run is changes nothing in it, and `greater_is_better` follows from the metric.
+_NOT_COMPARED = (PROVENANCE_KEY, "output_dir", "greater_is_better")
+
+
 def changed_options(
     run: Run, saved: dict[str, Any], current: dict[str, Any], num_train_samples: int | None = None
 ) -> dict[str, tuple[Any, Any]]:
@@ -328,7 +332,7 @@ def changed_options(
         num_train_samples = None  # how many there would be without it is not known
     changed = {}
     for name in dict.fromkeys([*saved, *current]):
-        if name in (PROVENANCE_KEY, "output_dir") or is_secret(name):
+        if name in _NOT_COMPARED or is_secret(name):
             continue
         was, becomes = (_effective(name, {**defaults, **config}, num_train_samples) for config in (saved, current))
         if was != becomes:
@@ -351,8 +355,11 @@ def _effective(name: str, options: dict[str, Any], num_train_samples: int | None
         "d_ff": 4 * width,
         "data_seed": options.get("seed"),
         "eval_steps": options.get("logging_steps"),
-        "muon_learning_rate": options.get("learning_rate"),
-        "muon_weight_decay": options.get("weight_decay"),
         "attn_implementation": "sdpa",
     }
+    if plain_value(options.get("optim")) == "muon":
+        derived |= {
+            "muon_learning_rate": options.get("learning_rate"),
+            "muon_weight_decay": options.get("weight_decay"),
+        }
     return derived.get(name)

@@ -41,8 +41,8 @@ class SignalWatch:
         self._previous: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
-        """Take over the signals that this platform has; only the main thread may."""
-        if threading.current_thread() is not threading.main_thread():
+        """Take over the signals that this platform has, unless that is done; only the main thread may."""
+        if self._previous or threading.current_thread() is not threading.main_thread():
             return
         for number in _SIGNALS:
             if number.name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:

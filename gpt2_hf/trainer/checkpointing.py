@@ -149,17 +149,13 @@ class CheckpointingTrainer(Trainer):
             for name in folders.set_aside_after(run_dir, later_than, folders.UNPUBLISHED_PREFIX):
                 print(f"a checkpoint of an earlier run is set aside as {run_dir / name}", flush=True)
         folders.commit(folders.staging_of(target), target)
-        self._publish_checkpoint(run_dir, target)
+        folders.add_names(run_dir, target.name, self.checkpoint_names())
+        if self.state.best_global_step == self.state.global_step:
+            folders.publish_best_model(target, run_dir)
         for checkpoint, added in folders.rotate(run_dir, self.args.save_total_limit, just_saved=target.name):
             if checkpoint not in self._passed_over:
                 self._passed_over |= {checkpoint}
                 print(f"{checkpoint} is kept beyond save_total_limit: {added.name} was added to it", flush=True)
-
-    def _publish_checkpoint(self, run_dir: Path, folder: Path) -> None:
-        """What follows a checkpoint's commit: its names, and the best model if it is the best."""
-        folders.add_names(run_dir, folder.name, self.checkpoint_names())
-        if self.state.best_global_step == self.state.global_step:
-            folders.publish_best_model(folder, run_dir)
 
     def _give_up_checkpoint(self, run_dir: Path, target: Path, problem: BaseException | None) -> None:
         """Leave no half checkpoint, and continue or stop as `--on_save_error` says."""
@@ -387,8 +383,9 @@ class CheckpointingTrainer(Trainer):
     def complete_publication(self, checkpoint: str | None) -> None:
         """Do again what follows a checkpoint's commit: the process may have been killed in between.
 
-        And let `best_model` be the best one again where a later one was published, if a run goes back to an earlier
-        checkpoint; a best one that is gone, or that is not to be compared with, is forgotten.
+        And let `best_model` be the best one again where it is missing or damaged, or where a later one was published
+        before a run went back to an earlier checkpoint; a best one that is gone, or that is not to be compared with,
+        is forgotten.
 
         Raises:
             UserError: if a process does not see the checkpoint.
@@ -399,9 +396,10 @@ class CheckpointingTrainer(Trainer):
         # one that was set aside is not of the branch that has the names and the best model
         within = folder.parent.resolve() == run_dir.resolve() and folders.step_of(folder) >= 0
         best = run_dir / folders.checkpoint_folder(self.state.best_global_step or 0)
-        published = folders.read_names(run_dir).get(folders.BEST_MODEL) == best.name
-        there = published or best == folder or (best.is_dir() and folders.damage(best) is None)
-        there = there or folders.source_of_best_model(run_dir) == best.name  # the checkpoint was deleted since
+        # all of the best model is read for it: by the process that writes
+        source = folders.source_of_best_model(run_dir) if self.args.should_save else None
+        published = source == best.name  # its checkpoint may have been deleted since
+        there = published or best == folder or (self.args.should_save and folders.damage(best) is None)
         # The first process decides, as it will write; it does so once all have looked, since it changes the folder.
         forgets = self.args.process_index == 0 and not (self.job.best_is_comparable and within and there)
         unseen, forgotten = distributed.largest_of_each(not folder.is_dir(), forgets)
@@ -409,18 +407,20 @@ class CheckpointingTrainer(Trainer):
             raise UserError(f"{folder} is not seen by every process; give a folder that all hosts share")
         if forgotten:
             if within and not there and self.state.best_global_step and self.args.should_save:
-                print(f"best-model tracking restarts: {best} and its {folders.BEST_MODEL} are gone", flush=True)
+                lost = f"{best} and its {folders.BEST_MODEL} are gone or damaged"
+                print(f"best-model tracking restarts: {lost}", flush=True)
             self._set_best(_NO_BEST)
         elif self.state.best_global_step:  # of a run that was moved the state has an older path
             self.state.best_model_checkpoint = str(best if best.is_dir() else run_dir / folders.BEST_MODEL)
         if not (within and self.args.should_save):
             return
-        if self.state.best_global_step and not best.is_dir():
-            folders.note_source_of_best_model(run_dir, best.name)  # which the names forget
-        self._publish_checkpoint(run_dir, folder)
-        if self.state.best_global_step and not published and best != folder and best.is_dir():
+        if source is not None:
+            folders.note_source_of_best_model(run_dir, source)  # the names change now
+        folders.add_names(run_dir, folder.name, self.checkpoint_names())
+        if self.state.best_global_step and best.is_dir():
             folders.add_names(run_dir, best.name, [folders.BEST_MODEL])
-            folders.publish_best_model(best, run_dir)
+            if not published:
+                folders.publish_best_model(best, run_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)

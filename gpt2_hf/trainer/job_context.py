@@ -21,7 +21,8 @@ class JobContext:
         test_dataset: what the job scores then, if there is time for it.
         write_sample: makes a text with the model; it is shown after each evaluation during training.
         best_is_comparable: whether the best model of the resumed run is measured as this one's will be.
-        folder_is_lost: whether another process has taken the output folder; then nothing more may be saved there.
+        folder_is_lost: whether the output folder was moved, or taken by another process; then nothing more may be
+            saved there.
     """
 
     watch: Stopwatch

@@ -10,7 +10,7 @@ import pytest
 
 from gpt2_hf.checkpoints import run_lock
 from gpt2_hf.checkpoints.run_lock import LOCK_NAME, RunLock
-from gpt2_hf.errors import UserError
+from gpt2_hf.errors import FolderLostError, UserError
 
 
 def test_lock_is_taken_and_given_back(tmp_path):
@@ -93,7 +93,7 @@ def test_a_half_written_lock_is_replaced(tmp_path, content):
 
 
 @pytest.mark.usefixtures("quick")
-def test_another_host_is_judged_by_its_heartbeat(tmp_path, monkeypatch):
+def test_another_host_is_judged_by_its_heartbeat(tmp_path, monkeypatch, capsys):
     """A lock of another host that is touched is respected; one that is not is taken over.
 
     Also where a network file system tells of a change only when a file is opened.
@@ -109,8 +109,11 @@ def test_another_host_is_judged_by_its_heartbeat(tmp_path, monkeypatch):
             RunLock(tmp_path).acquire()
     living._stop.set()
     living._heart.join()
+    capsys.readouterr()
     successor = RunLock(tmp_path)
+    successor.check_free()
     assert "elsewhere left a lock" in (successor.acquire() or "")
+    assert capsys.readouterr().out.count("to see whether it lives") == 1  # watched once, and said before
     successor.release()
 
 
@@ -196,6 +199,23 @@ def test_a_lock_that_vanished_while_the_owner_stood_still_is_lost(tmp_path):
     lock.path.unlink()
     assert not lock._renew(1.1)
     lock.release()
+
+
+@pytest.mark.usefixtures("links", "quick")
+@pytest.mark.parametrize("made_anew", [True, False])
+def test_a_folder_that_was_moved_is_lost(tmp_path, made_anew):
+    """Its lock is not put into one that a checkpoint has made in its place; the reason is said."""
+    run = tmp_path / "run"
+    lock = RunLock(run)
+    lock.acquire()
+    run.rename(tmp_path / "moved")
+    if made_anew:
+        run.mkdir()
+    wait_for(lambda: lock.lost)
+    reason = "another folder is in its place" if made_anew else "is gone (moved or deleted)"
+    assert reason in str(FolderLostError(run)) and not (run / LOCK_NAME).exists()
+    lock.release()
+    assert (tmp_path / "moved" / LOCK_NAME).exists()
 
 
 @pytest.mark.usefixtures("links", "quick")

@@ -240,17 +240,31 @@ def test_resume_by_every_kind_of_name(train_tiny, finished_run, tmp_path, capsys
 
 
 def test_resuming_a_finished_run_trains_nothing(train_tiny, finished_run, tmp_path, capsys):
-    """A finished run given to latest only says so and repeats its results."""
+    """A finished run given to latest says so, repeats its results, and keeps its record, whatever the options."""
     shutil.copytree(finished_run, tmp_path / "run")
-    assert train_tiny(tmp_path / "run", "--resume_from", "latest") == 0
+    record = read_json(finished_run / "resolved_config.json")
+    assert train_tiny(tmp_path / "run", "--resume_from", "latest", "--learning_rate", "1e-5") == 0
     assert "nothing is left to train" in capsys.readouterr().out
-    assert read_json(tmp_path / "run" / "eval_results.json") == read_json(finished_run / "eval_results.json")
+    for name in ("eval_results.json", "train_results.json"):
+        assert read_json(tmp_path / "run" / name) == read_json(finished_run / name)
+    assert read_json(tmp_path / "run" / "resolved_config.json") == {**record, "output_dir": str(tmp_path / "run")}
+
+
+def test_going_back_with_nothing_left_to_train_forgets_the_other_end(train_tiny, finished_run, tmp_path):
+    """Results and card are those of the step that it went back to."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    assert train_tiny(run, "--resume_from", "checkpoint-10", "--max_steps", "10") == 0
+    results = read_json(run / "train_results.json")
+    assert results["train_steps"] == 10 and "train_loss" not in results
+    assert read_json(run / "eval_results.json")["step"] == 10
 
 
 def test_a_finished_checkpoint_has_its_own_scores_elsewhere(train_tiny, finished_run, tmp_path):
     """In a folder without a best model nothing is trained, and the weights of the checkpoint are those that count."""
     run = tmp_path / "run"
-    assert train_tiny(run, "--resume_from", str(finished_run / "checkpoint-25")) == 0
+    assert train_tiny(run, "--resume_from", str(finished_run / "checkpoint-25"), "--weight_decay", "0.5") == 0
+    assert read_json(run / "resolved_config.json")["weight_decay"] == 0.01
     expected = read_json(finished_run / "test_results.json")["test_loss"]
     assert read_json(run / "test_results.json")["test_loss"] == pytest.approx(expected, abs=1e-5)
 
@@ -299,18 +313,45 @@ def _loss(entry):
     return entry["eval_loss"]
 
 
-def test_a_run_that_goes_back_has_the_best_model_of_its_branch(train_tiny, finished_run, tmp_path):
-    """Step 20, where step 10 was the best: the one published since is not taken for it."""
+@pytest.mark.parametrize("found", ["another", "nothing", "damaged", "refused at first"])
+def test_a_run_that_goes_back_has_the_best_model_of_its_branch(train_tiny, finished_run, tmp_path, monkeypatch, found):
+    """Step 20, where step 10 was the best: it is published again, whatever the folder of the best model holds."""
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
+    if found == "nothing":
+        shutil.rmtree(run / "best_model")
+        folders.add_names(run, "checkpoint-10", ["best_model"])
+    if found == "damaged":
+        (run / "best_model" / "model.safetensors").unlink()
+        folders.add_names(run, "checkpoint-10", ["best_model"])
     state = read_json(run / "checkpoint-20" / "trainer_state.json")
     state |= {"best_global_step": 10, "best_metric": 0.1}  # which nothing beats
     folders.write_json(run / "checkpoint-20" / "trainer_state.json", state)
     folders.write_manifest(run / "checkpoint-20")
+    if found == "refused at first":
+
+        def refuse(*given):
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(folders, "publish_best_model", refuse)
+            assert train_tiny(run, "--resume_from", "checkpoint-20") == 2
     assert train_tiny(run, "--resume_from", "checkpoint-20") == 0
     assert folders.read_names(run)["best_model"] == "checkpoint-10"
     published, best = (load_file(run / name / "model.safetensors") for name in ("best_model", "checkpoint-10"))
     assert all(torch.equal(published[name], weight) for name, weight in best.items())
+
+
+def test_a_forgotten_best_model_is_not_the_model_of_the_run(train_tiny, finished_run, tmp_path, capsys):
+    """No evaluation decides any more: results, card and curves are those of the last step, and not put beside it."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    before = contents(run / "best_model")
+    assert train_tiny(run, "--max_steps", "26", "--resume_from", "latest", "--metric_for_best_model", "none") == 0
+    printed = capsys.readouterr().out
+    assert f"model: {run / 'checkpoint-26'}" in printed and "last evaluation: step 26" in printed
+    assert 'from_pretrained("checkpoint-26")' in (run / "README.md").read_text(encoding="utf-8")
+    assert read_json(run / "eval_results.json")["step"] == 26 and contents(run / "best_model") == before
 
 
 @pytest.mark.parametrize("is_noted", [True, False], ids=["now", "by an earlier version"])
@@ -708,6 +749,17 @@ def test_a_run_may_save_nothing(train_tiny, tmp_path, capsys):
     assert train_tiny(tmp_path / "run", "--save_strategy", "no", "--max_steps", "4") == 0
     assert "model: not saved" in capsys.readouterr().out
     assert not folders.list_checkpoints(tmp_path / "run")
+
+
+def test_a_preempted_run_that_saves_nothing_is_scored_as_it_ended(train_tiny, finished_run, tmp_path, capsys):
+    """Its only checkpoint is that of the signal, and is not the model."""
+    run, options = tmp_path / "run", ("--save_strategy", "no")
+    assert train_until_signal(run, 10, train_tiny, *options) == 75
+    assert train_tiny(run, *options, "--resume_from", "latest") == 0
+    assert "model: not saved" in capsys.readouterr().out
+    scores = [read_json(folder / "test_results.json")["test_loss"] for folder in (run, finished_run)]
+    assert scores[0] == scores[1]  # whose last step is its best
+    assert "from_pretrained" not in (run / "README.md").read_text(encoding="utf-8")
 
 
 def before_training(text):

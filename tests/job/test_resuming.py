@@ -49,6 +49,16 @@ def test_options_are_compared_by_their_effect():
     assert resuming.changed_options(run, stated, left_out) == {}
     assert resuming.changed_options(run, left_out, {**stated, "data_seed": 3}) == {}
     assert resuming.changed_options(run, {**left_out, "data_seed": 4}, left_out) == {"data_seed": (4, 3)}
+    rates = {"learning_rate": 1e-3, "weight_decay": 0.1, "muon_learning_rate": None, "muon_weight_decay": None}
+    adamw = {"optim": "adamw_torch_fused", **rates}
+    changed = {"learning_rate": (1e-3, 1e-4), "weight_decay": (0.1, 0.2)}
+    lower = {name: becomes for name, (_, becomes) in changed.items()}
+    assert resuming.changed_options(run, adamw, {**adamw, **lower}) == changed  # and none of Muon's
+    muon = {**adamw, "optim": "muon"}
+    assert "muon_learning_rate" in resuming.changed_options(run, muon, {**muon, **lower})
+    scored = {"metric_for_best_model": "loss", "greater_is_better": False}
+    unscored = {"metric_for_best_model": None, "greater_is_better": None}
+    assert list(resuming.changed_options(run, scored, unscored)) == ["metric_for_best_model"]
     for saved, current, size, expected in (
         (None, 500, 200, False),
         (500, None, 200, False),
@@ -85,7 +95,7 @@ def test_another_number_of_threads_is_said(finished_run, train_tiny, tmp_path, c
     shutil.copytree(finished_run, run)
     torch.set_num_threads(2)
     try:
-        assert train_tiny(run, "--resume_from", "latest") == 0
+        assert train_tiny(run, "--resume_from", "latest", "--max_steps", "26") == 0
     finally:
         torch.set_num_threads(1)
     assert "changed since the checkpoint: threads 1 → 2; sums run in another order" in capsys.readouterr().out

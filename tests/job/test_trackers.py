@@ -10,6 +10,7 @@ from transformers.integrations import integration_utils
 
 from ..conftest import read_json
 from ..foreign_names import contents
+from ..runs import history
 
 
 def test_trackio_gets_the_run(train_tiny, tmp_path, monkeypatch):
@@ -47,6 +48,31 @@ class Unreachable(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         if not self._initialized:
             self.setup(args, state, model)
+
+
+class Failing(Unreachable):
+    """A tracker whose server answers no more after some steps."""
+
+    def setup(self, args, state, model):
+        self._initialized = True
+
+    def on_log(self, args, state, control, **kwargs):
+        if state.global_step >= 15:
+            raise OSError("503 Service Unavailable\nfor url: /log")
+
+    on_train_end = on_save = on_log
+
+
+def test_a_tracker_that_fails_later_ends_no_run(train_tiny, finished_run, tmp_path, monkeypatch, capsys):
+    """Not at a log, a save, the end or the test score: a warning once, and the same results."""
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", Failing)
+    run = tmp_path / "run"
+    assert train_tiny(run, "--report_to", "wandb") == 0
+    out = capsys.readouterr().out
+    assert out.count("warning: --report_to wandb: 503 Service Unavailable; the run goes on") == out.count("503") == 1
+    assert history(run) == history(finished_run)
+    scores = [read_json(folder / "test_results.json")["test_loss"] for folder in (run, finished_run)]
+    assert scores[0] == scores[1]
 
 
 def test_a_tracker_that_cannot_begin_is_one_line(train_tiny, finished_run, tmp_path, monkeypatch, capsys):

@@ -24,7 +24,7 @@ class StopCallback(TrainerCallback):
     Args:
         budget: the time budget, which has measured the step already.
         signals: the signals received.
-        folder_is_lost: whether another process has taken the output folder.
+        folder_is_lost: whether the output folder was moved, or taken by another process.
     """
 
     def __init__(
