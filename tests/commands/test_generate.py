@@ -300,13 +300,15 @@ def test_too_long_a_request_is_refused_with_its_numbers(model, tokenizer):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_mode_is_kept(model, tokenizer, training):
-    """The model comes back in the mode it was in, also when generation fails."""
+    """The model and each part of it come back in the mode they were in, also when generation fails."""
     model.train(training)
+    model.transformer.h[0].eval()  # frozen
+    before = [module.training for module in model.modules()]
     generate_text(model, tokenizer, "The", max_new_tokens=2)
-    assert model.training == training
+    assert [module.training for module in model.modules()] == before
     with pytest.raises(ValueError, match="temperature"):
         generate_text(model, tokenizer, "The", max_new_tokens=2, temperature=-1.0)
-    assert model.training == training
+    assert [module.training for module in model.modules()] == before
     model.eval()
 
 
