@@ -797,6 +797,8 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         generation_config = super()._prepare_generated_length(generation_config, **kwargs)
         if kwargs["has_default_max_length"] and generation_config.max_new_tokens is None:
             self.transformer.check_length(kwargs["input_ids_length"])
+        # of this call, whose config is a copy
+        generation_config._num_new_tokens = generation_config.max_length - kwargs["input_ids_length"]
         return generation_config
 
     def _prepare_cache_for_generation(
@@ -810,9 +812,9 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
     ) -> Any:
         """Refuse a text that learned positions cannot hold, before `generate` runs the model; padding takes none."""
         num_tokens = max_cache_length + 1
-        positions = model_kwargs.get("position_ids")  # of the prompt
+        positions = model_kwargs.get("position_ids")  # of the prompt, and of what is in a cache
         if positions is not None and positions.numel():
-            num_tokens = int(positions.max()) + 1 + max(num_tokens - positions.shape[-1], 0)
+            num_tokens = int(positions.max()) + 1 + generation_config._num_new_tokens
         self.transformer.check_length(num_tokens)
         return super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length, *args
