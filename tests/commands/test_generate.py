@@ -187,7 +187,7 @@ def test_beyond_the_positions_is_refused_before_the_model_runs(by, cache):
 @torch.no_grad()
 @pytest.mark.parametrize("ids", ["new", "all"])
 def test_beyond_the_positions_from_a_cache_is_refused_before_the_model_runs(ids):
-    """What the cache holds counts, whether the ids are the new ones alone or all; n_positions can be filled exactly."""
+    """What the cache holds counts, whether the ids are the new ones alone or all; n_positions can be filled."""
     model, tokens = make_model(), random_ids(2, 13)
     model.generation_config.eos_token_id = None
     cache = model(tokens[:, :10], use_cache=True).past_key_values
