@@ -10,7 +10,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import (
     EXIT_FAILURE,
@@ -56,11 +56,13 @@ Two other names: `python -m gpt2_hf COMMAND` is the same, with the Python that y
 `python run_clm.py`, in a copy of the repository, is `gpt2-hf train`.
 """
 
-_TRAIN_HELP = (
-    "With --dry_run it is `gpt2-hf plan`. `python run_clm.py`, in a copy of the repository, is the same as "
-    "`gpt2-hf train`."
-)
-
+# What the help of a command ends with, and options that it does not list because the command refuses them.
+_EPILOGS = {
+    "train": "With --dry_run it is `gpt2-hf plan`. `python run_clm.py`, in a copy of the repository, is the same as "
+    "`gpt2-hf train`.",
+    "evaluate": "Data options that are left out are those of the model's training, where its record is beside it.",
+}
+_REFUSED = {"evaluate": ("tokenizer_name", "shuffle_buffer_size", "shift_blocks")}
 
 _LESS_IN_TRAINING = (
     "half the --batch_size needs less (for the same step with twice the --gradient_accumulation_steps, unless "
@@ -177,8 +179,8 @@ class _CommandLine:
     def parse(self, *sources: "type | OptionGroup") -> "Parsed":
         from .options.parsing import parse
 
-        epilog = _TRAIN_HELP if self.command == "train" else None
-        return parse(sources, self.argv, self.config, prog=f"gpt2-hf {self.command}", epilog=epilog)
+        texts: dict[str, Any] = {"prog": f"gpt2-hf {self.command}", "epilog": _EPILOGS.get(self.command)}
+        return parse(sources, self.argv, self.config, refused=_REFUSED.get(self.command, ()), **texts)
 
     def check(self, *sources: "type | tuple[ClassInSource, ...]") -> None:
         """Show the help, or find what is wrong, before the classes that stand in a source are imported."""

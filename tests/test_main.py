@@ -136,6 +136,17 @@ def test_help_of_train_shows_what_people_use(capsys):
     assert len(everything) == len(shown) + further
 
 
+def test_help_of_evaluate_lists_what_it_takes(capsys):
+    """And says which text and protocol are scored; what it always refuses is neither listed nor suggested."""
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    out = capsys.readouterr().out
+    assert "Data options that are left out are those of the model's training, where" in " ".join(out.split())
+    assert "--streaming" in out and not re.findall(r"--(?:tokenizer_name|shuffle_buffer_size|shift_blocks)", out)
+    assert main(["evaluate", "--tokenizer", "gpt2"]) == 2
+    assert "tokenizer_name" not in capsys.readouterr().err
+
+
 def test_no_option_is_shown_with_the_help_of_its_opposite(capsys):
     """--no_x is understood, as in transformers, and not listed."""
     with pytest.raises(SystemExit):

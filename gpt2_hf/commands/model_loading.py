@@ -195,10 +195,9 @@ def read_config(source: str, option: str) -> GPT2HFConfig:
         return config
     except UserError:
         raise
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{option}: no model can be loaded from {source!r}: {first_line(error)}; give a local folder"
-        ) from error
+    except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:  # transformers checks few types
+        remedy = "correct its config.json" if os.path.isdir(source) else "give a local folder"
+        raise UserError(f"{option}: no model can be loaded from {source!r}: {first_line(error)}; {remedy}") from error
 
 
 def load_weights(source: str, config: GPT2HFConfig, attn_implementation: str | None, option: str) -> GPT2HFForCausalLM:

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from .differentiable_once import differentiable_once
 from .dropout import draw_seed, drop_, exact_probability, keep_mask
 
 # On two Zen 4 cores, 128 rows of 12 heads of 1,024 keys: 6 MB of scores in fp32.
@@ -109,7 +109,7 @@ class _ChunkedCausalAttention(torch.autograd.Function):
         return output.view(shape)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         query, key, value, output, log_normalizer = ctx.saved_tensors
         shape, dtype = grad_output.shape, log_normalizer.dtype

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+
+from .differentiable_once import differentiable_once
 
 IGNORE_INDEX = -100
 
@@ -214,7 +215,7 @@ class _ChunkedLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return *_scaled(grad_hidden, grad_weight, grad_output, ctx.grad_dtypes), None, None, None, None
@@ -343,6 +344,7 @@ def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Ten
     ctx.save_for_backward(*output[1:])
 
 
+@differentiable_once
 def _give_gradients(ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Any, ...]:
     (grad_hidden, grad_weight), (need_hidden, need_weight) = ctx.saved_tensors, ctx.needs
     grads = _scaled(

@@ -31,7 +31,9 @@ class GPT2HFConfig(PreTrainedConfig):
     Args:
         vocab_size (`int`, *optional*, defaults to 50257): Rows of the embedding, V.
         n_vocab_padding (`int`, *optional*, defaults to 0): Number of last embedding rows that stand for no token:
-            they only round its size and never receive probability. Set by `resize_token_embeddings`.
+            they only round its size and never receive probability. Set by `resize_token_embeddings`. A loss that
+            smooths labels over all logits, as that of transformers' own Trainer, is infinite with them: use
+            `GPT2HFTrainer`, or call the model with `label_smoothing`.
         n_positions (`int`, *optional*, defaults to 1024): Longest sequence in tokens (learned positions).
         n_embd (`int`, *optional*, defaults to 768): Width C of the residual stream.
         n_layer (`int`, *optional*, defaults to 12): Number of blocks.

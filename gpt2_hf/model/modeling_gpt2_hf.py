@@ -43,6 +43,7 @@ from .chunked_loss import (
     IGNORE_INDEX,
     chunked_cross_entropy,
     chunked_token_losses,
+    default_rows_per_chunk,
     product_dtype,
     with_few_lengths,
 )
@@ -698,18 +699,19 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         )
         hidden_states = outputs.last_hidden_state  # [B, T, C]
         loss = logits = None
+        if return_logits or (return_logits is None and not (self.training and scored)):
+            logits = self._logits(_select_positions(hidden_states, logits_to_keep))
         if scored:
             targets = _next_tokens(labels, kwargs.get("cu_seq_lens_q")) if shift_labels is None else shift_labels
             if reduction == "none":
                 loss = self._token_losses(hidden_states, targets)
             else:
                 if summed_loss is None:
-                    loss = self._summed_loss(hidden_states, targets, label_smoothing)
+                    all_logits = logits if isinstance(logits_to_keep, int) and logits_to_keep == 0 else None
+                    loss = self._summed_loss(hidden_states, all_logits, targets, label_smoothing)
                 else:
                     loss = summed_loss(self, hidden_states, targets)
                 loss = loss / _num_scored(targets, num_items_in_batch, loss.device)
-        if return_logits or (return_logits is None and not (self.training and scored)):
-            logits = self._logits(_select_positions(hidden_states, logits_to_keep))
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -725,10 +727,15 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
             logits[..., self.config.num_tokens :] = torch.finfo(logits.dtype).min
         return logits
 
-    def _summed_loss(self, hidden_states: Tensor, shift_labels: Tensor, label_smoothing: float) -> Tensor:
-        """The sum of the token losses, by chunks if the head is the plain product with its weight."""
+    def _summed_loss(
+        self, hidden_states: Tensor, logits: Tensor | None, shift_labels: Tensor, label_smoothing: float
+    ) -> Tensor:
+        """The sum of the token losses, by chunks if the head is the plain product with its weight.
+
+        In evaluation that of logits `[B, T, V]` that are there; a training step would need more memory for it.
+        """
         head = self.lm_head
-        if self._head_is_plain:
+        if self._head_is_plain and (logits is None or self.training):
             if self.unused_tokens is not None and (self.training or not torch.is_grad_enabled()):
                 return chunked_cross_entropy(
                     hidden_states,
@@ -744,7 +751,8 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
                 label_smoothing=label_smoothing,
                 num_padding_rows=self.config.n_vocab_padding,
             )
-        return self._loss_of_logits(hidden_states, shift_labels, reduction="sum", label_smoothing=label_smoothing)
+        logits = self._logits(hidden_states) if logits is None else logits
+        return self._loss_of_logits(logits, shift_labels, label_smoothing=label_smoothing).sum()
 
     def _token_losses(self, hidden_states: Tensor, shift_labels: Tensor) -> Tensor:
         """The loss of each position `[B, T]`, by chunks if the head is the plain product with its weight."""
@@ -753,7 +761,7 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
             return chunked_token_losses(
                 hidden_states, self.lm_head.weight, shift_labels, num_padding_rows=self.config.n_vocab_padding
             )
-        return self._loss_of_logits(hidden_states, shift_labels, reduction="none").view(shift_labels.shape)
+        return self._loss_of_logits(self._logits(hidden_states), shift_labels).view(shift_labels.shape)
 
     @property
     def _head_is_plain(self) -> bool:
@@ -764,10 +772,18 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         # torchao quantises in place: the weight is a tensor around other tensors, which have this method.
         return not head.weight.is_meta and not hasattr(head.weight, "__tensor_flatten__")
 
-    def _loss_of_logits(self, hidden_states: Tensor, shift_labels: Tensor, **options: Any) -> Tensor:
-        """torch's cross-entropy, with the logits of all positions at once."""
-        logits = self._logits(hidden_states).flatten(0, -2)[:, : self.config.num_tokens].float()
-        return nn.functional.cross_entropy(logits, shift_labels.flatten().to(logits.device), **options)
+    def _loss_of_logits(self, logits: Tensor, shift_labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """torch's cross-entropy of each position, `[B * T]`, at least fp32."""
+        logits, targets = logits.flatten(0, -2), shift_labels.flatten().to(logits.device)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        chunks: Any = [(logits, targets)]
+        if not torch.compiler.is_compiling():  # all rows at once, it would copy the logits twice
+            rows = default_rows_per_chunk(logits.device.type, dtype)
+            chunks = zip(logits.split(rows), targets.split(rows), strict=True)
+        options: dict[str, Any] = {"reduction": "none", "label_smoothing": label_smoothing}
+        num_tokens = self.config.num_tokens
+        losses = [nn.functional.cross_entropy(some[:, :num_tokens].to(dtype), ids, **options) for some, ids in chunks]
+        return torch.cat(losses)
 
     @staticmethod
     def create_masks_for_generate(config: GPT2HFConfig, attention_mask: Tensor | None, **kwargs: Any) -> Any:
@@ -781,6 +797,8 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         generation_config = super()._prepare_generated_length(generation_config, **kwargs)
         if kwargs["has_default_max_length"] and generation_config.max_new_tokens is None:
             self.transformer.check_length(kwargs["input_ids_length"])
+        # of this call, whose config is a copy
+        generation_config._num_new_tokens = generation_config.max_length - kwargs["input_ids_length"]
         return generation_config
 
     def _prepare_cache_for_generation(
@@ -794,9 +812,9 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
     ) -> Any:
         """Refuse a text that learned positions cannot hold, before `generate` runs the model; padding takes none."""
         num_tokens = max_cache_length + 1
-        positions = model_kwargs.get("position_ids")  # of the prompt
+        positions = model_kwargs.get("position_ids")  # of the prompt, and of what is in a cache
         if positions is not None and positions.numel():
-            num_tokens = int(positions.max()) + 1 + max(num_tokens - positions.shape[-1], 0)
+            num_tokens = int(positions.max()) + 1 + generation_config._num_new_tokens
         self.transformer.check_length(num_tokens)
         return super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length, *args

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from .chunked_loss import IGNORE_INDEX
+from .differentiable_once import differentiable_once
 
 _NO_ROW = torch.iinfo(torch.int64).max
 
@@ -85,7 +85,7 @@ class _CompactHead(torch.autograd.Function):
         return weight.index_select(0, rows)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad_head: Tensor) -> tuple[Any, ...]:
         rows, unused = ctx.saved_tensors
         grad_weight = grad_head.new_empty(ctx.num_rows, grad_head.shape[1])

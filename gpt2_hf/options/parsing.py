@@ -85,14 +85,16 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         sources: arguments classes, or what is known of their options from their source.
+        refused: options that the command refuses later; they are neither in the help nor suggested.
     """
 
-    def __init__(self, sources: Sequence[type | OptionGroup], **kwargs: Any):
+    def __init__(self, sources: Sequence[type | OptionGroup], refused: Collection[str] = (), **kwargs: Any):
         usage = "%(prog)s [--config FILE.json] [--option value ...]"
         super().__init__(
             usage=usage, allow_abbrev=False, exit_on_error=False, formatter_class=_HelpFormatter, **kwargs
         )
         self.optional: set[str] = set()
+        self._refused = refused
         self._seldom: list[argparse.Action] = []
         groups = [source if isinstance(source, OptionGroup) else group_of(source) for source in sources]
         are_many = any(group.base for group in groups)
@@ -122,7 +124,12 @@ class Parser(argparse.ArgumentParser):
         if reader.optional:
             self.optional.add(option.name)
         action = group.add_argument(
-            *option.spellings, dest=option.name, type=reader, default=option.default, help=option.help, **kwargs
+            *option.spellings,
+            dest=option.name,
+            type=reader,
+            default=option.default,
+            help=argparse.SUPPRESS if option.name in self._refused else option.help,
+            **kwargs,
         )
         if reader.takes_bool and option.default is True:
             opposites = spellings(f"no_{option.name}")
@@ -204,6 +211,7 @@ class Parser(argparse.ArgumentParser):
         """
         name = token.split("=")[0].lstrip("-").replace("-", "_")
         known = ["config", *self._names] if names is None else names
+        known = [other for other in known if other.replace("-", "_") not in self._refused]
         meant = [synonym for synonym in SYNONYMS.get(name.lower(), ()) if synonym in known]
         acting = [other for other in known if other.replace("-", "_") not in _NEVER_MEANT]
         nearest = meant or difflib.get_close_matches(name, acting, n=1, cutoff=0.5)
@@ -302,7 +310,7 @@ def parse(
         dataclass_types: the classes; one of which only the options are known is checked, and its value is `None`.
         argv: the command line.
         config: the JSON file.
-        parser_options: of `argparse.ArgumentParser`.
+        parser_options: of `Parser`.
 
     Raises:
         UserError: one line, naming the option and the remedy.

@@ -22,10 +22,12 @@ def temporarily(target: Any, **values: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """A model without dropout, and afterwards in the mode that it was in, also after an error."""
-    was_training = model.training
+    """A model without dropout; afterwards each of its modules is in the mode that it was in, also after an error."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        model.train(modes[0][1])  # which a class may have overridden, to take back what its `eval` has done
+        for module, training in modes:
+            module.training = training

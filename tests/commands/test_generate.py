@@ -160,7 +160,9 @@ def test_continuing_from_a_cache():
 
 
 @pytest.mark.parametrize("cache", [None, "static"])
-@pytest.mark.parametrize("by", ["prompt", "max_new_tokens", "max_length", "embeddings", "beams", "padded"])
+@pytest.mark.parametrize(
+    "by", ["prompt", "max_new_tokens", "max_length", "embeddings", "embeddings and ids", "beams", "padded"]
+)
 def test_beyond_the_positions_is_refused_before_the_model_runs(by, cache):
     """A prompt or a length beyond n_positions is a ValueError with both numbers, and not one forward pass is made."""
     model = make_model()
@@ -170,6 +172,12 @@ def test_beyond_the_positions_is_refused_before_the_model_runs(by, cache):
         "max_new_tokens": {"input_ids": ids, "max_new_tokens": 3},
         "max_length": {"input_ids": ids, "max_length": 33},
         "embeddings": {"inputs_embeds": model.get_input_embeddings()(ids), "max_new_tokens": 3},
+        "embeddings and ids": {
+            "input_ids": ids[:, :2],
+            "inputs_embeds": model.get_input_embeddings()(ids),
+            "position_ids": torch.arange(30)[None],
+            "max_length": 35,  # the ids count, and the embeddings count beside them
+        },
         "beams": {"input_ids": ids, "max_new_tokens": 3, "num_beams": 2},
         "padded": {
             "input_ids": F.pad(ids, (10, 0)),
@@ -180,6 +188,28 @@ def test_beyond_the_positions_is_refused_before_the_model_runs(by, cache):
     model.register_forward_pre_hook(lambda *args: pytest.fail("the model was run"))
     with pytest.raises(ValueError, match=r"33 tokens but the model has 32 positions \(n_positions\)"):
         model.generate(**options, cache_implementation=cache, do_sample=False)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ids", ["new", "all"])
+def test_beyond_the_positions_from_a_cache_is_refused_before_the_model_runs(ids):
+    """What the cache holds counts, whether the ids are the new ones alone or all; n_positions can be filled."""
+    model, tokens = make_model(), random_ids(2, 13)
+    model.generation_config.eos_token_id = None
+    cache = model(tokens[:, :10], use_cache=True).past_key_values
+    options = {
+        "input_ids": tokens[:, 10:] if ids == "new" else tokens,
+        "attention_mask": torch.ones_like(tokens),
+        "past_key_values": cache,
+        "do_sample": False,
+    }
+    handle = model.register_forward_pre_hook(lambda *args: pytest.fail("the model was run"))
+    with pytest.raises(ValueError, match="33 tokens but the model has 32 positions"):
+        model.generate(**options, max_new_tokens=20)
+    handle.remove()
+    continued = model.generate(**options, max_new_tokens=19)
+    whole = model.generate(tokens, max_new_tokens=19, do_sample=False)
+    assert torch.equal(continued[:, -19:], whole[:, -19:]) and whole.shape[1] == N_POSITIONS
 
 
 @pytest.mark.parametrize("cache", [None, "static"])
@@ -318,13 +348,15 @@ def test_too_long_a_request_is_refused_with_its_numbers(model, tokenizer):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_mode_is_kept(model, tokenizer, training):
-    """The model comes back in the mode it was in, also when generation fails."""
+    """The model and each part of it come back in the mode they were in, also when generation fails."""
     model.train(training)
+    model.transformer.h[0].eval()  # frozen
+    before = [module.training for module in model.modules()]
     generate_text(model, tokenizer, "The", max_new_tokens=2)
-    assert model.training == training
+    assert [module.training for module in model.modules()] == before
     with pytest.raises(ValueError, match="temperature"):
         generate_text(model, tokenizer, "The", max_new_tokens=2, temperature=-1.0)
-    assert model.training == training
+    assert [module.training for module in model.modules()] == before
     model.eval()
 
 

@@ -161,6 +161,14 @@ def damage(folder, how):
         (folder / "config.json").unlink()
     elif how == "broken config":
         (folder / "config.json").write_text("{")
+    elif how == "a list as config":
+        (folder / "config.json").write_text("[]")
+    elif how == "unknown dtype":
+        edit_config(folder, dtype="floatx")
+    elif how == "dtype of a list":
+        edit_config(folder, dtype=[1])
+    elif how == "layers of a number":
+        edit_config(folder, layer_types=5)
     elif how == "no weights":
         weights.unlink()
     elif how == "truncated weights":
@@ -204,6 +212,10 @@ def damage(folder, how):
         ("no folder", "no checkpoint"),
         ("no config", "config.json"),
         ("broken config", "JSON"),
+        ("a list as config", "no model can be loaded from .*; correct its config.json"),
+        ("unknown dtype", "floatx.*; correct its config.json"),
+        ("dtype of a list", "; correct its config.json"),
+        ("layers of a number", "; correct its config.json"),
         ("no weights", "weights"),
         ("truncated weights", "weights"),
         ("missing head", "lacks weights that the model needs: lm_head.weight"),

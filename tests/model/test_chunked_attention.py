@@ -46,6 +46,15 @@ def test_gradients_of_doubles():
     assert torch.autograd.gradcheck(lambda q, k, v: chunked_causal_attention(q, k, v, scaling=0.3), inputs)
 
 
+def test_a_second_derivative_is_refused():
+    """Also of a loss whose own derivative is a constant."""
+    inputs = make_inputs(5)
+    output = chunked_causal_attention(*inputs, scaling=0.3)
+    (gradient,) = torch.autograd.grad(output.sum(), inputs[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="can be differentiated once"):
+        gradient.pow(2).sum().backward()
+
+
 def test_dropout_equals_the_formula_with_the_same_mask(monkeypatch):
     """Dropped weights and their gradients, chunk by chunk, are those of the mask that was drawn."""
     drawn = {}  # by seed: the backward pass makes the masks of the forward pass anew

@@ -211,13 +211,16 @@ def test_backward_twice_gives_the_same_gradient():
         assert torch.equal(a, b)
 
 
-def test_a_second_derivative_is_refused():
+@pytest.mark.parametrize("compiles", [False, True])
+def test_a_second_derivative_is_refused(compiles):
     """The loss is differentiable once; asking for more raises instead of giving a wrong answer."""
     hidden, weight, labels = make_inputs(5)
-    loss = chunked_cross_entropy(hidden, weight, labels) ** 2
-    (gradient,) = torch.autograd.grad(loss, hidden, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+    loss_function = torch.compile(chunked_cross_entropy, backend="eager") if compiles else chunked_cross_entropy
+    (plain,) = torch.autograd.grad(loss_function(hidden, weight, labels), hidden)
+    (gradient,) = torch.autograd.grad(loss_function(hidden, weight, labels), hidden, create_graph=True)
+    assert torch.equal(gradient, plain)
+    with pytest.raises(RuntimeError, match="can be differentiated once"):
+        gradient.pow(2).sum().backward()
 
 
 @pytest.mark.parametrize("trained", ["hidden", "weight", "neither"])
@@ -315,7 +318,7 @@ def test_fp16_sums_of_many_rows_do_not_overflow(copies):
 
 def test_a_copy_that_travelled_with_a_model_can_be_compiled_beside_the_package(monkeypatch):
     """The operation of a compiled loss stays there for both, whichever was loaded last."""
-    spec = importlib.util.spec_from_file_location("travelled_chunked_loss", chunked_loss.__file__)
+    spec = importlib.util.spec_from_file_location("gpt2_hf.model.travelled", chunked_loss.__file__)
     copy = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, copy)
     spec.loader.exec_module(copy)

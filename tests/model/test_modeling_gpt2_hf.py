@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, GPT2Config
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
 from gpt2_hf import GPT2HFConfig, GPT2HFForCausalLM, GPT2HFModel
+from gpt2_hf.model import modeling_gpt2_hf
 
 from ..tiny_models import (
     N_POSITIONS,
@@ -224,6 +226,30 @@ def test_training_returns_no_logits_unless_asked():
     model.eval()
     assert model(ids, labels=ids).logits.shape == (2, 8, VOCAB_SIZE)
     assert model(ids, labels=ids, return_logits=False).logits is None
+
+
+@pytest.mark.parametrize("head", ["plain", "padded vocabulary", "adapted"])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_evaluation_multiplies_with_the_head_once(head, gradients, monkeypatch):
+    """The loss that comes with logits is theirs, some positions at a time, and that of a call without."""
+    monkeypatch.setattr(modeling_gpt2_hf, "default_rows_per_chunk", lambda *_: 5)
+    model, ids = make_model().double(), random_ids(2, 8)
+    if head == "padded vocabulary":
+        model.resize_token_embeddings(pad_to_multiple_of=64)
+    elif head == "adapted":
+        model.lm_head = nn.Linear(SIZES["n_embd"], VOCAB_SIZE, dtype=torch.float64)
+    options = {"labels": ids.clone().fill_diagonal_(-100), "label_smoothing": 0.1}
+    with torch.set_grad_enabled(gradients):
+        expected = model(ids, **options, return_logits=False).loss
+        with FlopCounterMode(display=False) as of_logits:
+            model(ids)
+        with FlopCounterMode(display=False) as of_both:
+            out = model(ids, **options)
+        assert of_both.get_total_flops() == of_logits.get_total_flops() and out.loss.dtype == torch.float64
+        torch.testing.assert_close(out.loss, expected, atol=1e-12, rtol=0)
+        few = model(ids, **options, logits_to_keep=1)
+        assert few.logits.shape[1] == 1
+        torch.testing.assert_close(few.loss, expected, atol=1e-12, rtol=0)
 
 
 def test_num_items_in_batch_divides_the_sum():
