@@ -724,11 +724,12 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         return [*self.time_budget.checkpoint_names(), *super().checkpoint_names()]
 
     def process_state(self) -> dict[str, Any]:
-        """With the watch for spikes, the place in a stream, and what is logged of teachers."""
+        """With the watch for spikes, the place in a stream, the last evaluation, and what is logged of teachers."""
         return {
             **super().process_state(),
             "loss_spikes": self._loss_spikes.state_dict(),
             "stream": self._stream.state_dict() if self._stream is not None else None,
+            "evaluated_at": self._evaluated_at,
             "distillation": self.distillation.state() if self.distillation is not None else None,
         }
 
@@ -741,7 +742,11 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             self.distillation.load_state(state["distillation"])
         if self.time_budget.schedule_has_ended:  # and only an evaluation is left to do
             self.control.should_training_stop = True
+        # A pass of data without a length ends once more if nothing of it is left, and nothing is to be done twice.
+        if not state["owes_evaluation"]:
+            self._saved_at = self.state.global_step
         super().load_process_state(state)
+        self._evaluated_at = state.get("evaluated_at", self._evaluated_at)
 
 
 class _Asking:

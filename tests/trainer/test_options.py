@@ -237,6 +237,12 @@ def test_epochs_of_data_without_a_length(tmp_path):
     for key in ("loss", "eval_loss"):
         assert [entry["step"] for entry in trainer.state.log_history if key in entry] == [6, 12, 15]
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (6, 12, 15)}
+    saved = (tmp_path / "checkpoint-6").stat().st_ino
+    resumed = make_trainer(tmp_path, train_dataset=Stream(BLOCKS), max_steps=15, early_stopping_patience=1, **epochs)
+    resumed.train(resume_from_checkpoint="checkpoint-6")  # where a pass ends: not evaluated and saved once more
+    for key in ("loss", "eval_loss"):
+        assert logged(resumed, key) == logged(trainer, key)
+    assert (tmp_path / "checkpoint-6").stat().st_ino == saved
 
 
 def test_workers_that_stay_load_the_split_that_is_asked_for(tmp_path):
