@@ -226,6 +226,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         self._grouped_sampler: LengthGroupedSampler | None = None  # of data that are not this package's
         self._evaluated_at = self._saved_at = -1  # the last steps that were
         self._owes_evaluation = False
+        self._left_out_at = 0
         if self.distillation is not None:
             self.distillation.reset()
         if self.average is not None:

@@ -213,7 +213,7 @@ def test_foreign_data_by_length_go_on_exactly(tmp_path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-@pytest.mark.parametrize(("accumulated", "step"), [(1, 4), (1, 6), (1, 8), (2, 2), (2, 5)])
+@pytest.mark.parametrize(("accumulated", "step"), [(1, 4), (1, 6), (1, 8), (2, 2), (2, 5), (4, 2)])
 def test_data_without_a_length_go_on_at_their_place(tmp_path, accumulated, step):
     """In the pass and behind the batch that was the last, whatever the number of steps that was planned then."""
     options = {"train_dataset": Stream(BLOCKS), "gradient_accumulation_steps": accumulated, "eval_strategy": "no"}
@@ -227,6 +227,19 @@ def test_data_without_a_length_go_on_at_their_place(tmp_path, accumulated, step)
         assert logged(resumed, "loss") == logged(whole, "loss")
         weights = [trainer.model.state_dict() for trainer in (whole, resumed)]
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_accumulation_over_data_without_a_length(tmp_path, capsys):
+    """What is left at the end of a pass is no step, and no part of the next one."""
+    options = {"gradient_accumulation_steps": 4, "eval_strategy": "no", "save_strategy": "no", "learning_rate": 1e-9}
+    trainer = make_trainer(tmp_path, train_dataset=Stream((BLOCKS * 2)[:36]), **options)
+    trainer.train()
+    assert logged(trainer, "loss") == pytest.approx([true_loss(make_model(), BLOCKS)] * 4, abs=0.05)
+    line = "the last batches of each pass are left out: 1 are no step of 4"
+    assert capsys.readouterr().out.splitlines().count(line) == 1
+    trainer = make_trainer(tmp_path, train_dataset=Stream(BLOCKS[:12]), **options)
+    with pytest.raises(UserError, match="--gradient_accumulation_steps 4 is more than the 3 batches of a pass"):
+        trainer.train()
 
 
 def test_epochs_of_data_without_a_length(tmp_path):
