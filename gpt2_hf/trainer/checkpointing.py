@@ -407,9 +407,7 @@ class CheckpointingTrainer(Trainer):
         if self.is_fsdp_enabled:
             load_whole_weights(model or self.model, str(folder / SAFE_WEIGHTS_NAME))
             return
-        # The base class would take a pickle in its place.
-        if not any(folder.glob("*.safetensors.index.json")) and not any(folder.glob("**/*model.safetensors")):
-            raise UserError(f"resume_from_checkpoint: {folder} holds no weights ({SAFE_WEIGHTS_NAME} is missing)")
+        _require_weights(folder, "resume_from_checkpoint")
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
@@ -426,8 +424,12 @@ class CheckpointingTrainer(Trainer):
         super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
     def _load_best_model(self) -> None:
-        if self.is_fsdp_enabled and self.state.best_model_checkpoint is not None:
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        best = str(self.state.best_model_checkpoint)
+        _require_weights(Path(best), "load_best_model_at_end")
+        is_adapter = hasattr(self.model, "get_base_model")
+        # The base class looks for an adapter in the folder itself, where only the one called default lies.
+        if self.is_fsdp_enabled or (is_adapter and self.model.active_adapter != "default"):
+            self._load_from_checkpoint(best)
         else:
             super()._load_best_model()
         if self.average is not None:
@@ -503,6 +505,12 @@ class CheckpointingTrainer(Trainer):
         # train_loss stays the mean over the steps of this invocation
         self._total_loss_scalar = -self._tr_loss.item()
         self.load_process_state(state)
+
+
+def _require_weights(folder: Path, option: str) -> None:
+    """Refuse a folder without weights: the base class would take a pickle, or go on with those that there are."""
+    if not any(folder.glob("*.safetensors.index.json")) and not any(folder.glob("**/*model.safetensors")):
+        raise UserError(f"{option}: {folder} holds no weights ({SAFE_WEIGHTS_NAME} is missing)")
 
 
 def process_state_files(checkpoint: str | Path) -> list[Path]:

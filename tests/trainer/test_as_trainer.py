@@ -379,6 +379,20 @@ def test_an_adapter_with_a_name_of_its_own(tmp_path):
     assert weights[0] and all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
 
 
+def test_the_best_of_an_adapter_with_a_name_of_its_own(tmp_path):
+    """It is in the model at the end, and the moving average not in its place; one that is gone is named."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True)
+    options = {"load_best_model_at_end": True, "greater_is_better": True, "ema_decay": 0.5, "learning_rate": 0.1}
+    trainer = make_trainer(tmp_path, model=peft.get_peft_model(make_model(), config, "style"), **options)
+    trainer.train()
+    assert trainer.state.best_global_step == 2
+    assert true_loss(trainer.model, BLOCKS[:11]) == pytest.approx(trainer.state.best_metric, abs=1e-5)
+    trainer.state.best_model_checkpoint = str(tmp_path / "gone")
+    with pytest.raises(UserError, match="load_best_model_at_end: .*gone holds no weights"):
+        trainer._load_best_model()
+
+
 @pytest.mark.parametrize("kind", ["PromptTuningConfig", "PromptEncoderConfig", "PrefixTuningConfig"])
 def test_adapters_that_begin_each_row_score_its_first_token(tmp_path, kind):
     """peft's virtual tokens predict it; with prefix tuning, which has keys and values in their place, nothing does."""
