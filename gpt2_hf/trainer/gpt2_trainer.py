@@ -95,7 +95,7 @@ _BESIDE_THE_LOSS = ("_perplexity", "_tokens", "_preparation_time")
 # Arguments that are read when the Trainer is made, and so are not of a search.
 _READ_ONCE = (
     *("ema_decay", "max_training_hours", "distill_alpha", "distill_temperature", "early_stopping_patience"),
-    *("global_batch_size", "precision"),
+    *("global_batch_size", "precision", "fp16", "bf16", "neftune_noise_alpha"),
 )
 
 # Logged with an evaluation, and no results of it.
@@ -382,6 +382,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
                 self._prepare_folder(Path(self._get_output_dir(trial)))
             wanted = resume_from_checkpoint
             resume_from_checkpoint = distributed.decided_by_first(lambda: self.find_checkpoint(wanted))
+        if trial is not None:  # the base class draws the weights first, with the seed of the trial before
+            self._hp_search_setup(trial)
         self._reset_training()
         # A compiler would make a graph for the first length, and another one as soon as it changes. The plugin is
         # shared by all trainers of a process.
@@ -448,6 +450,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
     def _hp_search_setup(self, trial: Any) -> None:
         divided = ("per_device_train_batch_size", "gradient_accumulation_steps")
         names = (*_READ_ONCE, *divided) if self.args.global_batch_size is not None else _READ_ONCE
+        if not self.is_own_model:  # whose labels an object of the base class smooths
+            names = (*names, "label_smoothing_factor")
         before = {name: getattr(self.args, name) for name in names}
         super()._hp_search_setup(trial)
         for name, value in before.items():

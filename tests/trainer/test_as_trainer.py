@@ -1079,6 +1079,30 @@ def test_hyperparameter_search(tmp_path):
     assert (tmp_path / f"run-{best.run_id}" / "best_model" / "model.safetensors").is_file()
 
 
+class KeepsFirstWeight(TrainerCallback):
+    """That of each seed."""
+
+    def __init__(self):
+        self.weights = {}
+
+    def on_train_begin(self, args, state, control, model, **kwargs):
+        self.weights[args.seed] = weights_of(model)[0].item()
+
+
+def test_a_search_over_seeds_draws_the_weights_by_them(tmp_path, monkeypatch):
+    """Each trial by its own, as a training alone does."""
+    monkeypatch.setattr("transformers.integrations.hp_params", lambda trial: trial.params)
+    keeps, alone, config = KeepsFirstWeight(), KeepsFirstWeight(), make_model().config
+    options = {"model_init": lambda: GPT2HFForCausalLM(config), "max_steps": 1, "save_strategy": "no"}
+    options |= {"eval_strategy": "no"}
+    trainer = make_trainer(tmp_path, callbacks=[keeps], **options)
+    trainer.hp_search_backend, trainer.hp_space, trainer.hp_name = HPSearchBackend.OPTUNA, lambda t: t.params, None
+    for seed in (1, 2):
+        trainer.train(trial=SimpleNamespace(number=seed, params={"seed": seed}))
+        make_trainer(tmp_path, callbacks=[alone], seed=seed, **options).train()
+    assert keeps.weights == alone.weights and len(set(alone.weights.values())) == 2
+
+
 def test_the_objective_after_an_evaluation_is_the_loss(tmp_path):
     """The first evaluation outside of training brings the time of its preparation into all that follow."""
     trainer = make_trainer(tmp_path)
@@ -1122,7 +1146,7 @@ def test_a_trial_that_diverges_fails_alone(tmp_path, capsys, monkeypatch):
     ("name", "value"),
     [
         *(("ema_decay", 0.9), ("max_training_hours", 1.0), ("distill_alpha", 0.9)),
-        *(("global_batch_size", 8), ("precision", "bf16")),
+        *(("global_batch_size", 8), ("precision", "bf16"), ("bf16", True), ("neftune_noise_alpha", 5.0)),
     ],
 )
 def test_a_search_refuses_what_is_read_once(tmp_path, name, value):
@@ -1133,6 +1157,14 @@ def test_a_search_refuses_what_is_read_once(tmp_path, name, value):
     assert trainer.args.learning_rate == 0.5
     with pytest.raises(UserError, match=f"hyperparameter_search: {name} is read when a Trainer is made"):
         trainer._hp_search_setup({name: value})
+
+
+def test_a_search_refuses_smoothing_that_the_trainer_has_made(tmp_path):
+    """With another model than this package's, which smooths itself."""
+    trainer = make_trainer(tmp_path, model_init=lambda: make_model("stock"))
+    trainer.hp_search_backend = HPSearchBackend.WANDB
+    with pytest.raises(UserError, match="label_smoothing_factor is read when a Trainer is made"):
+        trainer._hp_search_setup({"label_smoothing_factor": 0.1})
 
 
 @pytest.mark.parametrize("name", ["per_device_train_batch_size", "gradient_accumulation_steps"])
