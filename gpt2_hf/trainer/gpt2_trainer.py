@@ -52,6 +52,7 @@ from ..data import (
 from ..data.samples import BlockSamples, MixedSamples, SequenceMode
 from ..data.sampling import STRATEGIES
 from ..errors import TrainingDivergedError, UserError
+from ..model.chunked_loss import IGNORE_INDEX
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.training_arguments import GPT2HFTrainingArguments, with_own_fields
 from ..perplexity import perplexity
@@ -76,6 +77,7 @@ from .distillation import Distillation, check_teachers
 from .exact_evaluation import ExactEvaluationTrainer, dropping_columns, owes_evaluation
 from .generation_config import make_storable
 from .job_context import JobContext
+from .loss import targets_of
 from .muon import muon_for
 from .remaining import (
     RemainingWork,
@@ -325,9 +327,17 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The batches of an optimizer step; their tokens are counted for the speed, on the device."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if num_items is not None:
-            self.speed.add(num_items)
+        counted = num_items if num_items is not None else self._count_alone(batches)
+        if counted is not None:
+            self.speed.add(counted)
         return batches, num_items
+
+    def _count_alone(self, batches: list) -> torch.Tensor | int | None:
+        """The tokens of batches whose model does not want their number, all processes taken to have as many."""
+        targets = [targets_of(batch, self.scores_first_token) for batch in batches]
+        counts = [(each != IGNORE_INDEX).sum() for each in targets if each is not None]
+        shares = self.args.world_size if self.args.average_tokens_across_devices else 1
+        return sum(counts) * shares if counts else None
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The base class's choice, or Muon."""
