@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from torch.utils.data import IterableDataset, SequentialSampler
 from transformers import TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, SaveStrategy
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, SaveStrategy
 
 from ..checkpoints.state_files import load_state
 from ..data import EpochSampler, MixedSamples, Samples, TextByTextSampler
@@ -202,6 +202,11 @@ class ExactEvaluationTrainer(LossTrainer):
         if isinstance(splits, dict):
             metrics |= self._over_all(splits, metrics, metric_key_prefix)
         return metrics
+
+    def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
+        """As the base class, without touching the random numbers of training."""
+        with preserved_rng(self.args.device), self.job.watch.measure("evaluate_other"):
+            return super().predict(*args, **kwargs)
 
     def _over_all(self, splits: dict[str, Any], metrics: dict[str, float], prefix: str) -> dict[str, float]:
         """Loss and perplexity over the tokens of several splits, by which a model can be the best one."""
