@@ -77,6 +77,7 @@ class CheckpointingTrainer(Trainer):
     average: WeightAverage | None = None
     later_than: int | None = None
     _gathered: _Gathered | None = None  # while a sharded run is being saved
+    _has_length = True  # whether it is known when an epoch of the data ends
     _best_before: _Best = _NO_BEST  # before the last evaluation
     _passed_over: frozenset[Path] = frozenset()  # checkpoints of which it was said that they stay
 
@@ -207,7 +208,7 @@ class CheckpointingTrainer(Trainer):
     def checkpoint_names(self) -> list[str]:
         """Further names of the checkpoint that is being saved."""
         names = []
-        if self.args.marks_epochs and ends_epoch(self.state):
+        if self.args.marks_epochs and self._has_length and ends_epoch(self.state):
             names.append(folders.epoch_name(round(self.state.epoch)))
         if self.state.best_global_step == self.state.global_step:
             names.append(folders.BEST_MODEL)
@@ -309,7 +310,8 @@ class CheckpointingTrainer(Trainer):
             result = super()._init_training_state(
                 max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
             )
-        if num_train_epochs == sys.maxsize and resume_from_checkpoint is not None and not self.args.ignore_data_skip:
+        self._has_length = num_train_epochs != sys.maxsize
+        if not self._has_length and resume_from_checkpoint is not None and not self.args.ignore_data_skip:
             result = self._place_without_length(resume_from_checkpoint)
         self._best_before = _NO_BEST
         self._restore_callbacks(self.state.stateful_callbacks if self.state.global_step else {})

@@ -11,6 +11,7 @@ from transformers.debug_utils import DebugUnderflowOverflow
 from transformers.utils import logging
 
 from gpt2_hf import GPT2HFForCausalLM, GPT2HFTrainer
+from gpt2_hf.checkpoints import folders
 from gpt2_hf.data import FlatteningCollator
 from gpt2_hf.errors import UserError
 from gpt2_hf.options.arguments import names_of
@@ -250,12 +251,22 @@ def test_epochs_of_data_without_a_length(tmp_path):
     for key in ("loss", "eval_loss"):
         assert [entry["step"] for entry in trainer.state.log_history if key in entry] == [6, 12, 15]
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (6, 12, 15)}
+    assert "checkpoint_epoch_1" not in folders.read_names(tmp_path)
     saved = (tmp_path / "checkpoint-6").stat().st_ino
     resumed = make_trainer(tmp_path, train_dataset=Stream(BLOCKS), max_steps=15, early_stopping_patience=1, **epochs)
     resumed.train(resume_from_checkpoint="checkpoint-6")  # where a pass ends: not evaluated and saved once more
     for key in ("loss", "eval_loss"):
         assert logged(resumed, key) == logged(trainer, key)
     assert (tmp_path / "checkpoint-6").stat().st_ino == saved
+
+
+def test_data_longer_than_the_run_have_no_epoch(tmp_path, capsys):
+    """The last step is not the end of one. Without logs, it is not logged either."""
+    options = {"eval_strategy": "no", "logging_strategy": "no", "max_steps": 2}
+    trainer = make_trainer(tmp_path, train_dataset=Stream(BLOCKS), **options)
+    trainer.train()
+    assert not folders.read_names(tmp_path) and "epoch 1" not in capsys.readouterr().out
+    assert not logged(trainer, "loss")
 
 
 def test_workers_that_stay_load_the_split_that_is_asked_for(tmp_path):
