@@ -223,6 +223,8 @@ def test_plain_arguments_that_cannot_be_followed_are_refused(tmp_path):
     for name in ("use_liger_kernel", "enable_jit_checkpoint", "auto_find_batch_size", "save_on_each_node"):
         with pytest.raises(UserError, match=f"--{name} has no effect"):
             make_trainer(tmp_path / "run", plain=True, **{name: True})
+    with pytest.raises(UserError, match="a Trainer alone handles no signals"):
+        make_trainer(tmp_path / "run", plain=True, enable_jit_checkpoint=True)
     with pytest.raises(UserError, match="--push_to_hub uploads nothing while it trains"):
         make_trainer(tmp_path / "run", plain=True, push_to_hub=True)
     with pytest.raises(UserError, match="fp16 needs a CUDA device"):
