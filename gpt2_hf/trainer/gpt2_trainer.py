@@ -194,6 +194,9 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         self._look_at_model()
         if self.distillation is not None:
             self.distillation.place(self.args.device)
+        if self._counts_from_train and self.is_world_process_zero():  # a job says it itself
+            for line in self.args.notices:
+                print(line, flush=True)
         self._draw_apart()
 
     def _draw_apart(self) -> None:

@@ -188,7 +188,7 @@ class LossTrainer(CheckpointingTrainer):
         step, wanted = self.state.global_step, self.args.gradient_accumulation_steps
         if step == self._left_out_at:  # as long as nothing was left out, that is 0
             raise UserError(
-                f"--gradient_accumulation_steps {wanted} is more than the {num_batches} batches of a pass over the data"
+                f"--gradient_accumulation_steps {wanted} is more than a pass over the data has batches, {num_batches}"
             )
         if not self._left_out_at and self.is_world_process_zero():
             print(f"the last batches of each pass are left out: {num_batches} are no step of {wanted}", flush=True)

@@ -33,9 +33,11 @@ from gpt2_hf.commands.model_loading import load_trained
 from gpt2_hf.data import FlatteningCollator
 from gpt2_hf.errors import TrainingDivergedError, UserError
 from gpt2_hf.options.training_arguments import with_own_fields
+from gpt2_hf.runtime.stopwatch import Stopwatch
 from gpt2_hf.trainer.callbacks import ContinuousTensorBoardCallback
 from gpt2_hf.trainer.callbacks import ProgressCallback as TerminalCallback
 from gpt2_hf.trainer.gpt2_trainer import _Asking, _objective
+from gpt2_hf.trainer.job_context import JobContext
 
 from ..conftest import read_json
 from ..data_fixtures import streamed_lines
@@ -232,6 +234,21 @@ def test_plain_arguments_that_cannot_be_followed_are_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_what_is_left_out_is_said(tmp_path, monkeypatch, capsys):
+    """A compiler that is not there, and GPUs that one process does not use; by the job if there is one."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    make_trainer(tmp_path, torch_compile=True)
+    assert "--torch_compile is left out: there is no C++ compiler" in capsys.readouterr().out
+    args = TrainingArguments(str(tmp_path), **settings())
+    args._n_gpu = 2  # as the base class has it where there are two
+    GPT2HFTrainer(make_model(), args, train_dataset=BLOCKS, eval_dataset=BLOCKS)
+    line = "one of 2 GPUs is used; all of them: torchrun --nproc_per_node 2 ..."
+    assert capsys.readouterr().out.splitlines() == [line] and args.n_gpu == 1
+    args = GPT2HFTrainingArguments(str(tmp_path), torch_compile=True, use_cpu=True, report_to=[])
+    GPT2HFTrainer(make_model(), args, train_dataset=BLOCKS, eval_dataset=BLOCKS, job=JobContext(Stopwatch()))
+    assert "left out" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("launched", "name"), [("bf16", "bf16"), ("no", "fp32")])
 def test_plain_arguments_have_the_precision_of_the_launcher(tmp_path, monkeypatch, launched, name):
     """`accelerate launch --mixed_precision`, where they have none of their own."""
@@ -391,7 +408,7 @@ def test_the_best_of_an_adapter_with_a_name_of_its_own(tmp_path):
     assert trainer.state.best_global_step == 2
     assert true_loss(trainer.model, BLOCKS[:11]) == pytest.approx(trainer.state.best_metric, abs=1e-5)
     trainer.state.best_model_checkpoint = str(tmp_path / "gone")
-    with pytest.raises(UserError, match="load_best_model_at_end: .*gone holds no weights"):
+    with pytest.raises(UserError, match=r"load_best_model_at_end: .*gone holds no weights"):
         trainer._load_best_model()
 
 

@@ -239,7 +239,7 @@ def test_accumulation_over_data_without_a_length(tmp_path, capsys):
     line = "the last batches of each pass are left out: 1 are no step of 4"
     assert capsys.readouterr().out.splitlines().count(line) == 1
     trainer = make_trainer(tmp_path, train_dataset=Stream(BLOCKS[:12]), **options)
-    with pytest.raises(UserError, match="--gradient_accumulation_steps 4 is more than the 3 batches of a pass"):
+    with pytest.raises(UserError, match=r"--gradient_accumulation_steps 4 is more than a pass .* has batches, 3"):
         trainer.train()
 
 
