@@ -124,17 +124,20 @@ class ExactEvaluationTrainer(LossTrainer):
         if not isinstance(eval_dataset, str) and dataset is not self._loaded_split:
             # With persistent workers the base class would give the loader of the split before.
             if hasattr(self, "_eval_dataloaders"):
-                loader = self._eval_dataloaders.pop("eval", None)
-                # accelerate holds what it has prepared, and so its workers
-                self.accelerator._dataloaders = [each for each in self.accelerator._dataloaders if each is not loader]
+                self._eval_dataloaders.pop("eval", None)
             self._loaded_split = dataset
         with self._each_once(dataset, gathers=self.compute_metrics is not None or self._keeps_losses):
-            return shield_workers(super().get_eval_dataloader(eval_dataset))
+            return self._released(super().get_eval_dataloader(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """As for an evaluation."""
         with self._each_once(test_dataset, gathers=True):
-            return shield_workers(super().get_test_dataloader(test_dataset))
+            return self._released(super().get_test_dataloader(test_dataset))
+
+    def _released(self, loader: Any) -> Any:
+        """A loader that goes, with its workers, when nobody has it: accelerate would hold what it has prepared."""
+        self.accelerator._dataloaders = [each for each in self.accelerator._dataloaders if each is not loader]
+        return shield_workers(loader)
 
     @contextlib.contextmanager
     def _each_once(self, dataset: Any, gathers: bool) -> Iterator[None]:

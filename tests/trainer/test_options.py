@@ -279,6 +279,10 @@ def test_workers_that_stay_load_the_split_that_is_asked_for(tmp_path):
     loader = trainer.get_eval_dataloader()
     assert trainer.get_eval_dataloader() is loader  # its workers are kept for the next evaluation
     assert len(multiprocessing.active_children()) == children + 1  # and no others
+    for _ in range(2):
+        trainer.predict(BLOCKS[:5])
+    trainer.evaluate()  # until then the callbacks have the loader of the prediction
+    assert len(multiprocessing.active_children()) == children + 1
 
 
 def test_workers_that_load_data(tmp_path):
