@@ -147,8 +147,6 @@ def announce(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> None:
         run.say(line)
     if run.args.torch_compile:
         run.say("the model is compiled during the first step, which takes a minute or more")
-    if (devices := torch.cuda.device_count()) > 1 and run.args.device.type == "cuda" and run.args.world_size == 1:
-        run.say(f"one of {devices} GPUs is used; all of them: torchrun --nproc_per_node {devices} run_clm.py ...")
 
 
 def warn(run: Run, data: LoadedData) -> None:

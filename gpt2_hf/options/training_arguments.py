@@ -186,7 +186,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
     marks_epochs: bool = field(default=True, init=False, repr=False)
     """Whether step strategies act at the end of each epoch too, and whose checkpoint is named and kept."""
 
-    notices: list[str] = field(default_factory=list, init=False)  # what was asked for and is left out, to be printed
+    notices: list[str] = field(default_factory=list, init=False)  # what is left out or left unused, to be printed
 
     stated: list[str] = field(default_factory=list, init=False, repr=False)
     """The options that were set to something else than their default, before any of them was settled."""
@@ -230,8 +230,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
             self.optim = MUON  # which the base class does not know
         # Both of transformers' names: older releases read the second, newer ones the first.
         self.activation_checkpointing = self.gradient_checkpointing = recompute
-        # Two devices in one process would need torch's DataParallel, which cannot divide a row without padding.
-        self._n_gpu = min(self.n_gpu, 1)
+        self._take_one_device()
         self.divide_global_batch()
         distributed.set_timeout(self.ddp_timeout)
 
@@ -288,6 +287,13 @@ class GPT2HFTrainingArguments(TrainingArguments):
     def wants_fsdp(self) -> bool:
         """Whether FSDP was asked for, by option or by accelerate's config file."""
         return self.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+    def _take_one_device(self) -> None:
+        # Two devices in one process would need torch's DataParallel, which cannot divide a row without padding.
+        if self.n_gpu > 1:
+            all_of_them = f"torchrun --nproc_per_node {self.n_gpu} ..."
+            self.notices.append(f"one of {self.n_gpu} GPUs is used; all of them: {all_of_them}")
+        self._n_gpu = min(self.n_gpu, 1)
 
     def _check_output_dir(self) -> None:
         if self.output_dir is None:  # transformers would write to a folder of a name of its own
@@ -461,7 +467,7 @@ def with_own_fields(args: TrainingArguments | None) -> GPT2HFTrainingArguments:
     if (result.metric_for_best_model or "").endswith("perplexity"):
         result.greater_is_better = False  # the base class has already taken it for one that should be high
     result._settle_precision()
-    result._n_gpu = min(result.n_gpu, 1)
+    result._take_one_device()
     return result
 
 

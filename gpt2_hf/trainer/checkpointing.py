@@ -79,6 +79,7 @@ class CheckpointingTrainer(Trainer):
     average: WeightAverage | None = None
     later_than: int | None = None
     _gathered: _Gathered | None = None  # while a sharded run is being saved
+    _has_length = True  # whether it is known when an epoch of the data ends
     _best_before: _Best = _NO_BEST  # before the last evaluation
     _begun: int = 0  # the step at which this call of `train()` began
     _total_loss_scalar: float  # of the base class
@@ -207,7 +208,7 @@ class CheckpointingTrainer(Trainer):
     def checkpoint_names(self) -> list[str]:
         """Further names of the checkpoint that is being saved."""
         names = []
-        if self.args.marks_epochs and ends_epoch(self.state):
+        if self.args.marks_epochs and self._has_length and ends_epoch(self.state):
             names.append(folders.epoch_name(round(self.state.epoch)))
         if self.state.best_global_step == self.state.global_step:
             names.append(folders.BEST_MODEL)
@@ -309,7 +310,8 @@ class CheckpointingTrainer(Trainer):
             result = super()._init_training_state(
                 max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
             )
-        if num_train_epochs == sys.maxsize and resume_from_checkpoint is not None and not self.args.ignore_data_skip:
+        self._has_length = num_train_epochs != sys.maxsize
+        if not self._has_length and resume_from_checkpoint is not None and not self.args.ignore_data_skip:
             result = self._place_without_length(resume_from_checkpoint)
         self._best_before = _NO_BEST
         self._restore_callbacks(self.state.stateful_callbacks if self.state.global_step else {})
@@ -427,9 +429,7 @@ class CheckpointingTrainer(Trainer):
         if self.is_fsdp_enabled:
             load_whole_weights(model or self.model, str(folder / SAFE_WEIGHTS_NAME))
             return
-        # The base class would take a pickle in its place.
-        if not any(folder.glob("*.safetensors.index.json")) and not any(folder.glob("**/*model.safetensors")):
-            raise UserError(f"resume_from_checkpoint: {folder} holds no weights ({SAFE_WEIGHTS_NAME} is missing)")
+        _require_weights(folder, "resume_from_checkpoint")
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
@@ -446,8 +446,12 @@ class CheckpointingTrainer(Trainer):
         super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
     def _load_best_model(self) -> None:
-        if self.is_fsdp_enabled and self.state.best_model_checkpoint is not None:
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        best = str(self.state.best_model_checkpoint)
+        _require_weights(Path(best), "load_best_model_at_end")
+        is_adapter = hasattr(self.model, "get_base_model")
+        # The base class looks for an adapter in the folder itself, where only the one called default lies.
+        if self.is_fsdp_enabled or (is_adapter and self.model.active_adapter != "default"):
+            self._load_from_checkpoint(best)
         else:
             super()._load_best_model()
         if self.average is not None:
@@ -527,6 +531,12 @@ class CheckpointingTrainer(Trainer):
         # train_loss stays the mean over the steps of this invocation
         self._total_loss_scalar = -self._tr_loss.item()
         self.load_process_state(state)
+
+
+def _require_weights(folder: Path, option: str) -> None:
+    """Refuse a folder without weights: the base class would take a pickle, or go on with those that there are."""
+    if not any(folder.glob("*.safetensors.index.json")) and not any(folder.glob("**/*model.safetensors")):
+        raise UserError(f"{option}: {folder} holds no weights ({SAFE_WEIGHTS_NAME} is missing)")
 
 
 def process_state_files(checkpoint: str | Path) -> list[Path]:

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from torch.utils.data import IterableDataset, SequentialSampler
 from transformers import TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, SaveStrategy
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, SaveStrategy
 
 from ..checkpoints.state_files import load_state
 from ..data import EpochSampler, MixedSamples, Samples, TextByTextSampler
@@ -124,17 +124,20 @@ class ExactEvaluationTrainer(LossTrainer):
         if not isinstance(eval_dataset, str) and dataset is not self._loaded_split:
             # With persistent workers the base class would give the loader of the split before.
             if hasattr(self, "_eval_dataloaders"):
-                loader = self._eval_dataloaders.pop("eval", None)
-                # accelerate holds what it has prepared, and so its workers
-                self.accelerator._dataloaders = [each for each in self.accelerator._dataloaders if each is not loader]
+                self._eval_dataloaders.pop("eval", None)
             self._loaded_split = dataset
         with self._each_once(dataset, gathers=self.compute_metrics is not None or self._keeps_losses):
-            return shield_workers(super().get_eval_dataloader(eval_dataset))
+            return self._released(super().get_eval_dataloader(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """As for an evaluation."""
         with self._each_once(test_dataset, gathers=True):
-            return shield_workers(super().get_test_dataloader(test_dataset))
+            return self._released(super().get_test_dataloader(test_dataset))
+
+    def _released(self, loader: Any) -> Any:
+        """A loader that goes, with its workers, when nobody has it: accelerate would hold what it has prepared."""
+        self.accelerator._dataloaders = [each for each in self.accelerator._dataloaders if each is not loader]
+        return shield_workers(loader)
 
     @contextlib.contextmanager
     def _each_once(self, dataset: Any, gathers: bool) -> Iterator[None]:
@@ -202,6 +205,11 @@ class ExactEvaluationTrainer(LossTrainer):
         if isinstance(splits, dict):
             metrics |= self._over_all(splits, metrics, metric_key_prefix)
         return metrics
+
+    def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
+        """As the base class, without touching the random numbers of training."""
+        with preserved_rng(self.args.device), self.job.watch.measure("evaluate_other"):
+            return super().predict(*args, **kwargs)
 
     def _over_all(self, splits: dict[str, Any], metrics: dict[str, float], prefix: str) -> dict[str, float]:
         """Loss and perplexity over the tokens of several splits, by which a model can be the best one."""

@@ -58,6 +58,7 @@ from ..data import (
 from ..data.samples import BlockSamples, MixedSamples, SequenceMode
 from ..data.sampling import STRATEGIES
 from ..errors import TrainingDivergedError, UserError
+from ..model.chunked_loss import IGNORE_INDEX
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.training_arguments import GPT2HFTrainingArguments, with_own_fields
 from ..perplexity import perplexity
@@ -82,6 +83,7 @@ from .distillation import Distillation, check_teachers
 from .exact_evaluation import ExactEvaluationTrainer, dropping_columns, owes_evaluation
 from .generation_config import make_storable
 from .job_context import JobContext
+from .loss import targets_of
 from .muon import muon_for
 from .remaining import (
     RemainingWork,
@@ -101,7 +103,7 @@ _BESIDE_THE_LOSS = ("_perplexity", "_tokens", "_preparation_time")
 # Arguments that are read when the Trainer is made, and so are not of a search.
 _READ_ONCE = (
     *("ema_decay", "max_training_hours", "distill_alpha", "distill_temperature", "early_stopping_patience"),
-    *("global_batch_size", "precision"),
+    *("global_batch_size", "precision", "fp16", "bf16", "neftune_noise_alpha"),
 )
 
 # Logged with an evaluation, and no results of it.
@@ -198,6 +200,9 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         self._look_at_model()
         if self.distillation is not None:
             self.distillation.place(self.args.device)
+        if self._counts_from_train and self.is_world_process_zero():  # a job says it itself
+            for line in self.args.notices:
+                print(line, flush=True)
         self._draw_apart()
 
     def _draw_apart(self) -> None:
@@ -232,6 +237,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         self._grouped_sampler: LengthGroupedSampler | None = None  # of data that are not this package's
         self._evaluated_at = self._saved_at = -1  # the last steps that were
         self._owes_evaluation = False
+        self._left_out_at = 0
         if self.distillation is not None:
             self.distillation.reset()
         if self.average is not None:
@@ -330,9 +336,17 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The batches of an optimizer step; their tokens are counted for the speed, on the device."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if num_items is not None:
-            self.speed.add(num_items)
+        counted = num_items if num_items is not None else self._count_alone(batches)
+        if counted is not None:
+            self.speed.add(counted)
         return batches, num_items
+
+    def _count_alone(self, batches: list) -> torch.Tensor | int | None:
+        """The tokens of batches whose model does not want their number, all processes taken to have as many."""
+        targets = [targets_of(batch, self.scores_first_token) for batch in batches]
+        counts = [(each != IGNORE_INDEX).sum() for each in targets if each is not None]
+        shares = self.args.world_size if self.args.average_tokens_across_devices else 1
+        return sum(counts) * shares if counts else None
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The base class's choice, or Muon."""
@@ -387,6 +401,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
                 self._prepare_folder(Path(self._get_output_dir(trial)))
             wanted = resume_from_checkpoint
             resume_from_checkpoint = distributed.decided_by_first(lambda: self.find_checkpoint(wanted))
+        if trial is not None:  # the base class draws the weights first, with the seed of the trial before
+            self._hp_search_setup(trial)
         self._reset_training()
         # A compiler would make a graph for the first length, and another one as soon as it changes. The plugin is
         # shared by all trainers of a process.
@@ -453,6 +469,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
     def _hp_search_setup(self, trial: Any) -> None:
         divided = ("per_device_train_batch_size", "gradient_accumulation_steps")
         names = (*_READ_ONCE, *divided) if self.args.global_batch_size is not None else _READ_ONCE
+        if not self.is_own_model:  # whose labels an object of the base class smooths
+            names = (*names, "label_smoothing_factor")
         before = {name: getattr(self.args, name) for name in names}
         super()._hp_search_setup(trial)
         for name, value in before.items():
@@ -730,11 +748,12 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         return [*self.time_budget.checkpoint_names(), *super().checkpoint_names()]
 
     def process_state(self) -> dict[str, Any]:
-        """With the watch for spikes, the place in a stream, and what is logged of teachers."""
+        """With the watch for spikes, the place in a stream, the last evaluation, and what is logged of teachers."""
         return {
             **super().process_state(),
             "loss_spikes": self._loss_spikes.state_dict(),
             "stream": self._stream.state_dict() if self._stream is not None else None,
+            "evaluated_at": self._evaluated_at,
             "distillation": self.distillation.state() if self.distillation is not None else None,
         }
 
@@ -747,7 +766,11 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             self.distillation.load_state(state["distillation"])
         if self.time_budget.schedule_has_ended:  # and only an evaluation is left to do
             self.control.should_training_stop = True
+        # A pass of data without a length ends once more if nothing of it is left, and nothing is to be done twice.
+        if not state["owes_evaluation"]:
+            self._saved_at = self.state.global_step
         super().load_process_state(state)
+        self._evaluated_at = state.get("evaluated_at", self._evaluated_at)
 
 
 class _Asking:

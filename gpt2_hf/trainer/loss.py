@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..model.packing import without_first_tokens
 from ..runtime.temporary import temporarily
@@ -60,6 +61,7 @@ class LossTrainer(CheckpointingTrainer):
 
     label_smoother: Any
     _signature_columns: Any
+    _left_out_at = 0  # the step before the last batches that were too few for one
     distillation: Distillation | None = None
 
     @property
@@ -165,9 +167,13 @@ class LossTrainer(CheckpointingTrainer):
     ) -> tuple[list, torch.Tensor | int | None]:
         """The batches of an optimizer step, and the number of tokens that they score.
 
-        On all processes; with `average_tokens_across_devices=False` on this one.
+        On all processes; with `average_tokens_across_devices=False` on this one. Too few batches are no step.
         """
         batches = list(itertools.islice(epoch_iterator, num_batches))
+        if len(batches) < num_batches:  # the end of a pass of unknown length: the base class asks for what there is
+            if batches:
+                self._say_what_is_left_out(len(batches))
+            return [], None
         scores_first = self.scores_first_token
         targets = [targets_of(batch, scores_first) for batch in batches]
         # The base class counts the first token of a row too, where the model's class has an unusual name.
@@ -176,3 +182,14 @@ class LossTrainer(CheckpointingTrainer):
         if isinstance(num_items, torch.Tensor):
             num_items = num_items.to(torch.int64)  # mixed precision would round a floating-point number
         return batches, num_items
+
+    def _say_what_is_left_out(self, num_batches: int) -> None:
+        # The base class would add their gradient, whole, to that of the next step.
+        step, wanted = self.state.global_step, self.args.gradient_accumulation_steps
+        if step == self._left_out_at:  # as long as nothing was left out, that is 0
+            raise UserError(
+                f"--gradient_accumulation_steps {wanted} is more than a pass over the data has batches, {num_batches}"
+            )
+        if not self._left_out_at and self.is_world_process_zero():
+            print(f"the last batches of each pass are left out: {num_batches} are no step of {wanted}", flush=True)
+        self._left_out_at = step

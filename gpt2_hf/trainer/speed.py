@@ -38,15 +38,15 @@ class TrainingSpeed:
 
     def reset(self) -> None:
         """Begin anew; the first log has no speed."""
-        self._tokens: torch.Tensor | float = 0.0
+        self._tokens: torch.Tensor | int | None = None  # nobody has counted
         self._mark: tuple[float, float] | None = None
 
     def add(self, tokens: torch.Tensor | int) -> None:
         """Count the tokens of a step; nothing waits for the device."""
-        self._tokens = self._tokens + tokens
+        self._tokens = tokens if self._tokens is None else self._tokens + tokens
 
     def drain(self, device: torch.device, processes: int) -> dict[str, float]:
-        """The numbers since the last call, evaluations and checkpoints not counted.
+        """The numbers since the last call, evaluations and checkpoints not counted; no speed without tokens to count.
 
         Args:
             device: whose memory is told; its queue is waited for.
@@ -54,12 +54,12 @@ class TrainingSpeed:
         """
         now = time.monotonic()
         aside = sum(self.watch.total.get(part, 0.0) for part in _ASIDE)
-        tokens = float(self._tokens) * processes
-        self._tokens = 0.0
+        counted, self._tokens = self._tokens, None
         previous, self._mark = self._mark, (now, aside)
         numbers = {"memory_gib": used_memory(device) / 2**30}
         seconds = now - previous[0] - (aside - previous[1]) if previous is not None else 0.0
-        if seconds > 0:
+        if seconds > 0 and counted is not None:
+            tokens = float(counted) * processes
             numbers["tokens_per_second"] = tokens / seconds
             if self.peak is not None:
                 numbers["mfu"] = tokens / seconds / self.peak

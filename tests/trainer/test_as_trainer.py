@@ -33,9 +33,11 @@ from gpt2_hf.commands.model_loading import load_trained
 from gpt2_hf.data import FlatteningCollator
 from gpt2_hf.errors import TrainingDivergedError, UserError
 from gpt2_hf.options.training_arguments import with_own_fields
+from gpt2_hf.runtime.stopwatch import Stopwatch
 from gpt2_hf.trainer.callbacks import ContinuousTensorBoardCallback
 from gpt2_hf.trainer.callbacks import ProgressCallback as TerminalCallback
 from gpt2_hf.trainer.gpt2_trainer import _Asking, _objective
+from gpt2_hf.trainer.job_context import JobContext
 
 from ..conftest import read_json
 from ..data_fixtures import streamed_lines
@@ -236,11 +238,28 @@ def test_plain_arguments_that_cannot_be_followed_are_refused(tmp_path):
     for name in ("use_liger_kernel", "enable_jit_checkpoint", "auto_find_batch_size", "save_on_each_node"):
         with pytest.raises(UserError, match=f"--{name} has no effect"):
             make_trainer(tmp_path / "run", plain=True, **{name: True})
+    with pytest.raises(UserError, match="a Trainer alone handles no signals"):
+        make_trainer(tmp_path / "run", plain=True, enable_jit_checkpoint=True)
     with pytest.raises(UserError, match="--push_to_hub uploads nothing while it trains"):
         make_trainer(tmp_path / "run", plain=True, push_to_hub=True)
     with pytest.raises(UserError, match="fp16 needs a CUDA device"):
         make_trainer(tmp_path / "run", plain=True, fp16=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_left_out_is_said(tmp_path, monkeypatch, capsys):
+    """A compiler that is not there, and GPUs that one process does not use; by the job if there is one."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    make_trainer(tmp_path, torch_compile=True)
+    assert "--torch_compile is left out: there is no C++ compiler" in capsys.readouterr().out
+    args = TrainingArguments(str(tmp_path), **settings())
+    args._n_gpu = 2  # as the base class has it where there are two
+    GPT2HFTrainer(make_model(), args, train_dataset=BLOCKS, eval_dataset=BLOCKS)
+    line = "one of 2 GPUs is used; all of them: torchrun --nproc_per_node 2 ..."
+    assert capsys.readouterr().out.splitlines() == [line] and args.n_gpu == 1
+    args = GPT2HFTrainingArguments(str(tmp_path), torch_compile=True, use_cpu=True, report_to=[])
+    GPT2HFTrainer(make_model(), args, train_dataset=BLOCKS, eval_dataset=BLOCKS, job=JobContext(Stopwatch()))
+    assert "left out" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("launched", "name"), [("bf16", "bf16"), ("no", "fp32")])
@@ -392,6 +411,20 @@ def test_an_adapter_with_a_name_of_its_own(tmp_path):
     assert weights[0] and all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
 
 
+def test_the_best_of_an_adapter_with_a_name_of_its_own(tmp_path):
+    """It is in the model at the end, and the moving average not in its place; one that is gone is named."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True)
+    options = {"load_best_model_at_end": True, "greater_is_better": True, "ema_decay": 0.5, "learning_rate": 0.1}
+    trainer = make_trainer(tmp_path, model=peft.get_peft_model(make_model(), config, "style"), **options)
+    trainer.train()
+    assert trainer.state.best_global_step == 2
+    assert true_loss(trainer.model, BLOCKS[:11]) == pytest.approx(trainer.state.best_metric, abs=1e-5)
+    trainer.state.best_model_checkpoint = str(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"load_best_model_at_end: .*gone holds no weights"):
+        trainer._load_best_model()
+
+
 @pytest.mark.parametrize("kind", ["PromptTuningConfig", "PromptEncoderConfig", "PrefixTuningConfig"])
 def test_adapters_that_begin_each_row_score_its_first_token(tmp_path, kind):
     """peft's virtual tokens predict it; with prefix tuning, which has keys and values in their place, nothing does."""
@@ -467,6 +500,7 @@ def test_a_plain_module_is_saved_and_resumed(tmp_path):
     best = make_trainer(tmp_path / "best", model=Bigram())
     best.load_weights(tmp_path / f"checkpoint-{resumed.state.best_global_step}")
     assert torch.equal(weights_of(best.model), weights_of(whole.model))
+    assert len(logged(whole, "tokens_per_second")) == 3 and min(logged(whole, "tokens_per_second")) > 0
     with pytest.raises(UserError, match="the checkpoint is of another model: it has no"):
         resumed._issue_warnings_after_load(resumed.model.load_state_dict({}, strict=False))
     with pytest.raises(UserError, match="--optim muon needs a PreTrainedModel, to know its head, which Bigram is not"):
@@ -516,7 +550,7 @@ def test_batches_that_are_tuples(tmp_path):
 
     trainer = make_trainer(tmp_path, OfTuples, data_collator=collate, eval_strategy="no", save_strategy="no")
     trainer.train()
-    assert len(logged(trainer, "loss")) == 4
+    assert len(logged(trainer, "loss")) == 4 and not logged(trainer, "tokens_per_second")
 
 
 def test_a_saved_subclass_names_no_source_that_is_not_there(tmp_path, monkeypatch):
@@ -1094,6 +1128,30 @@ def test_hyperparameter_search(tmp_path):
     assert (tmp_path / f"run-{best.run_id}" / "best_model" / "model.safetensors").is_file()
 
 
+class KeepsFirstWeight(TrainerCallback):
+    """That of each seed."""
+
+    def __init__(self):
+        self.weights = {}
+
+    def on_train_begin(self, args, state, control, model, **kwargs):
+        self.weights[args.seed] = weights_of(model)[0].item()
+
+
+def test_a_search_over_seeds_draws_the_weights_by_them(tmp_path, monkeypatch):
+    """Each trial by its own, as a training alone does."""
+    monkeypatch.setattr("transformers.integrations.hp_params", lambda trial: trial.params)
+    keeps, alone, config = KeepsFirstWeight(), KeepsFirstWeight(), make_model().config
+    options = {"model_init": lambda: GPT2HFForCausalLM(config), "max_steps": 1, "save_strategy": "no"}
+    options |= {"eval_strategy": "no"}
+    trainer = make_trainer(tmp_path, callbacks=[keeps], **options)
+    trainer.hp_search_backend, trainer.hp_space, trainer.hp_name = HPSearchBackend.OPTUNA, lambda t: t.params, None
+    for seed in (1, 2):
+        trainer.train(trial=SimpleNamespace(number=seed, params={"seed": seed}))
+        make_trainer(tmp_path, callbacks=[alone], seed=seed, **options).train()
+    assert keeps.weights == alone.weights and len(set(alone.weights.values())) == 2
+
+
 def test_the_objective_after_an_evaluation_is_the_loss(tmp_path):
     """The first evaluation outside of training brings the time of its preparation into all that follow."""
     trainer = make_trainer(tmp_path)
@@ -1137,7 +1195,7 @@ def test_a_trial_that_diverges_fails_alone(tmp_path, capsys, monkeypatch):
     ("name", "value"),
     [
         *(("ema_decay", 0.9), ("max_training_hours", 1.0), ("distill_alpha", 0.9)),
-        *(("global_batch_size", 8), ("precision", "bf16")),
+        *(("global_batch_size", 8), ("precision", "bf16"), ("bf16", True), ("neftune_noise_alpha", 5.0)),
     ],
 )
 def test_a_search_refuses_what_is_read_once(tmp_path, name, value):
@@ -1148,6 +1206,14 @@ def test_a_search_refuses_what_is_read_once(tmp_path, name, value):
     assert trainer.args.learning_rate == 0.5
     with pytest.raises(UserError, match=f"hyperparameter_search: {name} is read when a Trainer is made"):
         trainer._hp_search_setup({name: value})
+
+
+def test_a_search_refuses_smoothing_that_the_trainer_has_made(tmp_path):
+    """With another model than this package's, which smooths itself."""
+    trainer = make_trainer(tmp_path, model_init=lambda: make_model("stock"))
+    trainer.hp_search_backend = HPSearchBackend.WANDB
+    with pytest.raises(UserError, match="label_smoothing_factor is read when a Trainer is made"):
+        trainer._hp_search_setup({"label_smoothing_factor": 0.1})
 
 
 @pytest.mark.parametrize("name", ["per_device_train_batch_size", "gradient_accumulation_steps"])

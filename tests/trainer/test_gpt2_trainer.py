@@ -200,7 +200,7 @@ def test_logged_loss_is_the_mean_over_tokens(tmp_path, load, tokenizer):
 
 
 def test_evaluating_changes_nothing(tmp_path, load, tokenizer):
-    """With dropout, evaluations and samples at each step leave the weights as they are without any."""
+    """With dropout, evaluations, predictions and samples at each step leave the weights as they are without any."""
     data = load("padding_free")
     never = trajectory(make_trainer(tmp_path / "a", data, tokenizer, dropout=0.2))
     always = make_trainer(tmp_path / "b", data, tokenizer, dropout=0.2, eval_strategy="steps", eval_steps=1)
@@ -210,6 +210,12 @@ def test_evaluating_changes_nothing(tmp_path, load, tokenizer):
         samples.append(generate_text(model, tokenizer, "The", max_new_tokens=5, seed=len(samples)))
         torch.rand(3)
         return samples[-1][0]
+
+    class Predicts(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            always.predict(data.samples["validation"])
+
+    always.add_callback(Predicts())
 
     always.job.write_sample = write_sample
     assert torch.equal(never[2], trajectory(always)[2])

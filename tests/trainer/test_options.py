@@ -11,6 +11,7 @@ from transformers.debug_utils import DebugUnderflowOverflow
 from transformers.utils import logging
 
 from gpt2_hf import GPT2HFForCausalLM, GPT2HFTrainer
+from gpt2_hf.checkpoints import folders
 from gpt2_hf.data import FlatteningCollator
 from gpt2_hf.errors import UserError
 from gpt2_hf.options.arguments import names_of
@@ -225,7 +226,7 @@ def streamed(request, tmp_path_factory):
     return options, whole
 
 
-@pytest.mark.parametrize(("streamed", "step"), [(1, 4), (1, 6), (1, 8), (2, 2), (2, 5)], indirect=["streamed"])
+@pytest.mark.parametrize(("streamed", "step"), [(1, 4), (1, 6), (1, 8), (2, 2), (2, 5), (4, 2)], indirect=["streamed"])
 def test_data_without_a_length_go_on_at_their_place(tmp_path, streamed, step):
     """In the pass and behind the batch that was the last, whatever the number of steps that was planned then."""
     options, whole = streamed
@@ -239,6 +240,19 @@ def test_data_without_a_length_go_on_at_their_place(tmp_path, streamed, step):
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_accumulation_over_data_without_a_length(tmp_path, capsys):
+    """What is left at the end of a pass is no step, and no part of the next one."""
+    options = {"gradient_accumulation_steps": 4, "eval_strategy": "no", "save_strategy": "no", "learning_rate": 1e-9}
+    trainer = make_trainer(tmp_path, train_dataset=Stream((BLOCKS * 2)[:36]), **options)
+    trainer.train()
+    assert logged(trainer, "loss") == pytest.approx([true_loss(make_model(), BLOCKS)] * 4, abs=0.05)
+    line = "the last batches of each pass are left out: 1 are no step of 4"
+    assert capsys.readouterr().out.splitlines().count(line) == 1
+    trainer = make_trainer(tmp_path, train_dataset=Stream(BLOCKS[:12]), **options)
+    with pytest.raises(UserError, match=r"--gradient_accumulation_steps 4 is more than a pass .* has batches, 3"):
+        trainer.train()
+
+
 def test_epochs_of_data_without_a_length(tmp_path):
     """Nobody knows where a pass ends before it has: it is logged, evaluated and saved then, and at the very end."""
     epochs = dict.fromkeys(("eval_strategy", "save_strategy", "logging_strategy"), "epoch")
@@ -247,6 +261,22 @@ def test_epochs_of_data_without_a_length(tmp_path):
     for key in ("loss", "eval_loss"):
         assert [entry["step"] for entry in trainer.state.log_history if key in entry] == [6, 12, 15]
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (6, 12, 15)}
+    assert "checkpoint_epoch_1" not in folders.read_names(tmp_path)
+    saved = (tmp_path / "checkpoint-6").stat().st_ino
+    resumed = make_trainer(tmp_path, train_dataset=Stream(BLOCKS), max_steps=15, early_stopping_patience=1, **epochs)
+    resumed.train(resume_from_checkpoint="checkpoint-6")  # where a pass ends: not evaluated and saved once more
+    for key in ("loss", "eval_loss"):
+        assert logged(resumed, key) == logged(trainer, key)
+    assert (tmp_path / "checkpoint-6").stat().st_ino == saved
+
+
+def test_data_longer_than_the_run_have_no_epoch(tmp_path, capsys):
+    """The last step is not the end of one. Without logs, it is not logged either."""
+    options = {"eval_strategy": "no", "logging_strategy": "no", "max_steps": 2}
+    trainer = make_trainer(tmp_path, train_dataset=Stream(BLOCKS), **options)
+    trainer.train()
+    assert not folders.read_names(tmp_path) and "epoch 1" not in capsys.readouterr().out
+    assert not logged(trainer, "loss")
 
 
 def test_workers_that_stay_load_the_split_that_is_asked_for(tmp_path):
@@ -259,6 +289,10 @@ def test_workers_that_stay_load_the_split_that_is_asked_for(tmp_path):
     loader = trainer.get_eval_dataloader()
     assert trainer.get_eval_dataloader() is loader  # its workers are kept for the next evaluation
     assert len(multiprocessing.active_children()) == children + 1  # and no others
+    for _ in range(2):
+        trainer.predict(BLOCKS[:5])
+    trainer.evaluate()  # until then the callbacks have the loader of the prediction
+    assert len(multiprocessing.active_children()) == children + 1
 
 
 def test_workers_that_load_data(tmp_path):

@@ -39,10 +39,11 @@ class CadenceCallback(TrainerCallback):
             control.should_save |= is_last or in_between
         elif args.save_strategy == SaveStrategy.EPOCH:
             control.should_save |= is_last or at_epoch
-        control.should_log |= is_last or (at_epoch and args.logging_strategy == IntervalStrategy.EPOCH)
+        if args.logging_strategy != IntervalStrategy.NO:
+            control.should_log |= is_last or (at_epoch and args.logging_strategy == IntervalStrategy.EPOCH)
         return control
 
 
 def ends_epoch(state: TrainerState) -> bool:
-    """Whether the step that has just ended is the last one of an epoch."""
+    """Whether the step that has just ended is the last one of an epoch, or of a run whose data have no length."""
     return state.epoch is not None and state.epoch > 0 and float(state.epoch).is_integer()

@@ -7,6 +7,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback as TransformersProgressCallback
+from transformers.trainer_utils import has_length
 
 from ...runtime.stopwatch import Stopwatch, duration
 from .cadence import ends_epoch
@@ -116,7 +117,7 @@ class ProgressCallback(TransformersProgressCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.is_world_process_zero and ends_epoch(state):
+        if state.is_world_process_zero and has_length(kwargs["train_dataloader"]) and ends_epoch(state):
             elapsed = self.watch.elapsed / 3600
             remaining = "unlimited" if self.max_hours is None else f"{max(self.max_hours - elapsed, 0):.2f}h"
             self._write(f"epoch {round(state.epoch)}: Elapsed: {elapsed:.2f}h | Remaining: {remaining}")
