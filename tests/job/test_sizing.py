@@ -173,7 +173,7 @@ def test_options_that_act_beside_what_is_chosen(options, tmp_path, capsys):
     assert (record["optim"], record["muon_learning_rate"]) == ("muon", 0.02)
     assert (tmp_path / "run" / "checkpoint-3").is_dir()
     capsys.readouterr()
-    resumed = ("--size", "auto", "--max_training_hours", "1", "--max_steps", "8", "--resume_from", "latest")
+    resumed = ("--size", "auto", "--max_training_hours", "1", "--max_steps", "8", "--resume_from", "checkpoint-4")
     assert main([*options, *resumed, *run, "--lr_scheduler_type", "linear"]) == 2
     assert "--schedule_by_time needs --max_training_hours and --lr_scheduler_type cosine" in capsys.readouterr().err
     assert main([*options, *AUTO, *run, "--muon_learning_rate", "0.02", "--optim", "sgd"]) == 2
@@ -269,7 +269,7 @@ def test_a_resumed_run_keeps_its_choice(options, tmp_path, capsys, monkeypatch):
     first = read_json(tmp_path / "run" / "resolved_config.json")
     monkeypatch.setattr(sizing, "LADDER", (Size(64, 2),))
     capsys.readouterr()
-    resumed = ("--size", "auto", "--max_training_hours", "3", "--max_steps", "8", "--resume_from", "latest")
+    resumed = ("--size", "auto", "--max_training_hours", "3", "--max_steps", "8", "--resume_from", "checkpoint-4")
     assert main([*options, *resumed, *save, "--sample_tokens", "0", *run]) == 0
     out = capsys.readouterr().out
     second = read_json(tmp_path / "run" / "resolved_config.json")
@@ -283,7 +283,7 @@ def test_a_resumed_run_divides_its_batch_anew(options, tmp_path, stated_by):
     """Whichever of the two states it, as is advised for another number of devices."""
     calls = [(*AUTO, "--num_layers", "1"), ("--size", "auto", "--max_training_hours", "1", "--max_steps", "8")]
     calls[stated_by] += ("--global_batch_size", "16")
-    calls[1] += ("--sample_tokens", "0", "--resume_from", "latest")
+    calls[1] += ("--sample_tokens", "0", "--resume_from", "checkpoint-4")
     for words in calls:
         save = ("--save_strategy", "steps", "--save_every", "3", "--checkpoint_dir", str(tmp_path / "run"))
         assert main([*options, *words, *save]) == 0
