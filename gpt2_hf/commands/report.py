@@ -120,15 +120,22 @@ def delete_results(output_dir: str | Path) -> None:
         written.delete(Path(output_dir), name)
 
 
-def write_report(output_dir: str | Path, sample: str | None = None) -> list[Path]:
+def write_report(output_dir: str | Path, model: Path | None, sample: str | None = None) -> list[Path]:
     """Write the model card and the curves of the run in `output_dir` from the files that it left there.
+
+    Args:
+        output_dir: of the run.
+        model: the folder of its model (see `RunRecord.model`).
+        sample: a text of that model.
 
     Returns:
         Those of them that are not written, because somebody else's file has the name.
     """
     run = read_run(output_dir)
-    model = run.model
-    card = model_card(run.config, run.results, sample, None if model is None else model.name)
+    results = run.results
+    if "step" in results and (model is None or model.name != BEST_MODEL):
+        results = results | best_evaluation(run.history, run.last_step)
+    card = model_card(run.config, results, sample, None if model is None else model.name)
     contents = {
         CARD_NAME: card.encode("utf-8", errors="backslashreplace"),  # names of files may hold bytes, no characters
         CURVES_NAME: draw_curves(run.history),
@@ -272,12 +279,13 @@ def run_report(args: ReportArguments, given: dict[str, str]) -> int:
             raise UserError("--output_file has no effect for a single run, whose report stays in its folder")
         (folder,) = folders
         try:
-            for name in report_names(read_run(folder).model):
+            model = read_run(folder).model
+            for name in report_names(model):
                 written.refuse_foreign_file(folder, name)
         except FileExistsError as error:
             raise UserError(f"{error}; move it away to have the report written") from error
         try:
-            write_report(folder, _sample_of(folder))
+            write_report(folder, model, _sample_of(folder))
         except OSError as error:
             raise UserError(f"{folder}: the report cannot be written ({error.strerror})") from error
         print(f"written: {folder / CARD_NAME}, {folder / CURVES_NAME}")

@@ -136,7 +136,7 @@ def errors_of_tokenizer() -> Iterator[None]:
     except Exception as error:  # without a Rust backend: a token that is no number
         raise UserError(
             f"the tokenizer cannot encode the text ({first_line(error)}); take out the characters that it lacks, or "
-            "give --tokenizer_name one with an unknown token or byte fallback"
+            "take another tokenizer, with an unknown token or byte fallback"
         ) from error
 
 

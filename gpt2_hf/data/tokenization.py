@@ -5,6 +5,7 @@ In: the `Documents` of a source, and a tokenizer. Out: `TokenizedDocuments`. Nex
 The text streams through: neither it nor the ids are ever whole in memory, and no copy of the text is stored.
 """
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -362,4 +363,6 @@ def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
         for name, value in tokenizer.init_kwargs.items()
         if name not in left_out and not name.endswith("_file")
     }
-    return repr((type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), settings, split))
+    with tempfile.TemporaryDirectory() as folder:  # merges and scores are in no vocabulary
+        files = [xxhash.xxh3_128_hexdigest(Path(path).read_bytes()) for path in tokenizer.save_vocabulary(folder)]
+    return repr((type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), settings, split, files))

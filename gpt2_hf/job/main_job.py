@@ -25,6 +25,7 @@ from ..data import LoadedData
 from ..errors import EXIT_OK, FolderLostError, UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import DataArguments, ModelArguments
+from ..options.parsing import PROVENANCE_KEY
 from ..options.secrets import without_secrets
 from ..options.training_arguments import GPT2HFTrainingArguments
 from ..planning.steps import make_schedule
@@ -114,10 +115,16 @@ def train(
             refuse_newcomer(run)
         check_shared(run, lock.path)
         ended = why_ended(run, trainer, checkpoint)
+        if ended is not None:
+            trainer.job.best_is_comparable = True  # with nothing that follows
+        elif not best_is_comparable:
+            run.say("best-model tracking restarts: earlier evaluations are not comparable")
         if run.is_first_process:
             clear_folder(run, checkpoint)
-            record = record_of(run, checkpoint) if checkpoint is not None and ended is not None else {}
-            written.write_json(run.output_dir, RESOLVED_CONFIG_NAME, record or resolved_config(run, model, data))
+            record = resolved_config(run, model, data)
+            if checkpoint is not None and ended is not None:
+                record = record_of(checkpoint, record)
+            written.write_json(run.output_dir, RESOLVED_CONFIG_NAME, record)
         run.args.run_name = run.name  # for trackers, which read it again when the test split is scored
         distributed.barrier()
 
@@ -259,13 +266,21 @@ def make_trainer(
         raise UserError(" ".join(str(error).split())) from error
 
 
-def record_of(run: Run, checkpoint: Path) -> dict[str, Any]:
-    """The record that a checkpoint was trained with, for this folder; empty if it has none.
+def record_of(checkpoint: Path, current: dict[str, Any]) -> dict[str, Any]:
+    """The record of a run to which nothing is added: that which the checkpoint was trained with, if it has one.
 
-    It is that of a run to which nothing is added, whatever options it is started with again.
+    Args:
+        checkpoint: the last one of the run.
+        current: the record of this invocation, which names the folder and the text that is tested now.
     """
     record = without_secrets(written.read_object(checkpoint / RESOLVED_CONFIG_NAME))
-    return {**record, "output_dir": str(run.args.output_dir)} if record else {}
+    if not record:
+        return current
+    of_now = {name: current[name] for name in ("output_dir", "test_file", "do_predict") if name in current}
+    trained_on, now = (each[PROVENANCE_KEY].get("data", {}) for each in (record, current))
+    texts = {split: text for split, text in trained_on.items() if split != "test"}
+    texts |= {split: text for split, text in now.items() if split == "test"}
+    return {**record, **of_now, PROVENANCE_KEY: {**record[PROVENANCE_KEY], "data": texts}}
 
 
 def run_training(

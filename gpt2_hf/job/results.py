@@ -79,7 +79,7 @@ def finish(
     sample = ""
     if run.is_first_process:
         sample = _final_sample(run, trainer, tokenizer, data, saved)
-        for path in write_report(run.output_dir, sample):
+        for path in write_report(run.output_dir, saved, sample):
             run.say(f"{path} was not written by this run, or was changed since; it is left as it is")
     if (line := cut_short(run, trainer)) is not None:
         run.say(line)

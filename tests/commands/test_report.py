@@ -87,7 +87,7 @@ def test_curves_are_drawn_once(finished_run, tmp_path, monkeypatch):
     shutil.copytree(finished_run, tmp_path / "run")
     histories = []
     monkeypatch.setattr("gpt2_hf.commands.report.draw_curves", lambda history: histories.append(history) or b"drawn")
-    write_report(tmp_path / "run")
+    write_report(tmp_path / "run", tmp_path / "run" / "best_model")
     assert len(histories) == 1
     for folder in (tmp_path / "run", tmp_path / "run" / "best_model"):
         assert (folder / "curves.png").read_bytes() == b"drawn"
@@ -249,11 +249,11 @@ def test_a_card_names_the_folder_that_is_there(finished_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     shutil.rmtree(run / "best_model")
-    write_report(run)
+    write_report(run, read_run(run).model)
     assert 'AutoModelForCausalLM.from_pretrained("checkpoint-25")' in (run / "README.md").read_text(encoding="utf-8")
     for folder in run.glob("checkpoint-*"):
         shutil.rmtree(folder)
-    write_report(run)
+    write_report(run, read_run(run).model)
     assert "from_pretrained" not in (run / "README.md").read_text(encoding="utf-8")
 
 

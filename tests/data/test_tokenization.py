@@ -199,6 +199,25 @@ class WordsAlone(PythonBackend):
         return self.words.get(token)
 
 
+class Merging(WordsAlone):
+    """One with merges, which stand in a file of their own."""
+
+    def __init__(self, merges, **options):
+        self.merges = merges
+        super().__init__(**options)
+
+    def save_vocabulary(self, save_directory, filename_prefix=None):
+        """The merges alone."""
+        (path := Path(save_directory) / "merges.txt").write_text(self.merges)
+        return (str(path),)
+
+
+def test_merges_are_in_the_key_of_a_tokenizer_without_a_rust_backend():
+    """They decide the ids, and no vocabulary shows them."""
+    keys = [tokenizer_key(Merging(merges)) for merges in ("o n", "o n", "n e")]
+    assert keys[0] == keys[1] != keys[2]
+
+
 LACKING = {
     "word level": models.WordLevel({"one": 0}),
     "unigram": models.Unigram([("one", -1.0), *((mark, -9.0) for mark in "one")], None, False),
@@ -212,7 +231,7 @@ def test_a_character_that_a_tokenizer_lacks(kind):
     model = LACKING[kind]
     tokenizer = WordsAlone() if model is None else PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model))
     assert Encoder(tokenizer).encode(["one"]).ids.tolist() == [0]
-    with pytest.raises(UserError, match=r"the tokenizer cannot encode the text \(.+\); .*--tokenizer_name"):
+    with pytest.raises(UserError, match=r"the tokenizer cannot encode the text \(.+\); .* with an unknown token"):
         Encoder(tokenizer).encode(["three"])
 
 

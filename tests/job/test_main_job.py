@@ -243,11 +243,28 @@ def test_resuming_a_finished_run_trains_nothing(train_tiny, finished_run, tmp_pa
     """A finished run given to latest says so, repeats its results, and keeps its record, whatever the options."""
     shutil.copytree(finished_run, tmp_path / "run")
     record = read_json(finished_run / "resolved_config.json")
-    assert train_tiny(tmp_path / "run", "--resume_from", "latest", "--learning_rate", "1e-5") == 0
-    assert "nothing is left to train" in capsys.readouterr().out
+    options = ("--learning_rate", "1e-5", "--max_eval_samples", "3")
+    assert train_tiny(tmp_path / "run", "--resume_from", "latest", *options) == 0
+    out = capsys.readouterr().out
+    assert "nothing is left to train" in out and "restarts" not in out
+    best = [read_json(run / "trainer_state.json")["best_global_step"] for run in (tmp_path / "run", finished_run)]
+    assert best[0] == best[1] is not None
     for name in ("eval_results.json", "train_results.json"):
         assert read_json(tmp_path / "run" / name) == read_json(finished_run / name)
     assert read_json(tmp_path / "run" / "resolved_config.json") == {**record, "output_dir": str(tmp_path / "run")}
+
+
+def test_a_test_text_that_is_scored_later_is_in_the_record(train_tiny, finished_run, tmp_path, corpus_folder):
+    """With its fingerprint; the rest is as the run was trained."""
+    run, text = tmp_path / "run", tmp_path / "later.txt"
+    shutil.copytree(finished_run, run)
+    shutil.copy(corpus_folder / "validation.txt", text)
+    assert train_tiny(run, "--resume_from", "latest", "--test_file", str(text), "--weight_decay", "0.5") == 0
+    was, becomes = (read_json(folder / "resolved_config.json") for folder in (finished_run, run))
+    assert becomes["test_file"] == str(text) and becomes["weight_decay"] == was["weight_decay"]
+    texts = [record["provenance"].pop("data") for record in (was, becomes)]
+    assert texts[0].pop("test") != texts[1].pop("test") and texts[0] == texts[1]
+    assert was["provenance"] == becomes["provenance"]
 
 
 def test_going_back_with_nothing_left_to_train_forgets_the_other_end(train_tiny, finished_run, tmp_path):
