@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import gc
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -18,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="gpt2_hf-tests-datasets-")
+if multiprocessing.parent_process() is None:  # a forked test has that of its parent
+    os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="gpt2_hf-tests-datasets-")
+    atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices are slower on several threads; processes inherit it
 
@@ -35,8 +38,6 @@ from gpt2_hf.planning import probe
 from gpt2_hf.runtime.precision import resolve_precision
 
 from .faults import harness
-
-atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 # A busy machine must not fail a property for time. Fixtures are made once for all examples, which leave them alone.
 settings.register_profile(

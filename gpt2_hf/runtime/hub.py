@@ -133,7 +133,7 @@ def _probe(answer: Future[bool]) -> None:
 
 def _answers() -> bool:
     try:
-        urllib.request.urlopen(constants.ENDPOINT, timeout=_PROBE_SECONDS).close()
+        urllib.request.urlopen(constants.ENDPOINT, timeout=_PROBE_SECONDS / 2).close()  # a second address has its turn
     except urllib.error.HTTPError:
         pass  # it answered, if only with an error
     except (OSError, http.client.BadStatusLine) as error:

@@ -252,6 +252,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             )
         if self.distillation is not None:
             check_teachers(self.plain_model, self.distillation.teachers)
+        self._smooths_itself = self.is_own_model  # asked between two trials too, when there is no model
         kind, collator = type(self.plain_model), self.data_collator
         is_shifted = isinstance(collator, FlatteningCollator | PaddingCollator) and not self.overrides_loss
         if is_shifted and kind.__module__.startswith("transformers."):
@@ -469,7 +470,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
     def _hp_search_setup(self, trial: Any) -> None:
         divided = ("per_device_train_batch_size", "gradient_accumulation_steps")
         names = (*_READ_ONCE, *divided) if self.args.global_batch_size is not None else _READ_ONCE
-        if not self.is_own_model:  # whose labels an object of the base class smooths
+        if not self._smooths_itself:  # an object of the base class does, which is made once
             names = (*names, "label_smoothing_factor")
         before = {name: getattr(self.args, name) for name in names}
         super()._hp_search_setup(trial)

@@ -46,6 +46,12 @@ DISTILGPT2_FIELDS = {
 }
 
 
+@pytest.fixture
+def tokenizer(tokenizer):
+    """A copy: `build_model` tells it the model's length."""
+    return copy.deepcopy(tokenizer)
+
+
 def edit_config(folder, **changes):
     """Change fields of a saved config.json."""
     path = folder / "config.json"

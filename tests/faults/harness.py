@@ -38,9 +38,9 @@ def blank_curves() -> bytes:
 
 
 def _run(
-    argv: list[str], log: str, environment: dict[str, str], prepare: Callable[[], None] | None, curves: bytes
+    argv: list[str], log: str, environment: dict[str, str], prepare: Callable[[], None] | None, curves: bytes | None
 ) -> None:
-    """The body of a process: the command, its output in a file, its exit code the process's; it draws nothing."""
+    """The body of a process: the command, its output in a file, its exit code the process's."""
     import torch
 
     os.environ.update(environment)
@@ -50,7 +50,8 @@ def _run(
     import gpt2_hf.__main__ as command
     from gpt2_hf.commands import report
 
-    report.draw_curves = lambda history: curves
+    if curves is not None:
+        report.draw_curves = lambda history: curves
     torch.set_num_threads(1)
     command._SECONDS_FOR_THE_FIRST = 0.2  # what is said within it is not waited for here
     with open(log, "a", buffering=1) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
@@ -75,9 +76,10 @@ def start(
     log: Path,
     environment: dict[str, str] | None = None,
     prepare: Callable[[], None] | None = None,
+    draws: bool = False,
 ) -> BaseProcess:
-    """Start the command `argv` in a process of its own, which calls `prepare` before."""
-    return start_function(_run, argv, str(log), environment or {}, prepare, blank_curves())
+    """Start the command `argv` in a process of its own, which calls `prepare` before; its curves may be blank."""
+    return start_function(_run, argv, str(log), environment or {}, prepare, None if draws else blank_curves())
 
 
 def start_function(function: Callable[..., None], *arguments: Any) -> BaseProcess:

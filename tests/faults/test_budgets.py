@@ -50,8 +50,8 @@ def test_random_budgets_are_kept(tiny_options, tmp_path):
         folder.mkdir()
         budget, options = (20, ["--schedule_by_time"]) if folder == by_time else (random.uniform(10, 20), [])
         begin = time.monotonic()
-        process = harness.start(command(tiny_options, folder, budget, *options), folder / "log", prepare=slow_steps)
-        runs.append((folder, budget, begin, [process]))
+        argv = command(tiny_options, folder, budget, *options)
+        runs.append((folder, budget, begin, [harness.start(argv, folder / "log", prepare=slow_steps, draws=True)]))
     two, begin = tmp_path / "two", time.monotonic()
     two.mkdir()
     argv = command(tiny_options, two, 16, *TWO)  # so that it does not end together with the longest

@@ -1148,6 +1148,7 @@ def test_a_search_over_seeds_draws_the_weights_by_them(tmp_path, monkeypatch):
     trainer.hp_search_backend, trainer.hp_space, trainer.hp_name = HPSearchBackend.OPTUNA, lambda t: t.params, None
     for seed in (1, 2):
         trainer.train(trial=SimpleNamespace(number=seed, params={"seed": seed}))
+        trainer.model = trainer.model_wrapped = None  # as transformers does between two trials
         make_trainer(tmp_path, callbacks=[alone], seed=seed, **options).train()
     assert keeps.weights == alone.weights and len(set(alone.weights.values())) == 2
 

@@ -232,9 +232,19 @@ def test_guard_asks_the_device_when_numbers_are_read_anyway(event, tmp_path, mon
     steps = []
     for step in range(1, 1300):
         control = TrainerControl(**{event: step == 200})
-        guard.on_step_end(args, state_at(step, None), control)
+        guard.on_step_end(args, TrainerState(global_step=step, max_steps=1500), control)
         steps.append(step)
     assert asked == [199, 699, 1199]
+
+
+@pytest.mark.parametrize(("last_step", "stops"), [(7, False), (9, True)])
+def test_guard_asks_at_the_end(last_step, stops, tmp_path):
+    """Of a run without logs, evaluations and checkpoints too, and of one that is stopped."""
+    args, guard = TrainingArguments(str(tmp_path), use_cpu=True), NonFiniteGuard(deferred=True)
+    guard.observe(torch.tensor(math.nan), make_optimizer()[1], step=7, uses_scaler=False)
+    state = TrainerState(global_step=7, max_steps=last_step)
+    with pytest.raises(TrainingDivergedError, match="step 7"):
+        guard.on_step_end(args, state, TrainerControl(should_training_stop=stops))
 
 
 def test_guard_leaves_ordinary_fp16_overflows_to_the_scaler():

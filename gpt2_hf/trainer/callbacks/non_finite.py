@@ -24,8 +24,8 @@ class NonFiniteGuard(TrainerCallback):
 
     On a CPU the norm is read at once. On an accelerator reading it would stall the step, so the optimizer is
     told on the device to skip the update (`found_inf`, which torch's fused optimizers take, but on a Mac pass over),
-    and the host reads the verdict when a log is due, and before anything is saved. With another optimizer the norm is
-    read in every step. With fp16, overflows are ordinary and the loss scaler deals with them; there a run has diverged
+    and the host reads the verdict when a log is due, before anything is saved, and at the end. With another optimizer
+    the norm is read in every step. With fp16, overflows are ordinary and the loss scaler deals with them; there a run has diverged
     when the scale has shrunk to nothing.
 
     Raises:
@@ -86,7 +86,8 @@ class NonFiniteGuard(TrainerCallback):
     ) -> TrainerControl:
         self._steps_since_check += 1
         is_read = control.should_log or control.should_save or control.should_evaluate
-        if is_read or self._steps_since_check >= _CHECK_AFTER:
+        is_last = control.should_training_stop or state.global_step >= state.max_steps
+        if is_read or is_last or self._steps_since_check >= _CHECK_AFTER:
             self.check()
         return control
 
