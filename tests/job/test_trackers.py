@@ -69,7 +69,11 @@ def test_a_tracker_that_fails_later_ends_no_run(train_tiny, finished_run, tmp_pa
     run = tmp_path / "run"
     assert train_tiny(run, "--report_to", "wandb") == 0
     out = capsys.readouterr().out
-    assert out.count("warning: --report_to wandb: 503 Service Unavailable; the run goes on") == out.count("503 Service") == 1
+    assert (
+        out.count("warning: --report_to wandb: 503 Service Unavailable; the run goes on")
+        == out.count("503 Service")
+        == 1
+    )
     assert history(run) == history(finished_run)
     scores = [read_json(folder / "test_results.json")["test_loss"] for folder in (run, finished_run)]
     assert scores[0] == scores[1]

@@ -25,8 +25,8 @@ class NonFiniteGuard(TrainerCallback):
     On a CPU the norm is read at once. On an accelerator reading it would stall the step, so the optimizer is
     told on the device to skip the update (`found_inf`, which torch's fused optimizers take, but on a Mac pass over),
     and the host reads the verdict when a log is due, before anything is saved, and at the end. With another optimizer
-    the norm is read in every step. With fp16, overflows are ordinary and the loss scaler deals with them; there a run has diverged
-    when the scale has shrunk to nothing.
+    the norm is read in every step. With fp16, overflows are ordinary and the loss scaler deals with them; there a run
+    has diverged when the scale has shrunk to nothing.
 
     Raises:
         TrainingDivergedError: when a norm was not finite.
