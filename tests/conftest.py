@@ -49,6 +49,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Where the package refuses or avoids bf16, there is nothing of it to test.
 needs_bf16 = pytest.mark.skipif(resolve_precision("auto", "cpu").name != "bf16", reason="this CPU has no bf16")
+# There a process that is sent a signal is ended, without a chance to save.
+needs_posix_signals = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no POSIX signals")
 # Processes are forked from one that has imported everything.
 needs_fork_server = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
 

@@ -15,7 +15,7 @@ import torch
 from gpt2_hf.__main__ import _COMMANDS, main
 from gpt2_hf.options.arguments import COMMON
 
-from .conftest import REPOSITORY, python
+from .conftest import REPOSITORY, needs_posix_signals, python
 
 COMMANDS = ["train", "plan", "evaluate", "generate", "demo", "export", "report", "tokenizer"]
 
@@ -84,7 +84,7 @@ def test_help_and_typing_errors_do_not_keep_one_waiting(name, argv, code):
     pytest.fail(f"{argv} took {min(seconds):.1f} s of processor time")
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX signals to send to another process")
+@needs_posix_signals
 def test_a_signal_while_libraries_are_imported_is_heeded(tmp_path, popen):
     """On a busy disk that takes a minute; a cluster's warning then ends in the code that says to run again."""
     (tmp_path / "transformers.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")

@@ -30,7 +30,7 @@ from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 from gpt2_hf.runtime.stopwatch import Stopwatch
 from gpt2_hf.trainer.gpt2_trainer import GPT2HFTrainer
 
-from ..conftest import REPOSITORY, read_json
+from ..conftest import REPOSITORY, needs_posix_signals, read_json
 from ..faults import harness
 from ..foreign_names import contents
 from ..runs import assert_same_state, final_state, history, train_until_signal, untimed
@@ -626,7 +626,7 @@ def write_errors_to(path):
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), 2)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX signals to send to another process")
+@needs_posix_signals
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
 def test_a_signal_ends_in_a_checkpoint(tiny_options, tmp_path, name, code):
     """The step is finished, a checkpoint saved; the exit code says to run again, or is that of a Ctrl-C."""

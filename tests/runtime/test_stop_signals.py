@@ -1,6 +1,5 @@
 """Signals that announce the end, in the process that trains and in those that prepare its batches."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from accelerate.data_loader import DataLoaderShard, skip_first_batches
 
 from gpt2_hf.runtime.stop_signals import IgnoringSignals, SignalWatch, shield_workers
 
-from ..conftest import python
+from ..conftest import needs_posix_signals, python
 
 
 def test_watch_remembers_the_first_signal_and_gives_the_handlers_back():
@@ -52,7 +51,7 @@ def test_a_second_signal_does_not_break_off_the_leaving():
         watch.restore()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX signals")
+@needs_posix_signals
 def test_second_ctrl_c_ends_at_once():
     """Two Ctrl-C end the process with 130 whatever it is doing."""
     code = (
@@ -66,7 +65,7 @@ def test_second_ctrl_c_ends_at_once():
     assert "going on" in result.stdout and "never" not in result.stdout
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX signals")
+@needs_posix_signals
 def test_nohup_stays_in_force():
     """A SIGHUP that the run was told to ignore is ignored; otherwise it is the end, as a closed terminal."""
     before = signal.getsignal(signal.SIGHUP)
@@ -99,7 +98,7 @@ def test_workers_leave_signals_to_the_process_that_trains():
             signal.signal(number, handler)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX signals")
+@needs_posix_signals
 @pytest.mark.parametrize(
     ("end", "code"), [("raise RuntimeError('an error')", 1), ("cycle = [batches]; cycle += [cycle]", 0)]
 )
@@ -126,7 +125,7 @@ def test_the_loader_inside_accelerates_is_shielded():
     assert isinstance(skip_first_batches(loader, 1).base_dataloader.worker_init_fn, IgnoringSignals)  # after a resume
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX signals")
+@needs_posix_signals
 @pytest.mark.parametrize("method", ["fork", "forkserver"])  # the latter starts them as `spawn` does, and elsewhere
 def test_children_of_the_host_program_are_left_to_it(tmp_path, method):
     """Only workers of ours are killed at the end; another daemonic child is asked to end and can tidy up."""
