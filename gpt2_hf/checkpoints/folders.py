@@ -272,6 +272,11 @@ def saved_model(output_dir: Path, best_step: int | None, last_step: int) -> Path
     return last if damage(last) is None else None
 
 
+def is_best_model(model: Path | None) -> bool:
+    """Whether a model that `saved_model` gives is the best one."""
+    return model is not None and model.name == BEST_MODEL
+
+
 def note_source_of_best_model(output_dir: Path, name: str) -> None:
     """Let `source_of_best_model` find the name of the checkpoint where an earlier version did not note it."""
     manifest = output_dir / BEST_MODEL / MANIFEST_NAME

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import written
-from ..checkpoints.folders import CHECKPOINT_NAME, list_checkpoints, read_json, saved_model
+from ..checkpoints.folders import CHECKPOINT_NAME, is_best_model, list_checkpoints, read_json, saved_model
 from ..checkpoints.written import (
     BEST_MODEL,
     BEST_MODEL_FILES,
@@ -133,7 +133,7 @@ def write_report(output_dir: str | Path, model: Path | None, sample: str | None 
     """
     run = read_run(output_dir)
     results = run.results
-    if "step" in results and (model is None or model.name != BEST_MODEL):
+    if "step" in results and not is_best_model(model):
         results = results | best_evaluation(run.history, run.last_step)
     card = model_card(run.config, results, sample, None if model is None else model.name)
     contents = {
@@ -152,7 +152,7 @@ def write_report(output_dir: str | Path, model: Path | None, sample: str | None 
 
 def report_names(model: Path | None) -> list[str]:
     """The files of the report of a run with this model, relative to its folder."""
-    return [CARD_NAME, CURVES_NAME, *(BEST_MODEL_FILES if model is not None and model.name == BEST_MODEL else ())]
+    return [CARD_NAME, CURVES_NAME, *(BEST_MODEL_FILES if is_best_model(model) else ())]
 
 
 # ---- pictures ----

@@ -16,7 +16,7 @@ from transformers.trainer_callback import TrainerState
 
 from ..checkpoints import folders, written
 from ..checkpoints.event_files import RUNS_FOLDER, own_events
-from ..checkpoints.folders import saved_model
+from ..checkpoints.folders import is_best_model, saved_model
 from ..checkpoints.written import CARD_NAME, CURVES_NAME, TRAINER_STATE_NAME
 from ..commands.generate import generate_text
 from ..commands.report import best_evaluation, write_report
@@ -71,8 +71,8 @@ def finish(
     )
     if saved is not None:
         trainer.load_weights(saved)
-    is_best = saved is not None and saved.name == folders.BEST_MODEL
-    eval_metrics = eval_metrics_of(state, state.best_global_step if is_best else state.global_step)
+    step = state.best_global_step if is_best_model(saved) else state.global_step
+    eval_metrics = eval_metrics_of(state, step)
     if eval_metrics:
         write_metrics(run, "eval", eval_metrics)
     test_metrics = _score_test(run, trainer, saved)
@@ -96,7 +96,7 @@ def publish(run: Run, repo_id: str, saved: Path | None) -> None:
     run.say(f"uploading {saved} to {repo_id}")
     further = {path.relative_to(run.output_dir).as_posix(): path for path in own_events(run.output_dir, run.name)}
     left_out = [folders.RESOLVED_CONFIG_NAME] if has_secrets(saved / folders.RESOLVED_CONFIG_NAME) else []
-    if saved.name != folders.BEST_MODEL:
+    if not is_best_model(saved):
         kept = [path.name for path in folders.model_files(saved)]
         left_out += sorted(path.name for path in saved.iterdir() if path.name not in [*kept, *left_out])
         report = [run.output_dir / name for name in (CARD_NAME, CURVES_NAME)]
@@ -232,7 +232,7 @@ def say_results(
 ) -> None:
     """The end of the job as a person reads it."""
     if eval_metrics:
-        what = "best model" if saved is not None and saved.name == folders.BEST_MODEL else "last evaluation"
+        what = "best model" if is_best_model(saved) else "last evaluation"
         run.say(
             f"{what}: step {eval_metrics['step']:,}, validation loss {eval_metrics['eval_loss']:.4f}, "
             f"perplexity {eval_metrics['eval_perplexity']:.2f}"
