@@ -135,8 +135,10 @@ class StreamingSamples(IterableDataset):
     # Where each worker goes on, and which of them gives the next batch; set by `StreamingLoader`.
     positions: dict[int, Position] = dataclasses.field(default_factory=dict)
     first_worker: int = 0
-    # The source and its key, once it is known; `dataclasses.replace` carries it along.
-    known_key: tuple[Source, str] | None = dataclasses.field(default=None, repr=False, compare=False)
+    # The source, the tokenizer and the keys of both, once they are known; `dataclasses.replace` carries them along.
+    known_key: tuple[Source, PreTrainedTokenizerBase, tuple[str, str]] | None = dataclasses.field(
+        default=None, repr=False, compare=False
+    )
     # Where the documents are that are left out, after what that depends on: source, percentage and number of shards.
     # They are found once, and carried along to the workers.
     known_set_aside: tuple[Source, float | None, int, frozenset[Cursor]] | None = dataclasses.field(
@@ -151,11 +153,14 @@ class StreamingSamples(IterableDataset):
     def key(self) -> str:
         """A name for exactly this sequence of samples, save for how it is divided among processes.
 
-        The files are looked at once, not at every checkpoint: the name is that of the text that training began with.
+        Files and tokenizer are looked at once, not at every checkpoint: the name is that of the text that training
+        began with.
         """
-        if self.known_key is None or self.known_key[0] is not self.source:
-            self.known_key = self.source, self.source.stream_key()
-        parts = (self.known_key[1], tokenizer_key(self.tokenizer), str(self.mode), str(self.max_length))
+        known = self.known_key
+        if known is None or known[0] is not self.source or known[1] is not self.tokenizer:
+            keys = self.source.stream_key(), tokenizer_key(self.tokenizer)
+            known = self.known_key = self.source, self.tokenizer, keys
+        parts = (*known[2], str(self.mode), str(self.max_length))
         options = (self.truncate, self.seed, self.buffer_size, self.set_aside_percentage, self.separator)
         return entry_key(_STREAM_VERSION, *parts, repr(options))
 
