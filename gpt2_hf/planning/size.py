@@ -97,7 +97,7 @@ class LossRule:
         return self.floor + self.capacity / weights**self.alpha + self.data / fresh**self.beta
 
 
-RULE = LossRule(floor=3.695, capacity=79.46, alpha=0.4426, data=242.5, beta=0.4, repeats=5.062)
+RULE = LossRule(floor=3.688, capacity=41.47, alpha=0.3837, data=237.8, beta=0.4, repeats=4.0)
 
 
 @dataclass(frozen=True)
