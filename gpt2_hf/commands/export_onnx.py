@@ -70,9 +70,8 @@ def export_to_onnx(
         stock.set_attn_implementation("eager")
         (staging / _FILE).parent.mkdir()
         _export(stock, staging / _FILE)
-        config = stock_config(model.config)
-        config.architectures, config.dtype = ["GPT2LMHeadModel"], torch.float32
-        config.save_pretrained(staging)
+        stock.config.architectures, stock.config.dtype = ["GPT2LMHeadModel"], torch.float32
+        stock.config.save_pretrained(staging)
         model.generation_config.save_pretrained(staging)
         if tokenizer is not None:
             save_tokenizer(tokenizer, staging, model.config.n_positions)

@@ -112,6 +112,20 @@ def test_generating_with_the_cache_gives_the_models_text(session, model):
     assert torch.equal(text, generated)
 
 
+@torch.no_grad()
+def test_a_head_of_its_own_is_exported_whatever_the_config_says(tmp_path):
+    """File and config hold a head that was set by hand."""
+    model = make_model(vocab_size=384, n_layer=1, tie_word_embeddings=False)
+    model.config.tie_word_embeddings = True
+    path, _ = export_to_onnx(model, tmp_path / "exported")
+    assert AutoConfig.from_pretrained(tmp_path / "exported").tie_word_embeddings is False
+    ids = random_ids(1, 5)
+    empty = torch.zeros(1, NUM_HEADS, 0, HEAD_SIZE).numpy()
+    session = onnxruntime.InferenceSession(str(path))
+    logits, _ = run(session, ids, torch.ones_like(ids), torch.arange(5)[None], [empty] * 2)
+    assert (logits - model(ids).logits).abs().max() <= 1e-5
+
+
 def test_the_command_refuses_what_has_no_effect(tmp_path, capsys):
     """A number format is for gguf alone; a folder in use is left alone."""
     command = ["export", "--format", "onnx", "--output_dir", str(tmp_path / "exported")]
