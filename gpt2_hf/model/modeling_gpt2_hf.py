@@ -440,7 +440,9 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
 
     def _refuse_other_attention(self, kwargs: dict[str, Any]) -> None:
         """Raise a `ValueError` for attention that this model does not have, and would leave out in silence."""
-        if False in (kwargs.get("is_causal"), getattr(self.config, "is_causal", None)):
+        # `generate_batch` passes False beside its paged cache: its own mask is causal.
+        is_causal = kwargs.get("is_causal") if kwargs.get("cache") is None else None
+        if False in (is_causal, getattr(self.config, "is_causal", None)):
             raise ValueError(
                 "this model attends causally only (is_causal=False); gpt2-hf export writes a stock GPT-2, which can "
                 "attend in both directions"
@@ -491,7 +493,7 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
         """Refuse more positions than the model has, where the host can tell."""
         compiling = torch.compiler.is_compiling()
         may_be_fewer = position_ids is not None and (compiling or attention_mask is not None)
-        if packing.lengths:
+        if packing.lengths and not packing.paged:
             self.check_length(packing.lengths["max_length_q"] or 0)
         elif not (packing.restarts or packing.paged or may_be_fewer):
             # A row with padding, or whose positions restart, may be longer, but a compiler cannot look at them. A

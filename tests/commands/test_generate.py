@@ -13,6 +13,7 @@ from transformers import (
     BloomConfig,
     BloomForCausalLM,
     CompileConfig,
+    ContinuousBatchingConfig,
     GenerationConfig,
     PreTrainedTokenizerFast,
     StaticCache,
@@ -242,13 +243,20 @@ def test_a_static_cache_by_hand():
     assert (torch.cat(logits, dim=1) - model(ids).logits).abs().max() <= 1e-5
 
 
-@pytest.mark.slow
-def test_continuous_batching():
-    """generate_batch, the engine of `transformers serve`, gives each prompt its own greedy continuation."""
+@pytest.mark.parametrize("graphs", [False, True])
+def test_continuous_batching(graphs):
+    """generate_batch, the engine of `transformers serve`, gives each prompt its own greedy continuation.
+
+    With CUDA graphs it calls the padded batch of all requests one length, which may be beyond n_positions.
+    """
+    engine = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=64, page_size=16)
     model = make_model()
+    if graphs:
+        lengths = {"max_length_q": 2 * N_POSITIONS}
+        model.transformer.register_forward_pre_hook(lambda _, args, kwargs: (args, kwargs | lengths), with_kwargs=True)
     prompts = [random_ids(length, seed=length).tolist() for length in (5, 9)]
     config = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=96, pad_token_id=96)
-    outputs = model.generate_batch(prompts, generation_config=config, progress_bar=False)
+    outputs = model.generate_batch(prompts, config, continuous_batching_config=engine, progress_bar=False)
     generated = [output.generated_tokens for output in outputs.values()]
     for prompt, tokens in zip(prompts, generated, strict=True):
         alone = model.generate(torch.tensor([prompt]), generation_config=config)
