@@ -822,6 +822,19 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length, *args
         )
 
+    def _get_candidate_generator(self, generation_config: Any, **kwargs: Any) -> Any:
+        """Cut drafts, which assisted generation checks all at once, where the text ends; there may be no position."""
+        generator = super()._get_candidate_generator(generation_config=generation_config, **kwargs)
+        get_candidates, longest = generator.get_candidates, generation_config.max_length - 1
+
+        def get_cut_candidates(input_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+            ids, logits = get_candidates(input_ids, **kwargs)
+            ids = ids[:, :longest]
+            return ids, None if logits is None else logits[:, : ids.shape[1] - input_ids.shape[1]]
+
+        generator.get_candidates = get_cut_candidates
+        return generator
+
 
 def _next_tokens(labels: Tensor | None, cu_seq_lens: Tensor | None) -> Tensor:
     """The target of each position, int64 `[B, T]`: the label of the next one, if it is of the same document."""

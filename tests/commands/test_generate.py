@@ -142,6 +142,17 @@ def test_assisted_decoding_changes_no_token(assistant):
         assert torch.equal(generate(stock, inputs, do_sample=False, assistant_model=model), expected)
 
 
+@pytest.mark.parametrize("rest", [2, 14])
+def test_drafts_end_with_the_last_position(rest):
+    """Text drafted from the prompt fills n_positions as greedy text does; a draft could run over the end."""
+    model = make_model()
+    model.generation_config.eos_token_id = None
+    ids = torch.full((1, N_POSITIONS - rest), 5)
+    expected = model.generate(ids, max_new_tokens=rest, do_sample=False)
+    drafted = model.generate(ids, max_new_tokens=rest, do_sample=False, prompt_lookup_num_tokens=10)
+    assert torch.equal(drafted, expected)
+
+
 def test_generation_from_embeddings():
     """A prompt given as embeddings is continued like its ids."""
     model = make_model()
