@@ -377,9 +377,9 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
 
         Raises:
             ValueError: if both or neither of ids and embeddings are given, if the sequence is longer than
-                `n_positions`, if packing is combined with a mask or a cache (documents would see each other), or if
-                attention is not to be causal self-attention (`is_causal=False`, here or in the config, or
-                `encoder_hidden_states`).
+                `n_positions`, if packing is combined with a mask or a cache (documents would see each other), if
+                gradient checkpointing in training mode is given a cache, or if attention is not to be causal
+                self-attention (`is_causal=False`, here or in the config, or `encoder_hidden_states`).
         """
         self._refuse_other_attention(kwargs)
         wants_probabilities = kwargs.pop("output_attentions", None)  # both are read by the decorator
@@ -479,7 +479,13 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
                 "flex_attention cannot use a static cache; use a dynamic one, or attn_implementation='sdpa'"
             )
         if self.gradient_checkpointing and self.training:
-            return False  # the recomputation would write every key and value twice
+            # The recomputation would write every key and value twice, so transformers keeps a cache from the layers.
+            if past_key_values is not None:
+                raise ValueError(
+                    "gradient checkpointing takes no cache in training mode; call model.eval() first, or pass "
+                    "use_cache=False"
+                )
+            return False
         return self.config.use_cache if use_cache is None else use_cache
 
     def _check_positions(

@@ -171,6 +171,21 @@ def test_continuing_from_a_cache():
     assert torch.equal(again, generate(model, {"input_ids": longer}, do_sample=False))
 
 
+def test_checkpointing_in_training_mode_writes_the_same_text_or_none():
+    """Layers that are recomputed take no cache, and each new token would see itself alone."""
+    model = make_model()
+    ids = random_ids(1, 8)
+    expected = model.generate(ids, max_new_tokens=6, do_sample=False)
+    cache = model(ids, use_cache=True).past_key_values
+    model.gradient_checkpointing_enable()
+    model.train()
+    assert torch.equal(model.generate(ids, max_new_tokens=6, do_sample=False, use_cache=False), expected)
+    with pytest.raises(ValueError, match=r"call model\.eval\(\) first, or pass use_cache=False"):
+        model.generate(ids, max_new_tokens=6, do_sample=False)
+    with pytest.raises(ValueError, match="no cache in training mode"):
+        model(random_ids(1, 1), past_key_values=cache)
+
+
 @pytest.mark.parametrize("cache", [None, "static"])
 @pytest.mark.parametrize(
     "by", ["prompt", "max_new_tokens", "max_length", "embeddings", "embeddings and ids", "beams", "padded"]
