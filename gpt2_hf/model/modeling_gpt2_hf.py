@@ -804,7 +804,7 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         """Refuse a prompt that leaves no room for the default length, where the base class advises to raise that."""
         generation_config = super()._prepare_generated_length(generation_config, **kwargs)
         if kwargs["has_default_max_length"] and generation_config.max_new_tokens is None:
-            self.transformer.check_length(kwargs["input_ids_length"])
+            self.transformer.check_length(kwargs["input_ids_length"] + 1)
         # of this call, whose config is a copy
         generation_config._num_new_tokens = generation_config.max_length - kwargs["input_ids_length"]
         return generation_config

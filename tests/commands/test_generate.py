@@ -195,7 +195,7 @@ def test_beyond_the_positions_is_refused_before_the_model_runs(by, cache):
     model = make_model()
     ids = random_ids(1, 30)
     options = {
-        "prompt": {"input_ids": random_ids(1, 33)},
+        "prompt": {"input_ids": random_ids(1, N_POSITIONS)},  # with the first new token
         "max_new_tokens": {"input_ids": ids, "max_new_tokens": 3},
         "max_length": {"input_ids": ids, "max_length": 33},
         "embeddings": {"inputs_embeds": model.get_input_embeddings()(ids), "max_new_tokens": 3},
