@@ -399,7 +399,7 @@ PROMPTS = ["The", "", "A statement is", "One two three four five six"]
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_greedy_text_does_not_depend_on_the_batches(model, tokenizer, batch_size):
-    """Prompts of different length in left-padded batches: each is continued as alone."""
+    """Prompts of different length in left-padded batches: in fp32 each is continued as alone."""
     alone = [generate_text(model, tokenizer, prompt, max_new_tokens=8, temperature=0) for prompt in PROMPTS]
     together = generate_texts(model, tokenizer, PROMPTS, max_new_tokens=8, temperature=0, batch_size=batch_size)
     assert [[prompt + text for text in texts] for prompt, texts in zip(PROMPTS, together, strict=True)] == alone
