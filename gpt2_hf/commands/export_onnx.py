@@ -27,6 +27,7 @@ from .model_loading import load_trained
 from .same_model import reference_logits, require_same_logits, save_tokenizer, with_weights
 
 try:
+    import onnx_ir.passes.common  # comes with onnxscript
     import onnxruntime
     import onnxscript  # noqa: F401  # torch's exporter needs it
 except ImportError as error:
@@ -129,6 +130,8 @@ def _export(stock: GPT2LMHeadModel, path: Path) -> None:
             dynamic_shapes=dynamic_shapes,
         )
         assert program is not None
+        # the lines of code that made each node, with this user's folders
+        onnx_ir.passes.common.ClearMetadataAndDocStringPass()(program.model)
         program.save(path)
 
 

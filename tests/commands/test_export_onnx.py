@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -70,6 +71,12 @@ def test_the_folder_is_laid_out_for_transformers_js(exported, tiny_tokenizer):
     config = AutoConfig.from_pretrained(exported)
     assert (config.model_type, config.vocab_size, config.n_head) == ("gpt2", 384, NUM_HEADS)
     assert AutoTokenizer.from_pretrained(exported)("A list") == tiny_tokenizer("A list")
+
+
+def test_the_folder_names_none_of_this_machines_files(exported):
+    """The exporter notes for each node which line of which file made it; a published model shows no user's folders."""
+    for path in exported.rglob("*.*"):
+        assert not re.search(rb'\.py", line|site-packages', path.read_bytes()), path
 
 
 def test_inputs_and_outputs_have_the_usual_names(session):
