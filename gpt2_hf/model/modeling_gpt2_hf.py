@@ -656,7 +656,8 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Compute next-token logits, and the loss when labels are given.
 
-        It takes what [`GPT2HFModel.forward`] takes, and further arguments.
+        It takes what [`GPT2HFModel.forward`] takes, and further arguments. For `torch.func`, such as gradients of each
+        sample, call `model.eval()` first: it takes neither the kernels of training mode nor those for bf16 on a CPU.
 
         Args:
             labels: int64 `[B, T]`, the input ids themselves; shifted here, with `cu_seq_lens_q` within each document.
