@@ -24,7 +24,7 @@ from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import ExportArguments
 from .export import stock_weights
 from .model_loading import load_trained
-from .same_model import probe_ids, reference_logits, require_same_logits, with_weights
+from .same_model import is_tied, probe_ids, reference_logits, require_same_logits, with_weights
 
 try:
     import gguf
@@ -225,8 +225,10 @@ def _add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, vocabulary: 
 def _tensors(model: GPT2HFForCausalLM) -> Iterator[tuple[str, np.ndarray]]:
     """The weights under llama.cpp's names, fp32, linear weights `[out, in]`; a tied head is left out."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, model.config.n_layer)
-    for name, weight in stock_weights(model).items():
-        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+    weights = stock_weights(model)
+    without_head = model.config.tie_word_embeddings and is_tied(weights)
+    for name, weight in weights.items():
+        if name == "lm_head.weight" and without_head:
             continue
         tensor_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert tensor_name is not None, name

@@ -27,6 +27,7 @@ from .model_loading import load_trained
 from .same_model import reference_logits, require_same_logits, save_tokenizer, with_weights
 
 try:
+    import onnx_ir.passes.common  # comes with onnxscript
     import onnxruntime
     import onnxscript  # noqa: F401  # torch's exporter needs it
 except ImportError as error:
@@ -70,9 +71,8 @@ def export_to_onnx(
         stock.set_attn_implementation("eager")
         (staging / _FILE).parent.mkdir()
         _export(stock, staging / _FILE)
-        config = stock_config(model.config)
-        config.architectures, config.dtype = ["GPT2LMHeadModel"], torch.float32
-        config.save_pretrained(staging)
+        stock.config.architectures, stock.config.dtype = ["GPT2LMHeadModel"], torch.float32
+        stock.config.save_pretrained(staging)
         model.generation_config.save_pretrained(staging)
         if tokenizer is not None:
             save_tokenizer(tokenizer, staging, model.config.n_positions)
@@ -130,6 +130,8 @@ def _export(stock: GPT2LMHeadModel, path: Path) -> None:
             dynamic_shapes=dynamic_shapes,
         )
         assert program is not None
+        # the lines of code that made each node, with this user's folders
+        onnx_ir.passes.common.ClearMetadataAndDocStringPass()(program.model)
         program.save(path)
 
 

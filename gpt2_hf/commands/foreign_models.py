@@ -65,12 +65,6 @@ class ForeignModel:
     activation: str
     weights: dict[str, Tensor]
 
-    @property
-    def is_tied(self) -> bool:
-        """Whether the head is the embedding."""
-        head = self.weights.get("lm_head.weight")
-        return head is None or torch.equal(head, self.weights["transformer.wte.weight"])
-
     @torch.no_grad()
     def logits(self, ids: Tensor) -> Tensor:
         """What the model computes for token ids `[B, T]`: logits `[B, T, V]`, by plain torch in the file's layout."""

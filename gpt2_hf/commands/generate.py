@@ -64,9 +64,10 @@ def generate_texts(
 ) -> Iterator[list[str]]:
     """Continue prompts, in batches that are padded on the left.
 
-    Greedy text (temperature 0) does not depend on the batches. Sampled text does: each batch draws its random numbers
-    together, from `seed` plus the number of texts before its first. So the same texts come again from the same seed,
-    prompts and batch size. The random numbers of the caller are left alone.
+    Greedy text (temperature 0) of a model in fp32 does not depend on the batches; in 16 bits the rounding does.
+    Sampled text depends on them: each batch draws its random numbers together, from `seed` plus the number of texts
+    before its first. So the same texts come again from the same seed, prompts and batch size. The random numbers of
+    the caller are left alone.
 
     A batch holds prompts that may be continued by equally many tokens: with `max_new_tokens` any of them, without it
     those after which there is room for 128, and of longer ones those of one length. With stop strings, a model without

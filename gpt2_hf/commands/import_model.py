@@ -18,7 +18,7 @@ from ..model.configuration_gpt2_hf import GPT2HFConfig
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import ImportArguments
 from .foreign_models import ForeignModel, linear_shapes, norm_names, read_foreign_model
-from .same_model import require_same_logits, save_tokenizer, with_weights
+from .same_model import is_tied, require_same_logits, save_tokenizer, with_weights
 
 _GPT2_TOKENS = 50257
 _GPT2_ROWS = (50257, 50304)  # nanoGPT rounds GPT-2's vocabulary up to a multiple of 64 and does not write so down
@@ -87,7 +87,7 @@ def config_of(foreign: ForeignModel, tokenizer: PreTrainedTokenizerBase | None) 
             resid_pdrop=foreign.dropout,
             embd_pdrop=foreign.dropout,
             attn_pdrop=foreign.dropout,
-            tie_word_embeddings=foreign.is_tied,
+            tie_word_embeddings=is_tied(foreign.weights),
             **special,
         )
         config.check_heads()
@@ -104,8 +104,7 @@ def converted_weights(foreign: ForeignModel) -> dict[str, Tensor]:
         weights.setdefault(f"{name}.bias", torch.zeros(num_outputs))
     for name in norm_names(foreign.n_layer):
         weights.setdefault(f"{name}.bias", torch.zeros(foreign.n_embd))
-    if foreign.is_tied:
-        weights["lm_head.weight"] = weights["transformer.wte.weight"]
+    weights.setdefault("lm_head.weight", weights["transformer.wte.weight"])
     return weights
 
 

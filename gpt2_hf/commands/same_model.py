@@ -17,8 +17,15 @@ from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 _TOLERANCE = 1e-5
 
 
+def is_tied(weights: dict[str, torch.Tensor]) -> bool:
+    """Whether the head is the embedding; a config may say so of a model that has another."""
+    head = weights.get("lm_head.weight")
+    return head is None or torch.equal(head, weights["transformer.wte.weight"])
+
+
 def with_weights(model_class: type, config: GPT2Config | GPT2HFConfig, weights: dict[str, torch.Tensor]) -> Any:
-    """A model in evaluation mode that holds these very tensors."""
+    """A model in evaluation mode that holds these very tensors, whose config then says whether the head is tied."""
+    config.tie_word_embeddings = config.tie_word_embeddings and is_tied(weights)
     with torch.device("meta"):
         model = model_class(config)
     model.load_state_dict(weights, assign=True)

@@ -14,6 +14,7 @@ Legend: B batch, H heads, T time, D head size, N = B * H, G heads of one chunk, 
 import contextlib
 import itertools
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +31,9 @@ _SCORES_PER_CHUNK = 12 * 128 * 1024
 _ROWS_MULTIPLE_OF = 16
 # Weights are powers of 2: torch's kernel for them takes a fifth of the time of the one for e.
 _LOG2_E = math.log2(math.e)
+
+_lock = threading.Lock()
+_found: list[str] = []  # oneDNN's precision before, once for each thread that has changed it
 
 
 def chunked_causal_attention(
@@ -180,17 +184,24 @@ def _hide_future(scores: Tensor) -> None:
 
 @contextlib.contextmanager
 def _exact_products(dtype: torch.dtype) -> Iterator[None]:
-    """Let fp32 products of numbers that are bf16 be computed as bf16 with sums in fp32: the same, in half the time."""
+    """Let fp32 products of numbers that are bf16 be computed as bf16 with sums in fp32: the same, in half the time.
+
+    The setting is the process's: fp32 products of other threads are computed so too while a thread is inside.
+    """
     settings = getattr(torch.backends.mkldnn, "matmul", None)  # older than torch 2.9
     if dtype != torch.bfloat16 or settings is None:
         yield
         return
-    before = settings.fp32_precision
-    settings.fp32_precision = "bf16"
+    with _lock:
+        _found.append(_found[0] if _found else settings.fp32_precision)
+        settings.fp32_precision = "bf16"
     try:
         yield
     finally:
-        settings.fp32_precision = before
+        with _lock:
+            before = _found.pop()
+            if not _found:
+                settings.fp32_precision = before
 
 
 class _Buffers:

@@ -377,9 +377,9 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
 
         Raises:
             ValueError: if both or neither of ids and embeddings are given, if the sequence is longer than
-                `n_positions`, if packing is combined with a mask or a cache (documents would see each other), or if
-                attention is not to be causal self-attention (`is_causal=False`, here or in the config, or
-                `encoder_hidden_states`).
+                `n_positions`, if packing is combined with a mask or a cache (documents would see each other), if
+                gradient checkpointing in training mode is given a cache, or if attention is not to be causal
+                self-attention (`is_causal=False`, here or in the config, or `encoder_hidden_states`).
         """
         self._refuse_other_attention(kwargs)
         wants_probabilities = kwargs.pop("output_attentions", None)  # both are read by the decorator
@@ -440,7 +440,9 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
 
     def _refuse_other_attention(self, kwargs: dict[str, Any]) -> None:
         """Raise a `ValueError` for attention that this model does not have, and would leave out in silence."""
-        if False in (kwargs.get("is_causal"), getattr(self.config, "is_causal", None)):
+        # `generate_batch` passes False beside its paged cache: its own mask is causal.
+        is_causal = kwargs.get("is_causal") if kwargs.get("cache") is None else None
+        if False in (is_causal, getattr(self.config, "is_causal", None)):
             raise ValueError(
                 "this model attends causally only (is_causal=False); gpt2-hf export writes a stock GPT-2, which can "
                 "attend in both directions"
@@ -477,7 +479,13 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
                 "flex_attention cannot use a static cache; use a dynamic one, or attn_implementation='sdpa'"
             )
         if self.gradient_checkpointing and self.training:
-            return False  # the recomputation would write every key and value twice
+            # The recomputation would write every key and value twice, so transformers keeps a cache from the layers.
+            if past_key_values is not None:
+                raise ValueError(
+                    "gradient checkpointing takes no cache in training mode; call model.eval() first, or pass "
+                    "use_cache=False"
+                )
+            return False
         return self.config.use_cache if use_cache is None else use_cache
 
     def _check_positions(
@@ -491,7 +499,7 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
         """Refuse more positions than the model has, where the host can tell."""
         compiling = torch.compiler.is_compiling()
         may_be_fewer = position_ids is not None and (compiling or attention_mask is not None)
-        if packing.lengths:
+        if packing.lengths and not packing.paged:
             self.check_length(packing.lengths["max_length_q"] or 0)
         elif not (packing.restarts or packing.paged or may_be_fewer):
             # A row with padding, or whose positions restart, may be longer, but a compiler cannot look at them. A
@@ -648,7 +656,8 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Compute next-token logits, and the loss when labels are given.
 
-        It takes what [`GPT2HFModel.forward`] takes, and further arguments.
+        It takes what [`GPT2HFModel.forward`] takes, and further arguments. For `torch.func`, such as gradients of each
+        sample, call `model.eval()` first: it takes neither the kernels of training mode nor those for bf16 on a CPU.
 
         Args:
             labels: int64 `[B, T]`, the input ids themselves; shifted here, with `cu_seq_lens_q` within each document.
@@ -796,7 +805,7 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         """Refuse a prompt that leaves no room for the default length, where the base class advises to raise that."""
         generation_config = super()._prepare_generated_length(generation_config, **kwargs)
         if kwargs["has_default_max_length"] and generation_config.max_new_tokens is None:
-            self.transformer.check_length(kwargs["input_ids_length"])
+            self.transformer.check_length(kwargs["input_ids_length"] + 1)
         # of this call, whose config is a copy
         generation_config._num_new_tokens = generation_config.max_length - kwargs["input_ids_length"]
         return generation_config
@@ -819,6 +828,19 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         return super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length, *args
         )
+
+    def _get_candidate_generator(self, generation_config: Any, **kwargs: Any) -> Any:
+        """Cut drafts, which assisted generation checks all at once, where the text ends; there may be no position."""
+        generator = super()._get_candidate_generator(generation_config=generation_config, **kwargs)
+        get_candidates, longest = generator.get_candidates, generation_config.max_length - 1
+
+        def get_cut_candidates(input_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+            ids, logits = get_candidates(input_ids, **kwargs)
+            ids = ids[:, :longest]
+            return ids, None if logits is None else logits[:, : ids.shape[1] - input_ids.shape[1]]
+
+        generator.get_candidates = get_cut_candidates
+        return generator
 
 
 def _next_tokens(labels: Tensor | None, cu_seq_lens: Tensor | None) -> Tensor:

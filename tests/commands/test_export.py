@@ -80,6 +80,23 @@ def test_padding_of_the_vocabulary_is_left_out(tmp_path, tied):
     assert (stock(ids).logits - model(ids).logits[..., :VOCAB_SIZE]).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("loaded", [False, True])
+@torch.no_grad()
+def test_a_head_of_its_own_is_exported_whatever_the_config_says(tmp_path, loaded):
+    """transformers computes with such a head, set by hand or found in a folder; the exported config says the truth."""
+    model = make_model(tie_word_embeddings=False)
+    model.config.tie_word_embeddings = True
+    if loaded:
+        model.save_pretrained(tmp_path / "ours")
+        model = GPT2HFForCausalLM.from_pretrained(tmp_path / "ours").eval()
+    export_to_gpt2(model, tmp_path / "exported")
+    stock = GPT2LMHeadModel.from_pretrained(tmp_path / "exported")
+    assert stock.config.tie_word_embeddings is False
+    ids = random_ids(1, 9)
+    assert (stock(ids).logits - model(ids).logits).abs().max() <= 1e-5
+    assert model.config.tie_word_embeddings is True  # the model is left as it was
+
+
 def test_the_model_is_left_as_it_was(tmp_path):
     """Exporting changes neither mode nor dtype nor weights of the model."""
     model = make_model().to(torch.bfloat16).train()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -72,6 +73,12 @@ def test_the_folder_is_laid_out_for_transformers_js(exported, tiny_tokenizer):
     assert AutoTokenizer.from_pretrained(exported)("A list") == tiny_tokenizer("A list")
 
 
+def test_the_folder_names_none_of_this_machines_files(exported):
+    """The exporter notes for each node which line of which file made it; a published model shows no user's folders."""
+    for path in exported.rglob("*.*"):
+        assert not re.search(rb'\.py", line|site-packages', path.read_bytes()), path
+
+
 def test_inputs_and_outputs_have_the_usual_names(session):
     """Those of optimum, which transformers.js looks for; batch, length and cache are of any size."""
     inputs = {i.name: i.shape for i in session.get_inputs()}
@@ -110,6 +117,20 @@ def test_generating_with_the_cache_gives_the_models_text(session, model):
         text = torch.cat([text, inputs], dim=1)
     generated = GPT2HFForCausalLM.generate(model, ids, max_new_tokens=20, do_sample=False, eos_token_id=None)
     assert torch.equal(text, generated)
+
+
+@torch.no_grad()
+def test_a_head_of_its_own_is_exported_whatever_the_config_says(tmp_path):
+    """File and config hold a head that was set by hand."""
+    model = make_model(vocab_size=384, n_layer=1, tie_word_embeddings=False)
+    model.config.tie_word_embeddings = True
+    path, _ = export_to_onnx(model, tmp_path / "exported")
+    assert AutoConfig.from_pretrained(tmp_path / "exported").tie_word_embeddings is False
+    ids = random_ids(1, 5)
+    empty = torch.zeros(1, NUM_HEADS, 0, HEAD_SIZE).numpy()
+    session = onnxruntime.InferenceSession(str(path))
+    logits, _ = run(session, ids, torch.ones_like(ids), torch.arange(5)[None], [empty] * 2)
+    assert (logits - model(ids).logits).abs().max() <= 1e-5
 
 
 def test_the_command_refuses_what_has_no_effect(tmp_path, capsys):

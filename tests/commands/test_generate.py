@@ -13,6 +13,7 @@ from transformers import (
     BloomConfig,
     BloomForCausalLM,
     CompileConfig,
+    ContinuousBatchingConfig,
     GenerationConfig,
     PreTrainedTokenizerFast,
     StaticCache,
@@ -141,6 +142,17 @@ def test_assisted_decoding_changes_no_token(assistant):
         assert torch.equal(generate(stock, inputs, do_sample=False, assistant_model=model), expected)
 
 
+@pytest.mark.parametrize("rest", [2, 14])
+def test_drafts_end_with_the_last_position(rest):
+    """Text drafted from the prompt fills n_positions as greedy text does; a draft could run over the end."""
+    model = make_model()
+    model.generation_config.eos_token_id = None
+    ids = torch.full((1, N_POSITIONS - rest), 5)
+    expected = model.generate(ids, max_new_tokens=rest, do_sample=False)
+    drafted = model.generate(ids, max_new_tokens=rest, do_sample=False, prompt_lookup_num_tokens=10)
+    assert torch.equal(drafted, expected)
+
+
 def test_generation_from_embeddings():
     """A prompt given as embeddings is continued like its ids."""
     model = make_model()
@@ -159,6 +171,21 @@ def test_continuing_from_a_cache():
     assert torch.equal(again, generate(model, {"input_ids": longer}, do_sample=False))
 
 
+def test_checkpointing_in_training_mode_writes_the_same_text_or_none():
+    """Layers that are recomputed take no cache, and each new token would see itself alone."""
+    model = make_model()
+    ids = random_ids(1, 8)
+    expected = model.generate(ids, max_new_tokens=6, do_sample=False)
+    cache = model(ids, use_cache=True).past_key_values
+    model.gradient_checkpointing_enable()
+    model.train()
+    assert torch.equal(model.generate(ids, max_new_tokens=6, do_sample=False, use_cache=False), expected)
+    with pytest.raises(ValueError, match=r"call model\.eval\(\) first, or pass use_cache=False"):
+        model.generate(ids, max_new_tokens=6, do_sample=False)
+    with pytest.raises(ValueError, match="no cache in training mode"):
+        model(random_ids(1, 1), past_key_values=cache)
+
+
 @pytest.mark.parametrize("cache", [None, "static"])
 @pytest.mark.parametrize(
     "by", ["prompt", "max_new_tokens", "max_length", "embeddings", "embeddings and ids", "beams", "padded"]
@@ -168,7 +195,7 @@ def test_beyond_the_positions_is_refused_before_the_model_runs(by, cache):
     model = make_model()
     ids = random_ids(1, 30)
     options = {
-        "prompt": {"input_ids": random_ids(1, 33)},
+        "prompt": {"input_ids": random_ids(1, N_POSITIONS)},  # with the first new token
         "max_new_tokens": {"input_ids": ids, "max_new_tokens": 3},
         "max_length": {"input_ids": ids, "max_length": 33},
         "embeddings": {"inputs_embeds": model.get_input_embeddings()(ids), "max_new_tokens": 3},
@@ -242,13 +269,20 @@ def test_a_static_cache_by_hand():
     assert (torch.cat(logits, dim=1) - model(ids).logits).abs().max() <= 1e-5
 
 
-@pytest.mark.slow
-def test_continuous_batching():
-    """generate_batch, the engine of `transformers serve`, gives each prompt its own greedy continuation."""
+@pytest.mark.parametrize("graphs", [False, True])
+def test_continuous_batching(graphs):
+    """generate_batch, the engine of `transformers serve`, gives each prompt its own greedy continuation.
+
+    With CUDA graphs it calls the padded batch of all requests one length, which may be beyond n_positions.
+    """
+    engine = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=64, page_size=16)
     model = make_model()
+    if graphs:
+        lengths = {"max_length_q": 2 * N_POSITIONS}
+        model.transformer.register_forward_pre_hook(lambda _, args, kwargs: (args, kwargs | lengths), with_kwargs=True)
     prompts = [random_ids(length, seed=length).tolist() for length in (5, 9)]
     config = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=96, pad_token_id=96)
-    outputs = model.generate_batch(prompts, generation_config=config, progress_bar=False)
+    outputs = model.generate_batch(prompts, config, continuous_batching_config=engine, progress_bar=False)
     generated = [output.generated_tokens for output in outputs.values()]
     for prompt, tokens in zip(prompts, generated, strict=True):
         alone = model.generate(torch.tensor([prompt]), generation_config=config)
@@ -365,7 +399,7 @@ PROMPTS = ["The", "", "A statement is", "One two three four five six"]
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_greedy_text_does_not_depend_on_the_batches(model, tokenizer, batch_size):
-    """Prompts of different length in left-padded batches: each is continued as alone."""
+    """Prompts of different length in left-padded batches: in fp32 each is continued as alone."""
     alone = [generate_text(model, tokenizer, prompt, max_new_tokens=8, temperature=0) for prompt in PROMPTS]
     together = generate_texts(model, tokenizer, PROMPTS, max_new_tokens=8, temperature=0, batch_size=batch_size)
     assert [[prompt + text for text in texts] for prompt, texts in zip(PROMPTS, together, strict=True)] == alone

@@ -127,3 +127,19 @@ def test_scores_of_bf16_are_exact_and_no_setting_stays():
     torch.testing.assert_close(fast, torch.bmm(query, key.transpose(1, 2)), atol=1e-5, rtol=1e-5)
     with chunked_attention._exact_products(torch.float32):
         assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+def test_threads_leave_the_setting_as_the_first_one_found_it():
+    """In whatever order they finish; until the last one has, the products of all are exact."""
+    settings = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    first, second = (chunked_attention._exact_products(torch.bfloat16) for _ in range(2))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert settings.fp32_precision == "bf16"
+    second.__exit__(None, None, None)
+    try:
+        assert settings.fp32_precision == before
+    finally:
+        settings.fp32_precision = before

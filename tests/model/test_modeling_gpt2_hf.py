@@ -383,6 +383,21 @@ def test_the_loss_of_each_position_is_for_scoring():
             model(ids, labels=ids, reduction="sum")
 
 
+def test_gradients_of_each_sample():
+    """By torch.func in evaluation mode, as the docstring says: those of one sample after the other."""
+    model, ids = make_model(), random_ids(3, 9)
+
+    def loss(parameters, row):
+        row = row.unsqueeze(0)
+        return torch.func.functional_call(model, parameters, (row,), {"labels": row}).loss
+
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    together = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, ids)
+    for row, gradient in zip(ids, together["transformer.wpe.weight"], strict=True):
+        _, alone = gradients(model, input_ids=row[None], labels=row[None])
+        assert worst(gradient, alone["transformer.wpe.weight"]) <= TOLERANCE
+
+
 def test_a_loss_function_is_refused():
     """transformers' models call what is assigned here; this one would ignore it in silence."""
     with pytest.raises(ValueError, match="compute_loss_func"):
