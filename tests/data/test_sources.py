@@ -545,6 +545,45 @@ def test_several_configs(tmp_path, wanted):
     assert read(DataArguments(str(tmp_path), "b")) == ["b\n"]
 
 
+@pytest.fixture
+def cached_configs(tmp_path, cache_folder):
+    """Puts configs of a dataset into the library's cache, as if they had come from the hub."""
+
+    def put(name: str, configs: list[str]) -> None:
+        user, dataset = name.split("/")
+        folder, stored = tmp_path / user / dataset, tmp_path / user / "stored"
+        folder.mkdir(parents=True)
+        described = "".join(f"- config_name: {config}\n  data_files: {config}.txt\n" for config in configs)
+        (folder / "README.md").write_text(f"---\nconfigs:\n{described}---\n")
+        for config in configs:
+            (folder / f"{config}.txt").write_text(f"text of {config}\n")
+            datasets.load_dataset(str(folder), config, cache_dir=str(stored))
+        shutil.copytree(stored / dataset, cache_folder / f"{user}___{dataset}")
+
+    return put
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", [str, Preferred])
+def test_a_config_of_the_cache(cached_configs, kind, streaming):
+    """Without a network a dataset that was loaded once is read again, also one config of several."""
+    cached_configs("Salesforce/wikitext", ["wikitext-2-v1", "wikitext-103-v1"])
+    arguments = DataArguments("Salesforce/wikitext", kind("wikitext-2-v1"), streaming=streaming)
+    assert read(arguments)[0].startswith("text of wikitext-2-v1")
+    assert arguments.dataset_config_name == "wikitext-2-v1"
+
+
+def test_another_config_of_the_cache(cached_configs):
+    """Of the default dataset it never stands for the one that is meant; of others a preferred one is passed over."""
+    cached_configs("Salesforce/wikitext", ["wikitext-103-v1"])
+    message = error_of(DataArguments())
+    assert message == error_of(DataArguments("Salesforce/wikitext", "wikitext-2-v1"))
+    assert "the hub cannot be reached" in message and "no config 'wikitext-2-v1', only: wikitext-103-v1;" in message
+    cached_configs("x/y", ["wikitext-103-v1"])
+    arguments = DataArguments("x/y")
+    assert read(arguments)[0].startswith("text of wikitext-103-v1") and arguments.dataset_config_name is None
+
+
 def test_python_docs():
     """The embedded corpus has a third of a megabyte of text, and next to no paragraph twice."""
     arguments = DataArguments(dataset_name="python-docs")
@@ -950,7 +989,7 @@ def test_not_on_the_hub(monkeypatch, error, answers, message):
         raise error
 
     monkeypatch.setattr("gpt2_hf.data.sources.named.ensure_hub_or_offline", lambda: answers)
-    monkeypatch.setattr("datasets.load_dataset", refuse)
+    monkeypatch.setattr("datasets.load_dataset_builder", refuse)
     line = error_of(DataArguments(dataset_name="a/b", dataset_config_name=None))
     assert line.startswith("--dataset_name: ") and message in line
     assert ("hf auth login" in line) == ("gated" in message)

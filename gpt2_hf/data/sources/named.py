@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,8 @@ _NO_READING_OPTIONS = {"name", "version", "data_dir", "data_files", "description
 _FILES_OF_HARBOR = ("task.toml", "instruction.md")
 # What others call the split `validation`; the library knows these names of files, but not of splits.
 _NAMES_OF_VALIDATION = ("valid", "val", "dev")
+# How the library says that a dataset, or what its cache has of it, lacks a config.
+_LACKS_CONFIG = re.compile(r"(?:not found\. Available|Available configs in the (?P<cache>cache)): \[(?P<names>.*)\]")
 
 
 def sources_of_name(args: DataArguments) -> dict[str, Source]:
@@ -48,7 +51,7 @@ def sources_of_name(args: DataArguments) -> dict[str, Source]:
     try:
         if os.path.isdir(name):
             return _sources_of_folder(name, args)
-        return _sources_of_library(name, _choose_config(name, args), args)
+        return _sources_on_hub(_builder_on_hub(name, args), args)
     except (ConnectionError, FileNotFoundError) as error:
         raise _not_found(name, error) from error
     except yaml.YAMLError as error:
@@ -70,25 +73,56 @@ def sources_of_name(args: DataArguments) -> dict[str, Source]:
         raise UserError(f"--dataset_name: {name} cannot be loaded: {error.strerror or error}") from error
 
 
+def _builder_on_hub(name: str, args: DataArguments) -> Any:
+    """The builder of the library for the wanted config, or for the default one where a preferred one is missing.
+
+    A list of configs is not asked for: without a network the library has none, and still reads what is in its cache.
+    """
+    wanted = args.dataset_config_name
+    try:
+        return datasets.load_dataset_builder(name, wanted)
+    except ValueError as error:
+        lacks = _LACKS_CONFIG.search(str(error))
+        if wanted is None or lacks is None:
+            raise
+        # of the default dataset it is the very text that is meant, and the cache may hold another one
+        if isinstance(wanted, Preferred) and name != DataArguments.dataset_name:
+            args.dataset_config_name = None
+            return datasets.load_dataset_builder(name)
+        there = lacks["names"].replace("'", "")
+        if lacks["cache"]:
+            raise UserError(
+                f"--dataset_config_name: the hub cannot be reached, and of {name} the local cache has no config "
+                f"{wanted!r}, only: {there}; choose one of these, or load it once with a network"
+            ) from error
+        raise _no_config(args, there) from error
+
+
+def _sources_on_hub(builder: Any, args: DataArguments) -> dict[str, Source]:
+    """What the library reads from the hub, stored or streamed."""
+    if args.streaming:
+        version = f"{builder.config_id} {builder.hash} None"
+        return _row_sources(dict(builder.as_streaming_dataset()), args, version)
+    builder.download_and_prepare()
+    return _row_sources(dict(builder.as_dataset()), args)
+
+
 def _sources_of_library(
-    name: str, config_name: str | None, args: DataArguments, files: Mapping[str, Sequence[str]] | None = None
+    name: str, config_name: str | None, args: DataArguments, files: Mapping[str, Sequence[str]]
 ) -> dict[str, Source]:
-    """What the datasets library reads, stored or streamed; `files` of each split, if they are on this machine.
+    """What the library reads of a folder with these files of each split, stored or streamed.
 
     Its caches follow the names of local files, at most their dates too; each content of them has caches of its own.
     """
-    if files is None and not args.streaming:
-        return _row_sources(dict(datasets.load_dataset(name, config_name)), args)
-    content = None if files is None else "streamed" if args.streaming else _content_key(files)
-    cache = None if content is None else str(cache_root() / "library" / content)
-    builder = datasets.load_dataset_builder(name, config_name, cache_dir=cache)
-    # the library's hash of local files goes by their places and dates
-    version = f"{builder.config_id} {builder.hash if content is None else _reading_options(builder.config)} {content}"
+    content = "streamed" if args.streaming else _content_key(files)
+    builder = datasets.load_dataset_builder(name, config_name, cache_dir=str(cache_root() / "library" / content))
+    # the library's hash goes by their places and dates
+    version = f"{builder.config_id} {_reading_options(builder.config)} {content}"
     if args.streaming:  # the library stores nothing
         return _row_sources(dict(builder.as_streaming_dataset()), args, version, files)
     # unchecked, as streams are: of the rows that the card counts some may not be here
-    loaded = datasets.load_dataset(name, config_name, cache_dir=cache, verification_mode="no_checks")
-    return _row_sources(dict(loaded), args, version)
+    builder.download_and_prepare(verification_mode="no_checks")
+    return _row_sources(dict(builder.as_dataset()), args, version)
 
 
 def _sources_of_folder(name: str, args: DataArguments) -> dict[str, Source]:
@@ -260,9 +294,12 @@ def _choose_config(name: str, args: DataArguments) -> str | None:
     if isinstance(wanted, Preferred):
         args.dataset_config_name = None
         return None
-    raise UserError(
-        f"--dataset_config_name: {args.dataset_name} has no config {wanted!r}; available: {', '.join(available)}"
-    )
+    raise _no_config(args, ", ".join(available))
+
+
+def _no_config(args: DataArguments, available: str) -> UserError:
+    wanted = args.dataset_config_name
+    return UserError(f"--dataset_config_name: {args.dataset_name} has no config {wanted!r}; available: {available}")
 
 
 def _row_sources(
