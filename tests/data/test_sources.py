@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict, Features, Value, exceptions
 from datasets.arrow_writer import ArrowWriter
+from datasets.data_files import get_data_patterns
 from datasets.table import CastError, InMemoryTable
 from hypothesis import given
 from hypothesis import strategies as st
@@ -523,6 +524,21 @@ def test_config_names():
     assert set(load_sources(DataArguments(str(WIKITEXT), Preferred(name)))) == {"train", "validation", "test"}
 
 
+def test_a_folder_is_searched_once(tmp_path, monkeypatch):
+    """Each search goes through all of its files some 65 times."""
+    (tmp_path / "a.txt").write_text("one\n")
+    (tmp_path / "b.csv").write_text("text,id\ntwo,2\n")
+    searched = []
+
+    def search(*args, **options):
+        searched.append(args)
+        return get_data_patterns(*args, **options)
+
+    monkeypatch.setattr("datasets.load.get_data_patterns", search)
+    assert "NOT READ" in load_sources(DataArguments(str(tmp_path)))["train"].layout
+    assert len(searched) == 1
+
+
 def test_a_config_meant_for_another_dataset_is_not_recorded(corpus_folder):
     """A local folder without the default's config: what a run records of it can be loaded again as it stands."""
     assert "available: default" in error_of(DataArguments(str(corpus_folder), "wikitext-2-v1"))
@@ -1014,6 +1030,51 @@ def test_a_card_that_counts_other_rows(tmp_path, streaming):
     splits = "".join(f"  - name: {split}\n    num_examples: 5\n    num_bytes: 9\n" for split in ("train", "test"))
     (folder / "README.md").write_text(f"---\ndataset_info:\n  splits:\n{splits}---\n")
     assert read(DataArguments(str(folder), None, streaming=streaming)) == ["one", "two"]
+
+
+@pytest.fixture
+def part_of_a_dataset(tmp_path):
+    """A folder whose card names two configs of three splits each, as a part of it was downloaded."""
+    described = "".join(
+        f"- config_name: {config}\n  data_files:\n"
+        + "".join(f"  - split: {split}\n    path: {config}/{split}-*\n" for split in ("test", "train", "validation"))
+        for config in ("first", "second")
+    )
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "README.md").write_text(f"---\nconfigs:\n{described}---\n")
+
+    def fetch(config: str, splits: tuple[str, ...], ending: str = ".parquet") -> Path:
+        (folder / config).mkdir(exist_ok=True)
+        for split in splits:
+            path = folder / config / f"{split}-0{ending}"
+            if ending == ".arrow":
+                write_arrow(path, [split])
+            else:
+                pq.write_table(pa.table({"text": [split]}), path)
+        return folder
+
+    return fetch
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".arrow"])
+@pytest.mark.parametrize("splits", [("train", "validation"), ("train", "validation", "test")])
+@pytest.mark.parametrize("others", [(), ("train",), ("train", "validation", "test")])
+def test_a_card_that_names_other_files(part_of_a_dataset, splits, others, ending):
+    """Of the configs and splits of a dataset those are read that are here, whatever else its card names."""
+    part_of_a_dataset("first", others, ending)
+    folder = part_of_a_dataset("second", splits, ending)
+    sources = load_sources(DataArguments(str(folder), Preferred("second")))
+    assert {split: [text for text, _ in source.documents()] for split, source in sources.items()} == {
+        split: [split] for split in splits
+    }
+
+
+def test_a_card_that_names_no_file_of_a_folder(part_of_a_dataset):
+    """It is said of the card; without the name of a config the configs are named."""
+    folder = part_of_a_dataset("second", ("train",))
+    assert "for the config 'first' none is here; fetch" in error_of(DataArguments(str(folder), "first"))
+    assert "choose one of ['first', 'second']" in error_of(DataArguments(str(folder), None))
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 """--dataset_name: python-docs, a folder, or an id of the hub to sources, with the datasets library."""
 
 import dataclasses
+import functools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -11,6 +12,7 @@ import pyarrow as pa
 import yaml
 from datasets import Dataset, IterableDataset
 from datasets.data_files import FILES_TO_IGNORE
+from datasets.utils.metadata import MetadataConfigs
 
 from ...errors import UserError, first_line, printable
 from ...options.arguments import DataArguments, Preferred
@@ -19,7 +21,7 @@ from ...runtime.hub import ensure_hub_or_offline, is_hub_id, is_local_path
 from .. import python_docs
 from ..cache import entry_key
 from ..fingerprints import cache_root, file_key
-from ..folders import PlainFolder, plain_folder, visible_files
+from ..folders import PlainFolder, configs_of_card, files_that_are_here, plain_folder, visible_files
 from ..readers import not_text, text_file
 from .columns import find_text_column, unit_of_rows
 from .files import check_columns, contamination, file_source, first_names, with_note
@@ -65,9 +67,7 @@ def sources_of_name(args: DataArguments) -> dict[str, Source]:
             raise
         _, _, configs = str(error).partition("Please pick one among the available configs: ")
         if configs:
-            raise UserError(
-                f"--dataset_config_name: {name} has several configs; choose one of {configs.splitlines()[0]}"
-            ) from error
+            raise _several_configs(args, configs.splitlines()[0]) from error
         raise UserError(f"--dataset_name: {name} cannot be loaded: {first_line(error.__cause__ or error)}") from error
     except OSError as error:
         raise UserError(f"--dataset_name: {name} cannot be loaded: {error.strerror or error}") from error
@@ -108,16 +108,16 @@ def _sources_on_hub(builder: Any, args: DataArguments) -> dict[str, Source]:
 
 
 def _sources_of_library(
-    name: str, config_name: str | None, args: DataArguments, files: Mapping[str, Sequence[str]]
+    load: Callable[..., Any], args: DataArguments, files: Mapping[str, Sequence[str]]
 ) -> dict[str, Source]:
-    """What the library reads of a folder with these files of each split, stored or streamed.
+    """What the builder that `load` gives reads of these files of each split, stored or streamed.
 
     Its caches follow the names of local files, at most their dates too; each content of them has caches of its own.
     """
     content = "streamed" if args.streaming else _content_key(files)
-    builder = datasets.load_dataset_builder(name, config_name, cache_dir=str(cache_root() / "library" / content))
+    builder = load(cache_dir=str(cache_root() / "library" / content))
     # the library's hash goes by their places and dates
-    version = f"{builder.config_id} {_reading_options(builder.config)} {content}"
+    version = f"{builder.config.name} {_reading_options(builder.config)} {content}"
     if args.streaming:  # the library stores nothing
         return _row_sources(dict(builder.as_streaming_dataset()), args, version, files)
     # unchecked, as streams are: of the rows that the card counts some may not be here
@@ -130,8 +130,16 @@ def _sources_of_folder(name: str, args: DataArguments) -> dict[str, Source]:
     if any(all(os.path.isfile(os.path.join(name, file)) for file in files) for files in marks):
         return _sources_of_disk(name, args)
     with plain_folder(name) as folder:
-        config_name = _choose_config(folder.path, args)
-        config: Any = datasets.load_dataset_builder(folder.path, config_name).config
+        configs = configs_of_card(folder.path)
+        config_name = _choose_config(configs, args)
+        here = files_that_are_here(folder.path, configs, config_name)
+        if here == {}:
+            raise UserError(
+                f"--dataset_name: of the files that the card of {name}, its README.md, names for the config "
+                f"{config_name!r} none is here; fetch them too, or take the card away"
+            )
+        load = functools.partial(datasets.load_dataset_builder, folder.path, config_name, data_files=here)
+        config: Any = load().config
         sources = _sources_of_files_in(folder, config, args)
         if sources is None and folder.is_copy:
             raise UserError(
@@ -139,8 +147,10 @@ def _sources_of_folder(name: str, args: DataArguments) -> dict[str, Source]:
                 "names; rename folder and files to letters, digits, spaces and . - _"
             )
         if sources is None:
-            sources = _sources_of_library(name, config_name, args, _files_of(folder, config))
-        notes = [*_shared_with_training(folder, config, args), _unread_files(name, folder, config)]
+            sources = _sources_of_library(load, args, _files_of(folder, config))
+        notes = _shared_with_training(folder, config, args)
+        if not {"data_files", "data_dir"} & configs.get(config.name, {}).keys():  # its author has not chosen them
+            notes.append(_unread_files(name, folder, config))
         return with_note(sources, "; ".join(filter(None, notes)))
 
 
@@ -238,12 +248,12 @@ def _is_text(path: str) -> bool:
 
 
 def _unread_files(name: str, folder: PlainFolder, config: Any) -> str:
-    """For the user: the text files of a folder that are in no split; "" if there are none, or its card says so."""
+    """For the user: the text files of a folder that are in no split; "" if there are none."""
     given = {os.path.realpath(path) for paths in _files_of(folder, config).values() for path in paths}
     files = visible_files(name)
     texts = list(filter(_is_text, files))
     unread = [os.path.relpath(path, name) for path in texts if os.path.realpath(path) not in given]
-    if not unread or _card_names_files(folder.path, config.name):
+    if not unread:
         return ""
     names = first_names(unread)
     described = any(os.path.exists(os.path.join(name, file)) for file in FILES_TO_IGNORE)  # a glob would read these
@@ -252,12 +262,6 @@ def _unread_files(name: str, folder: PlainFolder, config: Any) -> str:
     else:
         remedy = "to read them name the files of each split: --train_file, --validation_file, --test_file"
     return printable(f"NOT READ: {len(unread):,} of the {len(texts):,} text files in the folder ({names}); {remedy}")
-
-
-def _card_names_files(name: str, config_name: str) -> bool:
-    """Whether the card of a dataset says which files belong to a config."""
-    parameters: Any = datasets.load.dataset_module_factory(name).builder_configs_parameters
-    return bool({"data_files", "data_dir"} & (parameters.metadata_configs or {}).get(config_name, {}).keys())
 
 
 def _has_reading_options(config: Any) -> bool:
@@ -280,21 +284,25 @@ def _refuse_config(args: DataArguments, why: str) -> None:
     args.dataset_config_name = None
 
 
-def _choose_config(name: str, args: DataArguments) -> str | None:
-    """The wanted config of a dataset, or its default where it lacks one that was merely preferred.
+def _choose_config(configs: MetadataConfigs, args: DataArguments) -> str | None:
+    """The wanted config of a folder, or its default where it lacks one that was merely preferred.
 
     Then the arguments forget it, so that the record of the run does not ask this dataset for it.
     """
-    wanted = args.dataset_config_name
-    if wanted is None:
-        return None
-    available = datasets.get_dataset_config_names(name)
+    wanted, available = args.dataset_config_name, list(configs) or ["default"]
     if wanted in available:
         return wanted
-    if isinstance(wanted, Preferred):
-        args.dataset_config_name = None
-        return None
-    raise _no_config(args, ", ".join(available))
+    if wanted is not None and not isinstance(wanted, Preferred):
+        raise _no_config(args, ", ".join(available))
+    args.dataset_config_name = None
+    default = configs.get_default_config_name()
+    if default is None and configs:
+        raise _several_configs(args, str(available))
+    return default
+
+
+def _several_configs(args: DataArguments, available: str) -> UserError:
+    return UserError(f"--dataset_config_name: {args.dataset_name} has several configs; choose one of {available}")
 
 
 def _no_config(args: DataArguments, available: str) -> UserError:
