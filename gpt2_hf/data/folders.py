@@ -53,7 +53,7 @@ def plain_folder(folder: str) -> Iterator[PlainFolder]:
     place = Path(os.path.realpath(folder))
     paths = [place.relative_to(place.anchor), *(Path(name) for name in names if _is_known(name))]
     if not any(_NOT_PLAIN.search(path.as_posix()) for path in paths):
-        yield PlainFolder(folder)
+        yield PlainFolder(os.path.join(os.curdir, folder))  # a bare name such as text is a format to the library
         return
     names += [name for name in _DESCRIPTIONS if os.path.isfile(os.path.join(folder, name))]
     with tempfile.TemporaryDirectory() as copy:

@@ -377,6 +377,16 @@ def test_files_of_a_folder_that_are_not_read(tmp_path, names, unread):
         assert "--validation_file" in said and {"val.txt", "x.png", "README.md"} & {*names}
 
 
+@pytest.mark.parametrize("name", ["text", "csv"])
+def test_a_folder_called_as_a_format(tmp_path, monkeypatch, name):
+    """It alone is read, not what lies beside it."""
+    monkeypatch.chdir(tmp_path)
+    Path(name).mkdir()
+    Path(name, "a.txt").write_text("one\n")
+    Path("b.txt").write_text("two\n")
+    assert read(DataArguments(name)) == ["one\n"]
+
+
 def test_a_folder_that_holds_itself(tmp_path):
     """A link to a folder above is not followed again and again."""
     (tmp_path / "sub").mkdir()
@@ -1009,6 +1019,23 @@ def test_not_on_the_hub(monkeypatch, error, answers, message):
     line = error_of(DataArguments(dataset_name="a/b", dataset_config_name=None))
     assert line.startswith("--dataset_name: ") and message in line
     assert ("hf auth login" in line) == ("gated" in message)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("corpus.txt", "corpus.txt is a file; give --train_file corpus.txt"),
+        ("./corpus.txt", "./corpus.txt is a file; give --train_file ./corpus.txt"),
+        ("https://huggingface.co/datasets/a/b/tree/main", "is an address; give the name on the hub, a/b"),
+        ("https://example.org/text", "is an address; give the name on the hub, USER/NAME"),
+        ("json", "json is a format, and there is no such folder; give --train_file"),
+    ],
+)
+def test_what_is_no_name_of_a_dataset(tmp_path, monkeypatch, name, message):
+    """A file, an address or a format is refused with what to give in its place, before the hub is asked."""
+    monkeypatch.chdir(tmp_path)
+    Path("corpus.txt").write_text("one\n")
+    assert message in error_of(DataArguments(name))
 
 
 def test_folder_with_a_script(tmp_path):

@@ -12,6 +12,7 @@ import pyarrow as pa
 import yaml
 from datasets import Dataset, IterableDataset
 from datasets.data_files import FILES_TO_IGNORE
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 from datasets.utils.metadata import MetadataConfigs
 
 from ...errors import UserError, first_line, printable
@@ -46,8 +47,7 @@ def sources_of_name(args: DataArguments) -> dict[str, Source]:
         _refuse_config(args, f"{python_docs.NAME} has no configs")
         return {"train": _row_source("train", python_docs.load_python_docs(), args)}
     name = os.path.expanduser(args.dataset_name)
-    if is_local_path(name) and not os.path.isdir(name):
-        raise UserError(f"--dataset_name: there is no folder {name}; give a hub id, or a folder in the hub's layout")
+    _refuse_other_names(name)
     if is_hub_id(name):
         ensure_hub_or_offline()
     try:
@@ -71,6 +71,25 @@ def sources_of_name(args: DataArguments) -> dict[str, Source]:
         raise UserError(f"--dataset_name: {name} cannot be loaded: {first_line(error.__cause__ or error)}") from error
     except OSError as error:
         raise UserError(f"--dataset_name: {name} cannot be loaded: {error.strerror or error}") from error
+
+
+def _refuse_other_names(name: str) -> None:
+    """Refuse what is neither a folder nor a name on the hub."""
+    if os.path.isdir(name):
+        return
+    if os.path.isfile(name):
+        raise UserError(f"--dataset_name: {name} is a file; give --train_file {as_typed(name)}")
+    if is_local_path(name):
+        raise UserError(f"--dataset_name: there is no folder {name}; give a hub id, or a folder in the hub's layout")
+    if name.startswith(("https://", "http://")):
+        words = name.partition("/datasets/")[2].split("/")[:2]
+        raise UserError(
+            f"--dataset_name: {name} is an address; give the name on the hub, {'/'.join(words) or 'USER/NAME'}"
+        )
+    if name in _PACKAGED_DATASETS_MODULES:  # the library would read everything in the current folder
+        raise UserError(
+            f"--dataset_name: {name} is a format, and there is no such folder; give --train_file 'FOLDER/**/*'"
+        )
 
 
 def _builder_on_hub(name: str, args: DataArguments) -> Any:
