@@ -387,6 +387,22 @@ def test_a_folder_called_as_a_format(tmp_path, monkeypatch, name):
     assert read(DataArguments(name)) == ["one\n"]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("ending", [".txt", ".arrow"])
+def test_a_file_of_a_folder_is_read_once(tmp_path, ending, streaming):
+    """Several patterns of the library take it in, or a link beside it; whoever reads the files."""
+    folder = tmp_path / "folder"
+    place = folder / "train" / "train-clean"
+    place.mkdir(parents=True)
+    if ending == ".arrow":
+        write_arrow(place / "a.arrow", ["one"])
+    else:
+        write(place, ending, ["one"], name="a")
+    (place / f"b{ending}").symlink_to(place / f"a{ending}")
+    texts = read(DataArguments(str(folder), streaming=streaming))
+    assert [text.strip() for text in texts] == ["one"]
+
+
 def test_a_folder_that_holds_itself(tmp_path):
     """A link to a folder above is not followed again and again."""
     (tmp_path / "sub").mkdir()

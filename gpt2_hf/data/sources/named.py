@@ -135,6 +135,8 @@ def _sources_of_library(
     """
     content = "streamed" if args.streaming else _content_key(files)
     builder = load(cache_dir=str(cache_root() / "library" / content))
+    for split, paths in builder.config.data_files.items():
+        paths[:] = files[str(split)]
     # the library's hash goes by their places and dates
     version = f"{builder.config.name} {_reading_options(builder.config)} {content}"
     if args.streaming:  # the library stores nothing
@@ -174,8 +176,14 @@ def _sources_of_folder(name: str, args: DataArguments) -> dict[str, Source]:
 
 
 def _files_of(folder: PlainFolder, config: Any) -> dict[str, list[str]]:
-    """The files of each split."""
-    return {str(split): [folder.original(str(path)) for path in paths] for split, paths in config.data_files.items()}
+    """The files of each split, each once: several patterns of the library, and links, may give the same one."""
+    found: dict[str, list[str]] = {}
+    for split, paths in config.data_files.items():
+        once: dict[str, str] = {}
+        for path in map(folder.original, map(str, paths)):
+            once.setdefault(os.path.realpath(path), path)
+        found[str(split)] = list(once.values())
+    return found
 
 
 def _content_key(files: Mapping[str, Sequence[str]]) -> str:
