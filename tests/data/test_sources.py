@@ -527,7 +527,22 @@ def test_a_folder_of_archives(tmp_path, streaming):
     for texts in (["one", "two"], ["three"]):
         with zipfile.ZipFile(folder / "train.zip", "w") as archive:
             archive.writestr("a.txt", "".join(f"{text}\n" for text in texts))
-        assert read(DataArguments(str(folder), None, streaming=streaming)) == texts
+        assert read(DataArguments(str(folder), None, streaming=streaming)) == [f"{text}\n" for text in texts]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_plain_text_in_an_archive(tmp_path, streaming):
+    """It gives the documents that it gives unpacked, with line ends and blank lines; but no paragraphs."""
+    text = "First Citizen:\nBefore we proceed\n\n\nAll:\nSpeak.\n"
+    for name in ("packed", "unpacked"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "unpacked" / "train.txt").write_text(text)
+    with zipfile.ZipFile(tmp_path / "packed" / "train.zip", "w") as archive:
+        archive.writestr("train.txt", text)
+    packed = DataArguments(str(tmp_path / "packed"), None, streaming=streaming)
+    assert read(packed) == read(DataArguments(str(tmp_path / "unpacked"), None)) == text.splitlines(keepends=True)
+    packed.document_unit = "paragraph"
+    assert error_of(packed).startswith("--document_unit paragraph: the datasets library reads ")
 
 
 @pytest.mark.wikitext
@@ -611,7 +626,7 @@ def test_a_config_of_the_cache(cached_configs, kind, streaming):
     """Without a network a dataset that was loaded once is read again, also one config of several."""
     cached_configs("Salesforce/wikitext", ["wikitext-2-v1", "wikitext-103-v1"])
     arguments = DataArguments("Salesforce/wikitext", kind("wikitext-2-v1"), streaming=streaming)
-    assert read(arguments)[0].startswith("text of wikitext-2-v1")
+    assert read(arguments) == ["text of wikitext-2-v1\n"]
     assert arguments.dataset_config_name == "wikitext-2-v1"
 
 
@@ -623,7 +638,7 @@ def test_another_config_of_the_cache(cached_configs):
     assert "the hub cannot be reached" in message and "no config 'wikitext-2-v1', only: wikitext-103-v1;" in message
     cached_configs("x/y", ["wikitext-103-v1"])
     arguments = DataArguments("x/y")
-    assert read(arguments)[0].startswith("text of wikitext-103-v1") and arguments.dataset_config_name is None
+    assert read(arguments) == ["text of wikitext-103-v1\n"] and arguments.dataset_config_name is None
 
 
 def test_python_docs():

@@ -23,7 +23,7 @@ from .. import python_docs
 from ..cache import entry_key
 from ..fingerprints import cache_root, file_key
 from ..folders import PlainFolder, configs_of_card, files_that_are_here, plain_folder, visible_files
-from ..readers import not_text, text_file
+from ..readers import DocumentUnit, not_text, text_file
 from .columns import find_text_column, unit_of_rows
 from .files import check_columns, contamination, file_source, first_names, with_note
 from .source import SPLITS, RowSource, Source
@@ -120,10 +120,9 @@ def _builder_on_hub(name: str, args: DataArguments) -> Any:
 def _sources_on_hub(builder: Any, args: DataArguments) -> dict[str, Source]:
     """What the library reads from the hub, stored or streamed."""
     if args.streaming:
-        version = f"{builder.config_id} {builder.hash} None"
-        return _row_sources(dict(builder.as_streaming_dataset()), args, version)
+        return _rows_of(builder, args, f"{builder.config_id} {builder.hash} None")
     builder.download_and_prepare()
-    return _row_sources(dict(builder.as_dataset()), args)
+    return _rows_of(builder, args)
 
 
 def _sources_of_library(
@@ -140,10 +139,36 @@ def _sources_of_library(
     # the library's hash goes by their places and dates
     version = f"{builder.config.name} {_reading_options(builder.config)} {content}"
     if args.streaming:  # the library stores nothing
-        return _row_sources(dict(builder.as_streaming_dataset()), args, version, files)
+        return _rows_of(builder, args, version, files)
     # unchecked, as streams are: of the rows that the card counts some may not be here
     builder.download_and_prepare(verification_mode="no_checks")
-    return _row_sources(dict(builder.as_dataset()), args, version)
+    return _rows_of(builder, args, version)
+
+
+def _rows_of(
+    builder: Any, args: DataArguments, version: str = "", files: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, Source]:
+    """The rows of a builder; those of plain text get back the line ends that the library takes off."""
+    is_text = builder.info.builder_name == "text"
+    # the cache does not say how a text was cut: line by line, unless a card asks for something else
+    if (
+        is_text
+        and args.document_unit == DocumentUnit.PARAGRAPH
+        and getattr(builder.config, "sample_by", "line") == "line"
+    ):
+        raise UserError(
+            f"--document_unit paragraph: the datasets library reads {args.dataset_name} line by line; unpack or "
+            "download its text files and give --train_file, or leave the option out"
+        )
+    loaded = builder.as_streaming_dataset() if args.streaming else builder.as_dataset()
+    sources = _row_sources(dict(loaded), args, version, files)
+    if not is_text:
+        return sources
+    return {
+        split: dataclasses.replace(source, line_end="\n")
+        for split, source in sources.items()
+        if isinstance(source, RowSource)
+    }
 
 
 def _sources_of_folder(name: str, args: DataArguments) -> dict[str, Source]:
