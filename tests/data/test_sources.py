@@ -695,7 +695,15 @@ def test_line_of_9_megabytes(tmp_path, ending):
     path = write(tmp_path, ending, ["short\n", "word " * 1_800_000])
     message = error_of(file_arguments(path))
     assert f"{path}: line" in message and "longer than 8,388,608 characters" in message
-    assert ("--document_unit file" in message) == ending.startswith(".txt")
+    assert ("break the line, or use --document_unit file, up to 512 MiB" in message) == ending.startswith(".txt")
+
+
+def test_a_document_of_a_gigabyte(tmp_path, monkeypatch):
+    """It is refused, and sent to lines only where they are short enough to be read."""
+    monkeypatch.setattr("gpt2_hf.data.readers.plain_text.MAX_FILE_BYTES", 1 << 20)
+    path = write(tmp_path, ".txt", ["word " * 300_000])
+    message = error_of(file_arguments(path, document_unit="file"))
+    assert "larger than 1 MiB, too much for one document; split it, or use --document_unit line where no" in message
 
 
 def test_a_long_line_that_is_cut_within_a_character(tmp_path):
