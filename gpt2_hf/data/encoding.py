@@ -106,7 +106,7 @@ class Encoder:
         if len(text) > MAX_ROW_CHARACTERS:
             raise UserError(
                 f"--document_unit: a document of {len(text):,} characters is too long for this tokenizer, which "
-                "cannot work in pieces; use --document_unit line or paragraph"
+                "cannot work in pieces; use --document_unit line or paragraph, and break longer lines"
             )
         return [text]
 

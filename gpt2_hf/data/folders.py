@@ -13,10 +13,14 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import datasets
-from datasets.data_files import FILES_TO_IGNORE
+import yaml
+from datasets.data_files import FILES_TO_IGNORE, DataFilesDict, resolve_pattern, sanitize_patterns
 from datasets.packaged_modules import _ALL_ALLOWED_EXTENSIONS
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import DatasetCard, DatasetCardData
 
 # All but what stands for itself in the patterns of the datasets library and of fsspec.
 _NOT_PLAIN = re.compile(r"[^\w /.,=+@()&'#%-]")
@@ -49,7 +53,7 @@ def plain_folder(folder: str) -> Iterator[PlainFolder]:
     place = Path(os.path.realpath(folder))
     paths = [place.relative_to(place.anchor), *(Path(name) for name in names if _is_known(name))]
     if not any(_NOT_PLAIN.search(path.as_posix()) for path in paths):
-        yield PlainFolder(folder)
+        yield PlainFolder(os.path.join(os.curdir, folder))  # a bare name such as text is a format to the library
         return
     names += [name for name in _DESCRIPTIONS if os.path.isfile(os.path.join(folder, name))]
     with tempfile.TemporaryDirectory() as copy:
@@ -59,6 +63,53 @@ def plain_folder(folder: str) -> Iterator[PlainFolder]:
 def _is_known(name: str) -> bool:
     """Whether the library may read a file of this ending; of others it takes no notice."""
     return any(suffix in _ALL_ALLOWED_EXTENSIONS for suffix in Path(name).suffixes)
+
+
+def configs_of_card(folder: str) -> MetadataConfigs:
+    """What the card of a dataset says of each config; nothing if there is no card."""
+    readme, overruling = (os.path.join(folder, name) for name in _DESCRIPTIONS)
+    data = DatasetCard.load(readme).data if os.path.isfile(readme) else DatasetCardData()
+    if os.path.isfile(overruling):
+        content = yaml.safe_load(Path(overruling).read_text(encoding="utf-8")) or {}
+        data = DatasetCardData(**{**data.to_dict(), **content})
+    return MetadataConfigs.from_dataset_card_data(data)
+
+
+def files_that_are_here(folder: str, configs: MetadataConfigs, name: str | None) -> DataFilesDict | None:
+    """What is here of the files that a card names for a config, if not all; `None` if the library finds them itself.
+
+    In a part of a dataset it does not: it looks at the first config, whichever is wanted, and at all splits.
+    """
+    if name is None or name not in configs:
+        return None
+    looked_at = [_patterns(configs[config]) for config in (next(iter(configs)), name)]
+    if all(_has_files(folder, pattern) for patterns in looked_at for some in patterns.values() for pattern in some):
+        return None
+    here = {
+        split: [pattern for pattern in some if _has_files(folder, pattern)] for split, some in looked_at[1].items()
+    }
+    return DataFilesDict.from_patterns(
+        {split: patterns for split, patterns in here.items() if patterns},
+        base_path=Path(folder).resolve().as_posix(),
+        allowed_extensions=_ALL_ALLOWED_EXTENSIONS,
+    )
+
+
+def _patterns(config: dict[str, Any]) -> dict[str, list[str]]:
+    """Those of each split that a card states."""
+    if config.get("data_dir") or config.get("data_files") is None:
+        return {}
+    return sanitize_patterns(config["data_files"])
+
+
+def _has_files(folder: str, pattern: str) -> bool:
+    if "://" in pattern:
+        return True
+    try:
+        resolve_pattern(pattern, Path(folder).resolve().as_posix(), _ALL_ALLOWED_EXTENSIONS)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def visible_files(folder: str, followlinks: bool = True) -> list[str]:

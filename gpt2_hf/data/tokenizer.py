@@ -63,15 +63,19 @@ def _load(name_or_path: str | None, option: str) -> PreTrainedTokenizerBase:
         raise UserError(f"{option}: there is no folder {name_or_path}; give a folder or a hub id")
     if is_hub_id(name_or_path):
         ensure_hub_or_offline()
+    remedy = "give a folder with tokenizer.json"
+    if option == "--tokenizer_name":
+        remedy += ", or leave it out for GPT-2's"
     try:
-        return AutoTokenizer.from_pretrained(os.path.expanduser(name_or_path))
+        tokenizer = AutoTokenizer.from_pretrained(os.path.expanduser(name_or_path))
     except Exception as error:  # the tokenizers library raises no other kind for a file that it cannot read
-        remedy = "give a folder with tokenizer.json"
-        if option == "--tokenizer_name":
-            remedy += ", or leave it out for GPT-2's"
         raise UserError(
             f"{option}: no tokenizer could be loaded from {name_or_path!r} ({first_line(error)}); {remedy}"
         ) from error
+    # where a folder has a config alone, transformers answers with an empty one
+    if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):
+        raise UserError(f"{option}: {name_or_path} holds no tokenizer, or one without a vocabulary; {remedy}")
+    return tokenizer
 
 
 def _sentencepiece_model(path: Path, option: str) -> Path | None:

@@ -83,7 +83,11 @@ def _load_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> LoadedData:
         length, batch_size, seed = run.model_args.max_length, run.args.train_batch_size, run.args.order_seed
         data = load_same_data(run.data_args, tokenizer, length, splits, batch_size=batch_size, seed=seed)
     if "train" not in data.samples:
-        raise UserError("there is no training text: give --train_file, or a --dataset_name with a train split")
+        found = "; ".join(
+            f"{split}: {layout}" for split, layout in data.layouts.items()
+        )  # files that are not read too
+        problem = "there is no training text: give --train_file, or a --dataset_name with a train split"
+        raise UserError(f"{problem} ({found})" if found else problem)
     if "validation" not in data.samples:
         raise UserError("there is no validation text: give --validation_file")
     return data

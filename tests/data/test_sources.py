@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict, Features, Value, exceptions
 from datasets.arrow_writer import ArrowWriter
+from datasets.data_files import get_data_patterns
 from datasets.table import CastError, InMemoryTable
 from hypothesis import given
 from hypothesis import strategies as st
@@ -376,6 +377,32 @@ def test_files_of_a_folder_that_are_not_read(tmp_path, names, unread):
         assert "--validation_file" in said and {"val.txt", "x.png", "README.md"} & {*names}
 
 
+@pytest.mark.parametrize("name", ["text", "csv"])
+def test_a_folder_called_as_a_format(tmp_path, monkeypatch, name):
+    """It alone is read, not what lies beside it."""
+    monkeypatch.chdir(tmp_path)
+    Path(name).mkdir()
+    Path(name, "a.txt").write_text("one\n")
+    Path("b.txt").write_text("two\n")
+    assert read(DataArguments(name)) == ["one\n"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("ending", [".txt", ".arrow"])
+def test_a_file_of_a_folder_is_read_once(tmp_path, ending, streaming):
+    """Several patterns of the library take it in, or a link beside it; whoever reads the files."""
+    folder = tmp_path / "folder"
+    place = folder / "train" / "train-clean"
+    place.mkdir(parents=True)
+    if ending == ".arrow":
+        write_arrow(place / "a.arrow", ["one"])
+    else:
+        write(place, ending, ["one"], name="a")
+    (place / f"b{ending}").symlink_to(place / f"a{ending}")
+    texts = read(DataArguments(str(folder), streaming=streaming))
+    assert [text.strip() for text in texts] == ["one"]
+
+
 def test_a_folder_that_holds_itself(tmp_path):
     """A link to a folder above is not followed again and again."""
     (tmp_path / "sub").mkdir()
@@ -500,7 +527,22 @@ def test_a_folder_of_archives(tmp_path, streaming):
     for texts in (["one", "two"], ["three"]):
         with zipfile.ZipFile(folder / "train.zip", "w") as archive:
             archive.writestr("a.txt", "".join(f"{text}\n" for text in texts))
-        assert read(DataArguments(str(folder), None, streaming=streaming)) == texts
+        assert read(DataArguments(str(folder), None, streaming=streaming)) == [f"{text}\n" for text in texts]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_plain_text_in_an_archive(tmp_path, streaming):
+    """It gives the documents that it gives unpacked, with line ends and blank lines; but no paragraphs."""
+    text = "First Citizen:\nBefore we proceed\n\n\nAll:\nSpeak.\n"
+    for name in ("packed", "unpacked"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "unpacked" / "train.txt").write_text(text)
+    with zipfile.ZipFile(tmp_path / "packed" / "train.zip", "w") as archive:
+        archive.writestr("train.txt", text)
+    packed = DataArguments(str(tmp_path / "packed"), None, streaming=streaming)
+    assert read(packed) == read(DataArguments(str(tmp_path / "unpacked"), None)) == text.splitlines(keepends=True)
+    packed.document_unit = "paragraph"
+    assert error_of(packed).startswith("--document_unit paragraph: the datasets library reads ")
 
 
 @pytest.mark.wikitext
@@ -523,6 +565,21 @@ def test_config_names():
     assert set(load_sources(DataArguments(str(WIKITEXT), Preferred(name)))) == {"train", "validation", "test"}
 
 
+def test_a_folder_is_searched_once(tmp_path, monkeypatch):
+    """Each search goes through all of its files some 65 times."""
+    (tmp_path / "a.txt").write_text("one\n")
+    (tmp_path / "b.csv").write_text("text,id\ntwo,2\n")
+    searched = []
+
+    def search(*args, **options):
+        searched.append(args)
+        return get_data_patterns(*args, **options)
+
+    monkeypatch.setattr("datasets.load.get_data_patterns", search)
+    assert "NOT READ" in load_sources(DataArguments(str(tmp_path)))["train"].layout
+    assert len(searched) == 1
+
+
 def test_a_config_meant_for_another_dataset_is_not_recorded(corpus_folder):
     """A local folder without the default's config: what a run records of it can be loaded again as it stands."""
     assert "available: default" in error_of(DataArguments(str(corpus_folder), "wikitext-2-v1"))
@@ -543,6 +600,45 @@ def test_several_configs(tmp_path, wanted):
     message = error_of(DataArguments(str(tmp_path), wanted))
     assert message == f"--dataset_config_name: {tmp_path} has several configs; choose one of ['a', 'b']"
     assert read(DataArguments(str(tmp_path), "b")) == ["b\n"]
+
+
+@pytest.fixture
+def cached_configs(tmp_path, cache_folder):
+    """Puts configs of a dataset into the library's cache, as if they had come from the hub."""
+
+    def put(name: str, configs: list[str]) -> None:
+        user, dataset = name.split("/")
+        folder, stored = tmp_path / user / dataset, tmp_path / user / "stored"
+        folder.mkdir(parents=True)
+        described = "".join(f"- config_name: {config}\n  data_files: {config}.txt\n" for config in configs)
+        (folder / "README.md").write_text(f"---\nconfigs:\n{described}---\n")
+        for config in configs:
+            (folder / f"{config}.txt").write_text(f"text of {config}\n")
+            datasets.load_dataset(str(folder), config, cache_dir=str(stored))
+        shutil.copytree(stored / dataset, cache_folder / f"{user}___{dataset}")
+
+    return put
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", [str, Preferred])
+def test_a_config_of_the_cache(cached_configs, kind, streaming):
+    """Without a network a dataset that was loaded once is read again, also one config of several."""
+    cached_configs("Salesforce/wikitext", ["wikitext-2-v1", "wikitext-103-v1"])
+    arguments = DataArguments("Salesforce/wikitext", kind("wikitext-2-v1"), streaming=streaming)
+    assert read(arguments) == ["text of wikitext-2-v1\n"]
+    assert arguments.dataset_config_name == "wikitext-2-v1"
+
+
+def test_another_config_of_the_cache(cached_configs):
+    """Of the default dataset it never stands for the one that is meant; of others a preferred one is passed over."""
+    cached_configs("Salesforce/wikitext", ["wikitext-103-v1"])
+    message = error_of(DataArguments())
+    assert message == error_of(DataArguments("Salesforce/wikitext", "wikitext-2-v1"))
+    assert "the hub cannot be reached" in message and "no config 'wikitext-2-v1', only: wikitext-103-v1;" in message
+    cached_configs("x/y", ["wikitext-103-v1"])
+    arguments = DataArguments("x/y")
+    assert read(arguments) == ["text of wikitext-103-v1\n"] and arguments.dataset_config_name is None
 
 
 def test_python_docs():
@@ -599,7 +695,15 @@ def test_line_of_9_megabytes(tmp_path, ending):
     path = write(tmp_path, ending, ["short\n", "word " * 1_800_000])
     message = error_of(file_arguments(path))
     assert f"{path}: line" in message and "longer than 8,388,608 characters" in message
-    assert ("--document_unit file" in message) == ending.startswith(".txt")
+    assert ("break the line, or use --document_unit file, up to 512 MiB" in message) == ending.startswith(".txt")
+
+
+def test_a_document_of_a_gigabyte(tmp_path, monkeypatch):
+    """It is refused, and sent to lines only where they are short enough to be read."""
+    monkeypatch.setattr("gpt2_hf.data.readers.plain_text.MAX_FILE_BYTES", 1 << 20)
+    path = write(tmp_path, ".txt", ["word " * 300_000])
+    message = error_of(file_arguments(path, document_unit="file"))
+    assert "larger than 1 MiB, too much for one document; split it, or use --document_unit line where no" in message
 
 
 def test_a_long_line_that_is_cut_within_a_character(tmp_path):
@@ -950,10 +1054,27 @@ def test_not_on_the_hub(monkeypatch, error, answers, message):
         raise error
 
     monkeypatch.setattr("gpt2_hf.data.sources.named.ensure_hub_or_offline", lambda: answers)
-    monkeypatch.setattr("datasets.load_dataset", refuse)
+    monkeypatch.setattr("datasets.load_dataset_builder", refuse)
     line = error_of(DataArguments(dataset_name="a/b", dataset_config_name=None))
     assert line.startswith("--dataset_name: ") and message in line
     assert ("hf auth login" in line) == ("gated" in message)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("corpus.txt", "corpus.txt is a file; give --train_file corpus.txt"),
+        ("./corpus.txt", "./corpus.txt is a file; give --train_file ./corpus.txt"),
+        ("https://huggingface.co/datasets/a/b/tree/main", "is an address; give the name on the hub, a/b"),
+        ("https://example.org/text", "is an address; give the name on the hub, USER/NAME"),
+        ("json", "json is a format, and there is no such folder; give --train_file"),
+    ],
+)
+def test_what_is_no_name_of_a_dataset(tmp_path, monkeypatch, name, message):
+    """A file, an address or a format is refused with what to give in its place, before the hub is asked."""
+    monkeypatch.chdir(tmp_path)
+    Path("corpus.txt").write_text("one\n")
+    assert message in error_of(DataArguments(name))
 
 
 def test_folder_with_a_script(tmp_path):
@@ -975,6 +1096,51 @@ def test_a_card_that_counts_other_rows(tmp_path, streaming):
     splits = "".join(f"  - name: {split}\n    num_examples: 5\n    num_bytes: 9\n" for split in ("train", "test"))
     (folder / "README.md").write_text(f"---\ndataset_info:\n  splits:\n{splits}---\n")
     assert read(DataArguments(str(folder), None, streaming=streaming)) == ["one", "two"]
+
+
+@pytest.fixture
+def part_of_a_dataset(tmp_path):
+    """A folder whose card names two configs of three splits each, as a part of it was downloaded."""
+    described = "".join(
+        f"- config_name: {config}\n  data_files:\n"
+        + "".join(f"  - split: {split}\n    path: {config}/{split}-*\n" for split in ("test", "train", "validation"))
+        for config in ("first", "second")
+    )
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "README.md").write_text(f"---\nconfigs:\n{described}---\n")
+
+    def fetch(config: str, splits: tuple[str, ...], ending: str = ".parquet") -> Path:
+        (folder / config).mkdir(exist_ok=True)
+        for split in splits:
+            path = folder / config / f"{split}-0{ending}"
+            if ending == ".arrow":
+                write_arrow(path, [split])
+            else:
+                pq.write_table(pa.table({"text": [split]}), path)
+        return folder
+
+    return fetch
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".arrow"])
+@pytest.mark.parametrize("splits", [("train", "validation"), ("train", "validation", "test")])
+@pytest.mark.parametrize("others", [(), ("train",), ("train", "validation", "test")])
+def test_a_card_that_names_other_files(part_of_a_dataset, splits, others, ending):
+    """Of the configs and splits of a dataset those are read that are here, whatever else its card names."""
+    part_of_a_dataset("first", others, ending)
+    folder = part_of_a_dataset("second", splits, ending)
+    sources = load_sources(DataArguments(str(folder), Preferred("second")))
+    assert {split: [text for text, _ in source.documents()] for split, source in sources.items()} == {
+        split: [split] for split in splits
+    }
+
+
+def test_a_card_that_names_no_file_of_a_folder(part_of_a_dataset):
+    """It is said of the card; without the name of a config the configs are named."""
+    folder = part_of_a_dataset("second", ("train",))
+    assert "for the config 'first' none is here; fetch" in error_of(DataArguments(str(folder), "first"))
+    assert "choose one of ['first', 'second']" in error_of(DataArguments(str(folder), None))
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def test_a_word_without_end(gpt2):
 
 def test_a_tokenizer_that_cannot_work_in_pieces():
     """A huge document is refused where it would have to be tokenised at once, with the remedy."""
-    with pytest.raises(UserError, match="--document_unit line or paragraph"):
+    with pytest.raises(UserError, match="--document_unit line or paragraph, and break longer lines"):
         Encoder(wordlevel(10)).encode(["1 " * 5_000_000])
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding, PreTrainedTokenizerFast
+from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding, GPT2Config, PreTrainedTokenizerFast
 
 from gpt2_hf.data.tokenization import tokenizer_key
 from gpt2_hf.data.tokenizer import (
@@ -128,6 +128,17 @@ def test_folder_without_tokenizer(tmp_path):
     with pytest.raises(UserError, match=r"--tokenizer_name: no tokenizer .*leave it out") as error:
         load_tokenizer(str(tmp_path))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_folder_with_the_config_of_a_tokenizer_alone(tmp_path, name):
+    """Of a model, or of a tokenizer whose tokens were not copied: transformers makes an empty one of either."""
+    GPT2Config().save_pretrained(tmp_path)
+    if name == "tokenizer_config.json":
+        (tmp_path / "config.json").rename(tmp_path / "other.json")
+        (tmp_path / name).write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    with pytest.raises(UserError, match=r"--tokenizer_name: .* holds no tokenizer, .*tokenizer.json, or leave it out"):
+        load_tokenizer(tmp_path)
 
 
 def test_too_large_a_vocabulary_is_refused(gpt2):

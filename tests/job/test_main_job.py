@@ -693,6 +693,18 @@ def test_an_empty_data_set_is_exit_code_2(train_tiny, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_without_training_text(tmp_path, capsys):
+    """A name such as `test` makes the datasets library pass over all other files; they are named."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("a.txt", "b.txt", "test.txt"):
+        (folder / name).write_text("some text of some words\n")
+    assert main(["train", "--dataset_name", str(folder), "--checkpoint_dir", str(tmp_path / "run"), "--use_cpu"]) == 2
+    err = capsys.readouterr().err
+    assert "there is no training text: give --train_file" in err and err.count("\n") == 1
+    assert "(test: " in err and "NOT READ: 2 of the 3 text files in the folder (a.txt, b.txt)" in err
+
+
 def test_from_the_weights_of_another_model(finished_run, corpus_folder, tmp_path):
     """--model_name_or_path starts from a saved model's weights and tokenizer."""
     options = ["--train_file", str(corpus_folder / "train.txt"), "--precision", "fp32", "--use_cpu"]

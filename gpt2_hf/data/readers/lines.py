@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from ...errors import UserError, has_utf16_mark, to_utf8
-from .text_files import MAX_ROW_CHARACTERS, Place, TextFile
+from .text_files import MAX_FILE_BYTES, MAX_ROW_CHARACTERS, Place, TextFile
 
 # A line of a file with columns may hold more than its text: an image, say.
 MAX_LINE_BYTES = 64 << 20
@@ -95,5 +95,6 @@ def nul_byte(file: TextFile, raw: bytes, place: Place) -> UserError:
 
 def too_long(file: TextFile, where: str) -> UserError:
     """The error for a line, paragraph or row beyond `MAX_ROW_CHARACTERS`."""
-    remedy = "split it" if file.has_columns else "use --document_unit file, which takes any length, or break the line"
+    whole = f"--document_unit file, up to {MAX_FILE_BYTES >> 20} MiB with a tokenizer of GPT-2's kind"
+    remedy = "split it" if file.has_columns else f"break the line, or use {whole}"
     return file.fail(f": {where} is longer than {MAX_ROW_CHARACTERS:,} characters", remedy)

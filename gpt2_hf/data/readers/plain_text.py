@@ -49,7 +49,10 @@ def whole_text(file: TextFile, start: Place) -> Iterator[Row]:
             offset, number = offset + len(raw), number + raw.count(b"\n")
             if offset > MAX_FILE_BYTES:
                 problem = f" is larger than {MAX_FILE_BYTES >> 20} MiB, too much for one document"
-                raise file.fail(problem, "use --document_unit line or paragraph; blocks join them to one stream")
+                remedy = (
+                    f"split it, or use --document_unit line where no line has over {MAX_ROW_CHARACTERS:,} characters"
+                )
+                raise file.fail(problem, f"{remedy}; blocks join the lines to one stream")
     yield text.getvalue(), Place()
 
 

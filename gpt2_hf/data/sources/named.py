@@ -1,8 +1,10 @@
 """--dataset_name: python-docs, a folder, or an id of the hub to sources, with the datasets library."""
 
 import dataclasses
+import functools
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -10,6 +12,8 @@ import pyarrow as pa
 import yaml
 from datasets import Dataset, IterableDataset
 from datasets.data_files import FILES_TO_IGNORE
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+from datasets.utils.metadata import MetadataConfigs
 
 from ...errors import UserError, first_line, printable
 from ...options.arguments import DataArguments, Preferred
@@ -18,8 +22,8 @@ from ...runtime.hub import ensure_hub_or_offline, is_hub_id, is_local_path
 from .. import python_docs
 from ..cache import entry_key
 from ..fingerprints import cache_root, file_key
-from ..folders import PlainFolder, plain_folder, visible_files
-from ..readers import not_text, text_file
+from ..folders import PlainFolder, configs_of_card, files_that_are_here, plain_folder, visible_files
+from ..readers import DocumentUnit, not_text, text_file
 from .columns import find_text_column, unit_of_rows
 from .files import check_columns, contamination, file_source, first_names, with_note
 from .source import SPLITS, RowSource, Source
@@ -30,6 +34,8 @@ _NO_READING_OPTIONS = {"name", "version", "data_dir", "data_files", "description
 _FILES_OF_HARBOR = ("task.toml", "instruction.md")
 # What others call the split `validation`; the library knows these names of files, but not of splits.
 _NAMES_OF_VALIDATION = ("valid", "val", "dev")
+# How the library says that a dataset, or what its cache has of it, lacks a config.
+_LACKS_CONFIG = re.compile(r"(?:not found\. Available|Available configs in the (?P<cache>cache)): \[(?P<names>.*)\]")
 
 
 def sources_of_name(args: DataArguments) -> dict[str, Source]:
@@ -41,14 +47,13 @@ def sources_of_name(args: DataArguments) -> dict[str, Source]:
         _refuse_config(args, f"{python_docs.NAME} has no configs")
         return {"train": _row_source("train", python_docs.load_python_docs(), args)}
     name = os.path.expanduser(args.dataset_name)
-    if is_local_path(name) and not os.path.isdir(name):
-        raise UserError(f"--dataset_name: there is no folder {name}; give a hub id, or a folder in the hub's layout")
+    _refuse_other_names(name)
     if is_hub_id(name):
         ensure_hub_or_offline()
     try:
         if os.path.isdir(name):
             return _sources_of_folder(name, args)
-        return _sources_of_library(name, _choose_config(name, args), args)
+        return _sources_on_hub(_builder_on_hub(name, args), args)
     except (ConnectionError, FileNotFoundError) as error:
         raise _not_found(name, error) from error
     except yaml.YAMLError as error:
@@ -62,33 +67,108 @@ def sources_of_name(args: DataArguments) -> dict[str, Source]:
             raise
         _, _, configs = str(error).partition("Please pick one among the available configs: ")
         if configs:
-            raise UserError(
-                f"--dataset_config_name: {name} has several configs; choose one of {configs.splitlines()[0]}"
-            ) from error
+            raise _several_configs(args, configs.splitlines()[0]) from error
         raise UserError(f"--dataset_name: {name} cannot be loaded: {first_line(error.__cause__ or error)}") from error
     except OSError as error:
         raise UserError(f"--dataset_name: {name} cannot be loaded: {error.strerror or error}") from error
 
 
+def _refuse_other_names(name: str) -> None:
+    """Refuse what is neither a folder nor a name on the hub."""
+    if os.path.isdir(name):
+        return
+    if os.path.isfile(name):
+        raise UserError(f"--dataset_name: {name} is a file; give --train_file {as_typed(name)}")
+    if is_local_path(name):
+        raise UserError(f"--dataset_name: there is no folder {name}; give a hub id, or a folder in the hub's layout")
+    if name.startswith(("https://", "http://")):
+        words = name.partition("/datasets/")[2].split("/")[:2]
+        raise UserError(
+            f"--dataset_name: {name} is an address; give the name on the hub, {'/'.join(words) or 'USER/NAME'}"
+        )
+    if name in _PACKAGED_DATASETS_MODULES:  # the library would read everything in the current folder
+        raise UserError(
+            f"--dataset_name: {name} is a format, and there is no such folder; give --train_file 'FOLDER/**/*'"
+        )
+
+
+def _builder_on_hub(name: str, args: DataArguments) -> Any:
+    """The builder of the library for the wanted config, or for the default one where a preferred one is missing.
+
+    A list of configs is not asked for: without a network the library has none, and still reads what is in its cache.
+    """
+    wanted = args.dataset_config_name
+    try:
+        return datasets.load_dataset_builder(name, wanted)
+    except ValueError as error:
+        lacks = _LACKS_CONFIG.search(str(error))
+        if wanted is None or lacks is None:
+            raise
+        # of the default dataset it is the very text that is meant, and the cache may hold another one
+        if isinstance(wanted, Preferred) and name != DataArguments.dataset_name:
+            args.dataset_config_name = None
+            return datasets.load_dataset_builder(name)
+        there = lacks["names"].replace("'", "")
+        if lacks["cache"]:
+            raise UserError(
+                f"--dataset_config_name: the hub cannot be reached, and of {name} the local cache has no config "
+                f"{wanted!r}, only: {there}; choose one of these, or load it once with a network"
+            ) from error
+        raise _no_config(args, there) from error
+
+
+def _sources_on_hub(builder: Any, args: DataArguments) -> dict[str, Source]:
+    """What the library reads from the hub, stored or streamed."""
+    if args.streaming:
+        return _rows_of(builder, args, f"{builder.config_id} {builder.hash} None")
+    builder.download_and_prepare()
+    return _rows_of(builder, args)
+
+
 def _sources_of_library(
-    name: str, config_name: str | None, args: DataArguments, files: Mapping[str, Sequence[str]] | None = None
+    load: Callable[..., Any], args: DataArguments, files: Mapping[str, Sequence[str]]
 ) -> dict[str, Source]:
-    """What the datasets library reads, stored or streamed; `files` of each split, if they are on this machine.
+    """What the builder that `load` gives reads of these files of each split, stored or streamed.
 
     Its caches follow the names of local files, at most their dates too; each content of them has caches of its own.
     """
-    if files is None and not args.streaming:
-        return _row_sources(dict(datasets.load_dataset(name, config_name)), args)
-    content = None if files is None else "streamed" if args.streaming else _content_key(files)
-    cache = None if content is None else str(cache_root() / "library" / content)
-    builder = datasets.load_dataset_builder(name, config_name, cache_dir=cache)
-    # the library's hash of local files goes by their places and dates
-    version = f"{builder.config_id} {builder.hash if content is None else _reading_options(builder.config)} {content}"
+    content = "streamed" if args.streaming else _content_key(files)
+    builder = load(cache_dir=str(cache_root() / "library" / content))
+    for split, paths in builder.config.data_files.items():
+        paths[:] = files[str(split)]
+    # the library's hash goes by their places and dates
+    version = f"{builder.config.name} {_reading_options(builder.config)} {content}"
     if args.streaming:  # the library stores nothing
-        return _row_sources(dict(builder.as_streaming_dataset()), args, version, files)
+        return _rows_of(builder, args, version, files)
     # unchecked, as streams are: of the rows that the card counts some may not be here
-    loaded = datasets.load_dataset(name, config_name, cache_dir=cache, verification_mode="no_checks")
-    return _row_sources(dict(loaded), args, version)
+    builder.download_and_prepare(verification_mode="no_checks")
+    return _rows_of(builder, args, version)
+
+
+def _rows_of(
+    builder: Any, args: DataArguments, version: str = "", files: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, Source]:
+    """The rows of a builder; those of plain text get back the line ends that the library takes off."""
+    is_text = builder.info.builder_name == "text"
+    # the cache does not say how a text was cut: line by line, unless a card asks for something else
+    if (
+        is_text
+        and args.document_unit == DocumentUnit.PARAGRAPH
+        and getattr(builder.config, "sample_by", "line") == "line"
+    ):
+        raise UserError(
+            f"--document_unit paragraph: the datasets library reads {args.dataset_name} line by line; unpack or "
+            "download its text files and give --train_file, or leave the option out"
+        )
+    loaded = builder.as_streaming_dataset() if args.streaming else builder.as_dataset()
+    sources = _row_sources(dict(loaded), args, version, files)
+    if not is_text:
+        return sources
+    return {
+        split: dataclasses.replace(source, line_end="\n")
+        for split, source in sources.items()
+        if isinstance(source, RowSource)
+    }
 
 
 def _sources_of_folder(name: str, args: DataArguments) -> dict[str, Source]:
@@ -96,8 +176,16 @@ def _sources_of_folder(name: str, args: DataArguments) -> dict[str, Source]:
     if any(all(os.path.isfile(os.path.join(name, file)) for file in files) for files in marks):
         return _sources_of_disk(name, args)
     with plain_folder(name) as folder:
-        config_name = _choose_config(folder.path, args)
-        config: Any = datasets.load_dataset_builder(folder.path, config_name).config
+        configs = configs_of_card(folder.path)
+        config_name = _choose_config(configs, args)
+        here = files_that_are_here(folder.path, configs, config_name)
+        if here == {}:
+            raise UserError(
+                f"--dataset_name: of the files that the card of {name}, its README.md, names for the config "
+                f"{config_name!r} none is here; fetch them too, or take the card away"
+            )
+        load = functools.partial(datasets.load_dataset_builder, folder.path, config_name, data_files=here)
+        config: Any = load().config
         sources = _sources_of_files_in(folder, config, args)
         if sources is None and folder.is_copy:
             raise UserError(
@@ -105,14 +193,22 @@ def _sources_of_folder(name: str, args: DataArguments) -> dict[str, Source]:
                 "names; rename folder and files to letters, digits, spaces and . - _"
             )
         if sources is None:
-            sources = _sources_of_library(name, config_name, args, _files_of(folder, config))
-        notes = [*_shared_with_training(folder, config, args), _unread_files(name, folder, config)]
+            sources = _sources_of_library(load, args, _files_of(folder, config))
+        notes = _shared_with_training(folder, config, args)
+        if not {"data_files", "data_dir"} & configs.get(config.name, {}).keys():  # its author has not chosen them
+            notes.append(_unread_files(name, folder, config))
         return with_note(sources, "; ".join(filter(None, notes)))
 
 
 def _files_of(folder: PlainFolder, config: Any) -> dict[str, list[str]]:
-    """The files of each split."""
-    return {str(split): [folder.original(str(path)) for path in paths] for split, paths in config.data_files.items()}
+    """The files of each split, each once: several patterns of the library, and links, may give the same one."""
+    found: dict[str, list[str]] = {}
+    for split, paths in config.data_files.items():
+        once: dict[str, str] = {}
+        for path in map(folder.original, map(str, paths)):
+            once.setdefault(os.path.realpath(path), path)
+        found[str(split)] = list(once.values())
+    return found
 
 
 def _content_key(files: Mapping[str, Sequence[str]]) -> str:
@@ -204,12 +300,12 @@ def _is_text(path: str) -> bool:
 
 
 def _unread_files(name: str, folder: PlainFolder, config: Any) -> str:
-    """For the user: the text files of a folder that are in no split; "" if there are none, or its card says so."""
+    """For the user: the text files of a folder that are in no split; "" if there are none."""
     given = {os.path.realpath(path) for paths in _files_of(folder, config).values() for path in paths}
     files = visible_files(name)
     texts = list(filter(_is_text, files))
     unread = [os.path.relpath(path, name) for path in texts if os.path.realpath(path) not in given]
-    if not unread or _card_names_files(folder.path, config.name):
+    if not unread:
         return ""
     names = first_names(unread)
     described = any(os.path.exists(os.path.join(name, file)) for file in FILES_TO_IGNORE)  # a glob would read these
@@ -218,12 +314,6 @@ def _unread_files(name: str, folder: PlainFolder, config: Any) -> str:
     else:
         remedy = "to read them name the files of each split: --train_file, --validation_file, --test_file"
     return printable(f"NOT READ: {len(unread):,} of the {len(texts):,} text files in the folder ({names}); {remedy}")
-
-
-def _card_names_files(name: str, config_name: str) -> bool:
-    """Whether the card of a dataset says which files belong to a config."""
-    parameters: Any = datasets.load.dataset_module_factory(name).builder_configs_parameters
-    return bool({"data_files", "data_dir"} & (parameters.metadata_configs or {}).get(config_name, {}).keys())
 
 
 def _has_reading_options(config: Any) -> bool:
@@ -246,23 +336,30 @@ def _refuse_config(args: DataArguments, why: str) -> None:
     args.dataset_config_name = None
 
 
-def _choose_config(name: str, args: DataArguments) -> str | None:
-    """The wanted config of a dataset, or its default where it lacks one that was merely preferred.
+def _choose_config(configs: MetadataConfigs, args: DataArguments) -> str | None:
+    """The wanted config of a folder, or its default where it lacks one that was merely preferred.
 
     Then the arguments forget it, so that the record of the run does not ask this dataset for it.
     """
-    wanted = args.dataset_config_name
-    if wanted is None:
-        return None
-    available = datasets.get_dataset_config_names(name)
+    wanted, available = args.dataset_config_name, list(configs) or ["default"]
     if wanted in available:
         return wanted
-    if isinstance(wanted, Preferred):
-        args.dataset_config_name = None
-        return None
-    raise UserError(
-        f"--dataset_config_name: {args.dataset_name} has no config {wanted!r}; available: {', '.join(available)}"
-    )
+    if wanted is not None and not isinstance(wanted, Preferred):
+        raise _no_config(args, ", ".join(available))
+    args.dataset_config_name = None
+    default = configs.get_default_config_name()
+    if default is None and configs:
+        raise _several_configs(args, str(available))
+    return default
+
+
+def _several_configs(args: DataArguments, available: str) -> UserError:
+    return UserError(f"--dataset_config_name: {args.dataset_name} has several configs; choose one of {available}")
+
+
+def _no_config(args: DataArguments, available: str) -> UserError:
+    wanted = args.dataset_config_name
+    return UserError(f"--dataset_config_name: {args.dataset_name} has no config {wanted!r}; available: {available}")
 
 
 def _row_sources(

@@ -166,6 +166,7 @@ class RowSource:
         part: number of a part, which its cursors have in the place of a file's.
         note: what else the user must know of the text.
         files: local files with its content, or their addresses, where the version does not follow it.
+        line_end: what each row ends with, where the library has taken it off.
     """
 
     name: str
@@ -177,6 +178,7 @@ class RowSource:
     part: int = 0
     note: str = ""
     files: tuple[str, ...] = ()
+    line_end: str = ""
 
     @property
     def origin(self) -> str:
@@ -206,8 +208,11 @@ class RowSource:
         for number, text in enumerate(self._texts(start.offset), start.offset):
             if text is not None and not isinstance(text, str):
                 raise not_text(self.column, type(text).__name__)
+            if text is not None:
+                text = with_line_feeds(text)
+                text += "" if text.endswith(self.line_end) else self.line_end
             skipped = start.part if number == start.offset else 0
-            for part, document in enumerate(split_document(text and with_line_feeds(text), self.unit)):
+            for part, document in enumerate(split_document(text, self.unit)):
                 if part >= skipped:
                     yield document, Cursor(self.part, number, number, part)
 
@@ -259,4 +264,4 @@ class RowSource:
     def _key(self, key_of_file: Callable[[str], str]) -> str:
         contents = [key_of_file(path) if os.path.isfile(path) else path for path in self.files]
         version = f"{self.version}{contents}" if contents else self.version or self.dataset._fingerprint
-        return repr((version, self.name, self.column, str(self.unit)))
+        return repr((version, self.name, self.column, str(self.unit), *filter(None, [self.line_end])))
