@@ -1,18 +1,17 @@
 """Is the model and data hub there? Asked once, before any library starts its retries."""
 
 import functools
-import http.client
+import importlib
 import os
-import ssl
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, constants, create_branch, create_commit, upload_folder
+from huggingface_hub.errors import HTTPError
+from huggingface_hub.utils import get_session
 
 from ..errors import SaveError, UserError, first_line
 from .command_lines import as_typed
@@ -132,14 +131,19 @@ def _probe(answer: Future[bool]) -> None:
 
 
 def _answers() -> bool:
+    """By the client that is used afterwards, with its proxies, certificates and login."""
+    http = importlib.import_module(HTTPError.__module__)  # httpx2; httpx in older releases of the hub's client
     try:
-        urllib.request.urlopen(constants.ENDPOINT, timeout=_PROBE_SECONDS / 2).close()  # a second address has its turn
-    except urllib.error.HTTPError:
-        pass  # it answered, if only with an error
-    except (OSError, http.client.BadStatusLine) as error:
-        # OpenSSL's certificates need not be those of the hub's own client, which decides (a proxy, macOS)
-        return isinstance(getattr(error, "reason", error), ssl.SSLCertVerificationError)
-    except (ValueError, http.client.InvalidURL) as error:
-        problem = f"HF_ENDPOINT: {constants.ENDPOINT} is no address ({first_line(error)})"
-        raise UserError(f"{problem}; begin it with https://") from error
-    return True
+        client = get_session()
+    except (ImportError, ValueError, http.InvalidURL) as error:
+        problem = f"the proxy of this environment cannot be used ({first_line(error)})"
+        raise UserError(f"{problem}; correct HTTPS_PROXY or ALL_PROXY, or install what it needs") from error
+    try:
+        # half the time, so that a second address has its turn
+        client.head(constants.ENDPOINT, timeout=_PROBE_SECONDS / 2, follow_redirects=False)
+    except (http.InvalidURL, http.UnsupportedProtocol) as error:
+        address = constants.ENDPOINT.rpartition("@")[2]  # without a login
+        raise UserError(f"HF_ENDPOINT: {address} is no address; begin it with https://") from error
+    except HTTPError:
+        return False
+    return True  # if only with an error
