@@ -83,8 +83,9 @@ def ask(monkeypatch):
     """Ask for the hub anew, with the client that the environment of the test gives."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "_last", hub._Answer())
     close_session()
-    yield ensure_hub_or_offline.__wrapped__
+    yield ensure_hub_or_offline
     close_session()
 
 
@@ -182,6 +183,30 @@ def test_several_addresses_are_given_up_together(ask, monkeypatch):
     begin = time.monotonic()
     assert not ask()
     assert time.monotonic() - begin < 4 and constants.HF_HUB_OFFLINE and datasets.config.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize("datasets_offline", [False, True])
+def test_a_network_that_comes_back(ask, monkeypatch, datasets_offline):
+    """In one process the hub is asked again after a while, and what was set because it was away is taken back."""
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", datasets_offline)
+    with closing(socket.create_server(("127.0.0.1", 0))) as unused:
+        port = unused.getsockname()[1]
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+    assert not ask() and constants.HF_HUB_OFFLINE and datasets.config.HF_HUB_OFFLINE
+    with serving(port) as server:
+        assert not ask() and not server.logins  # a start asks several times
+        monkeypatch.setattr(hub, "_SECONDS_UNTIL_ASKED_AGAIN", 0)
+        assert ask()
+        assert not constants.HF_HUB_OFFLINE and datasets.config.HF_HUB_OFFLINE is datasets_offline
+    assert ask() and len(server.logins) == 1
+
+
+def test_offline_mode_of_the_user(ask, monkeypatch):
+    """HF_HUB_OFFLINE=1 is obeyed, and stays."""
+    monkeypatch.setattr(hub, "_SECONDS_UNTIL_ASKED_AGAIN", 0)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub, "get_session", lambda: pytest.fail("the hub was asked"))
+    assert not ask() and not ask() and constants.HF_HUB_OFFLINE
 
 
 @pytest.mark.parametrize("greeting", [b"", b"SSH-2.0-OpenSSH_9.9\r\n"])
