@@ -19,6 +19,9 @@ from huggingface_hub.utils import get_session
 from ..errors import SaveError, UserError, first_line
 from .command_lines import as_typed
 
+# What the hub's client raises: its library's own errors, such as those of a connection that breaks, are no OSErrors.
+CONNECTION_ERRORS = (OSError, HTTPError)
+
 _PROBE_SECONDS = 10
 # A start asks several times, and must not wait for each; a notebook may outlive a network that is away.
 _SECONDS_UNTIL_ASKED_AGAIN = 60

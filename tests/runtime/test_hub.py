@@ -50,6 +50,26 @@ except UserError as error:
 """
 
 
+LOAD_ALL = """
+from gpt2_hf.commands.model_loading import load_weights, read_config
+from gpt2_hf.commands.training_protocol import read_trained_config
+from gpt2_hf.runtime.hub import ensure_hub_or_offline
+from gpt2_hf import GPT2HFConfig
+assert ensure_hub_or_offline()
+for load in (
+    lambda: load_data(DataArguments(), load_tokenizer(), 64),
+    lambda: load_tokenizer("someone/model"),
+    lambda: read_config("someone/model", "--model_path"),
+    lambda: load_weights("someone/model", GPT2HFConfig(n_embd=4, n_head=1), None, "--model_path"),
+    lambda: read_trained_config("someone/model"),
+):
+    try:
+        load()
+    except UserError as error:
+        print(error)
+"""
+
+
 def run_without_hub(code, tmp_path, endpoint):
     """What a program prints, what it says beside that, and its seconds without its imports."""
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "PYTHONWARNINGS": "ignore"}
@@ -101,10 +121,21 @@ class Answer(BaseHTTPRequestHandler):
         pass
 
 
+class BrokenConnection(Answer):
+    """An answer to the first question, that whether the hub is there; then none."""
+
+    def do_HEAD(self):
+        if not self.server.logins:
+            super().do_HEAD()
+
+    def do_GET(self):
+        pass
+
+
 @contextlib.contextmanager
-def serving(port=0, status=200):
+def serving(port=0, status=200, handler=Answer):
     """A local server, as the hub, a mirror or a proxy."""
-    with HTTPServer(("127.0.0.1", port), Answer) as server:
+    with HTTPServer(("127.0.0.1", port), handler) as server:
         server.status, server.logins = status, []
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -141,6 +172,14 @@ def test_a_hub_behind_a_proxy(ask, monkeypatch):
     with serving() as proxy:
         monkeypatch.setenv("ALL_PROXY", f"http://127.0.0.1:{proxy.server_port}")
         assert ask()
+
+
+def test_connections_that_break(tmp_path):
+    """A hub that is there and closes what comes after: data, tokenizer, model and record give one line each."""
+    with serving(handler=BrokenConnection) as server:
+        lines, errors, _ = run_without_hub(LOAD_ALL, tmp_path, f"http://127.0.0.1:{server.server_port}")
+    assert len(lines) == 5 and "Traceback" not in errors
+    assert all("cannot be loaded" in line or "can be loaded" in line or "could be loaded" in line for line in lines)
 
 
 def test_a_proxy_that_cannot_be_used(ask, monkeypatch):
