@@ -53,7 +53,7 @@ def staged_folder(target: Path, option: str = "--output_dir") -> Iterator[Path]:
     with refusals_in_words(target, option):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            staging = folders.open_staging(target.parent, target.name)
+            staging = folders.make_staging(folders.staging_of(target))
         except FileExistsError as error:
             raise UserError(
                 f"{option}: {error.filename} already exists and was not written by this run; move it away"
