@@ -19,7 +19,7 @@ _SHORTEST = 6
 
 _IN_ADDRESS = re.compile(r"(?<=://)[^\s/?#'\"<>]*@")
 _IN_QUERY = re.compile(rf"([?&;][\w.-]*(?:{_WORD}|signature|sig)=)[^&\s#'\"]+", re.IGNORECASE)
-_IN_COMMAND = re.compile(rf"(--[\w-]*[_-]{_WORD}[= ])\S+", re.IGNORECASE)
+_IN_COMMAND = re.compile(rf"(--[\w-]*[_-]{_WORD}[= ])(?!{re.escape(HIDDEN)})\S+", re.IGNORECASE)
 _IN_JSON = re.compile(rf"(\"[\w-]*[_-]{_WORD}\"\s*:\s*)\"[^\"]*\"", re.IGNORECASE)
 _OF_THE_HUB = re.compile(r"\bhf_[A-Za-z0-9]{30,}\b")
 
