@@ -105,10 +105,18 @@ def serve(model_paths: Sequence[str], host: str | None = None, port: int | None 
         port: likewise.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it is read when gradio is imported
+    _pass_by_proxies(host)
     models = [load_demo_model(path) for path in model_paths]
     with _ready(models):
         page = build_page(models)
         page.launch(server_name=host, server_port=port, share=False, show_error=True, footer_links=[], css=_CSS)
+
+
+def _pass_by_proxies(host: str | None) -> None:
+    """Let gradio reach its own server where the environment names a proxy: it asks for the page before it is there."""
+    excepted = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    hosts = ",".join(filter(None, [excepted, "localhost", "127.0.0.1", "::1", host]))
+    os.environ.update(no_proxy=hosts, NO_PROXY=hosts)
 
 
 @contextlib.contextmanager
