@@ -57,7 +57,9 @@ def test_secrets_are_found_by_their_form(text):
 
 
 def test_ordinary_texts_stay_as_they_are():
-    """Addresses without credentials, mail addresses, options that merely sound alike."""
+    """Addresses without credentials, mail addresses, options that merely sound alike, texts of a mix."""
+    mix = {"train_mix": {"secret": {"train_file": "a.txt", "weight": 1.0}, "low_key": {"train_file": "b.txt"}}}
+    assert without_secrets(mix) == mix
     for text in ("https://huggingface.co/openai-community/gpt2", "a@b.c", "--sample_tokens 0", "key=1", "a/b@main"):
         assert hide(text) == text
 
