@@ -20,6 +20,7 @@ from ..checkpoints.new_folder import require_new_folder
 from ..errors import UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import DemoArguments
+from ..runtime.command_lines import as_typed
 from ..runtime.own_process import unplanned_attention
 from ..runtime.precision import current_device_type, resolve_precision
 from .model_loading import load_trained
@@ -75,11 +76,9 @@ def run_demo(args: DemoArguments, given: dict[str, str]) -> int:
 
         target = require_new_folder(args.space_dir, "--space_dir")
         write_space([load_demo_model(path) for path in args.model_path], target)
-        print(f"written: {target}; try it: cd {target} && python app.py")
-        print(
-            f"publish it: hf repos create USER/NAME --type space --space-sdk gradio && hf upload USER/NAME {target} "
-            ". --repo-type space"
-        )
+        upload = as_typed("hf", "upload", "USER/NAME", str(target), ".", "--repo-type", "space")
+        print(f"written: {target}; try it: {as_typed('cd', str(target))} && python app.py")
+        print(f"publish it: hf repos create USER/NAME --type space --space-sdk gradio && {upload}")
         return 0
     _require_free_port(args.host, args.port)
     serve(args.model_path, args.host, args.port)

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import os
 import runpy
+import shlex
 import socket
 import subprocess
 import sys
@@ -99,9 +100,11 @@ def test_the_space_is_whole(with_gradio, finished_run, tmp_path, capsys, monkeyp
     """A header for the hub, versions that are on PyPI, and an app that loads its own model by a relative path."""
     versions = metadata.version
     monkeypatch.setattr(space.metadata, "version", lambda name: "6.0.0" if name == "gradio" else versions(name))
-    target = tmp_path / "space"
+    target = tmp_path / "my space"
     assert main(["demo", "--model_path", str(finished_run / "best_model"), "--space_dir", str(target)]) == 0
-    assert "written: " in capsys.readouterr().out
+    written, publish = capsys.readouterr().out.splitlines()[-2:]
+    assert shlex.split(written.partition("try it: ")[2])[:2] == ["cd", str(target)]
+    assert str(target) in shlex.split(publish)
     header = yaml.safe_load((target / "README.md").read_text(encoding="utf-8").split("---")[1])
     assert header["sdk"] == "gradio" and header["sdk_version"] == "6.0.0" and header["app_file"] == "app.py"
     requirements = (target / "requirements.txt").read_text().splitlines()
