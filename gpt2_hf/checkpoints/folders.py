@@ -87,13 +87,20 @@ def step_of(folder: str | Path) -> int:
 
 
 def open_staging(output_dir: str | Path, name: str) -> Path:
-    """Create an empty staging folder for `name`.
+    """Create an empty staging folder for `name`, of a checkpoint or the best model.
 
     Raises:
         FileExistsError: if there is one of that name that is somebody else's.
     """
     staging = staging_of(Path(output_dir) / name)
     if is_own_staging(staging):
+        _delete(staging)
+    return make_staging(staging)
+
+
+def make_staging(staging: Path) -> Path:
+    """Create an empty staging folder of any name; raises what `open_staging` does."""
+    if _is_marked(staging):
         _delete(staging)
     staging.mkdir(parents=True)
     (staging / _STAGING_MARK).touch()
@@ -112,12 +119,22 @@ def delete_staging(target: Path) -> None:
 
 
 def is_own_staging(folder: Path) -> bool:
+    """Whether a folder with the temporary name of a checkpoint or the best model is one that a run was filling.
+
+    A version without the mark may have filled it. Under any other name such a folder may be somebody's model.
+    """
+    if folder.is_symlink():
+        return False
+    if _is_marked(folder) or is_own(folder):
+        return True
+    return written.read_object(folder / "config.json").get("model_type") == "gpt2_hf"
+
+
+def _is_marked(folder: Path) -> bool:
     """Whether the folder is one that a process was filling; one without anything in it may be."""
     if not folder.is_dir() or folder.is_symlink():
         return False
-    if (folder / _STAGING_MARK).exists() or is_own(folder) or not any(folder.iterdir()):
-        return True
-    return written.read_object(folder / "config.json").get("model_type") == "gpt2_hf"  # by a version without the mark
+    return (folder / _STAGING_MARK).exists() or not any(folder.iterdir())
 
 
 def staging_of(target: Path) -> Path:

@@ -1,10 +1,12 @@
 """A folder that a command writes: new, and complete or absent.
 
 In: `--output_dir`, or another option that names a folder. Out: a staging folder beside it, which gets the folder's
-name when all is written and checked.
+name when all is written and checked. An empty folder that is there already is kept: it may be the current one, a link
+or a mount point. Its staging folder is inside, and what was written there is moved up at the end.
 """
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -51,9 +53,9 @@ def staged_folder(target: Path, option: str = "--output_dir") -> Iterator[Path]:
             if the system refuses a file.
     """
     with refusals_in_words(target, option):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        is_there = target.is_dir()
         try:
-            staging = folders.open_staging(target.parent, target.name)
+            staging = folders.make_staging(folders.staging_of(target / "files" if is_there else target))
         except FileExistsError as error:
             raise UserError(
                 f"{option}: {error.filename} already exists and was not written by this run; move it away"
@@ -62,8 +64,18 @@ def staged_folder(target: Path, option: str = "--output_dir") -> Iterator[Path]:
             yield staging
             folders.follow_umask(staging)
             folders.close_staging(staging)
-            if target.exists():
-                target.rmdir()  # empty, or this fails
-            staging.rename(target)
+            if is_there:
+                _move_up(staging)
+            else:
+                staging.rename(target)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _move_up(staging: Path) -> None:
+    """Move what a staging folder holds into the folder around it, which is empty but for it, or this fails."""
+    target = staging.parent
+    if any(path != staging for path in target.iterdir()):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(target))
+    for path in list(staging.iterdir()):
+        path.rename(target / path.name)

@@ -20,6 +20,7 @@ from ..checkpoints.new_folder import require_new_folder
 from ..errors import UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import DemoArguments
+from ..runtime.command_lines import as_typed
 from ..runtime.own_process import unplanned_attention
 from ..runtime.precision import current_device_type, resolve_precision
 from .model_loading import load_trained
@@ -75,11 +76,9 @@ def run_demo(args: DemoArguments, given: dict[str, str]) -> int:
 
         target = require_new_folder(args.space_dir, "--space_dir")
         write_space([load_demo_model(path) for path in args.model_path], target)
-        print(f"written: {target}; try it: cd {target} && python app.py")
-        print(
-            f"publish it: hf repos create USER/NAME --type space --space-sdk gradio && hf upload USER/NAME {target} "
-            ". --repo-type space"
-        )
+        upload = as_typed("hf", "upload", "USER/NAME", str(target), ".", "--repo-type", "space")
+        print(f"written: {target}; try it: {as_typed('cd', str(target))} && python app.py")
+        print(f"publish it: hf repos create USER/NAME --type space --space-sdk gradio && {upload}")
         return 0
     _require_free_port(args.host, args.port)
     serve(args.model_path, args.host, args.port)
@@ -105,10 +104,18 @@ def serve(model_paths: Sequence[str], host: str | None = None, port: int | None 
         port: likewise.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it is read when gradio is imported
+    _pass_by_proxies(host)
     models = [load_demo_model(path) for path in model_paths]
     with _ready(models):
         page = build_page(models)
         page.launch(server_name=host, server_port=port, share=False, show_error=True, footer_links=[], css=_CSS)
+
+
+def _pass_by_proxies(host: str | None) -> None:
+    """Let gradio reach its own server where the environment names a proxy: it asks for the page before it is there."""
+    excepted = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    hosts = ",".join(filter(None, [excepted, "localhost", "127.0.0.1", "::1", host]))
+    os.environ.update(no_proxy=hosts, NO_PROXY=hosts)
 
 
 @contextlib.contextmanager

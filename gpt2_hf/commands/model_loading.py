@@ -17,7 +17,7 @@ from ..errors import UserError, first_line
 from ..model.configuration_gpt2_hf import GPT2HFConfig
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import ModelArguments
-from ..runtime.hub import ensure_hub_or_offline, is_hub_id
+from ..runtime.hub import CONNECTION_ERRORS, ensure_hub_or_offline, is_hub_id
 from ..runtime.utilization import free_memory
 from .weight_files import check_weight_files
 
@@ -217,7 +217,7 @@ def load_weights(source: str, config: GPT2HFConfig, attn_implementation: str | N
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (*CONNECTION_ERRORS, RuntimeError, SafetensorError) as error:
         reason, *advice = first_line(error).split(" Please do not")
         if advice:  # against the option that is set here
             reason += (

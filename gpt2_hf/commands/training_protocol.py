@@ -20,7 +20,7 @@ from ..options.fields import default_value
 from ..options.mixture import DATA_FILES, SOURCES, TEXT_KEYS
 from ..options.parsing import PROVENANCE_KEY
 from ..runtime.distributed import process_index
-from ..runtime.hub import ensure_hub_or_offline, is_hub_id, is_local_path
+from ..runtime.hub import CONNECTION_ERRORS, ensure_hub_or_offline, is_hub_id, is_local_path
 
 # Options that take effect under certain values of others, and are refused otherwise. Those of the training run are
 # passed over then: its protocol is repeated as far as it goes with what is asked for.
@@ -89,7 +89,7 @@ def read_trained_config(source: str) -> dict[str, Any]:
         return read_json(path) if path.is_file() else {}
     try:
         found = cached_file(source, RESOLVED_CONFIG_NAME, _raise_exceptions_for_missing_entries=False)
-    except OSError as error:
+    except CONNECTION_ERRORS as error:
         raise UserError(f"{source}: {RESOLVED_CONFIG_NAME} cannot be loaded: {first_line(error)}") from error
     config = read_json(Path(found)) if found is not None else {}
     files = [config.pop(name, None) for name in (*DATA_FILES, "train_mix")]

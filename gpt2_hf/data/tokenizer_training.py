@@ -23,6 +23,7 @@ from ..checkpoints.new_folder import refusals_in_words, require_new_folder, stag
 from ..errors import EXIT_OK, UserError, first_line, printable
 from ..options.arguments import DataArguments, option
 from ..options.values import check_values
+from ..runtime.command_lines import as_typed
 from .encoding import batches_of, has_text, pieces_of
 from .sources import Source, load_sources
 from .tokenizer import END_OF_TEXT
@@ -93,7 +94,7 @@ def run_tokenizer_training(args: TokenizerTrainingArguments) -> int:
         f"on the first {measured.bytes:,} bytes of its text: {measured.bytes / max(measured.tokens, 1):.2f} bytes and "
         f"{measured.characters / max(measured.tokens, 1):.2f} characters per token"
     )
-    print(printable(f"saved in {folder}; use it with --tokenizer_name {folder}"))
+    print(printable(f"saved in {folder}; use it with --tokenizer_name {as_typed(str(folder))}"))
     return EXIT_OK
 
 

@@ -234,10 +234,8 @@ def make_trainer(
         UserError: if transformers refuses an option, or the hub cannot be reached.
     """
     if run.args.push_to_hub and not ensure_hub_or_offline():
-        raise UserError(
-            "--push_to_hub: the hub cannot be reached; leave it out and publish afterwards: hf upload USER/NAME "
-            f"{run.output_dir / folders.BEST_MODEL}"
-        )
+        upload = as_typed("hf", "upload", "USER/NAME", str(run.output_dir / folders.BEST_MODEL))
+        raise UserError(f"--push_to_hub: the hub cannot be reached; leave it out and publish afterwards: {upload}")
     job = JobContext(
         watch=run.watch,
         signals=run.signals,

@@ -22,7 +22,7 @@ from ..commands.generate import generate_text
 from ..commands.report import best_evaluation, write_report
 from ..data import LoadedData
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
-from ..options.secrets import without_secrets
+from ..options.secrets import hide, without_secrets
 from ..runtime import distributed
 from ..runtime.command_lines import as_typed
 from ..runtime.hub import upload_model
@@ -94,7 +94,12 @@ def publish(run: Run, repo_id: str, saved: Path | None) -> None:
         run.say("nothing was saved of this model, so nothing is uploaded")
         return
     run.say(f"uploading {saved} to {repo_id}")
-    further = {path.relative_to(run.output_dir).as_posix(): path for path in own_events(run.output_dir, run.name)}
+    further = {}
+    for path in own_events(run.output_dir, run.name):
+        if _shows_secrets(path):
+            run.say(f"{path} is not uploaded: an earlier version wrote a token or password into it")
+        else:
+            further[path.relative_to(run.output_dir).as_posix()] = path
     left_out = [folders.RESOLVED_CONFIG_NAME] if has_secrets(saved / folders.RESOLVED_CONFIG_NAME) else []
     if not is_best_model(saved):
         kept = [path.name for path in folders.model_files(saved)]
@@ -109,6 +114,12 @@ def has_secrets(config: Path) -> bool:
     """Whether a resolved config, which an earlier version may have written, has what must not be published."""
     content = written.read_object(config)
     return bool(without_secrets(content) != content)
+
+
+def _shows_secrets(events: Path) -> bool:
+    """Whether an event file, which an earlier version may have written, has a secret in one of its texts."""
+    text = events.read_bytes().decode(errors="replace")
+    return hide(text) != text
 
 
 def write_state(output_dir: Path, state: TrainerState) -> None:

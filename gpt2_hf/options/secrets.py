@@ -19,7 +19,7 @@ _SHORTEST = 6
 
 _IN_ADDRESS = re.compile(r"(?<=://)[^\s/?#'\"<>]*@")
 _IN_QUERY = re.compile(rf"([?&;][\w.-]*(?:{_WORD}|signature|sig)=)[^&\s#'\"]+", re.IGNORECASE)
-_IN_COMMAND = re.compile(rf"(--[\w-]*[_-]{_WORD}[= ])\S+", re.IGNORECASE)
+_IN_COMMAND = re.compile(rf"(--[\w-]*[_-]{_WORD}[= ])(?!{re.escape(HIDDEN)})\S+", re.IGNORECASE)
 _IN_JSON = re.compile(rf"(\"[\w-]*[_-]{_WORD}\"\s*:\s*)\"[^\"]*\"", re.IGNORECASE)
 _OF_THE_HUB = re.compile(r"\bhf_[A-Za-z0-9]{30,}\b")
 
@@ -76,7 +76,9 @@ def secret_names(options: Any) -> list[str]:
 def without_secrets(value: Any) -> Any:
     """Options or circumstances as they may be written: no secret option, at any depth, and none in a text."""
     if isinstance(value, Mapping):
-        return {name: without_secrets(inner) for name, inner in value.items() if not is_secret(str(name))}
+        # an object under such a name is no secret, but a text of `--train_mix`
+        kept = [name for name, inner in value.items() if isinstance(inner, Mapping) or not is_secret(str(name))]
+        return {name: without_secrets(value[name]) for name in kept}
     if isinstance(value, list | tuple):
         return [without_secrets(inner) for inner in value]
     return hide(value) if isinstance(value, str) else value

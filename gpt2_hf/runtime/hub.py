@@ -1,23 +1,42 @@
-"""Is the model and data hub there? Asked once, before any library starts its retries."""
+"""Is the model and data hub there? Asked before any library starts its retries, and again a while after it was not."""
 
-import functools
-import http.client
+import contextlib
+import importlib
+import math
 import os
-import ssl
 import threading
-import urllib.error
-import urllib.request
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, constants, create_branch, create_commit, upload_folder
+from huggingface_hub.errors import HTTPError
+from huggingface_hub.utils import get_session
 
 from ..errors import SaveError, UserError, first_line
 from .command_lines import as_typed
 
+# What the hub's client raises: its library's own errors, such as those of a connection that breaks, are no OSErrors.
+CONNECTION_ERRORS = (OSError, HTTPError)
+
 _PROBE_SECONDS = 10
+# A start asks several times, and must not wait for each; a notebook may outlive a network that is away.
+_SECONDS_UNTIL_ASKED_AGAIN = 60
+
+
+@dataclass
+class _Answer:
+    """Whether the hub was there when it was asked, and whose `HF_HUB_OFFLINE` was set because it was not."""
+
+    is_there: bool = False
+    seconds: float = -math.inf
+    switched: list[Any] = field(default_factory=list)
+
+
+_last = _Answer()
 
 
 def is_hub_id(name: str) -> bool:
@@ -94,7 +113,6 @@ def _hf_upload(repo_id: str, local: str, revision: str | None, *options: str, pa
     return as_typed(*words, *([f"--revision={revision}"] if revision else []), *options)
 
 
-@functools.cache
 def ensure_hub_or_offline() -> bool:
     """Probe the hub; if it cannot be reached, put the libraries into offline mode, where they use their caches.
 
@@ -106,21 +124,24 @@ def ensure_hub_or_offline() -> bool:
     Raises:
         UserError: if HF_ENDPOINT is no address.
     """
-    if constants.HF_HUB_OFFLINE:
-        return False
+    if time.monotonic() - _last.seconds > _SECONDS_UNTIL_ASKED_AGAIN:
+        while _last.switched:
+            _last.switched.pop().HF_HUB_OFFLINE = False  # with which the hub's client asks nobody
+    if constants.HF_HUB_OFFLINE or _last.is_there:
+        return not constants.HF_HUB_OFFLINE
     answer: Future[bool] = Future()
     # in a thread, because the timeout of a connection counts anew for each address of a name
     threading.Thread(target=_probe, args=(answer,), daemon=True).start()
-    try:
-        is_there = answer.result(_PROBE_SECONDS)
-    except TimeoutError:
-        is_there = False
-    if not is_there:
+    with contextlib.suppress(TimeoutError):
+        _last.is_there = answer.result(_PROBE_SECONDS)
+    if not _last.is_there:
         import datasets
 
-        constants.HF_HUB_OFFLINE = True
-        datasets.config.HF_HUB_OFFLINE = True
-    return is_there
+        _last.seconds = time.monotonic()
+        _last.switched = [one for one in (constants, datasets.config) if not one.HF_HUB_OFFLINE]
+        for one in _last.switched:
+            one.HF_HUB_OFFLINE = True
+    return _last.is_there
 
 
 def _probe(answer: Future[bool]) -> None:
@@ -132,14 +153,19 @@ def _probe(answer: Future[bool]) -> None:
 
 
 def _answers() -> bool:
+    """By the client that is used afterwards, with its proxies, certificates and login."""
+    http = importlib.import_module(HTTPError.__module__)  # httpx2; httpx in older releases of the hub's client
     try:
-        urllib.request.urlopen(constants.ENDPOINT, timeout=_PROBE_SECONDS / 2).close()  # a second address has its turn
-    except urllib.error.HTTPError:
-        pass  # it answered, if only with an error
-    except (OSError, http.client.BadStatusLine) as error:
-        # OpenSSL's certificates need not be those of the hub's own client, which decides (a proxy, macOS)
-        return isinstance(getattr(error, "reason", error), ssl.SSLCertVerificationError)
-    except (ValueError, http.client.InvalidURL) as error:
-        problem = f"HF_ENDPOINT: {constants.ENDPOINT} is no address ({first_line(error)})"
-        raise UserError(f"{problem}; begin it with https://") from error
-    return True
+        client = get_session()
+    except (ImportError, ValueError, http.InvalidURL) as error:
+        problem = f"the proxy of this environment cannot be used ({first_line(error)})"
+        raise UserError(f"{problem}; correct HTTPS_PROXY or ALL_PROXY, or install what it needs") from error
+    try:
+        # half the time, so that a second address has its turn
+        client.head(constants.ENDPOINT, timeout=_PROBE_SECONDS / 2, follow_redirects=False)
+    except (http.InvalidURL, http.UnsupportedProtocol) as error:
+        address = constants.ENDPOINT.rpartition("@")[2]  # without a login
+        raise UserError(f"HF_ENDPOINT: {address} is no address; begin it with https://") from error
+    except HTTPError:
+        return False
+    return True  # if only with an error

@@ -4,12 +4,14 @@ import contextlib
 import importlib.util
 import os
 import runpy
+import shlex
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from importlib import metadata
+from types import SimpleNamespace
 from urllib.parse import urlparse
 
 import pytest
@@ -98,9 +100,11 @@ def test_the_space_is_whole(with_gradio, finished_run, tmp_path, capsys, monkeyp
     """A header for the hub, versions that are on PyPI, and an app that loads its own model by a relative path."""
     versions = metadata.version
     monkeypatch.setattr(space.metadata, "version", lambda name: "6.0.0" if name == "gradio" else versions(name))
-    target = tmp_path / "space"
+    target = tmp_path / "my space"
     assert main(["demo", "--model_path", str(finished_run / "best_model"), "--space_dir", str(target)]) == 0
-    assert "written: " in capsys.readouterr().out
+    written, publish = capsys.readouterr().out.splitlines()[-2:]
+    assert shlex.split(written.partition("try it: ")[2])[:2] == ["cd", str(target)]
+    assert str(target) in shlex.split(publish)
     header = yaml.safe_load((target / "README.md").read_text(encoding="utf-8").split("---")[1])
     assert header["sdk"] == "gradio" and header["sdk_version"] == "6.0.0" and header["app_file"] == "app.py"
     requirements = (target / "requirements.txt").read_text().splitlines()
@@ -117,6 +121,22 @@ def test_the_space_is_whole(with_gradio, finished_run, tmp_path, capsys, monkeyp
     assert load_demo_model(path).model.config.n_positions == 32
 
 
+@pytest.mark.parametrize("name", ["no_proxy", "NO_PROXY", None])
+def test_the_page_is_not_behind_a_proxy(monkeypatch, name):
+    """Gradio asks its own server; what the environment excepts already stays so."""
+    for one in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(one, "")
+    if name is not None:
+        monkeypatch.setenv(name, "example.org")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    passed_by = []
+    hosts = ("localhost", "127.0.0.1", "page.internal", "a.example.org", "example.com")
+    page = SimpleNamespace(launch=lambda **options: passed_by.extend(map(urllib.request.proxy_bypass, hosts)))
+    monkeypatch.setattr(demo, "build_page", lambda models: page)
+    demo.serve([], host="page.internal")
+    assert list(map(bool, passed_by)) == [True, True, True, name is not None, False]
+
+
 @pytest.fixture
 def page(finished_run):
     """The address of the page, with two models."""
@@ -126,7 +146,8 @@ def page(finished_run):
         port = free.getsockname()[1]
     models = [str(finished_run / name) for name in ("best_model", "checkpoint-10")]
     command = [sys.executable, "-m", "gpt2_hf", "demo", "--model_path", *models, "--port", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    proxied = {**os.environ, "HTTP_PROXY": "http://127.0.0.1:9"}  # no server of the page is behind it
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=proxied)
     address = f"http://127.0.0.1:{port}/"
     try:
         deadline = time.monotonic() + 120

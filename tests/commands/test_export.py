@@ -8,6 +8,7 @@ from transformers import AutoTokenizer, GenerationConfig, GPT2LMHeadModel
 
 from gpt2_hf import GPT2HFForCausalLM, export_to_gpt2, to_linear_layers
 from gpt2_hf.__main__ import main
+from gpt2_hf.errors import UserError
 
 from ..tiny_models import SIZES, VOCAB_SIZE, bitwise_equal, make_model, make_stock, random_ids
 
@@ -50,6 +51,22 @@ def test_nothing_but_the_stock_files_is_written(tmp_path, tokenizer):
     assert loaded("Hello world").input_ids == tokenizer("Hello world").input_ids
     assert loaded.model_max_length == SIZES["n_positions"]
     assert tokenizer.model_max_length > SIZES["n_positions"]  # the caller's is left alone
+
+
+@pytest.mark.parametrize("folder", [".", "link"])
+def test_a_folder_that_cannot_be_replaced(tmp_path, monkeypatch, folder):
+    """The current folder and a link, as to a larger disk, are filled, and are what they were."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    monkeypatch.chdir(tmp_path / "empty" if folder == "." else tmp_path)
+    inode = (tmp_path / "empty").stat().st_ino
+    export_to_gpt2(make_model(), folder)
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "empty").stat().st_ino == inode
+    names = {path.name for path in (tmp_path / "empty").iterdir()}
+    assert names == {"config.json", "generation_config.json", "model.safetensors"}
+    with pytest.raises(UserError, match=r"--output_dir: .* cannot be written \(Directory not empty\)"):
+        export_to_gpt2(make_model(), folder)
+    assert {path.name for path in (tmp_path / "empty").iterdir()} == names
 
 
 def test_the_config_holds_what_llama_cpps_converter_reads(tmp_path):

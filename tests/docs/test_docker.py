@@ -84,6 +84,7 @@ def test_compose_runs_the_image_with_tensorboard_beside_it():
     # No registry has this image, and a stranger's of this name is not wanted.
     assert train["build"] == "." and board["depends_on"] == ["train"]
     assert all((service["image"], service["pull_policy"]) == ("gpt2_hf", "never") for service in services.values())
+    assert train["user"] == board["user"]  # with umask 077 nobody else may read the checkpoints
     assert "./checkpoints:/work/checkpoints" in train["volumes"]
     assert "./checkpoints:/work/checkpoints:ro" in board["volumes"]
     assert board["entrypoint"][board["entrypoint"].index("--logdir") + 1] == "/work/checkpoints"

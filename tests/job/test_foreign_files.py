@@ -100,10 +100,10 @@ def test_a_picture_is_replaced_only_where_it_is_named(finished_run, tmp_path, ca
 
 
 def test_an_export_leaves_its_neighbours_alone(finished_run, tmp_path, capsys):
-    """A folder under the name that it is filled under is not deleted."""
-    (tmp_path / "tmp-exported").mkdir()
+    """A folder under the name that it is filled under is not deleted, even if it is a model of a run."""
+    shutil.copytree(finished_run / "best_model", tmp_path / "tmp-exported")
     (tmp_path / "tmp-exported" / "file").write_text("mine")
-    command = ["export", "--model_path", str(finished_run / "best_model")]
+    command = ["export", "--model_path", str(tmp_path / "tmp-exported")]
     assert main([*command, "--output_dir", str(tmp_path / "exported")]) == 2
     assert "tmp-exported already exists" in capsys.readouterr().err
     assert (tmp_path / "tmp-exported" / "file").read_text() == "mine"

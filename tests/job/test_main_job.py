@@ -1146,8 +1146,10 @@ def test_refused_curves_lose_nothing(train_tiny, tmp_path, capsys, monkeypatch):
 def test_no_hub_is_said_before_training(train_tiny, tmp_path, capsys, monkeypatch):
     """--push_to_hub without a network is one line, with the command for later."""
     monkeypatch.setattr("gpt2_hf.job.main_job.ensure_hub_or_offline", lambda: False)
-    assert train_tiny(tmp_path / "run", "--push_to_hub") == 2
-    assert "--push_to_hub: the hub cannot be reached" in capsys.readouterr().err
+    assert train_tiny(tmp_path / "my run", "--push_to_hub") == 2
+    message, _, command = capsys.readouterr().err.partition(" publish afterwards: ")
+    assert "--push_to_hub: the hub cannot be reached" in message
+    assert shlex.split(command) == ["hf", "upload", "USER/NAME", str(tmp_path / "my run" / "best_model")]
 
 
 def test_a_file_as_output_folder_is_one_line(train_tiny, tmp_path, capsys):

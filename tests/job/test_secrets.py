@@ -52,11 +52,14 @@ def test_the_rule_is_transformers_own_and_more():
 def test_secrets_are_found_by_their_form(text):
     """In addresses, queries and commands; what is around them stays."""
     assert MARK not in hide(text) and "***" in hide(text)
+    assert hide(json.dumps([hide(text)])) == json.dumps([hide(text)])
     assert MARK not in str(without_secrets({"a": [text], "b": {"hub_token": MARK, "c": text}}))
 
 
 def test_ordinary_texts_stay_as_they_are():
-    """Addresses without credentials, mail addresses, options that merely sound alike."""
+    """Addresses without credentials, mail addresses, options that merely sound alike, texts of a mix."""
+    mix = {"train_mix": {"secret": {"train_file": "a.txt", "weight": 1.0}, "low_key": {"train_file": "b.txt"}}}
+    assert without_secrets(mix) == mix
     for text in ("https://huggingface.co/openai-community/gpt2", "a@b.c", "--sample_tokens 0", "key=1", "a/b@main"):
         assert hide(text) == text
 
@@ -185,3 +188,17 @@ def test_the_upload_has_and_says_no_secret(train_tiny, finished_run, tmp_path, c
     assert train_tiny(tmp_path / "run", *options) == 2
     out, err = capsys.readouterr()
     assert MARK not in out + err and "not uploaded" in err
+
+
+def test_event_files_of_an_earlier_version_stay_here(train_tiny, finished_run, tmp_path, capsys, monkeypatch):
+    """It wrote the command line into them; those of a version that leaves the token out are uploaded."""
+    shutil.copytree(finished_run, tmp_path / "run")
+    before = b"\x18\0\0\0\0\0\0\0brain.Event:2\xe9\xff" + b"resolved_config/text_summary" * 4
+    for name, token in (("a", MARK), ("b", "***")):
+        text = f'{{"hub_token": "{token}", "command": "run_clm.py --hub_token {token}"}}'
+        (tmp_path / "run" / "runs" / f"events.out.tfevents.1.{name}").write_bytes(before + text.encode() + b"\0")
+    hub = Hub(monkeypatch)
+    assert train_tiny(tmp_path / "run", "--resume_from", "latest", "--push_to_hub", "--hub_model_id", "tiny") == 0
+    assert "runs/run/events.out.tfevents.1.b" in hub.further_files and len(hub.further_files) > 1
+    assert not [name for name, content in hub.further_files.items() if MARK.encode() in content]
+    assert "tfevents.1.a is not uploaded: an earlier version wrote a token" in capsys.readouterr().out

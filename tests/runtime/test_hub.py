@@ -1,20 +1,20 @@
 """gpt2_hf.runtime.hub: an unreachable hub costs seconds, not minutes, and says what to do."""
 
-import http.client
+import contextlib
 import os
 import shlex
 import socket
-import ssl
 import threading
 import time
-import urllib.error
+from base64 import b64encode
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import close_session, constants
 from huggingface_hub.cli import upload as cli_upload
 from huggingface_hub.cli.hf import app
 from huggingface_hub.utils import filter_repo_objects
@@ -50,6 +50,26 @@ except UserError as error:
 """
 
 
+LOAD_ALL = """
+from gpt2_hf.commands.model_loading import load_weights, read_config
+from gpt2_hf.commands.training_protocol import read_trained_config
+from gpt2_hf.runtime.hub import ensure_hub_or_offline
+from gpt2_hf import GPT2HFConfig
+assert ensure_hub_or_offline()
+for load in (
+    lambda: load_data(DataArguments(), load_tokenizer(), 64),
+    lambda: load_tokenizer("someone/model"),
+    lambda: read_config("someone/model", "--model_path"),
+    lambda: load_weights("someone/model", GPT2HFConfig(n_embd=4, n_head=1), None, "--model_path"),
+    lambda: read_trained_config("someone/model"),
+):
+    try:
+        load()
+    except UserError as error:
+        print(error)
+"""
+
+
 def run_without_hub(code, tmp_path, endpoint):
     """What a program prints, what it says beside that, and its seconds without its imports."""
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "PYTHONWARNINGS": "ignore"}
@@ -78,13 +98,95 @@ def test_refused_connection(tmp_path):
     assert seconds < 30
 
 
-@pytest.mark.parametrize("endpoint", ["hub.invalid", "http://hub.invalid:port"])
-def test_an_endpoint_that_is_no_address(monkeypatch, endpoint):
-    """HF_ENDPOINT without a scheme or with a bad port is one line, not a traceback."""
+@pytest.fixture
+def ask(monkeypatch):
+    """Ask for the hub anew, with the client that the environment of the test gives."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "_last", hub._Answer())
+    close_session()
+    yield ensure_hub_or_offline
+    close_session()
+
+
+class Answer(BaseHTTPRequestHandler):
+    """An answer without content to whatever is asked; the server's `logins` has those that came with it."""
+
+    def do_HEAD(self):
+        self.server.logins.append(self.headers["Authorization"])
+        self.send_response(self.server.status)
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+class BrokenConnection(Answer):
+    """An answer to the first question, that whether the hub is there; then none."""
+
+    def do_HEAD(self):
+        if not self.server.logins:
+            super().do_HEAD()
+
+    def do_GET(self):
+        pass
+
+
+@contextlib.contextmanager
+def serving(port=0, status=200, handler=Answer):
+    """A local server, as the hub, a mirror or a proxy."""
+    with HTTPServer(("127.0.0.1", port), handler) as server:
+        server.status, server.logins = status, []
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("endpoint", ["hub.invalid", "http://hub.invalid:port", "alice:pl4nted5ecret@hub.invalid"])
+def test_an_endpoint_that_is_no_address(ask, monkeypatch, endpoint):
+    """HF_ENDPOINT without a scheme or with a bad port is one line, not a traceback, and says no password."""
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    with pytest.raises(UserError, match=r"HF_ENDPOINT: .* is no address .*; begin it with https://"):
-        ensure_hub_or_offline.__wrapped__()
+    with pytest.raises(
+        UserError, match=r"HF_ENDPOINT: .*hub.invalid.* is no address; begin it with https://"
+    ) as raised:
+        ask()
+    assert "5ecret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("status", [200, 302, 404, 503])
+def test_a_mirror_with_a_login(ask, monkeypatch, status):
+    """Its name and password in HF_ENDPOINT are sent, and any answer is one."""
+    with serving(status=status) as mirror:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://alice:pl4nted5ecret@127.0.0.1:{mirror.server_port}")
+        assert ask()
+    assert mirror.logins == [f"Basic {b64encode(b'alice:pl4nted5ecret').decode()}"]
+
+
+def test_a_hub_behind_a_proxy(ask, monkeypatch):
+    """The hub is asked by its own client, which goes by ALL_PROXY too."""
+    monkeypatch.setattr(constants, "ENDPOINT", "http://hub.invalid")
+    with serving() as proxy:
+        monkeypatch.setenv("ALL_PROXY", f"http://127.0.0.1:{proxy.server_port}")
+        assert ask()
+
+
+def test_connections_that_break(tmp_path):
+    """A hub that is there and closes what comes after: data, tokenizer, model and record give one line each."""
+    with serving(handler=BrokenConnection) as server:
+        lines, errors, _ = run_without_hub(LOAD_ALL, tmp_path, f"http://127.0.0.1:{server.server_port}")
+    assert len(lines) == 5 and "Traceback" not in errors
+    assert all("cannot be loaded" in line or "can be loaded" in line or "could be loaded" in line for line in lines)
+
+
+def test_a_proxy_that_cannot_be_used(ask, monkeypatch):
+    """One line."""
+    monkeypatch.setenv("ALL_PROXY", "gopher://localhost:9")
+    with pytest.raises(UserError, match=r"proxy of this environment cannot be used \(.*gopher.*; correct HTTPS_PROXY"):
+        ask()
 
 
 @pytest.mark.slow
@@ -113,37 +215,55 @@ def test_answers_nothing(tmp_path):
     assert attempts <= 2
 
 
-def test_several_addresses_are_given_up_together(monkeypatch):
+def test_several_addresses_are_given_up_together(ask, monkeypatch):
     """The time is that of the question, however many addresses the name has, or however slow its lookup is."""
-    monkeypatch.setattr("urllib.request.urlopen", lambda *args, **options: time.sleep(5))
-    monkeypatch.setattr("gpt2_hf.runtime.hub._PROBE_SECONDS", 0.1)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "get_session", lambda: time.sleep(5))
+    monkeypatch.setattr(hub, "_PROBE_SECONDS", 0.1)
     begin = time.monotonic()
-    assert not ensure_hub_or_offline.__wrapped__()
-    assert time.monotonic() - begin < 4 and constants.HF_HUB_OFFLINE
+    assert not ask()
+    assert time.monotonic() - begin < 4 and constants.HF_HUB_OFFLINE and datasets.config.HF_HUB_OFFLINE
 
 
-@pytest.mark.parametrize(
-    ("reason", "answered"),
-    [
-        (ssl.SSLCertVerificationError(1, "self-signed certificate in certificate chain"), True),
-        (ssl.SSLEOFError(8, "EOF occurred in violation of protocol"), False),
-        (TimeoutError("timed out"), False),
-        (http.client.BadStatusLine("SSH-2.0"), False),
-    ],
-)
-def test_a_certificate_that_cannot_be_verified_is_an_answer(monkeypatch, reason, answered):
-    """Behind a proxy with certificates of its own the hub is there; its own client may know them."""
+@pytest.mark.parametrize("datasets_offline", [False, True])
+def test_a_network_that_comes_back(ask, monkeypatch, datasets_offline):
+    """In one process the hub is asked again after a while, and what was set because it was away is taken back."""
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", datasets_offline)
+    with closing(socket.create_server(("127.0.0.1", 0))) as unused:
+        port = unused.getsockname()[1]
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+    assert not ask() and constants.HF_HUB_OFFLINE and datasets.config.HF_HUB_OFFLINE
+    with serving(port) as server:
+        assert not ask() and not server.logins  # a start asks several times
+        monkeypatch.setattr(hub, "_SECONDS_UNTIL_ASKED_AGAIN", 0)
+        assert ask()
+        assert not constants.HF_HUB_OFFLINE and datasets.config.HF_HUB_OFFLINE is datasets_offline
+    assert ask() and len(server.logins) == 1
 
-    def refuse(*args, **options):
-        raise reason if isinstance(reason, http.client.HTTPException) else urllib.error.URLError(reason)
 
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    assert ensure_hub_or_offline.__wrapped__() is answered
-    assert constants.HF_HUB_OFFLINE is datasets.config.HF_HUB_OFFLINE is not answered
+def test_offline_mode_of_the_user(ask, monkeypatch):
+    """HF_HUB_OFFLINE=1 is obeyed, and stays."""
+    monkeypatch.setattr(hub, "_SECONDS_UNTIL_ASKED_AGAIN", 0)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub, "get_session", lambda: pytest.fail("the hub was asked"))
+    assert not ask() and not ask() and constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize("greeting", [b"", b"SSH-2.0-OpenSSH_9.9\r\n"])
+def test_what_is_no_hub(ask, monkeypatch, greeting):
+    """Something at the port that closes the connection, or speaks another protocol."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+
+        def greet():
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(greeting)
+                connection.recv(1000)
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert not ask()
+        thread.join()
 
 
 @pytest.mark.parametrize(

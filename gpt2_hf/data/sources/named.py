@@ -18,7 +18,7 @@ from datasets.utils.metadata import MetadataConfigs
 from ...errors import UserError, first_line, printable
 from ...options.arguments import DataArguments, Preferred
 from ...runtime.command_lines import as_typed
-from ...runtime.hub import ensure_hub_or_offline, is_hub_id, is_local_path
+from ...runtime.hub import CONNECTION_ERRORS, ensure_hub_or_offline, is_hub_id, is_local_path
 from .. import python_docs
 from ..cache import entry_key
 from ..fingerprints import cache_root, file_key
@@ -69,8 +69,9 @@ def sources_of_name(args: DataArguments) -> dict[str, Source]:
         if configs:
             raise _several_configs(args, configs.splitlines()[0]) from error
         raise UserError(f"--dataset_name: {name} cannot be loaded: {first_line(error.__cause__ or error)}") from error
-    except OSError as error:
-        raise UserError(f"--dataset_name: {name} cannot be loaded: {error.strerror or error}") from error
+    except CONNECTION_ERRORS as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"--dataset_name: {name} cannot be loaded: {reason}") from error
 
 
 def _refuse_other_names(name: str) -> None:
