@@ -37,6 +37,12 @@ OVERRULES = {
     "global_batch_size": ("gradient_accumulation_steps",),
 }
 
+# Names that transformers has given up, and those that stand for the same now, where its release has them.
+_OLDER_NAMES = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
+
 # Options that only act under certain values of another one. A config file may state them all the same, because one
 # that holds every default must; on the command line they are refused.
 _ACTS_WITH = {
@@ -332,7 +338,10 @@ def _filled(
     file: ConfigFile | None,
 ) -> Parsed:
     """Join the layers, check what they make of each other, and fill the classes."""
-    stated = _without_overruled(read_config(parser, file) if file else {}, command_line)
+    stated = read_config(parser, file) if file else {}
+    for layer in (stated, command_line):
+        _take_newer_names(parser, layer)
+    stated = _without_overruled(stated, command_line)
     for layer in (stated, command_line):
         _check_contradictions(layer)
     config_name = stated.get("dataset_config_name")
@@ -407,6 +416,15 @@ def _from_text(key: str, text: str, reader: Reader) -> Any:
         raise UserError(f"--{key}: {error}") from error
     except ValueError as error:  # argparse's own words
         raise UserError(f"--{key}: invalid {reader.__name__} value: {text!r}") from error
+
+
+def _take_newer_names(parser: Parser, layer: dict[str, Any]) -> None:
+    """Call an option by one name, so that a later layer overrules it under either."""
+    for older, newer in _OLDER_NAMES.items():
+        if older in layer and parser.action_of(newer) is not None:
+            value = layer.pop(older)
+            if layer.setdefault(newer, value) != value:
+                raise UserError(f"--{older} is an older name of --{newer}, which has another value; leave it out")
 
 
 def _without_overruled(config: dict[str, Any], command_line: dict[str, Any]) -> dict[str, Any]:

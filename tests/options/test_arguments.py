@@ -102,6 +102,27 @@ def test_both_names_of_activation_checkpointing_work():
         assert args.activation_checkpointing and args.gradient_checkpointing
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"activation_checkpointing": True},
+        {"gradient_checkpointing": True},
+        {"activation_checkpointing": True, "gradient_checkpointing": True},  # as earlier versions wrote it
+    ],
+)
+def test_either_name_of_activation_checkpointing_overrules_a_file(tmp_path, content):
+    """Whatever the file calls it; two values in one place are refused."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(content))
+    for name in ("activation_checkpointing", "gradient_checkpointing"):
+        args = parse(TYPES, [f"--{name}", "false"], str(path)).values[2]
+        assert not args.activation_checkpointing and not args.gradient_checkpointing
+    with pytest.raises(UserError, match="--gradient_checkpointing is an older name of --activation_checkpointing"):
+        parse(TYPES, ["--activation_checkpointing", "--gradient_checkpointing", "false"])
+    arguments = ["--gradient_checkpointing_kwargs", '{"use_reentrant": true}']
+    assert parse(TYPES, arguments, str(path)).values[2].gradient_checkpointing_kwargs == {"use_reentrant": True}
+
+
 def test_paths_of_programs_are_texts(tmp_path):
     """Also those in a mix and in a list, so that they are written down as any other value."""
     mix = DataArguments(train_mix={"news": {"train_file": tmp_path / "a.txt"}}).train_mix
