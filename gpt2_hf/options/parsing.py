@@ -434,6 +434,8 @@ def _without_overruled(config: dict[str, Any], command_line: dict[str, Any]) -> 
         dropped |= {*DATA_FILES, "train_mix"}
     if command_line.get("size") is not None:
         dropped |= set(CHOSEN_BY_SIZE)
+    if "num_train_epochs" in command_line:
+        dropped.add("max_steps")
     return {name: value for name, value in config.items() if name not in dropped}
 
 

@@ -260,6 +260,15 @@ def test_choosing_weights_on_the_command_line_overrules_sizes_in_the_file(config
     assert "d_model" not in parsed.given
 
 
+def test_epochs_on_the_command_line_overrule_the_steps_of_the_file(config):
+    """They would have no effect beside them; in one layer the steps decide."""
+    path = config({"max_epochs": 10, "max_steps": 200})
+    args = parse(TYPES, ["--max_epochs", "20"], path).values[2]
+    assert (args.num_train_epochs, args.max_steps) == (20, -1)
+    assert parse(TYPES, [], path).values[2].max_steps == 200
+    assert parse(TYPES, ["--max_epochs", "20", "--max_steps", "5"], path).values[2].max_steps == 5
+
+
 def test_choosing_a_file_on_the_command_line_overrules_the_data_set_of_the_file(config):
     """--train_file beside a config with a dataset_name is no contradiction, but the later choice."""
     parsed = parse(TYPES, ["--train_file", "a.txt"], config({"dataset_name": "x/y"}))
