@@ -39,10 +39,15 @@ def with_training_protocol(data_args: DataArguments, given: dict[str, str], sour
     if _is_unknown(source) and process_index() == 0:
         print(f"{source} is scored by the defaults: how it was trained is not in the cache, and there is no network")
     values = {field.name: getattr(data_args, field.name) for field in fields(data_args)}
+    record = read_trained_config(source)
     named_source = set(SOURCES) & set(given)
-    trained = {name: value for name, value in inherited_options(source, given).items() if name in values}
+    if named_source == {"dataset_name"} and record.get("dataset_name") == data_args.dataset_name:
+        named_source = set()  # the text of the training, with all that was said of it
+    trained = {name: value for name, value in record.items() if name in values and name not in given}
     left_out = {"max_train_samples", "max_eval_samples"}  # shortcuts of a run, not part of how it measures
-    if named_source:
+    if not named_source:
+        _check_same_text(data_args, given, record)
+    else:
         left_out |= {*SOURCES, *TEXT_KEYS}
         if _is_unit_of(trained.get("document_unit"), [getattr(data_args, name) for name in named_source]):
             left_out.remove("document_unit")
@@ -55,6 +60,21 @@ def with_training_protocol(data_args: DataArguments, given: dict[str, str], sour
     values |= {name: default_value(DataArguments, name) for name in idle}
     values["shift_blocks"] = False  # a text is scored as it is cut once
     return DataArguments(**values)
+
+
+def _check_same_text(data_args: DataArguments, given: dict[str, str], record: dict[str, Any]) -> None:
+    """Refuse what would make another text of that of the training, or do nothing to it."""
+    if "dataset_config_name" in given and any(record.get(name) for name in (*DATA_FILES, "train_mix")):
+        raise UserError(
+            "--dataset_config_name has no effect: the model was trained on files; add --dataset_name, or leave it out"
+        )
+    name = "validation_split_percentage"
+    percentage = getattr(data_args, name)
+    if name in given and record.get(name, percentage) != percentage:
+        raise UserError(
+            f"--{name} {percentage:g} would score what the model was trained on, which set aside {record[name]:g} %; "
+            "leave it out, or name another text"
+        )
 
 
 def _is_unit_of(unit: str | None, named: list[Any]) -> bool:
