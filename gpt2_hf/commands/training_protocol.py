@@ -27,7 +27,9 @@ from ..runtime.hub import ensure_hub_or_offline, is_hub_id, is_local_path
 _TAKES_EFFECT: dict[str, Callable[[dict[str, Any]], bool]] = {
     "truncate": lambda options: options["sequence_mode"] != "blocks",
     "pad_to_max_length": lambda options: options["sequence_mode"] == "padded",
-    "join_documents": lambda options: options["sequence_mode"] == "blocks" and not options["streaming"],
+    "join_documents": lambda options: (
+        options["sequence_mode"] == "blocks" and not options["streaming"] and options["document_unit"] != "paragraph"
+    ),
     "shuffle_buffer_size": lambda options: options["streaming"],
 }
 

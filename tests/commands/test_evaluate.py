@@ -391,6 +391,14 @@ def test_what_is_typed_and_does_not_act_is_refused(tmp_path, typed, message):
         with_training_protocol(DataArguments(**typed), dict.fromkeys(typed, "command line"), str(tmp_path))
 
 
+def test_paragraphs_are_not_joined(tmp_path):
+    """Of a model that was trained on joined lines they are scored each by itself."""
+    (tmp_path / "resolved_config.json").write_text(json.dumps({"train_file": "a.txt", **PROTOCOLS[2]}))
+    typed = {"test_file": "b.txt", "document_unit": "paragraph"}
+    asked = with_training_protocol(DataArguments(**typed), dict.fromkeys(typed, "command line"), str(tmp_path))
+    assert (asked.sequence_mode, asked.join_documents, asked.document_unit) == ("blocks", False, "paragraph")
+
+
 def test_a_model_of_the_hub_is_scored_by_its_protocol(stock_folder, corpus_folder, tmp_path, monkeypatch, capsys):
     """As the same folder is, from the hub's cache; the files that its author trained on are not looked for here."""
     shutil.copytree(stock_folder, tmp_path / "local")
