@@ -83,7 +83,8 @@ def _load_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> LoadedData:
     with run.watch.measure("data"):
         splits = ("train", "validation", *(["test"] if run.args.do_predict else []))
         length, batch_size, seed = run.model_args.max_length, run.args.train_batch_size, run.args.order_seed
-        data = load_same_data(run.data_args, tokenizer, length, splits, batch_size=batch_size, seed=seed)
+        in_config = [name for name, layer in run.given.items() if layer == "config"]
+        data = load_same_data(run.data_args, tokenizer, length, splits, batch_size, seed=seed, inherited=in_config)
     if "train" not in data.samples:
         raise UserError("there is no training text: give --train_file, or a --dataset_name with a train split")
     if "validation" not in data.samples:
