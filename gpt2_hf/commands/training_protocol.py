@@ -4,7 +4,6 @@ In: the data options of the command, and the `resolved_config.json` beside the m
 data options.
 """
 
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,23 +14,12 @@ from transformers.utils import cached_file
 from ..checkpoints.folders import RESOLVED_CONFIG_NAME, read_json
 from ..data.readers import text_file
 from ..errors import UserError, first_line
-from ..options.arguments import DataArguments
+from ..options.arguments import ACTS_IN_MODE, DataArguments
 from ..options.fields import default_value
 from ..options.mixture import DATA_FILES, SOURCES, TEXT_KEYS
 from ..options.parsing import PROVENANCE_KEY
 from ..runtime.distributed import process_index
 from ..runtime.hub import ensure_hub_or_offline, is_hub_id, is_local_path
-
-# Options that take effect under certain values of others, and are refused otherwise. Those of the training run are
-# passed over then: its protocol is repeated as far as it goes with what is asked for.
-_TAKES_EFFECT: dict[str, Callable[[dict[str, Any]], bool]] = {
-    "truncate": lambda options: options["sequence_mode"] != "blocks",
-    "pad_to_max_length": lambda options: options["sequence_mode"] == "padded",
-    "join_documents": lambda options: (
-        options["sequence_mode"] == "blocks" and not options["streaming"] and options["document_unit"] != "paragraph"
-    ),
-    "shuffle_buffer_size": lambda options: options["streaming"],
-}
 
 
 def with_training_protocol(data_args: DataArguments, given: dict[str, str], source: str) -> DataArguments:
@@ -58,7 +46,11 @@ def with_training_protocol(data_args: DataArguments, given: dict[str, str], sour
         raise UserError(
             f"{source} was trained on a text that its author has; give one to score it on, such as --test_file"
         )
-    idle = [name for name, takes_effect in _TAKES_EFFECT.items() if name in trained and not takes_effect(values)]
+    # The protocol of the training is repeated as far as it goes with what is asked for.
+    acts = {name: values["sequence_mode"] in modes for name, modes in ACTS_IN_MODE.items()}
+    acts["join_documents"] &= not values["streaming"] and values["document_unit"] != "paragraph"
+    acts["shuffle_buffer_size"] = values["streaming"]
+    idle = [name for name in acts if name in trained and not acts[name]]
     values |= {name: default_value(DataArguments, name) for name in idle}
     values["shift_blocks"] = False  # a text is scored as it is cut once
     return DataArguments(**values)

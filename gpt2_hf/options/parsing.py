@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from ..errors import UserError
 from ..runtime.command_lines import as_typed
-from .arguments import CHOSEN_BY_SIZE, COMMON, WITHOUT_ARGUMENTS, WITHOUT_WARMUP, Preferred, names_of
+from .arguments import ACTS_IN_MODE, CHOSEN_BY_SIZE, COMMON, WITHOUT_ARGUMENTS, WITHOUT_WARMUP, Preferred, names_of
 from .fields import Option, OptionGroup, Reader, group_of, spellings
 from .json_text import read_json_file
 from .mixture import DATA_FILES
@@ -35,6 +35,17 @@ OVERRULES = {
     **dict.fromkeys(DATA_FILES, ("dataset_name", "dataset_config_name", "train_mix")),
     "train_mix": ("dataset_name", "dataset_config_name", *DATA_FILES),
     "global_batch_size": ("gradient_accumulation_steps",),
+    "prompt_file": ("prompt",),
+    "prompt": ("prompt_file",),
+}
+# The same, but in one layer both may stand.
+_OVERRULES_FILE = {
+    "dataset_name": (*DATA_FILES, "train_mix"),
+    "size": CHOSEN_BY_SIZE,
+    "num_train_epochs": ("max_steps",),
+    "precision": ("bf16", "fp16"),
+    "bf16": ("precision", "fp16"),
+    "fp16": ("precision", "bf16"),
 }
 
 # Names that transformers has given up, and those that stand for the same now, where its release has them.
@@ -53,11 +64,19 @@ _ACTS_WITH = {
     "save_total_limit": ("save_strategy", ("steps", "epoch", "best")),
     "on_save_error": ("save_strategy", ("steps", "epoch", "best")),
     "metric_for_best_model": ("eval_strategy", ("steps", "epoch")),
-    "early_stopping_patience": ("eval_strategy", ("steps", "epoch")),
     "muon_learning_rate": ("optim", ("muon",)),
     "muon_weight_decay": ("optim", ("muon",)),
     "muon_momentum": ("optim", ("muon",)),
     "outtype": ("format", ("gguf",)),
+    "sample_tokens": ("eval_strategy", ("steps", "epoch")),
+}
+# The same for options that a file may not state then either; it loses them to the other one on the command line.
+_NEEDS = {
+    "early_stopping_patience": ("eval_strategy", ("steps", "epoch")),
+    "schedule_by_time": ("lr_scheduler_type", ("cosine",)),
+    "shuffle_buffer_size": ("streaming", (True,)),
+    "test_file": ("do_predict", (True,)),
+    **{name: ("sequence_mode", modes) for name, modes in ACTS_IN_MODE.items()},
 }
 # The same for options that only act beside another one, whatever its value.
 _ACTS_BESIDE = {
@@ -429,13 +448,13 @@ def _take_newer_names(parser: Parser, layer: dict[str, Any]) -> None:
 
 def _without_overruled(config: dict[str, Any], command_line: dict[str, Any]) -> dict[str, Any]:
     """Drop what the command line's choice of another way makes pointless in the file."""
-    dropped = {name for choice, others in OVERRULES.items() if command_line.get(choice) is not None for name in others}
-    if command_line.get("dataset_name") is not None:
-        dropped |= {*DATA_FILES, "train_mix"}
-    if command_line.get("size") is not None:
-        dropped |= set(CHOSEN_BY_SIZE)
-    if "num_train_epochs" in command_line:
-        dropped.add("max_steps")
+    dropped: set[str] = set()
+    for choice, others in (*OVERRULES.items(), *_OVERRULES_FILE.items()):
+        if command_line.get(choice) not in (None, False):
+            dropped |= set(others)
+    for name, (other, acting) in _NEEDS.items():
+        if other in command_line and command_line[other] not in acting:
+            dropped.add(name)
     return {name: value for name, value in config.items() if name not in dropped}
 
 

@@ -277,6 +277,41 @@ def test_choosing_a_file_on_the_command_line_overrules_the_data_set_of_the_file(
         parse(TYPES, ["--train_file", "a.txt", "--dataset_name", "x/y"])
 
 
+@pytest.mark.parametrize(
+    ("argv", "content"),
+    [
+        (
+            ["--sequence_mode", "padding_free"],
+            {"sequence_mode": "blocks", "shift_blocks": True, "join_documents": True},
+        ),
+        (["--sequence_mode", "blocks"], {"sequence_mode": "padded", "truncate": True, "pad_to_max_length": True}),
+        (["--eval_strategy", "no"], {"early_stopping_patience": 3}),
+        (["--lr_scheduler_type", "linear"], {"schedule_by_time": True}),
+        (["--streaming", "false"], {"streaming": True, "shuffle_buffer_size": 9}),
+        (["--do_predict", "false"], {"train_file": "a.txt", "test_file": "b.txt"}),
+        (["--precision", "fp32"], {"bf16": True}),
+        (["--bf16", "--use_cpu"], {"precision": "fp32", "fp16": True}),
+    ],
+)
+def test_what_the_command_line_makes_pointless_in_the_file_is_left_out(config, monkeypatch, argv, content):
+    """It was right with what the file itself chooses, and nobody has typed it."""
+    monkeypatch.setattr("gpt2_hf.runtime.precision.cpu_bf16_instructions", lambda: ["amx_bf16"])
+    parsed = parse(TYPES, argv, config(content))
+    typed = {option.lstrip("-") for option in argv[::2]}
+    assert {name for name, layer in parsed.given.items() if layer == "config"} - typed <= {"train_file"}
+
+
+def test_what_only_acts_under_other_values_may_stay_in_the_file(config):
+    """A file that holds every default states it; on the command line it is refused."""
+    path = config({"sample_tokens": 0, "eval_steps": 7})
+    args = parse(TYPES, ["--eval_strategy", "no"], path).values[2]
+    assert (args.sample_tokens, args.eval_steps) == (0, 7)
+    with pytest.raises(UserError, match="--sample_tokens has no effect with --eval_strategy no; leave it out"):
+        parse(TYPES, ["--sample_tokens", "0", "--eval_strategy", "no"])
+    (args,) = parse([GenerationArguments], ["--prompt_file", "a.txt"], config({"prompt": "b"})).values
+    assert (args.prompt_file, args.prompt) == ("a.txt", None)
+
+
 def test_a_config_name_beside_the_files_of_a_config_is_refused(config):
     """It would be the name of nothing; another data set on the command line takes the files' place."""
     files = config({"train_file": "a.txt"})
