@@ -369,7 +369,10 @@ def _filled(
     merged = {**stated, **command_line}
     _check_pointless(merged, command_line)
     given = {name: "command line" if name in command_line else "config" for name in merged}
-    values = tuple(None if isinstance(source, OptionGroup) else _build(source, merged) for source in dataclass_types)
+    chosen = {"sequence_mode": "blocks"} if merged.get("size") else {}  # which it will be, where none is stated
+    values = tuple(
+        None if isinstance(source, OptionGroup) else _build(source, chosen | merged) for source in dataclass_types
+    )
     unsettled = [name for name in CHOSEN_BY_SIZE if name not in merged] if merged.get("size") else []
     for value in values:
         check_acting(value, command_line, unsettled)

@@ -325,6 +325,9 @@ def test_a_size_on_the_command_line_overrules_the_sizes_of_the_file(config):
     """All that it chooses; beside it in the same layer they stay."""
     content = {"d_model": 64, "learning_rate": 0.1, "eval_every": 7, "seed": 3}
     assert set(parse(TYPES, ["--size", "auto"], config(content)).given) == {"size", "seed"}
+    joined = {"sequence_mode": "blocks", "join_documents": True}
+    parsed = parse(TYPES, ["--size", "auto"], config(joined))  # which will be blocks too
+    assert parsed.values[1].join_documents and set(parsed.given) == {"size", "join_documents"}
     argv = ["--size", "auto", "--d_model", "128"]
     assert set(parse(TYPES, argv, config(content)).given) == {"size", "d_model", "seed"}
     assert set(parse(TYPES, [], config({**content, "size": "auto"})).given) == {"size", *content} - {"eval_every"} | {
