@@ -265,14 +265,14 @@ class GenerationArguments:
     )
     num_samples: int = option(1, "Texts to generate for each prompt.")
     seed: int = option(42, "Seed of the sampling; texts also depend on the order of the prompts and on batch_size.")
-    stop: list[str] = option([], "End a text after any of these strings.")
+    stop: list[str] | None = option(None, "End a text after any of these strings.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "auto", "Dtype of the weights; auto: 16 bit where supported; fp32: exact greedy output."
     )
 
     def __post_init__(self) -> None:
         check_values(vars(self), may_be_empty=("prompt", "stop"))
-        if "" in self.stop:
+        if "" in (self.stop or ()):
             raise UserError("--stop must not be empty; in most shells a line end is $'\\n'")
 
 

@@ -244,6 +244,7 @@ def test_optional_values_can_be_taken_away(config):
     assert args.max_training_hours is None and args.save_total_limit is None
     _, _, args = parse(TYPES, [], config({"max_training_hours": None, "save_total_limit": None})).values
     assert args.max_training_hours is None and args.save_total_limit is None
+    assert parse([GenerationArguments], ["--stop", "none"], config({"stop": ["END"]})).values[0].stop is None
 
 
 def test_what_a_run_writes_down_can_be_read(config):
