@@ -68,6 +68,13 @@ def test_every_shipped_config_parses(path):
     parse(TYPES, [], str(path))
 
 
+@pytest.mark.parametrize("name", ["base", "small", "large"])
+def test_another_width_brings_its_own_heads(name):
+    """A shipped file states no size that follows from the width."""
+    args = parse(TYPES, ["--d_model", "256"], str(REPOSITORY / "training_args" / f"{name}.json")).values[0]
+    assert args.heads == 4 and args.d_ff is None
+
+
 def test_the_table_of_configs_is_complete():
     """training_args/README.md has a row for each file."""
     table = (REPOSITORY / "training_args" / "README.md").read_text()
