@@ -82,6 +82,8 @@ _NEEDS = {
 _ACTS_BESIDE = {
     **dict.fromkeys(("distill_alpha", "distill_temperature"), "distill_from"),
     **dict.fromkeys(("hub_model_id", "hub_revision", "hub_private_repo"), "push_to_hub"),
+    **dict.fromkeys(("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"), "activation_checkpointing"),
+    "fsdp_config": "fsdp",
 }
 # Options of one tracker, which keeps its curves on the hub if it is told to.
 _OF_TRACKIO = ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
@@ -184,6 +186,9 @@ class Parser(argparse.ArgumentParser):
                 action.default = default
         if unknown:
             self._unknown(unknown[0], tokens)
+        for name, value in vars(namespace).items():
+            if value == []:  # argparse takes `--` out of the values
+                self.error(f"--{name}: -- is not taken as a value here; give it in a config file")
         layer = {name: self._without_list(name, value) for name, value in vars(namespace).items()}
         require_finite(layer)
         return layer
