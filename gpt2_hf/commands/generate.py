@@ -233,7 +233,7 @@ def run_generation(args: GenerationArguments, given: dict[str, str]) -> int:
     _check_pointless(args, given, interactive)
     if args.output_file is not None:
         _check_output(args, Path(os.path.expanduser(args.output_file)))
-    args.stop = [argument_text(text, "--stop") for text in args.stop]
+    args.stop = [argument_text(text, "--stop") for text in args.stop or ()]
     records = [] if interactive else read_prompts(args)
     num_prompts = 1 if interactive else len(records)
     if given.get("batch_size") == "command line" and num_prompts * args.num_samples < 2:

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import written
-from ..checkpoints.folders import CHECKPOINT_NAME, is_best_model, list_checkpoints, read_json, saved_model
+from ..checkpoints.folders import (
+    CHECKPOINT_NAME,
+    MANIFEST_NAME,
+    is_best_model,
+    list_checkpoints,
+    read_json,
+    saved_model,
+)
 from ..checkpoints.written import (
     BEST_MODEL,
     BEST_MODEL_FILES,
@@ -278,6 +285,8 @@ def run_report(args: ReportArguments, given: dict[str, str]) -> int:
         if "output_file" in given:
             raise UserError("--output_file has no effect for a single run, whose report stays in its folder")
         (folder,) = folders
+        if (folder / MANIFEST_NAME).is_file():
+            raise UserError(f"{folder} is a checkpoint, which stays as it is; give its run: {folder.resolve().parent}")
         try:
             model = read_run(folder).model
             for name in report_names(model):
@@ -291,6 +300,8 @@ def run_report(args: ReportArguments, given: dict[str, str]) -> int:
         print(f"written: {folder / CARD_NAME}, {folder / CURVES_NAME}")
         return 0
     picture = Path(os.path.expanduser(args.output_file))
+    if not picture.suffix:  # matplotlib would add one, and replace another file
+        raise UserError(f"--output_file: {args.output_file} needs an ending, such as {args.output_file}.png")
     if "output_file" not in given and picture.exists() and not _is_own_picture(picture):
         raise UserError(f"--output_file: {picture} is there and no comparison of runs; name the picture to be written")
     try:

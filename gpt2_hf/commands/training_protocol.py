@@ -4,7 +4,6 @@ In: the data options of the command, and the `resolved_config.json` beside the m
 data options.
 """
 
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,21 +14,12 @@ from transformers.utils import cached_file
 from ..checkpoints.folders import RESOLVED_CONFIG_NAME, read_json
 from ..data.readers import text_file
 from ..errors import UserError, first_line
-from ..options.arguments import DataArguments
+from ..options.arguments import ACTS_IN_MODE, DataArguments
 from ..options.fields import default_value
 from ..options.mixture import DATA_FILES, SOURCES, TEXT_KEYS
 from ..options.parsing import PROVENANCE_KEY
 from ..runtime.distributed import process_index
 from ..runtime.hub import CONNECTION_ERRORS, ensure_hub_or_offline, is_hub_id, is_local_path
-
-# Options that take effect under certain values of others, and are refused otherwise. Those of the training run are
-# passed over then: its protocol is repeated as far as it goes with what is asked for.
-_TAKES_EFFECT: dict[str, Callable[[dict[str, Any]], bool]] = {
-    "truncate": lambda options: options["sequence_mode"] != "blocks",
-    "pad_to_max_length": lambda options: options["sequence_mode"] == "padded",
-    "join_documents": lambda options: options["sequence_mode"] == "blocks" and not options["streaming"],
-    "shuffle_buffer_size": lambda options: options["streaming"],
-}
 
 
 def with_training_protocol(data_args: DataArguments, given: dict[str, str], source: str) -> DataArguments:
@@ -39,10 +29,15 @@ def with_training_protocol(data_args: DataArguments, given: dict[str, str], sour
     if _is_unknown(source) and process_index() == 0:
         print(f"{source} is scored by the defaults: how it was trained is not in the cache, and there is no network")
     values = {field.name: getattr(data_args, field.name) for field in fields(data_args)}
+    record = read_trained_config(source)
     named_source = set(SOURCES) & set(given)
-    trained = {name: value for name, value in inherited_options(source, given).items() if name in values}
+    if named_source == {"dataset_name"} and record.get("dataset_name") == data_args.dataset_name:
+        named_source = set()  # the text of the training, with all that was said of it
+    trained = {name: value for name, value in record.items() if name in values and name not in given}
     left_out = {"max_train_samples", "max_eval_samples"}  # shortcuts of a run, not part of how it measures
-    if named_source:
+    if not named_source:
+        _check_same_text(data_args, given, record)
+    else:
         left_out |= {*SOURCES, *TEXT_KEYS}
         if _is_unit_of(trained.get("document_unit"), [getattr(data_args, name) for name in named_source]):
             left_out.remove("document_unit")
@@ -51,10 +46,29 @@ def with_training_protocol(data_args: DataArguments, given: dict[str, str], sour
         raise UserError(
             f"{source} was trained on a text that its author has; give one to score it on, such as --test_file"
         )
-    idle = [name for name, takes_effect in _TAKES_EFFECT.items() if name in trained and not takes_effect(values)]
+    # The protocol of the training is repeated as far as it goes with what is asked for.
+    acts = {name: values["sequence_mode"] in modes for name, modes in ACTS_IN_MODE.items()}
+    acts["join_documents"] &= not values["streaming"] and values["document_unit"] != "paragraph"
+    acts["shuffle_buffer_size"] = values["streaming"]
+    idle = [name for name in acts if name in trained and not acts[name]]
     values |= {name: default_value(DataArguments, name) for name in idle}
     values["shift_blocks"] = False  # a text is scored as it is cut once
     return DataArguments(**values)
+
+
+def _check_same_text(data_args: DataArguments, given: dict[str, str], record: dict[str, Any]) -> None:
+    """Refuse what would make another text of that of the training, or do nothing to it."""
+    if "dataset_config_name" in given and any(record.get(name) for name in (*DATA_FILES, "train_mix")):
+        raise UserError(
+            "--dataset_config_name has no effect: the model was trained on files; add --dataset_name, or leave it out"
+        )
+    name = "validation_split_percentage"
+    percentage = getattr(data_args, name)
+    if name in given and record.get(name, percentage) != percentage:
+        raise UserError(
+            f"--{name} {percentage:g} would score what the model was trained on, which set aside {record[name]:g} %; "
+            "leave it out, or name another text"
+        )
 
 
 def _is_unit_of(unit: str | None, named: list[Any]) -> bool:

@@ -6,7 +6,8 @@ In: the filled options. Out: what the trainer is made of, or one line about what
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import IntervalStrategy, PreTrainedTokenizerBase, set_seed
+from transformers.trainer_utils import SaveStrategy
 
 from ..commands.model_loading import build_model, load_model_tokenizer, tie_unused_tokens
 from ..data import LoadedData, load_same_data
@@ -15,7 +16,7 @@ from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.mixture import DATA_FILES
-from ..planning.steps import Schedule, make_schedule, schedule_warning
+from ..planning.steps import Schedule, list_events, make_schedule, schedule_warning
 from ..runtime.fallbacks import missing_for_attention, missing_for_packing, padding_to_the_longest
 from ..runtime.stopwatch import duration
 from ..trainer.remaining import num_samples_of
@@ -48,6 +49,7 @@ def build(run: Run, checkpoint: Path | None = None) -> tuple[PreTrainedTokenizer
     data = _load_data(run, tokenizer)
     if chooser is not None and checkpoint is None:
         run.sizing = sizing.settle_size(chooser, tokenizer, data)
+    _check_saves(run, data)
     set_seed(run.args.seed)
     model = _build_model(run, tokenizer, data)
     run.teachers = load_teachers(teachers, model, run.model_args.attn_implementation)
@@ -81,7 +83,8 @@ def _load_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> LoadedData:
     with run.watch.measure("data"):
         splits = ("train", "validation", *(["test"] if run.args.do_predict else []))
         length, batch_size, seed = run.model_args.max_length, run.args.train_batch_size, run.args.order_seed
-        data = load_same_data(run.data_args, tokenizer, length, splits, batch_size=batch_size, seed=seed)
+        in_config = [name for name, layer in run.given.items() if layer == "config"]
+        data = load_same_data(run.data_args, tokenizer, length, splits, batch_size, seed=seed, inherited=in_config)
     if "train" not in data.samples:
         found = "; ".join(
             f"{split}: {layout}" for split, layout in data.layouts.items()
@@ -91,6 +94,20 @@ def _load_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> LoadedData:
     if "validation" not in data.samples:
         raise UserError("there is no validation text: give --validation_file")
     return data
+
+
+def _check_saves(run: Run, data: LoadedData) -> None:
+    """Refuse a run that saves the best model alone and makes no evaluation that finds one."""
+    args = run.args
+    if args.save_strategy != SaveStrategy.BEST or list_events(args, _schedule(run, data)).saves:
+        return
+    if args.metric_for_best_model is None:
+        why = "--metric_for_best_model none"
+    elif args.eval_strategy == IntervalStrategy.NO:
+        why = "--eval_strategy no"
+    else:
+        why = f"--eval_delay {args.eval_delay:g}, which is longer than the run"
+    raise UserError(f"--save_strategy best saves nothing with {why}; use --save_strategy steps or epoch")
 
 
 def _padding_notices(backend: str, dtype: torch.dtype, head_dim: int, device_type: str, compiles: bool) -> list[str]:

@@ -36,8 +36,8 @@ def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dic
     for choice, others in OVERRULES.items():
         if options.get(choice) is not None:  # the written file must not name what has no effect beside it
             options = {name: value for name, value in options.items() if name not in others}
-    # Of this start, not of the run; of the size what was chosen is written.
-    for name in ("overwrite_output_dir", "resume_from_checkpoint", "verbose", "size"):
+    # Of this start, not of the run; of the size what was chosen is written; and the older of two names.
+    for name in ("overwrite_output_dir", "resume_from_checkpoint", "verbose", "size", "gradient_checkpointing"):
         options.pop(name, None)
     # Not a wish where it was not stated, but what follows from this machine and this seed.
     for name in ("use_cpu", "data_seed"):

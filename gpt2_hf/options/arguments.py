@@ -43,6 +43,14 @@ CHOSEN_BY_SIZE = (
 WITHOUT_WARMUP = ("constant", "greedy", "reduce_lr_on_plateau")
 WITHOUT_ARGUMENTS = ("constant", "constant_with_warmup")
 
+# Options that only act in some of the values of `sequence_mode`.
+ACTS_IN_MODE = {
+    "truncate": ("padding_free", "padded"),
+    "pad_to_max_length": ("padded",),
+    "join_documents": ("blocks",),
+    "shift_blocks": ("blocks",),
+}
+
 
 class Preferred(str):
     """A name that is taken where the dataset has it, and passed over where it has not."""
@@ -176,26 +184,20 @@ class DataArguments:
             self.dataset_name = self.dataset_config_name = None
         elif self.dataset_name is None:
             raise UserError("there is no data: give --dataset_name or --train_file")
-        if self.truncate and self.sequence_mode == "blocks":
-            raise UserError("--truncate has no effect with --sequence_mode blocks, which drops nothing; leave it out")
-        if self.join_documents and self.sequence_mode != "blocks":
-            raise UserError(
-                f"--join_documents has no effect with --sequence_mode {self.sequence_mode}; add --sequence_mode blocks"
-            )
+        for name, modes in ACTS_IN_MODE.items():
+            if getattr(self, name) and self.sequence_mode not in modes:
+                raise UserError(
+                    f"--{name} has no effect with --sequence_mode {self.sequence_mode}; leave it out, or use "
+                    f"--sequence_mode {' or '.join(modes)}"
+                )
         if self.join_documents and self.document_unit == "paragraph":
             raise UserError(
                 "--join_documents keeps blank lines, which belong to no paragraph; use --document_unit line"
             )
         if self.join_documents and self.streaming:
             raise UserError("--join_documents has no meaning with --streaming, which shuffles them; leave it out")
-        if self.shift_blocks and (self.sequence_mode != "blocks" or self.streaming):
-            what = "--streaming" if self.streaming else f"--sequence_mode {self.sequence_mode}"
-            raise UserError(f"--shift_blocks has no effect with {what}; leave it out")
-        if self.pad_to_max_length and self.sequence_mode != "padded":
-            raise UserError(
-                f"--pad_to_max_length has no effect with --sequence_mode {self.sequence_mode}; "
-                "add --sequence_mode padded, or leave it out"
-            )
+        if self.shift_blocks and self.streaming:
+            raise UserError("--shift_blocks has no effect with --streaming; leave it out")
         if self.streaming and self.max_train_samples is not None:
             raise UserError("--max_train_samples has no effect with --streaming; limit the run with --max_steps")
         default = default_value(type(self), "shuffle_buffer_size")
@@ -263,17 +265,15 @@ class GenerationArguments:
     )
     num_samples: int = option(1, "Texts to generate for each prompt.")
     seed: int = option(42, "Seed of the sampling; texts also depend on the order of the prompts and on batch_size.")
-    stop: list[str] = option([], "End a text after any of these strings.")
+    stop: list[str] | None = option(None, "End a text after any of these strings.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "auto", "Dtype of the weights; auto: 16 bit where supported; fp32: exact greedy output."
     )
 
     def __post_init__(self) -> None:
         check_values(vars(self), may_be_empty=("prompt", "stop"))
-        if "" in self.stop:
+        if "" in (self.stop or ()):
             raise UserError("--stop must not be empty; in most shells a line end is $'\\n'")
-        if self.prompt is not None and self.prompt_file is not None:
-            raise UserError("--prompt has no effect beside --prompt_file; leave one of them out")
 
 
 @dataclass

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from ..errors import UserError
 from ..runtime.command_lines import as_typed
-from .arguments import CHOSEN_BY_SIZE, COMMON, WITHOUT_ARGUMENTS, WITHOUT_WARMUP, Preferred, names_of
+from .arguments import ACTS_IN_MODE, CHOSEN_BY_SIZE, COMMON, WITHOUT_ARGUMENTS, WITHOUT_WARMUP, Preferred, names_of
 from .fields import Option, OptionGroup, Reader, group_of, spellings
 from .json_text import read_json_file
 from .mixture import DATA_FILES
@@ -35,6 +35,23 @@ OVERRULES = {
     **dict.fromkeys(DATA_FILES, ("dataset_name", "dataset_config_name", "train_mix")),
     "train_mix": ("dataset_name", "dataset_config_name", *DATA_FILES),
     "global_batch_size": ("gradient_accumulation_steps",),
+    "prompt_file": ("prompt",),
+    "prompt": ("prompt_file",),
+}
+# The same, but in one layer both may stand.
+_OVERRULES_FILE = {
+    "dataset_name": (*DATA_FILES, "train_mix"),
+    "size": CHOSEN_BY_SIZE,
+    "num_train_epochs": ("max_steps",),
+    "precision": ("bf16", "fp16"),
+    "bf16": ("precision", "fp16"),
+    "fp16": ("precision", "bf16"),
+}
+
+# Names that transformers has given up, and those that stand for the same now, where its release has them.
+_OLDER_NAMES = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
 
 # Options that only act under certain values of another one. A config file may state them all the same, because one
@@ -47,16 +64,26 @@ _ACTS_WITH = {
     "save_total_limit": ("save_strategy", ("steps", "epoch", "best")),
     "on_save_error": ("save_strategy", ("steps", "epoch", "best")),
     "metric_for_best_model": ("eval_strategy", ("steps", "epoch")),
-    "early_stopping_patience": ("eval_strategy", ("steps", "epoch")),
     "muon_learning_rate": ("optim", ("muon",)),
     "muon_weight_decay": ("optim", ("muon",)),
     "muon_momentum": ("optim", ("muon",)),
     "outtype": ("format", ("gguf",)),
+    "sample_tokens": ("eval_strategy", ("steps", "epoch")),
+}
+# The same for options that a file may not state then either; it loses them to the other one on the command line.
+_NEEDS = {
+    "early_stopping_patience": ("eval_strategy", ("steps", "epoch")),
+    "schedule_by_time": ("lr_scheduler_type", ("cosine",)),
+    "shuffle_buffer_size": ("streaming", (True,)),
+    "test_file": ("do_predict", (True,)),
+    **{name: ("sequence_mode", modes) for name, modes in ACTS_IN_MODE.items()},
 }
 # The same for options that only act beside another one, whatever its value.
 _ACTS_BESIDE = {
     **dict.fromkeys(("distill_alpha", "distill_temperature"), "distill_from"),
     **dict.fromkeys(("hub_model_id", "hub_revision", "hub_private_repo"), "push_to_hub"),
+    **dict.fromkeys(("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"), "activation_checkpointing"),
+    "fsdp_config": "fsdp",
 }
 # Options of one tracker, which keeps its curves on the hub if it is told to.
 _OF_TRACKIO = ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
@@ -159,6 +186,9 @@ class Parser(argparse.ArgumentParser):
                 action.default = default
         if unknown:
             self._unknown(unknown[0], tokens)
+        for name, value in vars(namespace).items():
+            if value == []:  # argparse takes `--` out of the values
+                self.error(f"--{name}: -- is not taken as a value here; give it in a config file")
         layer = {name: self._without_list(name, value) for name, value in vars(namespace).items()}
         require_finite(layer)
         return layer
@@ -332,7 +362,10 @@ def _filled(
     file: ConfigFile | None,
 ) -> Parsed:
     """Join the layers, check what they make of each other, and fill the classes."""
-    stated = _without_overruled(read_config(parser, file) if file else {}, command_line)
+    stated = read_config(parser, file) if file else {}
+    for layer in (stated, command_line):
+        _take_newer_names(parser, layer)
+    stated = _without_overruled(stated, command_line)
     for layer in (stated, command_line):
         _check_contradictions(layer)
     config_name = stated.get("dataset_config_name")
@@ -341,7 +374,10 @@ def _filled(
     merged = {**stated, **command_line}
     _check_pointless(merged, command_line)
     given = {name: "command line" if name in command_line else "config" for name in merged}
-    values = tuple(None if isinstance(source, OptionGroup) else _build(source, merged) for source in dataclass_types)
+    chosen = {"sequence_mode": "blocks"} if merged.get("size") else {}  # which it will be, where none is stated
+    values = tuple(
+        None if isinstance(source, OptionGroup) else _build(source, chosen | merged) for source in dataclass_types
+    )
     unsettled = [name for name in CHOSEN_BY_SIZE if name not in merged] if merged.get("size") else []
     for value in values:
         check_acting(value, command_line, unsettled)
@@ -409,13 +445,24 @@ def _from_text(key: str, text: str, reader: Reader) -> Any:
         raise UserError(f"--{key}: invalid {reader.__name__} value: {text!r}") from error
 
 
+def _take_newer_names(parser: Parser, layer: dict[str, Any]) -> None:
+    """Call an option by one name, so that a later layer overrules it under either."""
+    for older, newer in _OLDER_NAMES.items():
+        if older in layer and parser.action_of(newer) is not None:
+            value = layer.pop(older)
+            if layer.setdefault(newer, value) != value:
+                raise UserError(f"--{older} is an older name of --{newer}, which has another value; leave it out")
+
+
 def _without_overruled(config: dict[str, Any], command_line: dict[str, Any]) -> dict[str, Any]:
     """Drop what the command line's choice of another way makes pointless in the file."""
-    dropped = {name for choice, others in OVERRULES.items() if command_line.get(choice) is not None for name in others}
-    if command_line.get("dataset_name") is not None:
-        dropped |= {*DATA_FILES, "train_mix"}
-    if command_line.get("size") is not None:
-        dropped |= set(CHOSEN_BY_SIZE)
+    dropped: set[str] = set()
+    for choice, others in (*OVERRULES.items(), *_OVERRULES_FILE.items()):
+        if command_line.get(choice) not in (None, False):
+            dropped |= set(others)
+    for name, (other, acting) in _NEEDS.items():
+        if other in command_line and command_line[other] not in acting:
+            dropped.add(name)
     return {name: value for name, value in config.items() if name not in dropped}
 
 

@@ -21,7 +21,7 @@ from ..runtime import distributed
 from ..runtime.fallbacks import missing_for_compile
 from ..runtime.precision import Precision, PrecisionName, current_device_type, resolve_precision
 from .arguments import option
-from .fields import default_of, default_value
+from .fields import default_of
 from .values import LARGEST_BATCH, require_filled, require_finite, require_in_range, without_paths
 from .without_effect import WITHOUT_EFFECT, WITHOUT_EFFECT_IN_A_JOB
 
@@ -411,9 +411,6 @@ class GPT2HFTrainingArguments(TrainingArguments):
         require_in_range(vars(self))
         if self.max_steps < 1 and self.max_steps != -1:
             raise UserError(f"--max_steps must be at least 1, or -1, got {self.max_steps:,}")
-        default = default_value(type(self), "sample_tokens")
-        if self.eval_strategy == IntervalStrategy.NO and self.sample_tokens != default:
-            raise UserError("--sample_tokens has no effect with --eval_strategy no; leave it out")
         if self.ddp_backend is not None and get_int_from_env(_LOCAL_RANK, -1) == -1:
             raise UserError(
                 "--ddp_backend has no effect in a run of one process; start it with torchrun or leave it out"

@@ -377,11 +377,26 @@ def test_what_the_training_run_had_and_does_not_act_is_passed_over(tmp_path, tra
         assert asked.shuffle_buffer_size == (9 if "shuffle_buffer_size" in trained and streaming else 10_000)
 
 
-def test_what_is_typed_and_does_not_act_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ({"truncate": True}, "--truncate has no effect with --sequence_mode blocks"),
+        ({"dataset_config_name": "a"}, "--dataset_config_name has no effect: the model was trained on files; add"),
+    ],
+)
+def test_what_is_typed_and_does_not_act_is_refused(tmp_path, typed, message):
     """Under the training run's protocol too, whatever else comes from it."""
     (tmp_path / "resolved_config.json").write_text(json.dumps({"train_file": "a.txt", **PROTOCOLS[2]}))
-    with pytest.raises(UserError, match="--truncate has no effect with --sequence_mode blocks"):
-        with_training_protocol(DataArguments(truncate=True), {"truncate": "command line"}, str(tmp_path))
+    with pytest.raises(UserError, match=message):
+        with_training_protocol(DataArguments(**typed), dict.fromkeys(typed, "command line"), str(tmp_path))
+
+
+def test_paragraphs_are_not_joined(tmp_path):
+    """Of a model that was trained on joined lines they are scored each by itself."""
+    (tmp_path / "resolved_config.json").write_text(json.dumps({"train_file": "a.txt", **PROTOCOLS[2]}))
+    typed = {"test_file": "b.txt", "document_unit": "paragraph"}
+    asked = with_training_protocol(DataArguments(**typed), dict.fromkeys(typed, "command line"), str(tmp_path))
+    assert (asked.sequence_mode, asked.join_documents, asked.document_unit) == ("blocks", False, "paragraph")
 
 
 def test_a_model_of_the_hub_is_scored_by_its_protocol(stock_folder, corpus_folder, tmp_path, monkeypatch, capsys):
@@ -452,6 +467,21 @@ def test_another_data_set_has_its_own_documents(tmp_path):
     assert (asked.dataset_name, asked.train_file, asked.document_unit) == ("a/b", None, None)
 
 
+def test_the_data_set_of_the_training_keeps_its_config(tmp_path):
+    """Named again, it is the same text; another one has the default."""
+    trained = {
+        "dataset_name": "Salesforce/wikitext",
+        "dataset_config_name": "wikitext-2-raw-v1",
+        "text_column": "page",
+    }
+    (tmp_path / "resolved_config.json").write_text(json.dumps(trained))
+    given = {"dataset_name": "command line"}
+    same = with_training_protocol(DataArguments(), given, str(tmp_path))
+    assert asdict(same).items() >= trained.items()
+    other = with_training_protocol(DataArguments(dataset_name="a/b"), given, str(tmp_path))
+    assert (other.dataset_config_name, other.text_column) == ("wikitext-2-v1", None)
+
+
 def test_the_share_that_training_set_aside_is_passed_over(stock_folder, tmp_path, capsys):
     """Beside a validation file there is nothing to set aside: only a share that is typed is refused."""
     model, text = tmp_path / "model", tmp_path / "text.txt"
@@ -464,6 +494,20 @@ def test_the_share_that_training_set_aside_is_passed_over(stock_folder, tmp_path
     assert evaluate(capsys, *options)["data_options"]["validation_split_percentage"] == 5
     assert main(["evaluate", *options, "--validation_split_percentage", "1"]) == 2
     assert "--validation_split_percentage has no effect" in capsys.readouterr().err
+
+
+def test_a_share_of_the_training_text_is_the_one_that_was_set_aside(stock_folder, tmp_path, capsys):
+    """Another one would score documents that were trained on."""
+    model, text = tmp_path / "model", tmp_path / "text.txt"
+    shutil.copytree(stock_folder, model)
+    text.write_text("The statement is a statement.\n" * 40)
+    trained = {"train_file": str(text), "validation_split_percentage": 5.0}
+    (model / "resolved_config.json").write_text(json.dumps(trained))
+    options = ["--model_path", str(model), "--split", "validation", "--validation_split_percentage"]
+    assert evaluate(capsys, *options, "5")["line_ends"] == 2
+    assert main(["evaluate", *options, "10"]) == 2
+    assert "percentage 10 would score what the model was trained on, which set aside 5 %" in capsys.readouterr().err
+    assert evaluate(capsys, *options, "10", "--train_file", str(text))["line_ends"] == 4
 
 
 def test_the_training_split_of_a_streamed_run(stock_folder, tmp_path, capsys):

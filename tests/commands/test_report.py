@@ -224,6 +224,7 @@ def test_runs_of_one_name_are_told_apart(finished_run, tmp_path):
         (["RUN", "--output_file", "a.png"], "--output_file has no effect for a single run"),
         (["RUN", "RUN", "--output_file", "a.docx"], "--output_file: a.docx cannot be written"),
         (["RUN", "RUN", "--output_file", "~nosuch/a.png"], "--output_file: ~nosuch/a.png cannot be written"),
+        (["RUN", "RUN", "--output_file", "a"], "--output_file: a needs an ending, such as a.png"),
         (["RUN", "nowhere"], "nowhere holds no run"),
     ],
 )
@@ -232,6 +233,16 @@ def test_bad_report_commands_are_one_line(finished_run, capsys, options, message
     assert main(["report", *(str(finished_run) if option == "RUN" else option for option in options)]) == 2
     err = capsys.readouterr().err
     assert message in err and "--output_file: nowhere" not in err and err.count("\n") == 1
+
+
+def test_a_checkpoint_gets_no_report(finished_run, tmp_path, capsys):
+    """It would be one that somebody has added to, which is never deleted; its run is named."""
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    checkpoint = run / "checkpoint-20"
+    before = sorted(checkpoint.iterdir())
+    assert main(["report", str(checkpoint)]) == 2
+    assert f"is a checkpoint, which stays as it is; give its run: {run}\n" in capsys.readouterr().err
+    assert sorted(checkpoint.iterdir()) == before
 
 
 def test_a_damaged_record_is_one_line(finished_run, tmp_path, capsys):

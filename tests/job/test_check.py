@@ -25,6 +25,14 @@ from ..runs import history
         (("--accelerator_config", '{"nonsense": true}'), "unexpected keyword argument 'nonsense'"),
         (("--neftune_noise_alpha", "5"), "--neftune_noise_alpha goes by the length of a row"),
         (("--report_to", "mlflow"), "MLflowCallback requires mlflow"),
+        *(
+            (("--save_strategy", "best", *idle), f"--save_strategy best saves nothing with {' '.join(idle)}")
+            for idle in (
+                ("--eval_strategy", "no"),
+                ("--eval_delay", "1000"),
+                ("--metric_for_best_model", "none"),
+            )
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -128,6 +128,17 @@ def test_samples_can_be_left_out(train_tiny, tmp_path, capsys):
     assert capsys.readouterr().out.count("\nsample: ") == 1
 
 
+def test_a_share_that_only_a_config_states_acts_where_it_can(train_tiny, tiny_options, tmp_path, capsys):
+    """Beside a validation file it is passed over; typed it is refused."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**read_json(Path(tiny_options[-1])), "validation_split_percentage": 1}))
+    options = [*tiny_options[:-1], str(config), "--max_steps", "1", "--checkpoint_dir", str(tmp_path / "run")]
+    assert main(["train", *options]) == 0
+    assert read_json(tmp_path / "run" / "resolved_config.json")["validation_split_percentage"] == 5
+    assert train_tiny(tmp_path / "other", "--validation_split_percentage", "1") == 2
+    assert "--validation_split_percentage has no effect: there is a validation split" in capsys.readouterr().err
+
+
 def test_the_test_split_can_be_left_alone(tiny_options, tmp_path, capsys):
     """--do_predict false neither reads nor scores it, for a search that chooses on the validation split."""
     options = ("--do_predict", "false", "--max_steps", "4")

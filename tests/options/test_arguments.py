@@ -68,6 +68,13 @@ def test_every_shipped_config_parses(path):
     parse(TYPES, [], str(path))
 
 
+@pytest.mark.parametrize("name", ["base", "small", "large"])
+def test_another_width_brings_its_own_heads(name):
+    """A shipped file states no size that follows from the width."""
+    args = parse(TYPES, ["--d_model", "256"], str(REPOSITORY / "training_args" / f"{name}.json")).values[0]
+    assert args.heads == 4 and args.d_ff is None
+
+
 def test_the_table_of_configs_is_complete():
     """training_args/README.md has a row for each file."""
     table = (REPOSITORY / "training_args" / "README.md").read_text()
@@ -100,6 +107,27 @@ def test_both_names_of_activation_checkpointing_work():
     for name in ("activation_checkpointing", "gradient_checkpointing"):
         args = parse(TYPES, [f"--{name}"]).values[2]
         assert args.activation_checkpointing and args.gradient_checkpointing
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"activation_checkpointing": True},
+        {"gradient_checkpointing": True},
+        {"activation_checkpointing": True, "gradient_checkpointing": True},  # as earlier versions wrote it
+    ],
+)
+def test_either_name_of_activation_checkpointing_overrules_a_file(tmp_path, content):
+    """Whatever the file calls it; two values in one place are refused."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(content))
+    for name in ("activation_checkpointing", "gradient_checkpointing"):
+        args = parse(TYPES, [f"--{name}", "false"], str(path)).values[2]
+        assert not args.activation_checkpointing and not args.gradient_checkpointing
+    with pytest.raises(UserError, match="--gradient_checkpointing is an older name of --activation_checkpointing"):
+        parse(TYPES, ["--activation_checkpointing", "--gradient_checkpointing", "false"])
+    arguments = ["--gradient_checkpointing_kwargs", '{"use_reentrant": true}']
+    assert parse(TYPES, arguments, str(path)).values[2].gradient_checkpointing_kwargs == {"use_reentrant": True}
 
 
 def test_paths_of_programs_are_texts(tmp_path):

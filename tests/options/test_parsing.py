@@ -157,6 +157,10 @@ def test_both_spellings_work_in_both_places(config, alias, name, value):
         ),
         (["--d_model"], "--d_model: expected one argument"),
         (["--hub_model_id", "me/x"], "--hub_model_id has no effect without --push_to_hub"),
+        (["--gradient_checkpointing_kwargs", "{}"], "_kwargs has no effect without --activation_checkpointing; leave"),
+        (["--fsdp_config", "{}"], "--fsdp_config has no effect without --fsdp; leave it out"),
+        (["--run_name=--"], "--run_name: -- is not taken as a value here; give it in a config file"),
+        (["--distill_from=--"], "--distill_from: -- is not taken as a value here"),
         (["--optim", "adafactor", "--adam_beta2", "0.99"], "--adam_beta2 has no effect with --optim adafactor"),
         (["--global_batch_size", "1000000000"], "--global_batch_size must be at most 8,388,608, got 1,000,000,000"),
         (["--optim_args", "foo=1"], "--optim_args has no effect with --optim adamw_torch_fused"),
@@ -244,6 +248,7 @@ def test_optional_values_can_be_taken_away(config):
     assert args.max_training_hours is None and args.save_total_limit is None
     _, _, args = parse(TYPES, [], config({"max_training_hours": None, "save_total_limit": None})).values
     assert args.max_training_hours is None and args.save_total_limit is None
+    assert parse([GenerationArguments], ["--stop", "none"], config({"stop": ["END"]})).values[0].stop is None
 
 
 def test_what_a_run_writes_down_can_be_read(config):
@@ -260,12 +265,56 @@ def test_choosing_weights_on_the_command_line_overrules_sizes_in_the_file(config
     assert "d_model" not in parsed.given
 
 
+def test_epochs_on_the_command_line_overrule_the_steps_of_the_file(config):
+    """They would have no effect beside them; in one layer the steps decide."""
+    path = config({"max_epochs": 10, "max_steps": 200})
+    args = parse(TYPES, ["--max_epochs", "20"], path).values[2]
+    assert (args.num_train_epochs, args.max_steps) == (20, -1)
+    assert parse(TYPES, [], path).values[2].max_steps == 200
+    assert parse(TYPES, ["--max_epochs", "20", "--max_steps", "5"], path).values[2].max_steps == 5
+
+
 def test_choosing_a_file_on_the_command_line_overrules_the_data_set_of_the_file(config):
     """--train_file beside a config with a dataset_name is no contradiction, but the later choice."""
     parsed = parse(TYPES, ["--train_file", "a.txt"], config({"dataset_name": "x/y"}))
     assert "dataset_name" not in parsed.given
     with pytest.raises(UserError, match="--dataset_name has no effect beside --train_file"):
         parse(TYPES, ["--train_file", "a.txt", "--dataset_name", "x/y"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "content"),
+    [
+        (
+            ["--sequence_mode", "padding_free"],
+            {"sequence_mode": "blocks", "shift_blocks": True, "join_documents": True},
+        ),
+        (["--sequence_mode", "blocks"], {"sequence_mode": "padded", "truncate": True, "pad_to_max_length": True}),
+        (["--eval_strategy", "no"], {"early_stopping_patience": 3}),
+        (["--lr_scheduler_type", "linear"], {"schedule_by_time": True}),
+        (["--streaming", "false"], {"streaming": True, "shuffle_buffer_size": 9}),
+        (["--do_predict", "false"], {"train_file": "a.txt", "test_file": "b.txt"}),
+        (["--precision", "fp32"], {"bf16": True}),
+        (["--bf16", "--use_cpu"], {"precision": "fp32", "fp16": True}),
+    ],
+)
+def test_what_the_command_line_makes_pointless_in_the_file_is_left_out(config, monkeypatch, argv, content):
+    """It was right with what the file itself chooses, and nobody has typed it."""
+    monkeypatch.setattr("gpt2_hf.runtime.precision.cpu_bf16_instructions", lambda: ["amx_bf16"])
+    parsed = parse(TYPES, argv, config(content))
+    typed = {option.lstrip("-") for option in argv[::2]}
+    assert {name for name, layer in parsed.given.items() if layer == "config"} - typed <= {"train_file"}
+
+
+def test_what_only_acts_under_other_values_may_stay_in_the_file(config):
+    """A file that holds every default states it; on the command line it is refused."""
+    path = config({"sample_tokens": 0, "eval_steps": 7})
+    args = parse(TYPES, ["--eval_strategy", "no"], path).values[2]
+    assert (args.sample_tokens, args.eval_steps) == (0, 7)
+    with pytest.raises(UserError, match="--sample_tokens has no effect with --eval_strategy no; leave it out"):
+        parse(TYPES, ["--sample_tokens", "0", "--eval_strategy", "no"])
+    (args,) = parse([GenerationArguments], ["--prompt_file", "a.txt"], config({"prompt": "b"})).values
+    assert (args.prompt_file, args.prompt) == ("a.txt", None)
 
 
 def test_a_config_name_beside_the_files_of_a_config_is_refused(config):
@@ -281,6 +330,9 @@ def test_a_size_on_the_command_line_overrules_the_sizes_of_the_file(config):
     """All that it chooses; beside it in the same layer they stay."""
     content = {"d_model": 64, "learning_rate": 0.1, "eval_every": 7, "seed": 3}
     assert set(parse(TYPES, ["--size", "auto"], config(content)).given) == {"size", "seed"}
+    joined = {"sequence_mode": "blocks", "join_documents": True}
+    parsed = parse(TYPES, ["--size", "auto"], config(joined))  # which will be blocks too
+    assert parsed.values[1].join_documents and set(parsed.given) == {"size", "join_documents"}
     argv = ["--size", "auto", "--d_model", "128"]
     assert set(parse(TYPES, argv, config(content)).given) == {"size", "d_model", "seed"}
     assert set(parse(TYPES, [], config({**content, "size": "auto"})).given) == {"size", *content} - {"eval_every"} | {

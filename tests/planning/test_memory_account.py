@@ -36,7 +36,8 @@ def read_config(name):
 
 def make_model(config):
     """In fp32, as it is trained."""
-    sizes = {"n_embd": config["d_model"], "n_layer": config["num_layers"], "n_head": config["num_heads"] or 12}
+    heads = config["num_heads"] or config["d_model"] // 64
+    sizes = {"n_embd": config["d_model"], "n_layer": config["num_layers"], "n_head": heads}
     model = GPT2HFForCausalLM(GPT2HFConfig(vocab_size=VOCABULARY, **sizes)).train()
     if config["activation_checkpointing"]:
         model.gradient_checkpointing_enable({"use_reentrant": False})
