@@ -313,7 +313,8 @@ class ExactEvaluationTrainer(LossTrainer):
         """The loss of a batch on this process, as `compute_loss` has it, times its tokens; and the model's outputs."""
         # The sum of this package's model is taken as it is. The loss of another model, or of the user's own, may be
         # divided by the number that it is given, or be a mean from the first.
-        gives_sum = type(self.plain_model).forward is GPT2HFForCausalLM.forward and not self.has_own_loss
+        is_own = type(self.plain_model).forward is GPT2HFForCausalLM.forward and not self.has_own_loss
+        gives_sum = is_own and self.model_accepts_loss_kwargs  # without the number that model too has a mean
         divisor = torch.ones_like(num_tokens) if gives_sum else num_tokens.clamp(min=1)
         # `compute_loss` multiplies by the number of processes what it divides by the tokens of all of them.
         num_shares = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1

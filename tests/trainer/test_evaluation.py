@@ -529,3 +529,13 @@ def test_a_model_whose_loss_is_a_mean(tmp_path):
     model = Mean(plain.config)
     model.load_state_dict(plain.state_dict())
     assert_exact(make_trainer(tmp_path, model=model).evaluate(), true_loss(plain, BLOCKS[:11]))
+
+
+def test_a_model_that_is_not_told_the_number_of_tokens(tmp_path):
+    """With `accepts_loss_kwargs = False`, of its class or in the Trainer, the loss of this package's is a mean too."""
+    for collator in COLLATORS:
+        data = data_of(collator)
+        trainer = make_trainer(tmp_path, **data)
+        expected = true_loss(trainer.model, data["eval_dataset"])
+        trainer.model_accepts_loss_kwargs = False
+        assert_exact(trainer.evaluate(), expected)
