@@ -29,6 +29,7 @@ from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, SaveStr
 
 from ..checkpoints.state_files import load_state
 from ..data import EpochSampler, MixedSamples, Samples, TextByTextSampler
+from ..errors import UserError
 from ..model.chunked_loss import IGNORE_INDEX
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..perplexity import perplexity
@@ -38,6 +39,7 @@ from ..runtime.stop_signals import shield_workers
 from ..runtime.temporary import temporarily
 from .callbacks import EvaluationInterruptedError
 from .checkpointing import process_state_files
+from .combinations import UNKNOWN_FILLER, is_filled_up, knows_filler
 from .layouts import one_row_per_sample
 from .loss import LossTrainer, targets_of
 
@@ -175,6 +177,8 @@ class ExactEvaluationTrainer(LossTrainer):
         """In the order of the data; filler gives every process as many batches as the others."""
         if not isinstance(eval_dataset, Samples):
             return super()._get_eval_sampler(eval_dataset)
+        if is_filled_up(self.args, eval_dataset) and not knows_filler(self.data_collator):
+            raise UserError(UNKNOWN_FILLER)
         if isinstance(eval_dataset, MixedSamples):
             return self._text_by_text(eval_dataset)
         if self.args.world_size <= 1:

@@ -78,7 +78,7 @@ from .callbacks import (
     TimeBudgetCallback,
 )
 from .callbacks import ProgressCallback as TerminalCallback
-from .combinations import check_combinations
+from .combinations import check_combinations, knows_filler
 from .distillation import Distillation, check_teachers
 from .exact_evaluation import ExactEvaluationTrainer, dropping_columns, owes_evaluation
 from .generation_config import make_storable
@@ -587,12 +587,12 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """An order that depends on seed and epoch alone; by length with `group_by_length`."""
         samples = train_dataset if train_dataset is not None else self.train_dataset
-        # only the data stage's own samples know the filler that completes the last batch
+        # only the data stage's own samples have the filler that completes the last batch
         if not isinstance(samples, Samples) or self.args.train_sampling_strategy not in STRATEGIES:
             sampler = super()._get_train_sampler(train_dataset)
             self._grouped_sampler = sampler if isinstance(sampler, LengthGroupedSampler) else None
             return sampler
-        self._train_sampler = train_sampler(self.args, samples)
+        self._train_sampler = train_sampler(self.args, samples, knows_filler(self.data_collator))
         return self._train_sampler
 
     def _run_epoch(self, model: nn.Module, epoch: int, **kwargs: Any) -> Any:
