@@ -106,6 +106,9 @@ _READ_ONCE = (
     *("global_batch_size", "precision", "fp16", "bf16", "neftune_noise_alpha"),
 )
 
+# How transformers' classes are called whose labels are no next tokens.
+_OTHER_LABELS = ("Classification", "ForQuestionAnswering", "ForMaskedLM", "ForMultipleChoice", "SentencePrediction")
+
 # Logged with an evaluation, and no results of it.
 _CLOCKS = ("hours", "session_hours")
 
@@ -254,6 +257,11 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             check_teachers(self.plain_model, self.distillation.teachers)
         self._smooths_itself = self.is_own_model  # asked between two trials too, when there is no model
         kind, collator = type(self.plain_model), self.data_collator
+        if not _predicts_next_tokens(self.plain_model):
+            raise UserError(
+                f"a {kind.__name__} does not predict the next token, which loss and evaluation take for granted here; "
+                "use transformers.Trainer"
+            )
         is_shifted = isinstance(collator, FlatteningCollator | PaddingCollator) and not self.overrides_loss
         if is_shifted and kind.__module__.startswith("transformers."):
             raise UserError(
@@ -804,6 +812,13 @@ def _skip_first_batches(loader: Any, num_batches: int = 0) -> Any:
 def _uses_cache(model: Any) -> bool:
     """What a model's config says of the cache."""
     return getattr(getattr(model, "config", None), "use_cache", True)
+
+
+def _predicts_next_tokens(model: nn.Module) -> bool:
+    """Whether a model may be a causal language model, as far as its config and the names of its classes say."""
+    kinds = [kind.__name__ for kind in type(model).__mro__]
+    is_decoder = not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return is_decoder and not any(name.endswith(_OTHER_LABELS) for name in kinds)
 
 
 def _objective(metrics: dict[str, float]) -> float:

@@ -18,6 +18,9 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import (
     DataCollatorForLanguageModeling,
     EarlyStoppingCallback,
+    GPT2ForSequenceClassification,
+    GPT2ForTokenClassification,
+    T5ForConditionalGeneration,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -371,6 +374,23 @@ def test_stock_gpt2_is_refused_with_a_collator_that_it_does_not_understand(tmp_p
     with pytest.raises(UserError, match="give shift_labels, which GPT2LMHeadModel does not read; use a collator of"):
         make_trainer(tmp_path, **options)
     make_trainer(tmp_path, LossOfOutputs, **options)
+
+
+@pytest.mark.parametrize(
+    "kind", [GPT2ForSequenceClassification, GPT2ForTokenClassification, T5ForConditionalGeneration]
+)
+def test_a_model_that_does_not_predict_the_next_token_is_refused(tmp_path, kind):
+    """Its labels are no next tokens, by whose number losses are divided; a subclass of it too."""
+    sizes = {"n_layer": 1, "n_embd": 8, "n_head": 1, "vocab_size": 97}
+    sizes |= {"num_layers": 1, "d_model": 8, "num_heads": 1, "d_kv": 8, "d_ff": 8}
+    model = kind(kind.config_class(**sizes))
+    with pytest.raises(
+        UserError, match=f"a {kind.__name__} does not predict the next token.*; use transformers.Trainer"
+    ):
+        make_trainer(tmp_path, model=model)
+    model.__class__ = type("Mine", (kind,), {})
+    with pytest.raises(UserError, match="a Mine does not predict the next token"):
+        make_trainer(tmp_path, model=model)
 
 
 def test_an_adapter(tmp_path):
