@@ -100,11 +100,14 @@ from .weight_average import WeightAverage
 # Numbers that an evaluation here has beside the loss; not what a search for hyperparameters is to minimise.
 _BESIDE_THE_LOSS = ("_perplexity", "_tokens", "_preparation_time")
 
-# Arguments that are read when the Trainer is made, and so are not of a search.
+# Arguments that are read when the Trainer is made: a later change, by a search too, would do nothing.
 _READ_ONCE = (
-    *("ema_decay", "max_training_hours", "distill_alpha", "distill_temperature", "early_stopping_patience"),
+    *("ema_decay", "distill_alpha", "distill_temperature", "early_stopping_patience"),
     *("global_batch_size", "precision", "fp16", "bf16", "neftune_noise_alpha"),
 )
+# The same under conditions: beside global_batch_size, and with another model than this package's.
+_DIVIDED = ("per_device_train_batch_size", "gradient_accumulation_steps")
+_SMOOTHED = ("label_smoothing_factor",)
 
 # How transformers' classes are called whose labels are no next tokens.
 _OTHER_LABELS = ("Classification", "ForQuestionAnswering", "ForMaskedLM", "ForMultipleChoice", "SentencePrediction")
@@ -201,6 +204,7 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             self.callback_handler.callbacks.insert(0, self.average)
         self._exchange_reporters(given)
         self._look_at_model()
+        self._read = {name: getattr(self.args, name) for name in (*_READ_ONCE, *_DIVIDED, *_SMOOTHED)}
         if self.distillation is not None:
             self.distillation.place(self.args.device)
         if self._counts_from_train and self.is_world_process_zero():  # a job says it itself
@@ -395,8 +399,11 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
 
         Raises:
             TrainingDivergedError: if a gradient became non-finite; the weights were not touched by it.
-            UserError: if there is no such checkpoint, or it is damaged.
+            UserError: if there is no such checkpoint, or it is damaged, or if an argument has changed that is read when
+                the Trainer is made.
         """
+        if trial is None:
+            self._refuse_changed("train")
         if self._counts_from_train:
             asked = self.args.resume_from_checkpoint
             # transformers' own arguments have it for scripts, which read it themselves
@@ -412,6 +419,10 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             resume_from_checkpoint = distributed.decided_by_first(lambda: self.find_checkpoint(wanted))
         if trial is not None:  # the base class draws the weights first, with the seed of the trial before
             self._hp_search_setup(trial)
+        self.args.check_schedule()
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TimeBudgetCallback | TerminalCallback):
+                callback.max_hours = self.args.max_training_hours
         self._reset_training()
         # A compiler would make a graph for the first length, and another one as soon as it changes. The plugin is
         # shared by all trainers of a process.
@@ -476,17 +487,16 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         return super().hyperparameter_search(hp_space, compute_objective or _objective, *args, **kwargs)
 
     def _hp_search_setup(self, trial: Any) -> None:
-        divided = ("per_device_train_batch_size", "gradient_accumulation_steps")
-        names = (*_READ_ONCE, *divided) if self.args.global_batch_size is not None else _READ_ONCE
-        if not self._smooths_itself:  # an object of the base class does, which is made once
-            names = (*names, "label_smoothing_factor")
-        before = {name: getattr(self.args, name) for name in names}
         super()._hp_search_setup(trial)
-        for name, value in before.items():
-            if getattr(self.args, name) != value:
-                raise UserError(
-                    f"hyperparameter_search: {name} is read when a Trainer is made; make one for each value instead"
-                )
+        self._refuse_changed("hyperparameter_search")
+
+    def _refuse_changed(self, method: str) -> None:
+        """Refuse arguments that were changed where that does nothing."""
+        divided = _DIVIDED if self.args.global_batch_size is not None else ()
+        smoothed = () if self._smooths_itself else _SMOOTHED  # an object of the base class does, which is made once
+        for name in (*_READ_ONCE, *divided, *smoothed):
+            if getattr(self.args, name) != self._read[name]:
+                raise UserError(f"{method}: {name} is read when a Trainer is made; make one for each value instead")
 
     @property
     def shapes_change(self) -> bool:

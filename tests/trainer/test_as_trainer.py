@@ -654,6 +654,24 @@ def test_the_budget_counts_from_train(tmp_path):
     assert trainer.state.global_step == 4 and not trainer.time_budget.expired
 
 
+def test_arguments_that_are_changed_after_the_trainer_was_made(tmp_path, capsys):
+    """Before `train()` or between two: the budget is the new one, and what was read once is refused."""
+    trainer = make_trainer(tmp_path, max_training_hours=5.0)
+    trainer.args.max_training_hours = 1e-7
+    trainer.train()
+    assert trainer.time_budget.expired and trainer.state.global_step == 1
+    assert "budget 0:00:00 left" in capsys.readouterr().out
+    trainer.args.max_training_hours = None
+    trainer.train()
+    assert not trainer.time_budget.expired and trainer.state.global_step == 4
+    trainer.args.schedule_by_time = True
+    with pytest.raises(UserError, match="--schedule_by_time needs --max_training_hours"):
+        trainer.train()
+    trainer.args.early_stopping_patience = 1
+    with pytest.raises(UserError, match=r"^train: early_stopping_patience is read when a Trainer is made; make one"):
+        trainer.train()
+
+
 def test_a_schedule_by_time_that_has_ended_is_not_resumed(tmp_path):
     """All of the new steps would have a learning rate of 0."""
     options = {"schedule_by_time": True, "max_training_hours": 1.0}
@@ -1215,7 +1233,7 @@ def test_a_trial_that_diverges_fails_alone(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("ema_decay", 0.9), ("max_training_hours", 1.0), ("distill_alpha", 0.9)),
+        *(("ema_decay", 0.9), ("early_stopping_patience", 1), ("distill_alpha", 0.9)),
         *(("global_batch_size", 8), ("precision", "bf16"), ("bf16", True), ("neftune_noise_alpha", 5.0)),
     ],
 )
