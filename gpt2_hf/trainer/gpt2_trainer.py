@@ -399,8 +399,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
 
         Raises:
             TrainingDivergedError: if a gradient became non-finite; the weights were not touched by it.
-            UserError: if there is no such checkpoint, or it is damaged, or if an argument has changed that is read when
-                the Trainer is made.
+            UserError: if there is no such checkpoint, or it is damaged, or if an argument has changed that was read
+                when the Trainer was made.
         """
         if trial is None:
             self._refuse_changed("train")

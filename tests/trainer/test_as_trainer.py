@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import math
 import pickle
+import shutil
 import weakref
 from collections import Counter as Counted
 from types import SimpleNamespace
@@ -967,6 +968,21 @@ def test_resuming_finds_the_newest_whole_checkpoint(tmp_path, capsys):
     assert logged(resumed, "loss") == logged(whole, "loss")
     with pytest.raises(ValueError, match="No valid checkpoint found"):
         make_trainer(tmp_path / "empty").train(resume_from_checkpoint=True)
+
+
+def test_a_model_alone_is_not_resumed_from(tmp_path):
+    """best_model, where its checkpoint has been deleted: refused before anything is loaded into the model."""
+    make_trainer(tmp_path).train()
+    for checkpoint in checkpoints_in(tmp_path):
+        shutil.rmtree(tmp_path / checkpoint)
+    trainer = make_trainer(tmp_path)
+    weights = weights_of(trainer.model)
+    for wanted in ("best_model", tmp_path / "best_model"):
+        with pytest.raises(
+            UserError, match=r"best_model holds a model and no state of a training; load it with from_"
+        ):
+            trainer.train(resume_from_checkpoint=wanted)
+    assert torch.equal(weights_of(trainer.model), weights)
 
 
 def test_only_safetensors_are_read(tmp_path):
