@@ -208,7 +208,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         if self.distillation is not None:
             self.distillation.place(self.args.device)
         if self._counts_from_train and self.is_world_process_zero():  # a job says it itself
-            for line in self.args.notices:
+            chosen = [self.args.resolved_precision] if self._has_own_arguments and args.precision == "auto" else []
+            for line in (*self.args.notices, *chosen):
                 print(line, flush=True)
         self._draw_apart()
 

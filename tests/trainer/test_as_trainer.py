@@ -266,6 +266,14 @@ def test_what_is_left_out_is_said(tmp_path, monkeypatch, capsys):
     assert "left out" not in capsys.readouterr().out
 
 
+def test_a_chosen_precision_is_said(tmp_path, capsys):
+    """With the reason; not one that was asked for, nor in a job, which says it itself."""
+    for precision, job in (("fp32", None), ("auto", JobContext(Stopwatch())), ("auto", None)):
+        assert "precision" not in capsys.readouterr().out
+        trainer = make_trainer(tmp_path, precision=precision, job=job)
+    assert capsys.readouterr().out == f"{trainer.args.resolved_precision}\n"
+
+
 @pytest.mark.parametrize(("launched", "name"), [("bf16", "bf16"), ("no", "fp32")])
 def test_plain_arguments_have_the_precision_of_the_launcher(tmp_path, monkeypatch, launched, name):
     """`accelerate launch --mixed_precision`, where they have none of their own."""
