@@ -348,7 +348,8 @@ class ExactEvaluationTrainer(LossTrainer):
             self.control.should_save = self.control.should_training_stop = True
             return None
         if self.control.should_training_stop and self.args.save_strategy != SaveStrategy.NO:
-            self.control.should_save = True  # a callback ends the run because of these metrics
+            # With save_strategy "best" too: it is the last step, or a callback ends the run because of these metrics.
+            self.control.should_save = True
         return metrics
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:

@@ -120,6 +120,16 @@ def test_plain_arguments_act_where_transformers_does(tmp_path, strategy):
     assert "checkpoint-18" in kept and kept <= {"checkpoint-18", f"checkpoint-{trainer.state.best_global_step}"}
 
 
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_strategy_of_the_best_saves_the_last_step_too(tmp_path, plain):
+    """A longer training can go on from there; only the best is saved before it."""
+    values = iter([1.0, 2.0, 2.0, 2.0])
+    options = {"save_strategy": "best", "metric_for_best_model": "my_loss", "eval_steps": 1}
+    trainer = make_trainer(tmp_path, plain=plain, compute_metrics=lambda p: {"my_loss": next(values)}, **options)
+    trainer.train()
+    assert checkpoints_in(tmp_path) == ["checkpoint-1", "checkpoint-4"]
+
+
 def test_plain_arguments_save_each_best_too(tmp_path):
     """With a metric for the best model, between those checkpoints that transformers saves."""
     options = {"eval_steps": 1, "save_steps": 4, "lr_scheduler_type": "constant"}
