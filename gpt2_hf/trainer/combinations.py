@@ -11,10 +11,12 @@ from transformers.trainer_utils import HubStrategy
 
 from ..data import FlatteningCollator, MixedSamples, PaddingCollator, Samples, StreamingSamples
 from ..errors import UserError
+from ..options.parsing import check_acting
 from ..options.training_arguments import SMOOTHED_AND_TAUGHT, GPT2HFTrainingArguments
 from .loss import LossTrainer
 
 _OVER_ALL = ("loss", "perplexity", "eval_loss", "eval_perplexity")
+_OF_OPTIMIZERS = ("muon_", "adam_")  # beginnings of their options' names
 
 UNKNOWN_FILLER = (
     "the last batches of these samples are completed with samples that have no targets, which only this package's "
@@ -56,12 +58,14 @@ def check_combinations(
         *_of_the_collator(args, data_collator, trainer),
         *_of_filler(args, data_collator, train_dataset, eval_dataset),
         *_of_the_loss(args, trainer),
-        *_of_teachers(args, trainer),
+        *_of_teachers(args, trainer, has_job),
         *_of_the_splits(args, eval_dataset, callbacks),
         *_of_the_rest(args, train_dataset, optimizers, has_job),
     ]
     if problems:
         raise UserError(problems[0])
+    if not has_job:
+        check_acting(args, [name for name in args.stated if name.startswith(_OF_OPTIMIZERS)])
 
 
 def _of_the_collator(args: GPT2HFTrainingArguments, collator: Any, trainer: LossTrainer) -> Iterator[str]:
@@ -103,12 +107,15 @@ def _of_the_loss(args: GPT2HFTrainingArguments, trainer: LossTrainer) -> Iterato
         yield "--label_smoothing_factor has no effect with compute_loss_func; leave it out"
 
 
-def _of_teachers(args: GPT2HFTrainingArguments, trainer: LossTrainer) -> Iterator[str]:
+def _of_teachers(args: GPT2HFTrainingArguments, trainer: LossTrainer, has_job: bool) -> Iterator[str]:
     if args.distill_from and trainer.distillation is None:
         yield (
             "--distill_from is read by the main job; load the models and give them to GPT2HFTrainer as teachers=[...]"
         )
     if trainer.distillation is None:
+        without = [name for name in args.stated if name.startswith("distill_") and not has_job]
+        if without:
+            yield f"--{without[0]} has no effect without teachers; leave it out, or give GPT2HFTrainer teachers=[...]"
         return
     if args.label_smoothing_factor:
         yield SMOOTHED_AND_TAUGHT
