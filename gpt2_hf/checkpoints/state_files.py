@@ -28,8 +28,8 @@ def save_state(state: Any, path: str | Path) -> None:
 
     def keep(tensor: torch.Tensor) -> str:
         name = str(len(tensors))
-        # Copied, because safetensors refuses tensors that share memory.
-        tensors[name] = tensor.detach().cpu().clone().contiguous()
+        # Copied, once, because safetensors refuses tensors that share memory.
+        tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
         return name
 
     structure = _encode(state, keep)

@@ -189,14 +189,19 @@ class TextByTextSampler(Sampler[int]):
 STRATEGIES = ("random", "sequential", "group_by_length")
 
 
-def train_sampler(args: "GPT2HFTrainingArguments", samples: "Samples") -> EpochSampler:
-    """The order in which a run trains on its samples; the trainer draws it and `plan` counts with it."""
+def train_sampler(args: "GPT2HFTrainingArguments", samples: "Samples", knows_filler: bool = True) -> EpochSampler:
+    """The order in which a run trains on its samples; the trainer draws it and `plan` counts with it.
+
+    Args:
+        args, samples: of the run.
+        knows_filler: whether its collator does; without that, the last batch of one process is short.
+    """
     # A single batch that is short has one shape in every epoch, and need not be divided.
-    is_single = args.world_size <= 1 and args.train_batch_size >= len(samples)
+    is_short = args.world_size <= 1 and (args.train_batch_size >= len(samples) or not knows_filler)
     return EpochSampler(
         len(samples),
         args.order_seed,
-        1 if is_single else args.train_batch_size * args.world_size,
+        1 if is_short else args.train_batch_size * args.world_size,
         lengths=samples.lengths if args.train_sampling_strategy == "group_by_length" else None,
         shuffle=args.train_sampling_strategy != "sequential",
         step_size=args.samples_per_step,

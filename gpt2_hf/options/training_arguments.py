@@ -133,7 +133,9 @@ class GPT2HFTrainingArguments(TrainingArguments):
     )
     do_predict: bool = option(True, "Score the test split when the run is over, if there is one.")
     save_strategy: SaveStrategy | str = option(
-        "steps", "steps: every save_steps, after each epoch, at each best; epoch: after each, at each best; best; no."
+        "steps",
+        "steps: every save_steps, after each epoch, at each best; epoch: after each, at each best; best: at each "
+        "best, and at the end; no.",
     )
     save_steps: float = option(1000, "Steps between two checkpoints; below 1, a share of all steps.", "save_every")
     save_total_limit: int | None = option(

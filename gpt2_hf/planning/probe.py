@@ -319,7 +319,8 @@ def make_probe_trainer(
     probe_args.distill_from = None  # they are given
     probe_args.overwrite_output_dir = probe_args.verbose = False  # which are the job's
     probe_args.sample_tokens = 0
-    probe_args.report_to, probe_args.notices = [], []
+    probe_args.report_to, probe_args.notices, probe_args.stated = [], [], []
+    probe_args.precision = args.resolved_precision.name  # chosen, and said, already
     probe_args.eval_strategy = probe_args.save_strategy = probe_args.logging_strategy = "no"
     probe_args.early_stopping_patience = None
     probe_args.eval_on_start = probe_args.push_to_hub = False

@@ -363,7 +363,8 @@ class CheckpointingTrainer(Trainer):
             wanted: a path or a name such as latest; `True` for the newest intact one in `output_dir`.
 
         Raises:
-            UserError: if `output_dir` holds none, if there is no such checkpoint, or if it is damaged.
+            UserError: if `output_dir` holds none, if there is no such checkpoint, or if it is damaged or no state of a
+                training.
         """
         if not wanted:
             return None
@@ -379,6 +380,11 @@ class CheckpointingTrainer(Trainer):
         if (problem := folders.damage(folder)) is not None:
             raise UserError(
                 f"resume_from_checkpoint: {folder} is not an intact checkpoint of this package ({problem})"
+            )
+        if not (folder / folders.TRAINER_STATE_NAME).is_file():
+            raise UserError(
+                f"resume_from_checkpoint: {folder} holds a model and no state of a training; load it with "
+                "from_pretrained and train anew"
             )
         return str(folder)
 

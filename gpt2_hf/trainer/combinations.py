@@ -9,12 +9,29 @@ from typing import Any
 from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import HubStrategy
 
-from ..data import FlatteningCollator, PaddingCollator, Samples, StreamingSamples
+from ..data import FlatteningCollator, MixedSamples, PaddingCollator, Samples, StreamingSamples
 from ..errors import UserError
+from ..options.parsing import check_acting
 from ..options.training_arguments import SMOOTHED_AND_TAUGHT, GPT2HFTrainingArguments
 from .loss import LossTrainer
 
 _OVER_ALL = ("loss", "perplexity", "eval_loss", "eval_perplexity")
+_OF_OPTIMIZERS = ("muon_", "adam_")  # beginnings of their options' names
+
+UNKNOWN_FILLER = (
+    "the last batches of these samples are completed with samples that have no targets, which only this package's "
+    "collators know; use PaddingCollator, FlatteningCollator, or a subclass of one"
+)
+
+
+def knows_filler(collator: Any) -> bool:
+    """Whether a collator is this package's, and gives samples marked `is_filler` no targets."""
+    return isinstance(collator, FlatteningCollator | PaddingCollator)
+
+
+def is_filled_up(args: GPT2HFTrainingArguments, split: Any) -> bool:
+    """Whether batches of an evaluation are completed, for all processes to have as many, and of one text each."""
+    return isinstance(split, MixedSamples) or (args.world_size > 1 and isinstance(split, Samples))
 
 
 def check_combinations(
@@ -39,18 +56,21 @@ def check_combinations(
     """
     problems = [
         *_of_the_collator(args, data_collator, trainer),
+        *_of_filler(args, data_collator, train_dataset, eval_dataset),
         *_of_the_loss(args, trainer),
-        *_of_teachers(args, trainer),
+        *_of_teachers(args, trainer, has_job),
         *_of_the_splits(args, eval_dataset, callbacks),
         *_of_the_rest(args, train_dataset, optimizers, has_job),
     ]
     if problems:
         raise UserError(problems[0])
+    if not has_job:
+        check_acting(args, [name for name in args.stated if name.startswith(_OF_OPTIMIZERS)])
 
 
 def _of_the_collator(args: GPT2HFTrainingArguments, collator: Any, trainer: LossTrainer) -> Iterator[str]:
     is_flat = isinstance(collator, FlatteningCollator)
-    is_own = isinstance(collator, FlatteningCollator | PaddingCollator)
+    is_own = knows_filler(collator)
     if args.neftune_noise_alpha is not None and is_flat:
         yield (
             "--neftune_noise_alpha goes by the length of a row, and in sequence_mode padding_free a row holds many "
@@ -73,6 +93,13 @@ def _of_the_collator(args: GPT2HFTrainingArguments, collator: Any, trainer: Loss
         )
 
 
+def _of_filler(args: GPT2HFTrainingArguments, collator: Any, train_dataset: Any, eval_dataset: Any) -> Iterator[str]:
+    splits = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
+    is_shared_out = args.world_size > 1 and isinstance(train_dataset, Samples)
+    if not knows_filler(collator) and (is_shared_out or any(is_filled_up(args, split) for split in splits)):
+        yield UNKNOWN_FILLER
+
+
 def _of_the_loss(args: GPT2HFTrainingArguments, trainer: LossTrainer) -> Iterator[str]:
     if trainer.has_own_loss and str(args.metric_for_best_model).endswith("perplexity"):
         yield "--metric_for_best_model perplexity is not known for a loss of your own; use loss"
@@ -80,12 +107,15 @@ def _of_the_loss(args: GPT2HFTrainingArguments, trainer: LossTrainer) -> Iterato
         yield "--label_smoothing_factor has no effect with compute_loss_func; leave it out"
 
 
-def _of_teachers(args: GPT2HFTrainingArguments, trainer: LossTrainer) -> Iterator[str]:
+def _of_teachers(args: GPT2HFTrainingArguments, trainer: LossTrainer, has_job: bool) -> Iterator[str]:
     if args.distill_from and trainer.distillation is None:
         yield (
             "--distill_from is read by the main job; load the models and give them to GPT2HFTrainer as teachers=[...]"
         )
     if trainer.distillation is None:
+        without = [name for name in args.stated if name.startswith("distill_") and not has_job]
+        if without:
+            yield f"--{without[0]} has no effect without teachers; leave it out, or give GPT2HFTrainer teachers=[...]"
         return
     if args.label_smoothing_factor:
         yield SMOOTHED_AND_TAUGHT

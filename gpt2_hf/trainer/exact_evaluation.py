@@ -29,6 +29,7 @@ from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, SaveStr
 
 from ..checkpoints.state_files import load_state
 from ..data import EpochSampler, MixedSamples, Samples, TextByTextSampler
+from ..errors import UserError
 from ..model.chunked_loss import IGNORE_INDEX
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..perplexity import perplexity
@@ -38,6 +39,7 @@ from ..runtime.stop_signals import shield_workers
 from ..runtime.temporary import temporarily
 from .callbacks import EvaluationInterruptedError
 from .checkpointing import process_state_files
+from .combinations import UNKNOWN_FILLER, is_filled_up, knows_filler
 from .layouts import one_row_per_sample
 from .loss import LossTrainer, targets_of
 
@@ -175,6 +177,8 @@ class ExactEvaluationTrainer(LossTrainer):
         """In the order of the data; filler gives every process as many batches as the others."""
         if not isinstance(eval_dataset, Samples):
             return super()._get_eval_sampler(eval_dataset)
+        if is_filled_up(self.args, eval_dataset) and not knows_filler(self.data_collator):
+            raise UserError(UNKNOWN_FILLER)
         if isinstance(eval_dataset, MixedSamples):
             return self._text_by_text(eval_dataset)
         if self.args.world_size <= 1:
@@ -313,7 +317,8 @@ class ExactEvaluationTrainer(LossTrainer):
         """The loss of a batch on this process, as `compute_loss` has it, times its tokens; and the model's outputs."""
         # The sum of this package's model is taken as it is. The loss of another model, or of the user's own, may be
         # divided by the number that it is given, or be a mean from the first.
-        gives_sum = type(self.plain_model).forward is GPT2HFForCausalLM.forward and not self.has_own_loss
+        is_own = type(self.plain_model).forward is GPT2HFForCausalLM.forward and not self.has_own_loss
+        gives_sum = is_own and self.model_accepts_loss_kwargs  # without the number that model too has a mean
         divisor = torch.ones_like(num_tokens) if gives_sum else num_tokens.clamp(min=1)
         # `compute_loss` multiplies by the number of processes what it divides by the tokens of all of them.
         num_shares = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
@@ -343,7 +348,8 @@ class ExactEvaluationTrainer(LossTrainer):
             self.control.should_save = self.control.should_training_stop = True
             return None
         if self.control.should_training_stop and self.args.save_strategy != SaveStrategy.NO:
-            self.control.should_save = True  # a callback ends the run because of these metrics
+            # With save_strategy "best" too: it is the last step, or a callback ends the run because of these metrics.
+            self.control.should_save = True
         return metrics
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:

@@ -78,7 +78,7 @@ from .callbacks import (
     TimeBudgetCallback,
 )
 from .callbacks import ProgressCallback as TerminalCallback
-from .combinations import check_combinations
+from .combinations import check_combinations, knows_filler
 from .distillation import Distillation, check_teachers
 from .exact_evaluation import ExactEvaluationTrainer, dropping_columns, owes_evaluation
 from .generation_config import make_storable
@@ -100,11 +100,17 @@ from .weight_average import WeightAverage
 # Numbers that an evaluation here has beside the loss; not what a search for hyperparameters is to minimise.
 _BESIDE_THE_LOSS = ("_perplexity", "_tokens", "_preparation_time")
 
-# Arguments that are read when the Trainer is made, and so are not of a search.
+# Arguments that are read when the Trainer is made: a later change, by a search too, would do nothing.
 _READ_ONCE = (
-    *("ema_decay", "max_training_hours", "distill_alpha", "distill_temperature", "early_stopping_patience"),
+    *("ema_decay", "distill_alpha", "distill_temperature", "early_stopping_patience"),
     *("global_batch_size", "precision", "fp16", "bf16", "neftune_noise_alpha"),
 )
+# The same under conditions: beside global_batch_size, and with another model than this package's.
+_DIVIDED = ("per_device_train_batch_size", "gradient_accumulation_steps")
+_SMOOTHED = ("label_smoothing_factor",)
+
+# How transformers' classes are called whose labels are no next tokens.
+_OTHER_LABELS = ("Classification", "ForQuestionAnswering", "ForMaskedLM", "ForMultipleChoice", "SentencePrediction")
 
 # Logged with an evaluation, and no results of it.
 _CLOCKS = ("hours", "session_hours")
@@ -198,10 +204,12 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             self.callback_handler.callbacks.insert(0, self.average)
         self._exchange_reporters(given)
         self._look_at_model()
+        self._read = {name: getattr(self.args, name) for name in (*_READ_ONCE, *_DIVIDED, *_SMOOTHED)}
         if self.distillation is not None:
             self.distillation.place(self.args.device)
         if self._counts_from_train and self.is_world_process_zero():  # a job says it itself
-            for line in self.args.notices:
+            chosen = [self.args.resolved_precision] if self._has_own_arguments and args.precision == "auto" else []
+            for line in (*self.args.notices, *chosen):
                 print(line, flush=True)
         self._draw_apart()
 
@@ -254,6 +262,11 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             check_teachers(self.plain_model, self.distillation.teachers)
         self._smooths_itself = self.is_own_model  # asked between two trials too, when there is no model
         kind, collator = type(self.plain_model), self.data_collator
+        if not _predicts_next_tokens(self.plain_model):
+            raise UserError(
+                f"a {kind.__name__} does not predict the next token, which loss and evaluation take for granted here; "
+                "use transformers.Trainer"
+            )
         is_shifted = isinstance(collator, FlatteningCollator | PaddingCollator) and not self.overrides_loss
         if is_shifted and kind.__module__.startswith("transformers."):
             raise UserError(
@@ -387,8 +400,11 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
 
         Raises:
             TrainingDivergedError: if a gradient became non-finite; the weights were not touched by it.
-            UserError: if there is no such checkpoint, or it is damaged.
+            UserError: if there is no such checkpoint, or it is damaged, or if an argument has changed that was read
+                when the Trainer was made.
         """
+        if trial is None:
+            self._refuse_changed("train")
         if self._counts_from_train:
             asked = self.args.resume_from_checkpoint
             # transformers' own arguments have it for scripts, which read it themselves
@@ -404,6 +420,10 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             resume_from_checkpoint = distributed.decided_by_first(lambda: self.find_checkpoint(wanted))
         if trial is not None:  # the base class draws the weights first, with the seed of the trial before
             self._hp_search_setup(trial)
+        self.args.check_schedule()
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TimeBudgetCallback | TerminalCallback):
+                callback.max_hours = self.args.max_training_hours
         self._reset_training()
         # A compiler would make a graph for the first length, and another one as soon as it changes. The plugin is
         # shared by all trainers of a process.
@@ -468,17 +488,16 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         return super().hyperparameter_search(hp_space, compute_objective or _objective, *args, **kwargs)
 
     def _hp_search_setup(self, trial: Any) -> None:
-        divided = ("per_device_train_batch_size", "gradient_accumulation_steps")
-        names = (*_READ_ONCE, *divided) if self.args.global_batch_size is not None else _READ_ONCE
-        if not self._smooths_itself:  # an object of the base class does, which is made once
-            names = (*names, "label_smoothing_factor")
-        before = {name: getattr(self.args, name) for name in names}
         super()._hp_search_setup(trial)
-        for name, value in before.items():
-            if getattr(self.args, name) != value:
-                raise UserError(
-                    f"hyperparameter_search: {name} is read when a Trainer is made; make one for each value instead"
-                )
+        self._refuse_changed("hyperparameter_search")
+
+    def _refuse_changed(self, method: str) -> None:
+        """Refuse arguments that were changed where that does nothing."""
+        divided = _DIVIDED if self.args.global_batch_size is not None else ()
+        smoothed = () if self._smooths_itself else _SMOOTHED  # an object of the base class does, which is made once
+        for name in (*_READ_ONCE, *divided, *smoothed):
+            if getattr(self.args, name) != self._read[name]:
+                raise UserError(f"{method}: {name} is read when a Trainer is made; make one for each value instead")
 
     @property
     def shapes_change(self) -> bool:
@@ -587,12 +606,12 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """An order that depends on seed and epoch alone; by length with `group_by_length`."""
         samples = train_dataset if train_dataset is not None else self.train_dataset
-        # only the data stage's own samples know the filler that completes the last batch
+        # only the data stage's own samples have the filler that completes the last batch
         if not isinstance(samples, Samples) or self.args.train_sampling_strategy not in STRATEGIES:
             sampler = super()._get_train_sampler(train_dataset)
             self._grouped_sampler = sampler if isinstance(sampler, LengthGroupedSampler) else None
             return sampler
-        self._train_sampler = train_sampler(self.args, samples)
+        self._train_sampler = train_sampler(self.args, samples, knows_filler(self.data_collator))
         return self._train_sampler
 
     def _run_epoch(self, model: nn.Module, epoch: int, **kwargs: Any) -> Any:
@@ -804,6 +823,13 @@ def _skip_first_batches(loader: Any, num_batches: int = 0) -> Any:
 def _uses_cache(model: Any) -> bool:
     """What a model's config says of the cache."""
     return getattr(getattr(model, "config", None), "use_cache", True)
+
+
+def _predicts_next_tokens(model: nn.Module) -> bool:
+    """Whether a model may be a causal language model, as far as its config and the names of its classes say."""
+    kinds = [kind.__name__ for kind in type(model).__mro__]
+    is_decoder = not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return is_decoder and not any(name.endswith(_OTHER_LABELS) for name in kinds)
 
 
 def _objective(metrics: dict[str, float]) -> float:

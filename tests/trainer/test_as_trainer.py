@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import math
 import pickle
+import shutil
 import weakref
 from collections import Counter as Counted
 from types import SimpleNamespace
@@ -18,6 +19,9 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import (
     DataCollatorForLanguageModeling,
     EarlyStoppingCallback,
+    GPT2ForSequenceClassification,
+    GPT2ForTokenClassification,
+    T5ForConditionalGeneration,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -114,6 +118,16 @@ def test_plain_arguments_act_where_transformers_does(tmp_path, strategy):
     assert [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry] == evaluated[strategy]
     kept = {path.name for path in tmp_path.glob("checkpoint-*")}
     assert "checkpoint-18" in kept and kept <= {"checkpoint-18", f"checkpoint-{trainer.state.best_global_step}"}
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_strategy_of_the_best_saves_the_last_step_too(tmp_path, plain):
+    """A longer training can go on from there; only the best is saved before it."""
+    values = iter([1.0, 2.0, 2.0, 2.0])
+    options = {"save_strategy": "best", "metric_for_best_model": "my_loss", "eval_steps": 1}
+    trainer = make_trainer(tmp_path, plain=plain, compute_metrics=lambda p: {"my_loss": next(values)}, **options)
+    trainer.train()
+    assert checkpoints_in(tmp_path) == ["checkpoint-1", "checkpoint-4"]
 
 
 def test_plain_arguments_save_each_best_too(tmp_path):
@@ -262,6 +276,14 @@ def test_what_is_left_out_is_said(tmp_path, monkeypatch, capsys):
     assert "left out" not in capsys.readouterr().out
 
 
+def test_a_chosen_precision_is_said(tmp_path, capsys):
+    """With the reason; not one that was asked for, nor in a job, which says it itself."""
+    for precision, job in (("fp32", None), ("auto", JobContext(Stopwatch())), ("auto", None)):
+        assert "precision" not in capsys.readouterr().out
+        trainer = make_trainer(tmp_path, precision=precision, job=job)
+    assert capsys.readouterr().out == f"{trainer.args.resolved_precision}\n"
+
+
 @pytest.mark.parametrize(("launched", "name"), [("bf16", "bf16"), ("no", "fp32")])
 def test_plain_arguments_have_the_precision_of_the_launcher(tmp_path, monkeypatch, launched, name):
     """`accelerate launch --mixed_precision`, where they have none of their own."""
@@ -371,6 +393,23 @@ def test_stock_gpt2_is_refused_with_a_collator_that_it_does_not_understand(tmp_p
     with pytest.raises(UserError, match="give shift_labels, which GPT2LMHeadModel does not read; use a collator of"):
         make_trainer(tmp_path, **options)
     make_trainer(tmp_path, LossOfOutputs, **options)
+
+
+@pytest.mark.parametrize(
+    "kind", [GPT2ForSequenceClassification, GPT2ForTokenClassification, T5ForConditionalGeneration]
+)
+def test_a_model_that_does_not_predict_the_next_token_is_refused(tmp_path, kind):
+    """Its labels are no next tokens, by whose number losses are divided; a subclass of it too."""
+    sizes = {"n_layer": 1, "n_embd": 8, "n_head": 1, "vocab_size": 97}
+    sizes |= {"num_layers": 1, "d_model": 8, "num_heads": 1, "d_kv": 8, "d_ff": 8}
+    model = kind(kind.config_class(**sizes))
+    with pytest.raises(
+        UserError, match=f"a {kind.__name__} does not predict the next token.*; use transformers.Trainer"
+    ):
+        make_trainer(tmp_path, model=model)
+    model.__class__ = type("Mine", (kind,), {})
+    with pytest.raises(UserError, match="a Mine does not predict the next token"):
+        make_trainer(tmp_path, model=model)
 
 
 def test_an_adapter(tmp_path):
@@ -632,6 +671,24 @@ def test_the_budget_counts_from_train(tmp_path):
     assert trainer.watch.elapsed > 3600
     trainer.train()
     assert trainer.state.global_step == 4 and not trainer.time_budget.expired
+
+
+def test_arguments_that_are_changed_after_the_trainer_was_made(tmp_path, capsys):
+    """Before `train()` or between two: the budget is the new one, and what was read once is refused."""
+    trainer = make_trainer(tmp_path, max_training_hours=5.0)
+    trainer.args.max_training_hours = 1e-7
+    trainer.train()
+    assert trainer.time_budget.expired and trainer.state.global_step == 1
+    assert "budget 0:00:00 left" in capsys.readouterr().out
+    trainer.args.max_training_hours = None
+    trainer.train()
+    assert not trainer.time_budget.expired and trainer.state.global_step == 4
+    trainer.args.schedule_by_time = True
+    with pytest.raises(UserError, match="--schedule_by_time needs --max_training_hours"):
+        trainer.train()
+    trainer.args.early_stopping_patience = 1
+    with pytest.raises(UserError, match=r"^train: early_stopping_patience is read when a Trainer is made; make one"):
+        trainer.train()
 
 
 def test_a_schedule_by_time_that_has_ended_is_not_resumed(tmp_path):
@@ -931,6 +988,21 @@ def test_resuming_finds_the_newest_whole_checkpoint(tmp_path, capsys):
         make_trainer(tmp_path / "empty").train(resume_from_checkpoint=True)
 
 
+def test_a_model_alone_is_not_resumed_from(tmp_path):
+    """best_model, where its checkpoint has been deleted: refused before anything is loaded into the model."""
+    make_trainer(tmp_path).train()
+    for checkpoint in checkpoints_in(tmp_path):
+        shutil.rmtree(tmp_path / checkpoint)
+    trainer = make_trainer(tmp_path)
+    weights = weights_of(trainer.model)
+    for wanted in ("best_model", tmp_path / "best_model"):
+        with pytest.raises(
+            UserError, match=r"best_model holds a model and no state of a training; load it with from_"
+        ):
+            trainer.train(resume_from_checkpoint=wanted)
+    assert torch.equal(weights_of(trainer.model), weights)
+
+
 def test_only_safetensors_are_read(tmp_path):
     """Weights that are a pickle are refused, though the base class would take them."""
     trainer = make_trainer(tmp_path)
@@ -1195,7 +1267,7 @@ def test_a_trial_that_diverges_fails_alone(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("ema_decay", 0.9), ("max_training_hours", 1.0), ("distill_alpha", 0.9)),
+        *(("ema_decay", 0.9), ("early_stopping_patience", 1), ("distill_alpha", 0.9)),
         *(("global_batch_size", 8), ("precision", "bf16"), ("bf16", True), ("neftune_noise_alpha", 5.0)),
     ],
 )

@@ -24,6 +24,7 @@ from gpt2_hf.trainer.callbacks import (
     StopCallback,
     TimeBudgetCallback,
 )
+from gpt2_hf.trainer.callbacks import progress as progress_module
 from gpt2_hf.trainer.callbacks.tensorboard import tag_of
 from gpt2_hf.trainer.remaining import RemainingWork
 from gpt2_hf.trainer.schedule import CosineByTime
@@ -392,9 +393,11 @@ def test_tensorboard_tags(name, tag):
     assert tag_of(name) == tag
 
 
-def test_a_terminal_gets_a_bar_with_the_latest_numbers(capsys, monkeypatch):
-    """On a terminal the numbers of the last log, speed, memory and budget stay in sight."""
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+@pytest.mark.parametrize("place", ["terminal", "notebook"])
+def test_a_terminal_gets_a_bar_with_the_latest_numbers(capsys, monkeypatch, place):
+    """There, and in a notebook, the numbers of the last log, speed, memory and budget stay in sight."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: place == "terminal")
+    monkeypatch.setattr(progress_module, "is_in_notebook", lambda: place == "notebook")
     watch = FixedWatch()
     progress = ProgressCallback(watch, 2.0)
     state, arguments = state_at(10, 0.1, max_steps=1000), TrainingArguments("unused", use_cpu=True, disable_tqdm=False)

@@ -83,6 +83,28 @@ def test_metrics_of_several_texts_have_every_row(tmp_path, collator):
     assert metrics["eval_hits"] == hits_of(make_model(), [{"input_ids": row} for row in ids])
 
 
+def test_a_collator_of_the_users_own_gets_no_filler(tmp_path, monkeypatch):
+    """Whose mark it would not read: a short batch in one process; where batches must be filled up, it is refused."""
+    rows, samples = [], DocumentSamples(documents_of(random_ids(13, 12).tolist()), 12)
+
+    def collate(batch):
+        rows.extend(sample["input_ids"].tolist() for sample in batch)
+        ids = torch.tensor(rows[-len(batch) :])
+        return {"input_ids": ids, "labels": ids}
+
+    options = {"data_collator": collate, "per_device_train_batch_size": 8, "max_steps": 2, "save_strategy": "no"}
+    trainer = make_trainer(tmp_path, train_dataset=samples, eval_strategy="no", **options)
+    trainer.train()
+    assert sorted(rows) == sorted(sample["input_ids"].tolist() for sample in samples)
+    mixed = MixedSamples({"one": samples})
+    for refused in (lambda: trainer.evaluate(mixed), lambda: make_trainer(tmp_path, eval_dataset=mixed, **options)):
+        with pytest.raises(UserError, match="use PaddingCollator, FlatteningCollator, or a subclass of one"):
+            refused()
+    monkeypatch.setattr(type(trainer.args), "world_size", 2)
+    with pytest.raises(UserError, match="only this package's collators know"):
+        make_trainer(tmp_path, train_dataset=samples, **options)
+
+
 def hits_of(model, rows):
     """Right guesses of the model, row by row."""
     ids = [torch.as_tensor(row["input_ids"]) for row in rows]
@@ -529,3 +551,13 @@ def test_a_model_whose_loss_is_a_mean(tmp_path):
     model = Mean(plain.config)
     model.load_state_dict(plain.state_dict())
     assert_exact(make_trainer(tmp_path, model=model).evaluate(), true_loss(plain, BLOCKS[:11]))
+
+
+def test_a_model_that_is_not_told_the_number_of_tokens(tmp_path):
+    """With `accepts_loss_kwargs = False`, of its class or in the Trainer, the loss of this package's is a mean too."""
+    for collator in COLLATORS:
+        data = data_of(collator)
+        trainer = make_trainer(tmp_path, **data)
+        expected = true_loss(trainer.model, data["eval_dataset"])
+        trainer.model_accepts_loss_kwargs = False
+        assert_exact(trainer.evaluate(), expected)

@@ -404,6 +404,24 @@ def test_what_nobody_acts_on_is_refused(tmp_path, plain, name, value):
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"muon_learning_rate": 0.02}, "--muon_learning_rate has no effect with --optim adamw_torch_fused"),
+        ({"optim": "sgd", "adam_beta2": 0.9}, "--adam_beta2 has no effect with --optim sgd; leave it out"),
+        ({"distill_alpha": 0.9}, r"--distill_alpha has no effect without teachers; .* teachers=\[\.\.\.\]$"),
+    ],
+    ids=str,
+)
+def test_what_does_nothing_beside_another_option_is_refused(tmp_path, options, message):
+    """As on a command line; with the optimizer, or the teacher, that reads it, it acts."""
+    with pytest.raises(UserError, match=f"^{message}"):
+        make_trainer(tmp_path, **options)
+    acting = {"optim": "muon" if "muon_learning_rate" in options else "adamw_torch_fused"}
+    acting |= {"teachers": [make_model()]} if "distill_alpha" in options else {}
+    make_trainer(tmp_path, **{**options, **acting})
+
+
 HOOKS = [name for name in vars(TrainerCallback) if name.startswith("on_")]
 
 

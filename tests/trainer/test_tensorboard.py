@@ -211,6 +211,16 @@ def test_an_evaluation_is_in_the_curve_of_its_training(tmp_path, monkeypatch):
     assert list(values_of(third, "eval/loss")) == [0]  # what came after the checkpoint is purged
 
 
+def test_curves_follow_another_output_dir(tmp_path):
+    """As the checkpoints do, and transformers' curves."""
+    trainer = make_trainer(tmp_path / "first", report_to="tensorboard")
+    trainer.evaluate()
+    trainer.args.output_dir = str(tmp_path / "second")
+    trainer.train()
+    assert list(values_of(tmp_path / "second" / "runs" / "second", "train/loss")) == [1, 2, 3, 4]
+    assert list(values_of(tmp_path / "first" / "runs" / "first", "eval/loss")) == [0]
+
+
 def test_runs_are_told_apart(tmp_path, monkeypatch):
     """In one folder for all runs each has one of its own, called as --run_name says; a search has one per trial."""
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "all"))

@@ -8,6 +8,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback as TransformersProgressCallback
 from transformers.trainer_utils import has_length
+from transformers.utils import is_in_notebook
 
 from ...runtime.stopwatch import Stopwatch, duration
 from .cadence import ends_epoch
@@ -41,7 +42,7 @@ _SAMPLE_WIDTH = 200
 
 
 class ProgressCallback(TransformersProgressCallback):
-    """A progress bar on a terminal; everywhere one plain line per log, and the hours after each epoch."""
+    """A progress bar on a terminal and in a notebook; everywhere a line per log, and the hours after each epoch."""
 
     def __init__(self, watch: Stopwatch, max_hours: float | None):
         super().__init__()
@@ -55,7 +56,9 @@ class ProgressCallback(TransformersProgressCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._began = state.global_step, self.watch.elapsed
-        self.shows_bar = sys.stderr.isatty() and not args.disable_tqdm and state.is_world_process_zero
+        self.shows_bar = (
+            (sys.stderr.isatty() or is_in_notebook()) and not args.disable_tqdm and state.is_world_process_zero
+        )
         if self.shows_bar:
             self.current_step = state.global_step
             self.training_bar = tqdm(

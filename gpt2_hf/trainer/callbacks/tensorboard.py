@@ -136,14 +136,17 @@ class ContinuousTensorBoardCallback(TensorBoardCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # Known from the beginning, because a run with nothing left to train logs its test score all the same.
-        above = self._folder_of_all or os.path.join(str(args.output_dir), RUNS_FOLDER)
-        self._first_folder = os.path.join(above, event_folder_name(str(args.output_dir), args.run_name))
+        self._first_folder = self._first_folder_of(args)
         self._free_number = self._next_free() if self.keeps_earlier else 1
         self.logging_dir = self._folder_of(self._free_number)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {"args": {}, "attributes": {"number": self.number}}
+
+    def _first_folder_of(self, args: TrainingArguments) -> str:
+        above = self._folder_of_all or os.path.join(str(args.output_dir), RUNS_FOLDER)
+        return os.path.join(above, event_folder_name(str(args.output_dir), args.run_name))
 
     def _next_free(self) -> int:
         return next(each for each in itertools.count(1) if not event_files(Path(self._folder_of(each))))
@@ -156,6 +159,9 @@ class ContinuousTensorBoardCallback(TensorBoardCallback, ExportableState):
     ) -> None:
         if not state.is_world_process_zero:
             return
+        if self._first_folder_of(args) != self._first_folder:  # output_dir or run_name were changed
+            self.close()
+            self.on_init_end(args, state, control)
         # Evaluations before the first training belong to its curve, later ones to that of the training before.
         free = self._free_number if self.tb_writer is not None and not self._has_trained else None
         self._has_trained = True
