@@ -54,6 +54,8 @@ def test_a_device_that_is_full_is_not_the_fault_of_an_option(train_tiny, tmp_pat
     [
         ("--optim", "adafactor", "--label_smoothing_factor", "0.1", "--attn_implementation", "eager"),
         ("--optim", "muon", "--schedule_by_time"),
+        ("--optim", "muon", "--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 1e-5}'),
+        ("--optim", "muon", "--lr_scheduler_type", "polynomial"),
         ("--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 1e-5}'),
         ("--lr_scheduler_type", "reduce_lr_on_plateau"),
     ],
