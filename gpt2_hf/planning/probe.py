@@ -363,6 +363,8 @@ def measure(
     rows = [number for batch in dealt for number in completed_by_fillers(batches.rows[batch], size)]
     untimed = _FIRST_STEPS + len(batches.extremes)
     trainer.args.max_steps = untimed + _MAX_STEPS
+    # the schedule of the run may not be one for so few steps
+    trainer.args.lr_scheduler_type, trainer.args.lr_scheduler_kwargs = "constant_with_warmup", None
     train_samples = data.samples["train"]
     trainer.train_dataset = Subset(train_samples, rows)
     times = _StepTimes(untimed)

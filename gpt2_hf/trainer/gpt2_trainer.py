@@ -361,9 +361,17 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
 
         With fp16 and a fused optimizer, a step that the loss scaler skips counts too: the schedule goes by
         `global_step`, as the data do, and so reaches its end at the last step.
+
+        Raises:
+            UserError: if a polynomial would have no steps.
         """
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        if self.lr_scheduler is None and self.args.lr_scheduler_type == "polynomial" and warmup == num_training_steps:
+            # it divides by the steps after the warmup when the last one is done
+            raise UserError(
+                f"--lr_scheduler_type polynomial: all {num_training_steps:,} steps are warmup; use fewer --warmup_steps"
+            )
         if self.lr_scheduler is None and self.args.schedule_by_time:
-            warmup = self.args.get_warmup_steps(num_training_steps)
             budget = self.time_budget
             schedule = CosineByTime(warmup, num_training_steps, lambda: budget.time_share, budget.earlier_progress)
             budget.schedule = schedule

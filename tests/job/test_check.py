@@ -19,6 +19,10 @@ from ..runs import history
         (("--lr_scheduler_type", "cosine_with_min_lr"), "--lr_scheduler_type cosine_with_min_lr: "),
         (("--lr_scheduler_type", "warmup_stable_decay"), "--lr_scheduler_type warmup_stable_decay: "),
         (("--lr_scheduler_kwargs", '{"nonsense": 1}'), "--lr_scheduler_type cosine: "),
+        (
+            ("--lr_scheduler_type", "polynomial", "--max_steps", "10", "--warmup_steps", "10"),
+            "--lr_scheduler_type polynomial: all 10 steps are warmup; use fewer --warmup_steps",
+        ),
         (("--torch_compile_mode", "nonsense"), "--torch_compile"),
         (("--num_workers", "1", "--dataloader_prefetch_factor", "-1"), "--dataloader"),
         (("--dataloader_multiprocessing_context", "spawn"), "--dataloader"),
