@@ -368,9 +368,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         warmup = self.args.get_warmup_steps(num_training_steps)
         if self.lr_scheduler is None and self.args.lr_scheduler_type == "polynomial" and warmup == num_training_steps:
             # it divides by the steps after the warmup when the last one is done
-            raise UserError(
-                f"--lr_scheduler_type polynomial: all {num_training_steps:,} steps are warmup; use fewer --warmup_steps"
-            )
+            steps = f"{num_training_steps:,} steps"
+            raise UserError(f"--lr_scheduler_type polynomial: all {steps} are warmup; use fewer --warmup_steps")
         if self.lr_scheduler is None and self.args.schedule_by_time:
             budget = self.time_budget
             schedule = CosineByTime(warmup, num_training_steps, lambda: budget.time_share, budget.earlier_progress)

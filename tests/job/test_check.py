@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from gpt2_hf.__main__ import main
 from gpt2_hf.trainer.gpt2_trainer import GPT2HFTrainer
 
 from ..conftest import read_json
@@ -38,6 +39,20 @@ def test_a_refused_command_writes_nothing(train_tiny, tmp_path, capsys, options,
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--optim", "galore_adamw"), "--optim galore_adamw: "),
+        (("--lr_scheduler_type", "warmup_stable_decay"), "--lr_scheduler_type warmup_stable_decay: "),
+    ],
+)
+def test_a_plan_is_refused_what_a_run_is(tiny_options, tmp_path, capsys, options, message):
+    """By the same line, before any step."""
+    assert main(["plan", *tiny_options, "--checkpoint_dir", str(tmp_path / "run"), *options]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("place", ["gpt2_hf.job.check._forward_and_backward", "gpt2_hf.job.main_job.GPT2HFTrainer"])
