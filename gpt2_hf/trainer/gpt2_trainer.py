@@ -89,7 +89,7 @@ from .remaining import (
     RemainingWork,
     checkpoint_seconds,
     generation_seconds,
-    num_samples_of,
+    size_ratio,
     split_seconds,
     with_margin,
 )
@@ -719,14 +719,18 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
     def _split_seconds(self, dataset: Any) -> float:
         if dataset is self.eval_dataset and (measured := self.watch.longest("evaluate")) is not None:
             return measured
-        num_samples, num_validation = num_samples_of(dataset), num_samples_of(self.eval_dataset)
-        return split_seconds(self.watch, num_samples, num_validation, self.args.samples_per_step)
+        samples_per_step, alike = self.args.samples_per_step, self._pads_alike
+        return split_seconds(self.watch, dataset, self.eval_dataset, self.train_dataset, samples_per_step, alike)
+
+    @property
+    def _pads_alike(self) -> bool:
+        """Whether every sample is padded to the same length."""
+        return isinstance(self.data_collator, PaddingCollator) and self.data_collator.pad_to_length is not None
 
     def seconds_in_history(self, dataset: Any) -> float:
         """How long a split takes by the longest evaluation in the log, which a checkpoint brings; 0 if not known."""
         longest = max((entry.get("eval_runtime", 0.0) for entry in self.state.log_history), default=0.0)
-        num_samples, num_validation = num_samples_of(dataset), num_samples_of(self.eval_dataset)
-        return longest * num_samples / num_validation if num_samples and num_validation else 0.0
+        return longest * (size_ratio(dataset, self.eval_dataset, self._pads_alike) or 0.0)
 
     def has_time_to_make_up(self) -> bool:
         """Whether the budget has room for an evaluation as long as those before, and the end; says if it has not."""
