@@ -56,7 +56,7 @@ from ..data import (
     train_sampler,
 )
 from ..data.samples import BlockSamples, MixedSamples, SequenceMode
-from ..data.sampling import STRATEGIES
+from ..data.sampling import FILLER, STRATEGIES
 from ..errors import TrainingDivergedError, UserError
 from ..model.chunked_loss import IGNORE_INDEX
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
@@ -573,7 +573,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         self._train_sampler.set_epoch(epoch)
         first = step_in_epoch * self.args.gradient_accumulation_steps
         batches = itertools.islice(dataloader.batch_sampler, first, first + self.args.gradient_accumulation_steps)
-        rows = [row for batch in batches for row in batch]
+        # the index of a shifted sample is equal to the plain one modulo their number
+        rows = [row % len(self.train_dataset) for batch in batches for row in batch if row != FILLER]
         return f"{loss}; samples of that step: {', '.join(map(str, rows))}"
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
