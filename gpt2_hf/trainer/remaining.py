@@ -89,9 +89,8 @@ def size_ratio(split: Any, other: Any, padded_alike: bool = False) -> float | No
         padded_alike: whether every sample is padded to the same length, so that each takes as long as any other.
     """
     if isinstance(split, Samples) and isinstance(other, Samples) and not padded_alike:
-        size, of_other = (int(samples.lengths.sum(dtype=np.int64)) for samples in (split, other))
-    else:
-        size, of_other = num_samples_of(split), num_samples_of(other)
+        return float(split.lengths.sum(dtype=np.int64) / other.lengths.sum(dtype=np.int64)) if len(other) else None
+    size, of_other = num_samples_of(split), num_samples_of(other)
     return size / of_other if size is not None and of_other else None
 
 
