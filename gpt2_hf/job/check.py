@@ -17,6 +17,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from ..errors import UserError, first_line
 from ..model.configuration_gpt2_hf import GPT2HFConfig
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
+from ..options.training_arguments import plain_value
 from ..planning.steps import make_schedule
 from ..runtime import distributed
 from ..runtime.random_state import preserved_rng
@@ -25,7 +26,6 @@ from ..runtime.utilization import is_out_of_memory
 from ..trainer.distillation import Distillation
 from ..trainer.gpt2_trainer import GPT2HFTrainer
 from ..trainer.remaining import num_samples_of
-from .resolved_config import plain_value
 from .run import Run
 
 _TOKENS = 16
@@ -34,11 +34,12 @@ _TOKENS = 16
 def check_training(run: Run, trainer: GPT2HFTrainer) -> None:
     """Build what a training is made of, and make a step with a tiny model.
 
+    While `--size auto` has still to choose, the schedule is left out: it depends on what is chosen.
+
     Raises:
         UserError: if something cannot be built or does not work; one line that names the option.
     """
     args = run.args
-    steps = make_schedule(args, num_samples_of(trainer.train_dataset)).total_steps
     name, schedule = plain_value(args.optim), plain_value(args.lr_scheduler_type)
     with preserved_rng(args.device):
         with _named("--num_workers and the --dataloader options"):
@@ -50,8 +51,10 @@ def check_training(run: Run, trainer: GPT2HFTrainer) -> None:
         with _put_back(trainer):
             with _named(f"--optim {name}"):
                 optimizer = trainer.create_optimizer(twin)
-            with _named(f"--lr_scheduler_type {schedule}", _schedule_remedy):
-                trainer.create_scheduler(steps, optimizer)
+            if run.model_args.size is None:
+                steps = make_schedule(args, num_samples_of(trainer.train_dataset)).total_steps
+                with _named(f"--lr_scheduler_type {schedule}", _schedule_remedy):
+                    trainer.create_scheduler(steps, optimizer)
             if twin.config._attn_implementation != "flex_attention":  # which takes a compiler and a minute
                 with _named(f"--attn_implementation {twin.config._attn_implementation}"):
                     _forward_and_backward(trainer, twin)

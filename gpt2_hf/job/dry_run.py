@@ -1,5 +1,7 @@
 """The plan of a run on the command line: what `train` would do, from the same options, and nothing written."""
 
+import functools
+
 from ..errors import EXIT_OK, UserError
 from ..options.arguments import ClusterArguments, DataArguments, ModelArguments
 from ..options.training_arguments import GPT2HFTrainingArguments
@@ -8,6 +10,7 @@ from ..planning.plan import make_plan
 from ..planning.steps import make_schedule
 from ..runtime import distributed
 from ..runtime.stopwatch import Stopwatch
+from .check import check_training
 from .preparation import announce, build
 from .results import closing_seconds, sample_writer
 from .run import Run, surroundings
@@ -53,7 +56,8 @@ def plan(
         run.say("probing: a few real steps, then an evaluation; nothing is left in the checkpoint folder")
         write_sample = sample_writer(run, tokenizer, data, args.sample_tokens)
         teachers = [teacher.model for teacher in run.teachers]
-        made = make_plan(args, model, data, start, closing_seconds(run, model), write_sample, teachers)
+        check = functools.partial(check_training, run)
+        made = make_plan(args, model, data, start, closing_seconds(run, model), write_sample, check, teachers)
         for line in made.lines():
             run.say(line)
         if cluster.devices > 1:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import transformers
-from transformers.trainer_pt_utils import AcceleratorConfig
 
 from .. import __version__
 from ..data import LoadedData
@@ -20,7 +19,7 @@ from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import own_names
 from ..options.parsing import OVERRULES, PROVENANCE_KEY
 from ..options.secrets import without_secrets
-from ..options.training_arguments import GPT2HFTrainingArguments
+from ..options.training_arguments import GPT2HFTrainingArguments, plain_value
 from ..runtime.hub import is_hub_id
 from .preparation import account
 from .run import Run
@@ -73,11 +72,6 @@ def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dic
     }
     written: dict[str, Any] = without_secrets({**_plain(options), PROVENANCE_KEY: provenance})
     return written
-
-
-def plain_value(value: Any) -> Any:
-    """An enum by its value, accelerate's configuration as the object that it was read from."""
-    return value.to_dict() if isinstance(value, AcceleratorConfig) else getattr(value, "value", value)
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:

@@ -22,9 +22,10 @@ from ..options.arguments import DEFAULT_HEAD_SIZE
 from ..options.mixture import shares_of
 from ..options.parsing import PROVENANCE_KEY
 from ..options.secrets import is_secret, secret_names
+from ..options.training_arguments import plain_value
 from ..runtime import distributed
 from ..trainer.remaining import num_samples_of
-from .resolved_config import plain_value, resolved_config
+from .resolved_config import resolved_config
 from .run import Run
 
 # How long a network file system may take to show a file to other hosts: NFS remembers for up to a minute (`acdirmax`)

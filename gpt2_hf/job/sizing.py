@@ -8,6 +8,7 @@ What is chosen is written into the options of the run, as if it had been typed. 
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ from ..runtime import distributed
 from ..runtime.stopwatch import duration
 from ..runtime.utilization import device_memory, free_unused, is_out_of_memory, used_memory
 from ..trainer.remaining import with_margin
+from .check import check_training
 from .results import report_seconds
 from .run import Run
 
@@ -416,7 +418,8 @@ class _Meter:
         parameters = model.num_parameters() - tied * size.d_model
         try:
             most = min(_MEASURE_SHARE * budget, _MEASURE_SECONDS)
-            seconds = probe.quick_step_seconds(args, model, self.data, _MEASURE_STEPS, most)
+            check = functools.partial(check_training, run)
+            seconds = probe.quick_step_seconds(args, model, self.data, _MEASURE_STEPS, most, check)
             peak = used_memory(args.device)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):

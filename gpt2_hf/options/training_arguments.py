@@ -9,10 +9,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from accelerate.utils import get_int_from_env
 from transformers import IntervalStrategy, SchedulerType, TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.training_args import OptimizerNames
 
@@ -493,6 +494,11 @@ def divide_batch(samples: int, devices: int, most: int) -> tuple[int, int]:
         )
     share = max(size for size in range(1, min(most, part) + 1) if part % size == 0)
     return share, part // share
+
+
+def plain_value(value: Any) -> Any:
+    """An enum by its value, accelerate's configuration as the object that it was read from."""
+    return value.to_dict() if isinstance(value, AcceleratorConfig) else getattr(value, "value", value)
 
 
 def _is_unicode(text: str) -> bool:

@@ -131,8 +131,10 @@ def describe(
         link = min(link, cluster.network_gb_per_second)
     of_muon = _MOMENTS * size.total - state_bytes(model, args.uses_muon)  # bytes that it does not need
     average = average_bytes(args.ema_decay, size.total)
-    ways = {"DDP": (ddp_memory_bytes(size) - of_muon + average, ddp_traffic_bytes(size, devices), _BACKWARD)}
-    if not args.uses_muon:  # which needs whole matrices
+    hidden = _BACKWARD / accumulated  # gradients are sent in the last backward pass
+    ways = {"DDP": (ddp_memory_bytes(size) - of_muon + average, ddp_traffic_bytes(size, devices), hidden)}
+    # Muon needs whole matrices, and fp16 is refused with shards
+    if not args.uses_muon and args.resolved_precision.name != "fp16":
         ways["FSDP2"] = (
             fsdp_memory_bytes(size, devices, weight_bytes) + average // devices,
             fsdp_traffic_bytes(size, devices, accumulated, weight_bytes),

@@ -273,12 +273,13 @@ def make_plan(
     start_seconds: float,
     report_seconds: float,
     write_sample: Callable[[GPT2HFForCausalLM], str] | None,
+    check: Callable[[GPT2HFTrainer], None],
     teachers: Sequence[GPT2HFForCausalLM] = (),
 ) -> Plan:
     """Count, probe and look at the disk; nothing is written to `output_dir`.
 
     Raises:
-        UserError: if the place of `output_dir` cannot be written to.
+        UserError: if `check` refuses the options, or the place of `output_dir` cannot be written to.
     """
     samples = data.samples["train"]
     schedule = make_schedule(args, len(samples))
@@ -288,6 +289,7 @@ def make_plan(
     batches = probe.first_epoch(args, samples, data.collator, model)
     with tempfile.TemporaryDirectory() as folder:
         trainer = probe.make_probe_trainer(args, model, data, folder, teachers)
+        check(trainer)
         teacher_bytes, flops_of_teachers = probe.cost_of_teachers(args, trainer)
         # All processes must do the same, or they would wait for each other: the smallest memory and the largest need
         # of them count.

@@ -364,6 +364,8 @@ def measure(
     rows = [number for batch in dealt for number in completed_by_fillers(batches.rows[batch], size)]
     untimed = _FIRST_STEPS + len(batches.extremes)
     trainer.args.max_steps = untimed + _MAX_STEPS
+    # the schedule of the run may not be one for so few steps
+    trainer.args.lr_scheduler_type, trainer.args.lr_scheduler_kwargs = "constant_with_warmup", None
     train_samples = data.samples["train"]
     trainer.train_dataset = Subset(train_samples, rows)
     times = _StepTimes(untimed)
@@ -400,7 +402,12 @@ def measure(
 
 
 def quick_step_seconds(
-    args: GPT2HFTrainingArguments, model: GPT2HFForCausalLM, data: LoadedData, most_steps: int, seconds: float
+    args: GPT2HFTrainingArguments,
+    model: GPT2HFForCausalLM,
+    data: LoadedData,
+    most_steps: int,
+    seconds: float,
+    check: Callable[[GPT2HFTrainer], None],
 ) -> float:
     """Seconds of an optimizer step of this process alone, of a few on samples from all over the text.
 
@@ -410,12 +417,14 @@ def quick_step_seconds(
         data: of the run.
         most_steps: to time at the most, after two that are not timed.
         seconds: after which no further one is timed.
+        check: refuses what cannot be trained with.
 
     Raises:
         Exception: one that `is_out_of_memory` knows, if the device is too small.
     """
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_probe_trainer(args, model, data, folder)
+        check(trainer)
         model.to(args.device)  # FSDP leaves it on the CPU until training begins
         optimizer = trainer.create_optimizer()
         samples, rows = data.samples["train"], trainer.args.train_batch_size

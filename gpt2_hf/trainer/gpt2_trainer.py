@@ -56,7 +56,7 @@ from ..data import (
     train_sampler,
 )
 from ..data.samples import BlockSamples, MixedSamples, SequenceMode
-from ..data.sampling import STRATEGIES
+from ..data.sampling import FILLER, STRATEGIES
 from ..errors import TrainingDivergedError, UserError
 from ..model.chunked_loss import IGNORE_INDEX
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
@@ -89,7 +89,7 @@ from .remaining import (
     RemainingWork,
     checkpoint_seconds,
     generation_seconds,
-    num_samples_of,
+    size_ratio,
     split_seconds,
     with_margin,
 )
@@ -374,9 +374,16 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
 
         With fp16 and a fused optimizer, a step that the loss scaler skips counts too: the schedule goes by
         `global_step`, as the data do, and so reaches its end at the last step.
+
+        Raises:
+            UserError: if a polynomial would have no steps.
         """
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        if self.lr_scheduler is None and self.args.lr_scheduler_type == "polynomial" and warmup == num_training_steps:
+            # it divides by the steps after the warmup when the last one is done
+            steps = f"{num_training_steps:,} steps"
+            raise UserError(f"--lr_scheduler_type polynomial: all {steps} are warmup; use fewer --warmup_steps")
         if self.lr_scheduler is None and self.args.schedule_by_time:
-            warmup = self.args.get_warmup_steps(num_training_steps)
             budget = self.time_budget
             schedule = CosineByTime(warmup, num_training_steps, lambda: budget.time_share, budget.earlier_progress)
             budget.schedule = schedule
@@ -585,7 +592,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         self._train_sampler.set_epoch(epoch)
         first = step_in_epoch * self.args.gradient_accumulation_steps
         batches = itertools.islice(dataloader.batch_sampler, first, first + self.args.gradient_accumulation_steps)
-        rows = [row for batch in batches for row in batch]
+        # the index of a shifted sample is equal to the plain one modulo their number
+        rows = [row % len(self.train_dataset) for batch in batches for row in batch if row != FILLER]
         return f"{loss}; samples of that step: {', '.join(map(str, rows))}"
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -731,14 +739,18 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
     def _split_seconds(self, dataset: Any) -> float:
         if dataset is self.eval_dataset and (measured := self.watch.longest("evaluate")) is not None:
             return measured
-        num_samples, num_validation = num_samples_of(dataset), num_samples_of(self.eval_dataset)
-        return split_seconds(self.watch, num_samples, num_validation, self.args.samples_per_step)
+        samples_per_step, alike = self.args.samples_per_step, self._pads_alike
+        return split_seconds(self.watch, dataset, self.eval_dataset, self.train_dataset, samples_per_step, alike)
+
+    @property
+    def _pads_alike(self) -> bool:
+        """Whether every sample is padded to the same length."""
+        return isinstance(self.data_collator, PaddingCollator) and self.data_collator.pad_to_length is not None
 
     def seconds_in_history(self, dataset: Any) -> float:
         """How long a split takes by the longest evaluation in the log, which a checkpoint brings; 0 if not known."""
         longest = max((entry.get("eval_runtime", 0.0) for entry in self.state.log_history), default=0.0)
-        num_samples, num_validation = num_samples_of(dataset), num_samples_of(self.eval_dataset)
-        return longest * num_samples / num_validation if num_samples and num_validation else 0.0
+        return longest * (size_ratio(dataset, self.eval_dataset, self._pads_alike) or 0.0)
 
     def has_time_to_make_up(self) -> bool:
         """Whether the budget has room for an evaluation as long as those before, and the end; says if it has not."""

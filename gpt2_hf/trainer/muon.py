@@ -73,7 +73,8 @@ class MuonWithAdamW(Optimizer):
                 raise ValueError(f"Muon is for matrices, got a parameter of shape {tuple(matrix.shape)}")
         settings = {"lr": matrix_learning_rate, "momentum": momentum, "weight_decay": weight_decay}
         # AdamW's come first: the learning rate that is logged is that of the first group.
-        super().__init__([*self._adamw.param_groups, {"params": matrices, **settings}], defaults={})
+        # Each group has a rate of its own; schedules with an end above 0 ask for this one.
+        super().__init__([*self._adamw.param_groups, {"params": matrices, **settings}], defaults={"lr": learning_rate})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -8,6 +8,9 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from ..data import Samples
 from ..runtime.stopwatch import Stopwatch
 
 # On top of the known times: a share for those that grow, and a few seconds for ending the process.
@@ -76,26 +79,48 @@ def num_samples_of(dataset: Any) -> int | None:
         return None
 
 
+def size_ratio(split: Any, other: Any, padded_alike: bool = False) -> float | None:
+    """How many times as long as another split one takes; by scored tokens where both are this package's samples.
+
+    Otherwise by samples; `None` if nobody knows their number, or the other has none.
+
+    Args:
+        split, other: the two.
+        padded_alike: whether every sample is padded to the same length, so that each takes as long as any other.
+    """
+    if isinstance(split, Samples) and isinstance(other, Samples) and not padded_alike:
+        return float(split.lengths.sum(dtype=np.int64) / other.lengths.sum(dtype=np.int64)) if len(other) else None
+    size, of_other = num_samples_of(split), num_samples_of(other)
+    return size / of_other if size is not None and of_other else None
+
+
 def split_seconds(
-    watch: Stopwatch, num_samples: int | None, num_validation_samples: int | None, samples_per_step: int
+    watch: Stopwatch, split: Any, validation: Any, train: Any, samples_per_step: int, padded_alike: bool = False
 ) -> float:
     """Time to score a split: as measured on the validation split, before that estimated from the training steps.
 
     Args:
         watch: has measured evaluations and steps.
-        num_samples: of the split; 0 for no split, `None` if nobody knows.
-        num_validation_samples: of the split that was measured.
+        split: to be scored.
+        validation: the split that was measured.
+        train: the training samples.
         samples_per_step: of an optimizer step.
+        padded_alike: see `size_ratio`.
 
     Returns:
         Seconds; infinite for an unknown size, and before the third step, since a first step may compile for minutes.
     """
+    num_samples = num_samples_of(split)
     if num_samples == 0:
         return 0.0
     if num_samples is None:
         return float("inf")
-    measured = watch.longest("evaluate")
-    if measured is not None and num_validation_samples:
-        return measured * num_samples / num_validation_samples
+    measured, ratio = watch.longest("evaluate"), size_ratio(split, validation, padded_alike)
+    if measured is not None and ratio is not None:
+        return measured * ratio
     step = watch.median("step")
-    return _EVALUATION_SHARE_OF_STEP * step * num_samples / samples_per_step if step is not None else float("inf")
+    if step is None:
+        return float("inf")
+    ratio = size_ratio(split, train, padded_alike)
+    as_training_samples = ratio * len(train) if ratio is not None else num_samples
+    return _EVALUATION_SHARE_OF_STEP * step * as_training_samples / samples_per_step

@@ -3,7 +3,7 @@
 In: the weights after the steps. Out: their average, in the model's place while somebody asks for it, and at the end.
 
 At every k-th step a ← b a + (1 − b) w, with b = decay^k; k is a fiftieth of the steps that the average spans, 10 at
-the most, which gives the same as k = 1 for less work. At first b is smaller, n / (n + 9) at the n-th update, so that
+the most, which gives the same as k = 1 for less work. At first b is smaller, n / (n + 9) at update n, from 0, so that
 a young average spans a ninth of the run and not the random weights of its beginning.
 
 Source: Polyak and Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging"; exponential, as Tarvainen

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from gpt2_hf.__main__ import main
 from gpt2_hf.trainer.gpt2_trainer import GPT2HFTrainer
 
 from ..conftest import read_json
@@ -19,6 +20,10 @@ from ..runs import history
         (("--lr_scheduler_type", "cosine_with_min_lr"), "--lr_scheduler_type cosine_with_min_lr: "),
         (("--lr_scheduler_type", "warmup_stable_decay"), "--lr_scheduler_type warmup_stable_decay: "),
         (("--lr_scheduler_kwargs", '{"nonsense": 1}'), "--lr_scheduler_type cosine: "),
+        (
+            ("--lr_scheduler_type", "polynomial", "--max_steps", "10", "--warmup_steps", "10"),
+            "--lr_scheduler_type polynomial: all 10 steps are warmup; use fewer --warmup_steps",
+        ),
         (("--torch_compile_mode", "nonsense"), "--torch_compile"),
         (("--num_workers", "1", "--dataloader_prefetch_factor", "-1"), "--dataloader"),
         (("--dataloader_multiprocessing_context", "spawn"), "--dataloader"),
@@ -44,6 +49,20 @@ def test_a_refused_command_writes_nothing(train_tiny, tmp_path, capsys, options,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--optim", "galore_adamw"), "--optim galore_adamw: "),
+        (("--lr_scheduler_type", "warmup_stable_decay"), "--lr_scheduler_type warmup_stable_decay: "),
+    ],
+)
+def test_a_plan_is_refused_what_a_run_is(tiny_options, tmp_path, capsys, options, message):
+    """By the same line, before any step."""
+    assert main(["plan", *tiny_options, "--checkpoint_dir", str(tmp_path / "run"), *options]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize("place", ["gpt2_hf.job.check._forward_and_backward", "gpt2_hf.job.main_job.GPT2HFTrainer"])
 def test_a_device_that_is_full_is_not_the_fault_of_an_option(train_tiny, tmp_path, capsys, monkeypatch, place):
     """Another program may have its memory."""
@@ -62,6 +81,8 @@ def test_a_device_that_is_full_is_not_the_fault_of_an_option(train_tiny, tmp_pat
     [
         ("--optim", "adafactor", "--label_smoothing_factor", "0.1", "--attn_implementation", "eager"),
         ("--optim", "muon", "--schedule_by_time"),
+        ("--optim", "muon", "--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 1e-5}'),
+        ("--optim", "muon", "--lr_scheduler_type", "polynomial"),
         ("--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 1e-5}'),
         ("--lr_scheduler_type", "reduce_lr_on_plateau"),
     ],

@@ -135,7 +135,7 @@ def test_what_is_measured_is_on_the_device(tmp_path, monkeypatch):
         return trainer
 
     monkeypatch.setattr(probe, "make_probe_trainer", watched)
-    assert probe.quick_step_seconds(args, model, data, most_steps=2, seconds=0.0) > 0
+    assert probe.quick_step_seconds(args, model, data, most_steps=2, seconds=0.0, check=lambda trainer: None) > 0
     assert calls == [args.device, "optimizer"]
     trainer = make(args, model, data, str(tmp_path))
     calls.clear()
@@ -307,6 +307,7 @@ def test_a_resumed_run_divides_its_batch_anew(options, tmp_path, stated_by):
             ("--num_heads", "5", "--d_model", "96"),
             "--num_heads 5 does not divide --d_model 96; use --num_heads 4 or 6",
         ),
+        (("--optim", "galore_adamw", "--max_training_hours", "1"), "--optim galore_adamw: "),
         (("--max_training_hours", "0.0005"), "the shortest that makes sense here is --max_training_hours 0."),
     ],
 )

@@ -168,6 +168,19 @@ def test_a_link_that_is_not_there_is_refused(options, message):
     ClusterArguments(**{"nproc": 2, "nodes": 2, **options})
 
 
+def test_gradients_of_copies_are_sent_in_the_last_backward_pass(tmp_path):
+    """So that two thirds of a micro-batch hide them, however many are accumulated."""
+    with torch.device("meta"):
+        model = GPT2HFForCausalLM(GPT2HFConfig())
+    args = GPT2HFTrainingArguments(
+        str(tmp_path), use_cpu=True, per_device_train_batch_size=8, global_batch_size=64, precision="fp32"
+    )
+    traffic = ddp_traffic_bytes(model_size(model), 2)
+    cluster = ClusterArguments(nproc=2, link_gb_per_second=traffic / 1e9)
+    (line,) = (each for each in describe(args, cluster, model, 1.6 / 32) if each.startswith("DDP"))
+    assert "a step takes 2.33 to 2.6 s" in line
+
+
 def test_muon_is_planned_without_the_way_it_is_refused_for(tmp_path):
     """It needs whole matrices, so no FSDP2; and for the 85M numbers in them half the memory of AdamW."""
     with torch.device("meta"):

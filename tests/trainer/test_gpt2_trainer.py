@@ -16,7 +16,7 @@ from gpt2_hf.checkpoints.state_files import save_state
 from gpt2_hf.commands.generate import generate_text
 from gpt2_hf.data import load_data
 from gpt2_hf.data.collators import PaddingCollator
-from gpt2_hf.data.samples import MixedSamples
+from gpt2_hf.data.samples import DocumentSamples, MixedSamples
 from gpt2_hf.data.tokenizer import load_tokenizer
 from gpt2_hf.model.chunked_loss import IGNORE_INDEX
 from gpt2_hf.model.configuration_gpt2_hf import GPT2HFConfig
@@ -30,6 +30,8 @@ from gpt2_hf.trainer.checkpointing import CheckpointingTrainer
 from gpt2_hf.trainer.distillation import Distillation
 from gpt2_hf.trainer.gpt2_trainer import GPT2HFTrainer
 from gpt2_hf.trainer.remaining import generation_seconds
+
+from ..data_fixtures import documents_of
 
 MAX_LENGTH = 32
 
@@ -230,7 +232,8 @@ def test_the_time_of_samples_counts_in_the_budget(tmp_path, load, tokenizer):
     for seconds in (60.0, 0.5, 0.4):  # the first one compiles
         trainer.watch.add("step", seconds)
     alone = trainer.remaining_work().evaluation
-    assert alone == 0.5 * 0.5 * len(trainer.eval_dataset) / 8
+    num_steps = trainer.eval_dataset.lengths.sum() / (8 * trainer.train_dataset.lengths.mean())
+    assert alone == pytest.approx(0.5 * 0.5 * num_steps)
     trainer.job.write_sample = lambda model: time.sleep(0.6) or "text"
     guessed = generation_seconds(trainer.args.sample_tokens, trainer.num_parameters)
     assert trainer.remaining_work().evaluation == alone + guessed > alone
@@ -239,6 +242,24 @@ def test_the_time_of_samples_counts_in_the_budget(tmp_path, load, tokenizer):
     speeds = [entry["tokens_per_second"] for entry in trainer.state.log_history if "tokens_per_second" in entry]
     tokens = trainer.train_dataset.lengths.mean() * 8
     assert all(tokens / speed < 0.6 for speed in speeds)
+
+
+def test_the_time_of_a_split_goes_by_its_tokens(tmp_path, tokenizer):
+    """Of one with longer documents too; by samples where each is padded to the same length."""
+    text = {length: DocumentSamples(documents_of([[1] * (length + 1)] * 100), MAX_LENGTH) for length in (2, 4, 32)}
+    data = SimpleNamespace(samples={"train": text[2], "validation": text[4]}, collator=PaddingCollator(0))
+    trainer = make_trainer(tmp_path, data, tokenizer, eval_strategy="steps")
+    trainer.job.test_dataset = text[32]
+    for _ in range(3):
+        trainer.watch.add("step", 1.0)
+    before = trainer.remaining_work()
+    assert before.evaluation == pytest.approx(0.5 * 2 * 100 / 8)
+    assert before.test == pytest.approx(0.5 * 16 * 100 / 8)
+    trainer.watch.add("evaluate", 10.0)
+    trainer.state.log_history = [{"eval_runtime": 10.0}]
+    assert trainer.remaining_work().test == trainer.seconds_in_history(text[32]) == pytest.approx(80.0)
+    trainer.data_collator = PaddingCollator(0, pad_to_length=MAX_LENGTH)
+    assert trainer.remaining_work().test == trainer.seconds_in_history(text[32]) == pytest.approx(10.0)
 
 
 def test_the_speed_is_that_of_all_processes(tmp_path, load, tokenizer, monkeypatch):

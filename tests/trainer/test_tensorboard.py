@@ -141,6 +141,13 @@ def test_a_curve_smoothed_by_tensorboard_is_known():
     assert smoothed([10.0, 5.0]) == pytest.approx([10.0, (0.6 * 0.4 * 10 + 0.4 * 5) / 0.64])
 
 
+def test_the_chart_of_both_has_no_part_of_teachers(tmp_path):
+    """The validation loss has none either."""
+    write(tmp_path / "book", [(1, {"loss": 2.0, "cross_entropy": 3.0, "eval_loss": 3.5})])
+    folder = tmp_path / "book" / "runs" / "book"
+    assert values_of(folder, "curves/loss") == {1: 3.0} and values_of(folder, "train/loss") == {1: 2.0}
+
+
 def test_a_run_without_evaluation_has_no_empty_companion(tmp_path):
     """The run of the validation curves is there when there is something in it."""
     write(tmp_path / "book", [(1, {"loss": 2.0, "perplexity": 7.4})])

@@ -53,7 +53,8 @@ _LAYOUT = {
     }
 }
 _DESCRIPTIONS = {
-    "curves/loss": "Nats per token. Of the run NAME: train/loss. Of the run NAME/validation: eval/loss.",
+    "curves/loss": "Nats per token. Of the run NAME: train/loss, with teachers train/cross_entropy. "
+    "Of the run NAME/validation: eval/loss.",
     "curves/perplexity": "exp(curves/loss).",
     "train/loss": "Nats per token, the mean over the steps since the last log, dropout on.",
     "train/cross_entropy": "Nats per token of the labels alone, where the loss has a part of teachers.",
@@ -200,7 +201,8 @@ class ContinuousTensorBoardCallback(TensorBoardCallback, ExportableState):
             if (tag := tag_of(name)) is not None:
                 _write(self._writer(), tag, value, step)
             if name in _TRAINING_CURVES:
-                _write(self._writer(), _TRAINING_CURVES[name], value, step)
+                comparable = logs.get("cross_entropy", value) if name == "loss" else value
+                _write(self._writer(), _TRAINING_CURVES[name], comparable, step)
             if name in _VALIDATION_CURVES:
                 _write(self._writer_of_validation(), _VALIDATION_CURVES[name], value, step)
         self._writer().flush()
