@@ -1,6 +1,7 @@
 """The package's structure: modules import only what stands to their left, and importing is all they do."""
 
 import ast
+import graphlib
 import os
 import subprocess
 import sys
@@ -52,6 +53,24 @@ def test_every_name_of_an_import_counts():
     """Also where several subpackages are named in one line."""
     path = PACKAGE / "options" / "parsing.py"
     assert list(imported_subpackages(path, "from .. import errors, job")) == ["errors", "job"]
+
+
+def test_modules_do_not_import_each_other_in_circles():
+    """Nor within functions; imports for annotations alone, and of what the package itself keeps, do not count."""
+    modules = {path.relative_to(PACKAGE).with_suffix("").parts: path for path in FILES}
+    graph = {}
+    for here, path in modules.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for branch in [node for node in ast.walk(tree) if isinstance(node, ast.If)]:
+            if ast.unparse(branch.test) == "TYPE_CHECKING":
+                branch.body = []
+        graph[here] = set()
+        for node in [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]:
+            base = (*here[: len(here) - node.level], *(node.module.split(".") if node.module else ()))
+            candidates = [[base, (*base, alias.name), (*base, "__init__")] for alias in node.names]
+            graph[here].update(next(name for name in names if name in modules) for names in candidates)
+    del graph["__init__",]
+    graphlib.TopologicalSorter(graph).prepare()
 
 
 def test_every_folder_of_the_package_is_a_subpackage_that_says_what_it_is_for():

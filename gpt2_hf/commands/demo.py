@@ -24,6 +24,7 @@ from ..runtime.own_process import unplanned_attention
 from ..runtime.precision import current_device_type, resolve_precision
 from .model_loading import load_trained
 from .packed_weights import packed_weights
+from .space import write_space
 from .surprisal import CLASSES, Token, class_of, token_surprisals
 from .text_streaming import stream_texts
 
@@ -71,8 +72,6 @@ def run_demo(args: DemoArguments, given: dict[str, str]) -> int:
         for name in ("host", "port"):
             if given.get(name) == "command line":
                 raise UserError(f"--{name} has no effect with --space_dir, which serves nothing; leave it out")
-        from .space import write_space
-
         target = require_new_folder(args.space_dir, "--space_dir")
         write_space([load_demo_model(path) for path in args.model_path], target)
         print(f"written: {target}; try it: cd {target} && python app.py")

@@ -22,9 +22,9 @@ from ..errors import UserError
 from ..model.configuration_gpt2_hf import GPT2HFConfig
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import ExportArguments
-from .export import stock_weights
 from .model_loading import load_trained
 from .same_model import probe_ids, reference_logits, require_same_logits, with_weights
+from .stock_gpt2 import stock_weights
 
 try:
     import gguf
