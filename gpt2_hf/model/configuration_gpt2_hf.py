@@ -170,4 +170,4 @@ def _nearest_divisors(number: int, wanted: int) -> str:
     return " or ".join(str(d) for d in [below, *above])
 
 
-__all__ = ["GPT2HFConfig"]
+__all__ = ["NO_CROSS_ATTENTION", "GPT2HFConfig"]
