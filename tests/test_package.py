@@ -1,6 +1,7 @@
 """The package's structure: modules import only what stands to their left, and importing is all they do."""
 
 import ast
+import graphlib
 import os
 import subprocess
 import sys
@@ -19,18 +20,18 @@ PACKAGE = REPOSITORY / "gpt2_hf"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def imported_subpackages(path):
+def imported_subpackages(path, source=None):
     """The subpackages, or modules beside them, that a file imports from; it names the package itself nowhere."""
     here = path.relative_to(PACKAGE).parts[:-1]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(source or path.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.ImportFrom):
             absolute = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             assert not any(name.split(".")[0] == "gpt2_hf" for name in absolute)
         elif node.level:
             base = here[: len(here) - node.level + 1]
-            names = node.module.split(".") if node.module else [node.names[0].name]
-            first = [*base, *names][0]
-            yield first if first in SUBPACKAGES or first in BESIDE else "__init__"
+            for name in [node.module] if node.module else [alias.name for alias in node.names]:
+                first = [*base, *name.split(".")][0]
+                yield first if first in SUBPACKAGES or first in BESIDE else "__init__"
         else:
             assert node.module.split(".")[0] != "gpt2_hf"
 
@@ -46,6 +47,30 @@ def test_subpackages_import_only_from_below(path):
     allowed += [] if name == "model" else BESIDE
     for imported in imported_subpackages(path):
         assert imported in allowed, f"{name} imports from {imported}"
+
+
+def test_every_name_of_an_import_counts():
+    """Also where several subpackages are named in one line."""
+    path = PACKAGE / "options" / "parsing.py"
+    assert list(imported_subpackages(path, "from .. import errors, job")) == ["errors", "job"]
+
+
+def test_modules_do_not_import_each_other_in_circles():
+    """Nor within functions; imports for annotations alone, and of what the package itself keeps, do not count."""
+    modules = {path.relative_to(PACKAGE).with_suffix("").parts: path for path in FILES}
+    graph = {}
+    for here, path in modules.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for branch in [node for node in ast.walk(tree) if isinstance(node, ast.If)]:
+            if ast.unparse(branch.test) == "TYPE_CHECKING":
+                branch.body = []
+        graph[here] = set()
+        for node in [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]:
+            base = (*here[: len(here) - node.level], *(node.module.split(".") if node.module else ()))
+            candidates = [[base, (*base, alias.name), (*base, "__init__")] for alias in node.names]
+            graph[here].update(next(name for name in names if name in modules) for names in candidates)
+    del graph["__init__",]
+    graphlib.TopologicalSorter(graph).prepare()
 
 
 def test_every_folder_of_the_package_is_a_subpackage_that_says_what_it_is_for():

@@ -1,6 +1,8 @@
 """pyproject.toml and constraints.txt agree: what the README installs can be installed, with every extra."""
 
+import ast
 import re
+import sys
 import tomllib
 from importlib import metadata
 
@@ -52,6 +54,20 @@ def test_the_constraints_let_every_extra_be_installed(extra):
         and not requirement.specifier.contains(pinned, prereleases=True)
     ]
     assert not refused, refused
+
+
+def test_whatever_is_imported_is_required():
+    """No package is there only because another one needs it today."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (REPOSITORY / "gpt2_hf").rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0}
+    modules = {name.partition(".")[0] for name in imported} - sys.stdlib_module_names - {"_typeshed"}
+    required = {canonicalize_name(Requirement(text).name) for texts in EXTRAS.values() for text in texts}
+    packages = metadata.packages_distributions()
+    assert modules and not {
+        module for module in modules if required.isdisjoint(map(canonicalize_name, packages.get(module, [module])))
+    }
 
 
 def test_the_constraints_are_sorted_and_name_nothing_twice():

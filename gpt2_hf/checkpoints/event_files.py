@@ -37,7 +37,7 @@ def event_folder_name(run_dir: str | Path, run_name: str | None = None) -> str:
     return _NOT_IN_NAMES.sub("-", run_name)[:_LONGEST_NAME].strip(" .") or "run"
 
 
-def event_folders(run_dir: Path, name: str | None = None) -> list[Path]:
+def event_folders(run_dir: Path, name: str) -> list[Path]:
     """Where event files of a run may lie, whether or not the folders are there.
 
     Args:
@@ -46,11 +46,11 @@ def event_folders(run_dir: Path, name: str | None = None) -> list[Path]:
     """
     runs = run_dir / RUNS_FOLDER
     names = [event_folder_name(run_dir, before) for before in _recorded_names(run_dir)]
-    names.append(name or event_folder_name(run_dir))
+    names.append(name)
     return [runs, *(runs / one / part for one in dict.fromkeys(names) for part in ("", VALIDATION_FOLDER))]
 
 
-def own_events(run_dir: Path, name: str | None = None) -> list[Path]:
+def own_events(run_dir: Path, name: str) -> list[Path]:
     """The event files that runs wrote in an output folder; `name` is that of the run now."""
     return [path for folder in event_folders(run_dir, name) for path in event_files(folder) if is_own_event_file(path)]
 
@@ -87,14 +87,14 @@ def gather_events(run_dir: Path, name: str) -> None:
     _remove_empty(run_dir, name)
 
 
-def delete_events(run_dir: Path, name: str | None = None) -> None:
+def delete_events(run_dir: Path, name: str) -> None:
     """Delete the event files that runs wrote, and the folders that are empty then."""
     for path in own_events(run_dir, name):
         path.unlink()
     _remove_empty(run_dir, name)
 
 
-def _remove_empty(run_dir: Path, name: str | None) -> None:
+def _remove_empty(run_dir: Path, name: str) -> None:
     for folder in reversed(event_folders(run_dir, name)):
         with contextlib.suppress(OSError):  # not there, or somebody else has something in it
             folder.rmdir()

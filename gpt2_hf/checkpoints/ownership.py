@@ -19,13 +19,13 @@ _LOCK_BEGINNING = b'{"pid": '
 _RECORD_BEGINNING = b'{\n  "sha256": {'
 
 
-def refuse_foreign(run_dir: Path, deleting: bool = False, run_name: str | None = None) -> None:
+def refuse_foreign(run_dir: Path, deleting: bool, run_name: str) -> None:
     """Refuse a folder in which a run would have to change something that no run wrote.
 
     Args:
         run_dir: the output folder; it need not be there.
         deleting: the run in it is to be deleted.
-        run_name: name of the folder in `runs` that the run will write to; that of `run_dir` when left out.
+        run_name: name of the folder in `runs` that the run will write to.
 
     Raises:
         UserError: one line that names the first such thing.
@@ -64,7 +64,7 @@ def _refuse(found: list[Path], option: str = "--checkpoint_dir") -> None:
         )
 
 
-def foreign(run_dir: Path, deleting: bool = False, run_name: str | None = None) -> Iterator[Path]:
+def foreign(run_dir: Path, deleting: bool, run_name: str) -> Iterator[Path]:
     """Each path under a name that runs use, which no run wrote; see `refuse_foreign`."""
     if not run_dir.is_dir():
         return
@@ -111,7 +111,7 @@ def _foreign_in_folder(run_dir: Path, path: Path, deleting: bool) -> Iterator[Pa
         yield from (each for each in folders.changed(path) if each.stat().st_nlink == 1)
 
 
-def _foreign_events(run_dir: Path, name: str | None) -> Iterator[Path]:
+def _foreign_events(run_dir: Path, name: str) -> Iterator[Path]:
     for folder in event_folders(run_dir, name):
         if folder.exists() and not folder.is_dir():
             yield folder

@@ -39,7 +39,9 @@ def check_engine(accelerator: Accelerator, wanted: bool) -> None:
         return
     if plugin.fsdp_version != 2:
         raise UserError("FSDP version 1 is not supported; set fsdp_version: 2 (examples/accelerate/fsdp2.yaml)")
-    if not _completes_groups():
+    # accelerate puts the head, which the chunked loss reads and does not call, into one group with the embeddings. An
+    # older torch takes the group for gathered after an evaluation, and the next step fails.
+    if torch.__version__ < "2.13.dev0":
         raise UserError(
             f"FSDP needs torch 2.13 or newer here, this is {torch.__version__}; update it, or leave it out"
         )
@@ -62,17 +64,6 @@ def check_engine(accelerator: Accelerator, wanted: bool) -> None:
         plugin.mixed_precision_policy = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=None
         )
-
-
-def _completes_groups() -> bool:
-    """Whether torch's FSDP2 knows a group to be done with of which a module was never called.
-
-    accelerate puts the head, which the chunked loss reads and does not call, into one group with the embeddings. An
-    older torch takes the group for gathered after an evaluation, and the next step fails.
-    """
-    from torch.distributed.fsdp._fully_shard import _fsdp_state  # private, and so looked at where it is needed
-
-    return hasattr(_fsdp_state.FSDPState, "_force_complete_incomplete_states")
 
 
 def whole_weights(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -25,6 +25,7 @@ from ..runtime.own_process import unplanned_attention
 from ..runtime.precision import current_device_type, resolve_precision
 from .model_loading import load_trained
 from .packed_weights import packed_weights
+from .space import write_space
 from .surprisal import CLASSES, Token, class_of, token_surprisals
 from .text_streaming import stream_texts
 
@@ -72,8 +73,6 @@ def run_demo(args: DemoArguments, given: dict[str, str]) -> int:
         for name in ("host", "port"):
             if given.get(name) == "command line":
                 raise UserError(f"--{name} has no effect with --space_dir, which serves nothing; leave it out")
-        from .space import write_space
-
         target = require_new_folder(args.space_dir, "--space_dir")
         write_space([load_demo_model(path) for path in args.model_path], target)
         upload = as_typed("hf", "upload", "USER/NAME", str(target), ".", "--repo-type", "space")

@@ -8,26 +8,16 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from ..checkpoints.new_folder import require_new_folder, staged_folder
-from ..model.configuration_gpt2_hf import GPT2HFConfig
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import ExportArguments
 from .model_loading import load_trained
-from .same_model import probe_ids, reference_logits, require_same_logits, save_tokenizer, with_weights
-
-_NOT_STOCK_FIELDS = (
-    "model_type",
-    "architectures",
-    "auto_map",
-    "transformers_version",
-    "_name_or_path",
-    "n_vocab_padding",
-)
-_VOCABULARY_WEIGHTS = ("transformer.wte.weight", "lm_head.weight")
+from .same_model import probe_ids, reference_logits, require_same_logits, save_tokenizer
+from .stock_gpt2 import stock_model
 
 
 def run_export(args: ExportArguments) -> int:
@@ -75,13 +65,6 @@ def export_to_gpt2(
         return _largest_logit_difference(model, staging)
 
 
-def stock_model(model: GPT2HFForCausalLM) -> GPT2LMHeadModel:
-    """The model as transformers' GPT-2, which holds these very weights but for the padding of the vocabulary."""
-    stock: GPT2LMHeadModel = with_weights(GPT2LMHeadModel, stock_config(model.config), stock_weights(model))
-    stock.generation_config = model.generation_config
-    return stock
-
-
 def to_linear_layers(model: PreTrainedModel) -> PreTrainedModel:
     """Exchange each `Conv1D` of a GPT-2 for an `nn.Linear` that computes the same, in place, for quantisation.
 
@@ -109,21 +92,6 @@ def to_linear_layers(model: PreTrainedModel) -> PreTrainedModel:
         linear.bias = layer.bias
         model.set_submodule(name, linear.train(layer.training))
     return model
-
-
-def stock_config(config: GPT2HFConfig) -> GPT2Config:
-    """The same model described as transformers' GPT-2, without the padding of the vocabulary.
-
-    `n_ctx`, which GPT-2's config had before it was called `n_positions`, is still read by llama.cpp's converter.
-    """
-    fields = {name: value for name, value in config.to_dict().items() if name not in _NOT_STOCK_FIELDS}
-    return GPT2Config(**{**fields, "vocab_size": config.num_tokens, "n_ctx": config.n_positions})
-
-
-def stock_weights(model: GPT2HFForCausalLM) -> dict[str, torch.Tensor]:
-    """The model's weights, without the rows that pad the vocabulary. No copies."""
-    weights = model.state_dict()
-    return {name: w[: model.config.num_tokens] if name in _VOCABULARY_WEIGHTS else w for name, w in weights.items()}
 
 
 @torch.no_grad()

@@ -22,9 +22,9 @@ from ..errors import UserError
 from ..model.configuration_gpt2_hf import GPT2HFConfig
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import ExportArguments
-from .export import stock_weights
 from .model_loading import load_trained
 from .same_model import is_tied, probe_ids, reference_logits, require_same_logits, with_weights
+from .stock_gpt2 import stock_weights
 
 try:
     import gguf
@@ -93,11 +93,10 @@ def _check_model(config: GPT2HFConfig, outtype: str) -> None:
     for field, only in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)):
         if getattr(config, field) is not only:
             raise UserError(f"--format gguf: llama.cpp's GPT-2 knows no {field}={not only}")
-    width = config.n_inner or 4 * config.n_embd
-    if outtype == "q8_0" and (config.n_embd % _Q8_BLOCK or width % _Q8_BLOCK):
+    if outtype == "q8_0" and (config.n_embd % _Q8_BLOCK or config.inner_size % _Q8_BLOCK):
         raise UserError(
             f"--outtype q8_0 needs widths that are multiples of {_Q8_BLOCK}, this model has {config.n_embd} and "
-            f"{width}; use --outtype f16"
+            f"{config.inner_size}; use --outtype f16"
         )
 
 
@@ -201,7 +200,7 @@ def _add_sizes(writer: Any, config: GPT2HFConfig) -> None:
     writer.add_block_count(config.n_layer)
     writer.add_context_length(config.n_positions)
     writer.add_embedding_length(config.n_embd)
-    writer.add_feed_forward_length(config.n_inner or 4 * config.n_embd)
+    writer.add_feed_forward_length(config.inner_size)
     writer.add_head_count(config.n_head)
     writer.add_layer_norm_eps(config.layer_norm_epsilon)
     writer.add_vocab_size(config.num_tokens)

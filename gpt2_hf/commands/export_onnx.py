@@ -22,9 +22,9 @@ from ..checkpoints.new_folder import staged_folder
 from ..errors import UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import ExportArguments
-from .export import stock_config, stock_weights
 from .model_loading import load_trained
 from .same_model import reference_logits, require_same_logits, save_tokenizer, with_weights
+from .stock_gpt2 import stock_config, stock_weights
 
 try:
     import onnx_ir.passes.common  # comes with onnxscript

@@ -237,7 +237,7 @@ def load_weights(source: str, config: GPT2HFConfig, attn_implementation: str | N
 
 def _check_memory(config: GPT2HFConfig) -> None:
     """Refuse a new model whose weights alone are more than the machine can hold now, before any is allocated."""
-    width, inner = config.n_embd, config.n_inner if config.n_inner is not None else 4 * config.n_embd
+    width, inner = config.n_embd, config.inner_size
     per_layer = 4 * width**2 + 2 * width * inner + 9 * width + inner
     num_weights = (config.vocab_size + config.n_positions + 2) * width + config.n_layer * per_layer
     needed = num_weights * torch.float32.itemsize

@@ -51,8 +51,7 @@ def reference_logits(model: GPT2HFForCausalLM, ids: torch.Tensor, **inputs: torc
     weights = {name: weight.to("cpu", torch.float32) for name, weight in model.state_dict().items()}
     ours = with_weights(GPT2HFForCausalLM, copy.deepcopy(model.config), weights)
     ours.set_attn_implementation("eager")
-    logits: torch.Tensor = ours(ids, **inputs).logits[..., : model.config.num_tokens]
-    return logits
+    return ours(ids, **inputs).logits[..., : model.config.num_tokens]
 
 
 def require_same_logits(expected: torch.Tensor, logits: torch.Tensor, done: str = "exported") -> float:

@@ -81,7 +81,7 @@ class Text:
 
     @classmethod
     def in_pieces(cls, samples: Any, collator: Any, places: Places, document_starts: np.ndarray) -> "Text":
-        """A text whose losses are also summed for each of its segments (see `significance`)."""
+        """A text whose losses are also summed for each of its segments (see `significance.piece_borders`)."""
         own = places.of_process(process_index(), num_processes())
         return cls(samples, collator, own.tokens_before(piece_borders(places, document_starts)))
 

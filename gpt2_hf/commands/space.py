@@ -9,14 +9,17 @@ import shutil
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from huggingface_hub import SpaceCardData
 from packaging.requirements import Requirement
 
 from ..checkpoints.new_folder import staged_folder
 from ..errors import UserError
-from .demo import DemoModel
 from .same_model import save_tokenizer
+
+if TYPE_CHECKING:
+    from .demo import DemoModel
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _APP = '''"""Write with a model, and see what surprises it."""
@@ -28,7 +31,7 @@ if __name__ == "__main__":
 '''
 
 
-def write_space(models: Sequence[DemoModel], target: Path) -> None:
+def write_space(models: Sequence["DemoModel"], target: Path) -> None:
     """Write the Space, complete or not at all.
 
     Raises:
@@ -45,7 +48,7 @@ def write_space(models: Sequence[DemoModel], target: Path) -> None:
         shutil.copytree(_PACKAGE, staging / _PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
 
 
-def _model_path(one: DemoModel, staging: Path, name: str) -> str:
+def _model_path(one: "DemoModel", staging: Path, name: str) -> str:
     """What `app.py` loads: the hub id, or a folder of the Space, which is written."""
     if not Path(one.source).is_dir():
         return one.source
@@ -64,7 +67,7 @@ def _requirements() -> list[str]:
         raise UserError(f"--space_dir: {error.name} is not installed; pip install 'gpt2_hf[demo]'") from error
 
 
-def _card(models: Sequence[DemoModel], paths: Sequence[str]) -> str:
+def _card(models: Sequence["DemoModel"], paths: Sequence[str]) -> str:
     """README.md, whose header tells the hub how to run the Space."""
     data = SpaceCardData(
         title="Write with GPT-2",

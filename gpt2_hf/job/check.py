@@ -121,7 +121,7 @@ def _begin_all(trainer: GPT2HFTrainer, names: dict[type, str]) -> None:
 def tiny_twin(config: GPT2HFConfig) -> GPT2HFForCausalLM:
     """A model with one block and one head of the same size, and everything else as in the real one."""
     tiny = copy.deepcopy(config)
-    tiny.n_embd = config.n_embd // config.n_head
+    tiny.n_embd = config.head_size
     tiny.n_layer = tiny.n_head = 1
     tiny.n_inner = None
     tiny.n_positions = min(_TOKENS, config.n_positions)

@@ -138,11 +138,10 @@ def _build_model(run: Run, tokenizer: PreTrainedTokenizerBase, data: LoadedData)
         run.args.notices.append(f"--attn_implementation sdpa is used: {missing}; training goes on, slower")
         run.model_args.attn_implementation = "sdpa"
     model = build_model(run.model_args, tokenizer)
-    head_dim = model.config.n_embd // model.config.n_head
     if run.data_args.sequence_mode == SequenceMode.PADDING_FREE:
         backend = model.config._attn_implementation
         run.args.notices += _padding_notices(
-            backend, precision.dtype, head_dim, device_type, compiles=run.args.torch_compile
+            backend, precision.dtype, model.config.head_size, device_type, compiles=run.args.torch_compile
         )
     if run.model_args.tie_unused_tokens:
         num_tied = tie_unused_tokens(model, tokenizer, data)

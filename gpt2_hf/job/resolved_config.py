@@ -70,8 +70,7 @@ def resolved_config(run: Run, model: GPT2HFForCausalLM, data: LoadedData) -> dic
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),
     }
-    written: dict[str, Any] = without_secrets({**_plain(options), PROVENANCE_KEY: provenance})
-    return written
+    return without_secrets({**_plain(options), PROVENANCE_KEY: provenance})
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:

@@ -61,8 +61,7 @@ def chunked_causal_attention(
     """
     if boundaries is None:
         boundaries = (0, query.shape[-2])
-    output: Tensor = _ChunkedCausalAttention.apply(query, key, value, scaling, dropout, tuple(boundaries))
-    return output
+    return _ChunkedCausalAttention.apply(query, key, value, scaling, dropout, tuple(boundaries))
 
 
 class _Chunk(NamedTuple):

@@ -112,6 +112,16 @@ class GPT2HFConfig(PreTrainedConfig):
         """Rows of the embedding that stand for a token."""
         return self.vocab_size - self.n_vocab_padding
 
+    @property
+    def inner_size(self) -> int:
+        """Width of the MLP, also when `n_inner` is left out."""
+        return 4 * self.n_embd if self.n_inner is None else self.n_inner
+
+    @property
+    def head_size(self) -> int:
+        """Width of an attention head."""
+        return self.n_embd // self.n_head
+
     def check_sizes(self) -> None:
         """Raise a `ValueError` that names the first field with an impossible value."""
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
@@ -160,4 +170,4 @@ def _nearest_divisors(number: int, wanted: int) -> str:
     return " or ".join(str(d) for d in [below, *above])
 
 
-__all__ = ["GPT2HFConfig"]
+__all__ = ["NO_CROSS_ATTENTION", "GPT2HFConfig"]

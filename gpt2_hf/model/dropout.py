@@ -70,8 +70,7 @@ class Dropout(nn.Dropout):
         if not (self.training and eager_on_cpu and 0 < self.p < 1):
             return super().forward(hidden_states)
         keep = keep_mask(tuple(hidden_states.shape), self.p, draw_seed())
-        output: Tensor = _Dropped.apply(hidden_states.contiguous(), keep, 1 / (1 - exact_probability(self.p)))
-        return output
+        return _Dropped.apply(hidden_states.contiguous(), keep, 1 / (1 - exact_probability(self.p)))
 
 
 __all__ = ["Dropout", "draw_seed", "drop_", "exact_probability", "keep_mask"]

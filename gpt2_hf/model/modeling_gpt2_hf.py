@@ -86,7 +86,7 @@ class GPT2HFAttention(nn.Module):
         self.config = config
         self.layer_idx = layer_idx
         self.num_heads = config.n_head
-        self.head_dim = config.n_embd // config.n_head
+        self.head_dim = config.head_size
         self.is_causal = True
         self.scaling = self.head_dim**-0.5 if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
@@ -195,9 +195,8 @@ class GPT2HFMLP(nn.Module):
 
     def __init__(self, config: GPT2HFConfig):
         super().__init__()
-        inner = config.n_inner if config.n_inner is not None else 4 * config.n_embd
-        self.c_fc = Conv1D(inner, config.n_embd)
-        self.c_proj = Conv1D(config.n_embd, inner)
+        self.c_fc = Conv1D(config.inner_size, config.n_embd)
+        self.c_proj = Conv1D(config.n_embd, config.inner_size)
         self.c_proj.ends_residual_branch = True
         # "gelu_new" names transformers' unfused formula; torch's kernel computes the same function.
         fused = config.activation_function in ("gelu_new", "gelu_pytorch_tanh")
@@ -517,10 +516,9 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
         if documents is None or "flash" in backend:
             return None, dict(packing.lengths)
         if backend == "sdpa" and not in_one_class:
-            head_dim = self.config.n_embd // self.config.n_head
             device_type = inputs_embeds.device.type
             dtype = product_dtype(inputs_embeds, device_type)
-            if missing_for_variable_lengths(device_type, dtype, head_dim) is None:
+            if missing_for_variable_lengths(device_type, dtype, self.config.head_size) is None:
                 return documents.with_kernel(), {}
         return documents.in_classes(all_in_one=in_one_class), {}
 

@@ -282,4 +282,4 @@ def _restarts(position_ids: Tensor, attention_mask: Tensor | None) -> bool:
     return bool(begins.any())
 
 
-__all__ = ["LengthClass", "PackedDocuments", "Packing", "lengths_of_documents"]
+__all__ = ["LengthClass", "PackedDocuments", "Packing", "lengths_of_documents", "without_first_tokens"]

@@ -60,8 +60,7 @@ class UnusedTokens(nn.Module):
 
     def compact_head(self, weight: Tensor) -> Tensor:
         """`[V, C]` to `[U + 1, C]`: the used rows, then one that stands for all others."""
-        head: Tensor = _CompactHead.apply(weight, self.rows, self.unused)
-        return head
+        return _CompactHead.apply(weight, self.rows, self.unused)
 
     def compact_labels(self, labels: Tensor, any_token: bool = False) -> Tensor:
         """The rows of the compact head for target ids; positions that are not scored stay −100.

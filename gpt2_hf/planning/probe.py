@@ -148,7 +148,7 @@ def _batches(
 def _pads_to_the_longest(args: GPT2HFTrainingArguments, model: GPT2HFForCausalLM) -> bool:
     """Whether attention pads the documents of a flattened row."""
     config, dtype = model.config, args.resolved_precision.dtype
-    kind = (config._attn_implementation, dtype, config.n_embd // config.n_head, args.device.type)
+    kind = (config._attn_implementation, dtype, config.head_size, args.device.type)
     return padding_to_the_longest(*kind, compiles=args.torch_compile) is not None
 
 

@@ -77,7 +77,7 @@ class Events:
 
 
 def list_events(args: GPT2HFTrainingArguments, schedule: Schedule) -> Events:
-    """Evaluations and checkpoints as `CadenceCallback` and `checkpoints.rotate` will have them."""
+    """Evaluations and checkpoints as `CadenceCallback` and `checkpoints.folders.rotate` will have them."""
     state = TrainerState(max_steps=schedule.total_steps)
     state.compute_steps(args, schedule.total_steps)
     total, epoch = schedule.total_steps, schedule.steps_per_epoch

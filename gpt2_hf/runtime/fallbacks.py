@@ -42,7 +42,7 @@ def _missing_for_triton() -> str | None:
 
 
 def missing_for_attention(
-    attn_implementation: str | None, precision: str, dropout: float, device_type: str = "cuda"
+    attn_implementation: str | None, precision: str, dropout: float, device_type: str
 ) -> str | None:
     """What training with an attention backend needs and does not find: its package, 16 bits, a GPU, no dropout.
 

@@ -258,8 +258,7 @@ class CheckpointingTrainer(Trainer):
         model = self.unwrapped_model()
         reshard(model)
         trained = {name: each.detach() for name, each in model.named_parameters() if each.requires_grad}
-        weights: dict[str, Any] = whole(trained, keep=self.args.should_save)
-        return weights
+        return whole(trained, keep=self.args.should_save)
 
     def _write_unaveraged_weights(self, folder: Path) -> None:
         weights = self._gathered.unaveraged_weights if self._gathered else self._unaveraged_weights()

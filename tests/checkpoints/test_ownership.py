@@ -12,15 +12,26 @@ from types import SimpleNamespace
 
 import pytest
 
-from gpt2_hf.checkpoints import folders, written
+from gpt2_hf.checkpoints import folders, ownership, written
 from gpt2_hf.checkpoints.event_files import delete_events, event_folder_name, gather_events, own_events
-from gpt2_hf.checkpoints.ownership import foreign, refuse_foreign, refuse_foreign_checkpoints
+from gpt2_hf.checkpoints.ownership import refuse_foreign_checkpoints
 from gpt2_hf.errors import UserError
 
 from ..foreign_names import FILES, FOLDERS, contents, plant
 from ..runs import make_checkpoint
 
 OLD_RUN = Path(__file__).parent.parent / "job" / "fixtures" / "run_of_dc2dd75.zip"
+
+
+def foreign(run_dir, deleting=False, run_name=None):
+    """What a run finds that has no name of its own, and deletes nothing, unless told otherwise."""
+    return ownership.foreign(run_dir, deleting, event_folder_name(run_dir, run_name))
+
+
+def refuse_foreign(run_dir, deleting=False, run_name=None):
+    """See `foreign`."""
+    ownership.refuse_foreign(run_dir, deleting, event_folder_name(run_dir, run_name))
+
 
 CONTENTS = [b"mine", b'{"mine": 1}', b"\x89PNG mine", b"---\nmine\n---\n# mine"]
 
@@ -60,7 +71,7 @@ def test_event_files_under_the_name_of_the_run_are_refused(tmp_path, name):
         with pytest.raises(UserError, match="was not written by a run of gpt2_hf"):
             refuse_foreign(run, run_name=run_name)
         refuse_foreign(run, run_name="another")
-        delete_events(run, run_name)
+        delete_events(run, folder)
         assert (run / f"runs/{folder}{name}").read_bytes() == b"mine"
 
 
@@ -100,7 +111,7 @@ def test_a_resumed_run_has_its_events_in_one_folder(tmp_path, before):
     runs = tmp_path / "book" / "runs"
     assert set(contents(runs)) == {*moved, "other/notes.txt", f"other/{name.format(6)}"}
     assert sorted(path.name for path in runs.iterdir()) == ["book", "other"]
-    delete_events(tmp_path / "book")
+    delete_events(tmp_path / "book", "book")
     assert sorted(path.name for path in runs.iterdir()) == ["other"]
 
 
@@ -318,7 +329,8 @@ def test_event_files_of_other_programs_stay(tmp_path, finished_run):
     (run / "runs" / "other" / "events.out.tfevents.1").write_bytes(b"mine")
     (run / "runs" / "notes.txt").write_bytes(b"mine")
     assert list(foreign(run, deleting=True)) == []
-    assert own_events(run) == sorted((run / "runs").rglob("*.gpt2_hf")) and len(own_events(run)) > 1
+    events = own_events(run, "run")
+    assert events == sorted((run / "runs").rglob("*.gpt2_hf")) and len(events) > 1
     (run / "runs" / "events.out.tfevents.2").write_bytes(b"mine")
     assert list(foreign(run)) == [run / "runs" / "events.out.tfevents.2"]
     assert list(foreign(run, run_name="other"))[1:] == [run / "runs" / "other" / "events.out.tfevents.1"]

@@ -54,7 +54,7 @@ def test_commands_are_understood(page, monkeypatch):
 _OTHER_OPTIONS = {
     *("--config", "--dry_run", "--help", "--help-all", "--version"),
     *("--cases", "--final", "--fit", "--table"),
-    *("--build", "--entrypoint", "--gpus", "--lr", "--outtype", "--shm-size", "--shutdown_timeout", "--user"),
+    *("--build", "--entrypoint", "--gpus", "--lr", "--shm-size", "--shutdown_timeout", "--user"),
 }
 
 

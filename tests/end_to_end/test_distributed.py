@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
 from torch.distributed.fsdp import CPUOffloadPolicy
-from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
+from torch.torch_version import TorchVersion
 from transformers import TrainingArguments
 
 from gpt2_hf.__main__ import main
@@ -212,6 +213,18 @@ def test_a_sharded_run_in_bf16_sums_and_reports_in_fp32(tiny_options, tmp_path):
     assert not torch.equal(rounded, torch.tensor(losses[1]))
 
 
+def engine(**settings):
+    """An accelerator with FSDP as it is supported, but for these settings."""
+    supported = {
+        "fsdp_version": 2,
+        "state_dict_type": "StateDictType.FULL_STATE_DICT",
+        "activation_checkpointing": False,
+        "cpu_offload": None,
+    }
+    plugin = SimpleNamespace(**{**supported, **settings})
+    return SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin), mixed_precision="no")
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
     [
@@ -223,23 +236,23 @@ def test_a_sharded_run_in_bf16_sums_and_reports_in_fp32(tiny_options, tmp_path):
 )
 def test_what_would_be_unsafe_or_inexact_is_refused(setting, value, message):
     """Settings of accelerate's config file are refused with the setting to change."""
-    plugin = SimpleNamespace(
-        fsdp_version=2,
-        state_dict_type="StateDictType.FULL_STATE_DICT",
-        activation_checkpointing=False,
-        cpu_offload=None,
-    )
-    setattr(plugin, setting, value)
     with pytest.raises(UserError, match=message):
-        check_engine(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin), mixed_precision="no"), wanted=True)
+        check_engine(engine(**{setting: value}), wanted=True)
 
 
-def test_an_older_torch_is_refused_for_fsdp(monkeypatch):
+@pytest.mark.parametrize("version", ["2.11.0", "2.12.1+cu130"])
+def test_an_older_torch_is_refused_for_fsdp(version, monkeypatch):
     """It loses track of a group with a head that is never called, as soon as a step follows an evaluation."""
-    monkeypatch.delattr(FSDPState, "_force_complete_incomplete_states")
-    plugin = SimpleNamespace(fsdp_version=2)
-    with pytest.raises(UserError, match=r"FSDP needs torch 2\.13 or newer here"):
-        check_engine(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin), mixed_precision="no"), wanted=True)
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    with pytest.raises(UserError, match=rf"FSDP needs torch 2\.13 or newer here, this is {re.escape(version)}"):
+        check_engine(engine(), wanted=True)
+
+
+@pytest.mark.parametrize("version", ["2.13.0a0+nv26.7", "2.13.0+cpu", "2.14.0"])
+def test_a_newer_torch_is_not_refused_for_fsdp(version, monkeypatch):
+    """Neither are the builds that vendors make before a release."""
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    check_engine(engine(), wanted=True)
 
 
 def test_fsdp_without_accelerators_is_refused(tiny_options, tmp_path):

@@ -1,5 +1,6 @@
 """Trackers beside TensorBoard: what one is sent, under which name, and one that cannot begin."""
 
+import inspect
 import json
 import shutil
 import sqlite3
@@ -35,6 +36,13 @@ def test_trackio_gets_the_run(train_tiny, tmp_path, monkeypatch):
     results = read_json(tmp_path / "first" / "all_results.json")
     assert [metrics["test/loss"] for metrics in sent if "test/loss" in metrics] == [results["test_loss"]]
     assert read_json(tmp_path / "first" / "resolved_config.json")["run_name"] is None
+
+
+@pytest.mark.parametrize("name", ["comet_ml", "mlflow", "trackio", "wandb"])
+def test_transformers_trackers_begin_as_those_below(name):
+    """In `setup`, once: by these two names a run knows that one has not begun, and lets it begin early."""
+    source = inspect.getsource(integration_utils.INTEGRATION_TO_CALLBACK[name])
+    assert "self._initialized = False" in source and "def setup(self" in source
 
 
 class Unreachable(TrainerCallback):

@@ -115,6 +115,12 @@ def test_saved_and_loaded_is_the_same(tmp_path):
     assert {**ours, "_name_or_path": None} == {**theirs, "_name_or_path": None}
 
 
+def test_sizes_that_follow_from_others():
+    """The MLP is four times as wide unless it is told otherwise; the heads share the width."""
+    assert GPT2HFConfig(n_embd=96, n_head=3).inner_size == 384 and GPT2HFConfig(n_inner=5).inner_size == 5
+    assert GPT2HFConfig(n_embd=96, n_head=3).head_size == 32
+
+
 def test_answers_to_the_general_names():
     """Tools that know only the general names read and write the right fields."""
     config = GPT2HFConfig(hidden_size=48, num_attention_heads=4, num_hidden_layers=5, max_position_embeddings=77)

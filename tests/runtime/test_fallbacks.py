@@ -20,7 +20,7 @@ def test_what_is_there_is_not_missed(monkeypatch):
     monkeypatch.setattr(fallbacks.shutil, "which", lambda name: f"/usr/bin/{name}")
     assert missing_for_compile("cpu") is None
     for backend in ("sdpa", None):
-        assert missing_for_attention(backend, "fp32", 0.1) is None
+        assert missing_for_attention(backend, "fp32", 0.1, "cuda") is None
 
 
 def test_what_is_missing_is_named(monkeypatch):
@@ -47,12 +47,12 @@ def test_a_card_and_its_compiler(monkeypatch, capability, precision, missing):
     for version in (2, 3):
         monkeypatch.setattr(fallbacks, f"is_flash_attn_{version}_available", lambda: True)
         backend = f"flash_attention_{version}"
-        assert "16 bits" in missing_for_attention(backend, "fp32", 0.1)
+        assert "16 bits" in missing_for_attention(backend, "fp32", 0.1, "cuda")
         if capability < (8, 0):
-            assert "the GPU is too old" in missing_for_attention(backend, precision, 0.1)
+            assert "the GPU is too old" in missing_for_attention(backend, precision, 0.1, "cuda")
         else:
-            assert missing_for_attention(backend, precision, 0.0) is None
-            assert (missing_for_attention(backend, precision, 0.1) is None) == (version == 2)
+            assert missing_for_attention(backend, precision, 0.0, "cuda") is None
+            assert (missing_for_attention(backend, precision, 0.1, "cuda") is None) == (version == 2)
 
 
 def test_flex_attention_is_not_trained_where_it_cannot_be(monkeypatch):

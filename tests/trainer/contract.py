@@ -105,3 +105,8 @@ USED = {
     "_train_batch_size": "samples of a process in one forward pass",
 }
 """Private methods that are called, and attributes that are read or set."""
+
+SINCE = {
+    "_initial_global_step": ("5.19", "step at which this call began; with it, loss and speeds are those of this call"),
+}
+"""Names that are asked for, because older releases lack them: the first release that has each, and its use."""

@@ -82,7 +82,7 @@ def run_out_of_budget(args, step_seconds, **estimates):
     """Steps of 5 s, or as told by their number, in a budget of 100 s; the budget and the control at its end."""
     watch = FixedWatch()
     budget = TimeBudgetCallback(100 / 3600, watch, lambda: RemainingWork(**estimates))
-    stop = StopCallback(budget, SignalWatch())
+    stop = StopCallback(budget, SignalWatch(), lambda: False)
     state, control = state_at(0, 0.0), TrainerControl()
     budget.on_train_begin(args, state, control)
     while not control.should_training_stop:
@@ -143,7 +143,7 @@ def test_a_budget_says_what_it_ended_and_left_out():
 def test_after_a_signal_nothing_waits_for_the_end_of_the_epoch(args):
     """The Trainer takes it for the end of one, and asks for what a strategy by epochs would do there."""
     signals, control = SignalWatch(), TrainerControl()
-    stop = StopCallback(TimeBudgetCallback(None, FixedWatch(), RemainingWork), signals)
+    stop = StopCallback(TimeBudgetCallback(None, FixedWatch(), RemainingWork), signals, lambda: False)
     signals.received = signal.SIGTERM
     stop.on_step_end(args, state_at(3, 0.5), control)
     assert control.should_save and control.should_training_stop

@@ -27,9 +27,7 @@ class StopCallback(TrainerCallback):
         folder_is_lost: whether the output folder was moved, or taken by another process.
     """
 
-    def __init__(
-        self, budget: TimeBudgetCallback, signals: SignalWatch, folder_is_lost: Callable[[], bool] = lambda: False
-    ):
+    def __init__(self, budget: TimeBudgetCallback, signals: SignalWatch, folder_is_lost: Callable[[], bool]):
         self.budget = budget
         self.signals = signals
         self.folder_is_lost = folder_is_lost

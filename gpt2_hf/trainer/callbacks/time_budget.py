@@ -64,8 +64,7 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
     @classmethod
     def kept_in(cls, state: TrainerState) -> dict[str, Any]:
         """What a checkpoint's state has of this callback."""
-        kept: dict[str, Any] = state.stateful_callbacks.get(cls.__name__, {}).get("attributes", {})
-        return kept
+        return state.stateful_callbacks.get(cls.__name__, {}).get("attributes", {})
 
     @classmethod
     def schedule_ended_at(cls, checkpoint: Path, state: TrainerState) -> bool:
