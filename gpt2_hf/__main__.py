@@ -230,7 +230,11 @@ def _train(argv: list[str], dry_run: bool = False) -> int:
         from .job.main_job import train
 
         model_args, data_args, args = parsed.values
-        return train(model_args, data_args, args, parsed.given, watch, signals)
+        code = train(model_args, data_args, args, parsed.given, watch, signals)
+        from .runtime.distributed import leave
+
+        leave()
+        return code
     finally:
         signals.restore()
 
