@@ -301,6 +301,9 @@ def run_training(
     if checkpoint is not None and ended is not None:
         run.say(f"{checkpoint} {ended}; nothing is left to train")
         trainer.state = state_in(checkpoint)
+        # as a training would; the checkpoint says what the process was that has written it
+        trainer.state.is_local_process_zero = trainer.is_local_process_zero()
+        trainer.state.is_world_process_zero = trainer.is_world_process_zero()
         trainer.complete_publication(str(checkpoint))
         trainer.load_weights(checkpoint)  # of another folder's run, which leaves no model in this one
         if written.read_object(run.output_dir / TRAIN_RESULTS_NAME).get("train_steps") == begun:
