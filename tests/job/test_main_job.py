@@ -878,6 +878,14 @@ def test_a_stream_goes_on_exactly_where_it_was(train_tiny, tmp_path, workers):
     assert history(parts) == history(whole)
 
 
+def test_a_finished_stream_has_no_epochs(train_tiny, tmp_path):
+    """Nor when it is started again: the last step is not the end of a pass over the text, whose length is unknown."""
+    options = ("--streaming", "--max_train_samples", "none", "--max_steps", "5")
+    for again in ((), ("--resume_from", "latest")):
+        assert train_tiny(tmp_path, *options, *again) == 0
+        assert not [name for name in folders.read_names(tmp_path) if "epoch" in name]
+
+
 # ---- strategies and folders that are easily got wrong ----
 
 
