@@ -383,8 +383,10 @@ def stopped_by_signal(run: Run, trainer: GPT2HFTrainer) -> bool:
     """
     if not distributed.any_process(run.signals.received is not None):
         return False
-    if run.is_first_process:  # to see that a checkpoint is intact, all of it is read
-        newest, _ = folders.newest_valid(run.output_dir)
+    if run.is_first_process:
+        of_this_step = run.output_dir / folders.checkpoint_folder(trainer.state.global_step)
+        # to see that an earlier one is intact, all of it is read: the notice is short
+        newest = of_this_step if of_this_step.is_dir() else folders.newest_valid(run.output_dir)[0]
         saved = f"go on from {newest} with --resume_from latest" if newest is not None else "nothing was saved"
         run.say(f"stopped at step {trainer.state.global_step:,}; {saved}")
     return True

@@ -161,7 +161,7 @@ class CheckpointingTrainer(Trainer):
         """Leave no half checkpoint, and continue or stop as `--on_save_error` says."""
         if self.args.should_save:
             folders.delete_staging(target)
-        newest = folders.newest_intact(run_dir)
+        newest = distributed.decided_by_first(lambda: folders.newest_intact(run_dir))  # all of it is read
         what = f"checkpoint {target}" if newest != target else "the best model, or the names of checkpoints,"
         message = (
             f"{what} could not be saved ({problem or 'another process failed'}); "

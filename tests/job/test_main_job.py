@@ -641,6 +641,13 @@ def test_a_signal_ends_in_a_checkpoint(tiny_options, tmp_path, name, code):
     assert newest is not None
 
 
+def test_the_checkpoint_of_a_signal_is_not_read_again(train_tiny, tmp_path, monkeypatch, capsys):
+    """That of a large model takes longer to hash than the notice that a cluster gives."""
+    monkeypatch.setattr(folders, "damage", lambda folder: pytest.fail(f"{folder} was read"))
+    assert train_until_signal(tmp_path, 7, train_tiny) == 75
+    assert f"stopped at step 7; go on from {tmp_path / 'checkpoint-7'} with" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
