@@ -128,7 +128,7 @@ def train(
         run.args.run_name = run.name  # for trackers, which read it again when the test split is scored
         distributed.barrier()
 
-        run.signals.immediate = False
+        run.signals.immediate = ended is None  # until training begins
         distributed.set_timeout(run.args.ddp_timeout)
         try:
             train_metrics = run_training(run, trainer, checkpoint, ended)
@@ -319,6 +319,9 @@ def run_training(
     try:
         output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     except EvaluationInterruptedError:
+        if trainer.state.global_step == 0:  # that of --eval_on_start, as if the signal had come before it
+            run.say("stopped before the first step; nothing was saved")
+            raise SystemExit(run.signals.exit_code) from None
         return None  # a missed evaluation, interrupted again; the checkpoint still says that it is missing
     if stopped_by_signal(run, trainer):
         return None

@@ -294,6 +294,31 @@ def test_a_signal_where_nothing_is_left_to_train_is_heeded(train_tiny, finished_
         assert train_tiny(tmp_path / "run", "--resume_from", "latest") == 75
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_signal_before_the_first_step_is_the_end(train_tiny, finished_run, tmp_path, monkeypatch, begun):
+    """Until weights and optimizer are there nothing is gained by a step, which the notice may be too short for."""
+    run = tmp_path / "run"
+    if begun:
+        shutil.copytree(finished_run, run)
+    before = sorted(run.glob("checkpoint-*"))
+    monkeypatch.setattr(GPT2HFTrainer, "_init_training_state", lambda *args: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit, match="75"):
+        train_tiny(run, "--max_epochs", "2", *(["--resume_from", "latest"] if begun else []))
+    assert sorted(run.glob("checkpoint-*")) == before and (begun or not list(run.iterdir()))
+
+
+def test_a_signal_in_the_evaluation_on_start_leaves_no_run(train_tiny, tmp_path, capsys):
+    """A step after it would be saved without that evaluation, which none can make up for: the weights have changed."""
+    options = ("--eval_on_start", "--max_steps", "10", "--resume_from", "latest")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train_tiny(whole, *options) == 0
+    with pytest.raises(SystemExit, match="75"):
+        train_until_signal(parts, 1, train_tiny, *options, event="on_prediction_step")
+    assert "stopped before the first step; nothing was saved" in capsys.readouterr().out and not list(parts.iterdir())
+    assert train_tiny(parts, *options) == 0
+    assert history(parts) == history(whole)
+
+
 def test_only_a_new_run_is_evaluated_on_start(train_tiny, tmp_path):
     """--eval_on_start: one more evaluation at each resume would use up --early_stopping_patience."""
     run = tmp_path / "run"
