@@ -17,9 +17,9 @@ from typing import Any
 
 from ..errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
-# SIGUSR1 is what clusters send some minutes before a job's limit, SIGHUP what a terminal sends that is closed.
-# Windows has neither of them nor a real SIGTERM.
-_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
+# SIGUSR1 or SIGUSR2 is what clusters send some minutes before a job's limit, SIGHUP what a closed terminal sends.
+# Windows has none of them nor a real SIGTERM.
+_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
 _SIGNALS = [signal.Signals[name] for name in _NAMES if hasattr(signal, name)]
 
 

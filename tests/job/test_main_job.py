@@ -652,7 +652,7 @@ def write_errors_to(path):
 
 
 @needs_posix_signals
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGUSR2", 75), ("SIGINT", 130)])
 def test_a_signal_ends_in_a_checkpoint(tiny_options, tmp_path, name, code):
     """The step is finished, a checkpoint saved; the exit code says to run again, or is that of a Ctrl-C."""
     log, errors = tmp_path / "log", tmp_path / "errors"
