@@ -71,7 +71,8 @@ def train(
         args: how to train.
         given: options that were stated, and where (see `parsing.Parsed`).
         watch: stopwatch of the invocation, whose start `max_training_hours` counts from; this call when left out.
-        signals: watch for signals, which may have begun before; a new one when left out.
+        signals: watch for signals, which may have begun before; when left out a new one, of which a second Ctrl-C
+            raises `KeyboardInterrupt`.
 
     Returns:
         The exit code: 0 finished or stopped by the time budget, 75 or 130 after a signal.
@@ -81,7 +82,7 @@ def train(
         TrainingDivergedError: if a gradient became non-finite.
         SaveError: if a file could not be written.
     """
-    watch, signals = watch or Stopwatch(age_at_start=0.0), signals or SignalWatch()
+    watch, signals = watch or Stopwatch(age_at_start=0.0), signals or SignalWatch(ends_process=False)
     run = Run(model_args, data_args, args, watch, signals, given or {})
     with lasting_streams(), surroundings(run), RunLock(run.output_dir) as lock:
         distributed.set_timeout(distributed.PATIENCE_SECONDS)

@@ -26,13 +26,18 @@ _SIGNALS = [signal.Signals[name] for name in _NAMES if hasattr(signal, name)]
 class SignalWatch:
     """Remembers the first signal; a second Ctrl-C ends the process at once.
 
+    Args:
+        ends_process: whether it may; otherwise it raises `KeyboardInterrupt`, for the process is a notebook's or that
+            of another program.
+
     Attributes:
         received: the first signal, if one came.
         immediate: leave with the exit code as soon as a signal comes, because there is nothing to save: before
             training begins and after its last checkpoint.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ends_process: bool = True) -> None:
+        self.ends_process = ends_process
         self.received: signal.Signals | None = None
         self.immediate = True
         self._interrupts = 0
@@ -60,6 +65,9 @@ class SignalWatch:
             return  # a forked worker; the process that made it decides
         if number == signal.SIGINT:
             self._interrupts += 1
+            if self._interrupts > 1 and not self.ends_process:
+                self.restore()
+                raise KeyboardInterrupt
             if self._interrupts > 1:
                 os._exit(EXIT_INTERRUPTED)  # checkpoints are complete or absent, so nothing needs unwinding
         if self.received is None:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from gpt2_hf import train
 from gpt2_hf.__main__ import main
 from gpt2_hf.checkpoints import folders
 from gpt2_hf.checkpoints.run_lock import RunLock
@@ -28,6 +29,7 @@ from gpt2_hf.options.arguments import DataArguments, ModelArguments
 from gpt2_hf.options.parsing import parse
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 from gpt2_hf.runtime.stopwatch import Stopwatch
+from gpt2_hf.trainer.callbacks import StopCallback
 from gpt2_hf.trainer.gpt2_trainer import GPT2HFTrainer
 
 from ..conftest import REPOSITORY, needs_posix_signals, read_json
@@ -664,6 +666,31 @@ def test_a_signal_ends_in_a_checkpoint(tiny_options, tmp_path, name, code):
     assert f"{name} received" in errors.read_text() and "with --resume_from latest" in log.read_text()
     newest, _ = folders.newest_valid(tmp_path / "run")
     assert newest is not None
+
+
+def interrupt_twice(files, tokenizer, folder, log):
+    """Train from Python, as in a notebook, and press Ctrl-C twice in the first step; the log says what came of it."""
+
+    def press_twice(*args, **kwargs):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    StopCallback.on_step_begin = press_twice
+    model_args = ModelArguments(d_model=16, num_layers=1, num_heads=1, max_length=16)
+    args = GPT2HFTrainingArguments(output_dir=folder, use_cpu=True, precision="fp32", max_steps=4)
+    try:
+        train(model_args, DataArguments(**files, tokenizer_name=tokenizer), args)
+    except KeyboardInterrupt:
+        log.write_text(f"interrupted, {signal.getsignal(signal.SIGINT) is signal.default_int_handler}")
+
+
+@needs_posix_signals
+def test_a_second_ctrl_c_leaves_a_notebook_alive(corpus_folder, tokenizer_folder, tmp_path):
+    """In place of the command's end of the process, its caller gets the exception, and the handlers back."""
+    files = {f"{split}_file": str(corpus_folder / f"{split}.txt") for split in ("train", "validation")}
+    arguments = (files, str(tokenizer_folder), str(tmp_path / "run"), tmp_path / "log")
+    assert harness.join([harness.start_function(interrupt_twice, *arguments)]) == [0]
+    assert (tmp_path / "log").read_text() == "interrupted, True"
 
 
 def test_the_checkpoint_of_a_signal_is_not_read_again(train_tiny, tmp_path, monkeypatch, capsys):
