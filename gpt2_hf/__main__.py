@@ -218,6 +218,10 @@ def _train(argv: list[str], dry_run: bool = False) -> int:
         from .options.training_arguments import GPT2HFTrainingArguments
 
         parsed = line.parse(ModelArguments, DataArguments, GPT2HFTrainingArguments, *cluster)
+        if line.config is not None and parsed.given.get("output_dir") == "config":
+            from .job.resuming import refuse_moved_run
+
+            refuse_moved_run(line.config.path, parsed.values[2])
         if dry_run:
             from .job.dry_run import plan
 
@@ -226,7 +230,11 @@ def _train(argv: list[str], dry_run: bool = False) -> int:
         from .job.main_job import train
 
         model_args, data_args, args = parsed.values
-        return train(model_args, data_args, args, parsed.given, watch, signals)
+        code = train(model_args, data_args, args, parsed.given, watch, signals)
+        from .runtime.distributed import leave
+
+        leave()
+        return code
     finally:
         signals.restore()
 

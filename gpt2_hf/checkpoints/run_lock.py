@@ -4,8 +4,8 @@ The lock is a small file that its owner touches every few seconds. A second proc
 lives; a lock whose owner was killed, here or on another host of a shared file system, is taken over. An owner that
 stood still for so long that another host took its lock learns of it at its next touch (`RunLock.lost`).
 
-filelock, which guards the token cache, does not do this. Its locks of the operating system are not seen by other
-hosts on many network file systems. Its `SoftFileLock` of a process that was killed on another host stays for ever.
+The locks of the operating system, which guard the token cache, do not do this: other hosts do not see them on many
+network file systems. filelock's `SoftFileLock` of a process that was killed on another host stays for ever.
 Its `SoftFileLease` goes by age alone where the owner lives, so that it gives away the folder of a run that was
 suspended on this very machine (Ctrl-Z, a scheduler's SIGSTOP), and it waits for a living owner where a user wants to
 be told at once.

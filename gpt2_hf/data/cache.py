@@ -4,8 +4,8 @@ An entry is a folder named by the key of what it holds. It is written under anot
 of every file, and renamed at the end; opening it checks the record. So an entry that was half written or changed is
 made again, and one key never means two contents.
 
-A lock lets one process of a machine make an entry. On network file systems other machines may not see it, so that each
-makes the entry in a folder of its own, and the first one's is kept.
+A lock lets one process of a machine make an entry. On network file systems other machines may not see it, or there are
+no locks, so that each makes the entry in a folder of its own, and the first one's is kept.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -22,9 +23,10 @@ from typing import Any
 
 import psutil
 import xxhash
-from filelock import FileLock
 
 from ..errors import UserError
+from ..runtime import distributed
+from ..runtime.file_lock import locked
 from .fingerprints import cache_root, file_key
 
 RECORD_NAME = "record.json"
@@ -60,9 +62,9 @@ def open_entry(key: str, fill: Fill) -> tuple[Path, dict[str, Any]]:
         return folder, record
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f"{key}.lock"):
+        with locked(root / f"{key}.lock", lambda: _say_waiting(folder)) as is_locked:
             if (record := _read_record(folder)) is None:
-                record = _make(folder, fill)
+                record = _make(folder, fill, is_locked)
     except UserError:
         raise
     except OSError as error:
@@ -76,8 +78,13 @@ def open_entry(key: str, fill: Fill) -> tuple[Path, dict[str, Any]]:
     return folder, record
 
 
-def _make(folder: Path, fill: Fill) -> dict[str, Any]:
-    _remove_left(folder)
+def _say_waiting(folder: Path) -> None:
+    if distributed.process_index() == 0:
+        print(f"waiting for another process, which is making {folder}", file=sys.stderr, flush=True)
+
+
+def _make(folder: Path, fill: Fill, is_locked: bool) -> dict[str, Any]:
+    _remove_left(folder, is_locked)
     _remove_damaged(folder)
     staging = _staging(folder)
     try:
@@ -118,10 +125,12 @@ def _remove_damaged(folder: Path) -> None:
         shutil.rmtree(aside)
 
 
-def _remove_left(folder: Path) -> None:
-    """Remove what killed processes left of an entry: the lock says that those of this machine are gone."""
+def _remove_left(folder: Path, is_locked: bool) -> None:
+    """Remove what killed processes left of an entry: the lock, if there is one, says that those of this machine are
+    gone.
+    """
     for staging in folder.parent.glob(f"{folder.name}*.tmp"):
-        is_ours = staging.name.startswith(f"{folder.name}.{_machine()}.")
+        is_ours = is_locked and staging.name.startswith(f"{folder.name}.{_machine()}.")
         if is_ours or time.time() - _last_touched(staging) > _STALE_SECONDS:
             shutil.rmtree(staging, ignore_errors=True)  # another machine may be at it too
 

@@ -71,9 +71,9 @@ def sample_key(path: str | Path, dated: bool = False) -> str:
 
 
 def _identity(path: str) -> list[int]:
-    """Size, time of change, time of change of the entry, inode, device."""
+    """Size, time of change, time of change of the entry, inode; not the device: on NFS its number is the host's."""
     status = os.stat(path)
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def _hash(path: str) -> str:

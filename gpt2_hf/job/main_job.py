@@ -71,7 +71,8 @@ def train(
         args: how to train.
         given: options that were stated, and where (see `parsing.Parsed`).
         watch: stopwatch of the invocation, whose start `max_training_hours` counts from; this call when left out.
-        signals: watch for signals, which may have begun before; a new one when left out.
+        signals: watch for signals, which may have begun before; when left out a new one, of which a second Ctrl-C
+            raises `KeyboardInterrupt`.
 
     Returns:
         The exit code: 0 finished or stopped by the time budget, 75 or 130 after a signal.
@@ -81,7 +82,7 @@ def train(
         TrainingDivergedError: if a gradient became non-finite.
         SaveError: if a file could not be written.
     """
-    watch, signals = watch or Stopwatch(age_at_start=0.0), signals or SignalWatch()
+    watch, signals = watch or Stopwatch(age_at_start=0.0), signals or SignalWatch(ends_process=False)
     run = Run(model_args, data_args, args, watch, signals, given or {})
     with lasting_streams(), surroundings(run), RunLock(run.output_dir) as lock:
         distributed.set_timeout(distributed.PATIENCE_SECONDS)
@@ -128,7 +129,7 @@ def train(
         run.args.run_name = run.name  # for trackers, which read it again when the test split is scored
         distributed.barrier()
 
-        run.signals.immediate = False
+        run.signals.immediate = ended is None  # until training begins
         distributed.set_timeout(run.args.ddp_timeout)
         try:
             train_metrics = run_training(run, trainer, checkpoint, ended)
@@ -299,6 +300,9 @@ def run_training(
     if checkpoint is not None and ended is not None:
         run.say(f"{checkpoint} {ended}; nothing is left to train")
         trainer.state = state_in(checkpoint)
+        # as a training would; the checkpoint says what the process was that has written it
+        trainer.state.is_local_process_zero = trainer.is_local_process_zero()
+        trainer.state.is_world_process_zero = trainer.is_world_process_zero()
         trainer.complete_publication(str(checkpoint))
         trainer.load_weights(checkpoint)  # of another folder's run, which leaves no model in this one
         if written.read_object(run.output_dir / TRAIN_RESULTS_NAME).get("train_steps") == begun:
@@ -314,6 +318,9 @@ def run_training(
     try:
         output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     except EvaluationInterruptedError:
+        if trainer.state.global_step == 0:  # that of --eval_on_start, as if the signal had come before it
+            run.say("stopped before the first step; nothing was saved")
+            raise SystemExit(run.signals.exit_code) from None
         return None  # a missed evaluation, interrupted again; the checkpoint still says that it is missing
     if stopped_by_signal(run, trainer):
         return None
@@ -378,8 +385,10 @@ def stopped_by_signal(run: Run, trainer: GPT2HFTrainer) -> bool:
     """
     if not distributed.any_process(run.signals.received is not None):
         return False
-    if run.is_first_process:  # to see that a checkpoint is intact, all of it is read
-        newest, _ = folders.newest_valid(run.output_dir)
+    if run.is_first_process:
+        of_this_step = run.output_dir / folders.checkpoint_folder(trainer.state.global_step)
+        # to see that an earlier one is intact, all of it is read: the notice is short
+        newest = of_this_step if of_this_step.is_dir() else folders.newest_valid(run.output_dir)[0]
         saved = f"go on from {newest} with --resume_from latest" if newest is not None else "nothing was saved"
         run.say(f"stopped at step {trainer.state.global_step:,}; {saved}")
     return True

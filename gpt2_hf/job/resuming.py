@@ -12,7 +12,7 @@ from typing import Any
 
 from ..checkpoints import folders
 from ..checkpoints.folders import RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME
-from ..checkpoints.written import sha256
+from ..checkpoints.written import is_config_of_run, sha256
 from ..commands.model_loading import DEFAULT_OUTPUT_DIR
 from ..commands.training_protocol import read_trained_config
 from ..data import LoadedData
@@ -22,7 +22,7 @@ from ..options.arguments import DEFAULT_HEAD_SIZE
 from ..options.mixture import shares_of
 from ..options.parsing import PROVENANCE_KEY
 from ..options.secrets import is_secret, secret_names
-from ..options.training_arguments import plain_value
+from ..options.training_arguments import GPT2HFTrainingArguments, plain_value
 from ..runtime import distributed
 from ..trainer.remaining import num_samples_of
 from .resolved_config import resolved_config
@@ -78,6 +78,22 @@ def check_shared(run: Run, path: Path) -> None:
         raise UserError(
             f"--checkpoint_dir: not every process sees {path}, which the first one does; the folder must be shared "
             f"by all hosts: give one on a shared disk instead of {run.output_dir}"
+        )
+
+
+def refuse_moved_run(config: str, args: GPT2HFTrainingArguments) -> None:
+    """Refuse to resume by the config in a run's folder, if it states another folder.
+
+    Raises:
+        UserError: with the option that names the folder of the run.
+    """
+    path = Path(config)
+    if args.resume_from_checkpoint is None or path.name != RESOLVED_CONFIG_NAME or not is_config_of_run(path):
+        return
+    if folders.list_checkpoints(path.parent) and path.parent.resolve() != Path(str(args.output_dir)).resolve():
+        raise UserError(
+            f"--config: {path} states the folder {args.output_dir}, and lies in another one: the run was moved or "
+            f"copied, or is resumed from another working directory; add --checkpoint_dir {path.parent}"
         )
 
 

@@ -79,7 +79,7 @@ def surroundings(run: Run) -> Iterator[None]:
         run.signals.install()
         try:
             yield
-            distributed.leave()
+            distributed.barrier()  # a launcher may end the others when the first process is gone
         except SaveError:
             raise
         except OSError as error:  # what no stage has expected: a disk that fails under the report

@@ -5,8 +5,8 @@ WITHOUT_EFFECT = {
     "do_train": "a run always trains; leave it out",
     "do_eval": "evaluation is on unless --eval_strategy no; leave it out",
     "use_liger_kernel": "there are no Liger kernels for this model, which has a chunked loss of its own; leave it out",
-    "enable_jit_checkpoint": "the main job (gpt2_hf.train) always saves on SIGTERM, SIGINT, SIGUSR1 and SIGHUP; "
-    "a Trainer alone handles no signals: use gpt2_hf.train, or a smaller --save_steps",
+    "enable_jit_checkpoint": "the main job (gpt2_hf.train) always saves on SIGTERM, SIGINT, SIGUSR1, SIGUSR2 and "
+    "SIGHUP; a Trainer alone handles no signals: use gpt2_hf.train, or a smaller --save_steps",
     "restore_callback_states_from_checkpoint": "callbacks of this package always restore their state; leave it out",
     "save_on_each_node": "a checkpoint is written once, into a folder that all hosts share; leave it out",
     "liger_kernel_config": "there are no Liger kernels for this model; leave it out",

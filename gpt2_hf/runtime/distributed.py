@@ -110,7 +110,6 @@ def is_lost_connection(error: Exception) -> bool:
 
 
 def leave() -> None:
-    """Take leave of the other processes, at the very end; a launcher may kill the rest when the first one exits."""
+    """Take leave of the other processes, at the very end of a command; who calls `train` may have more to do."""
     if is_distributed():
-        barrier()
         dist.destroy_process_group()

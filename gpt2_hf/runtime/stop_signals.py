@@ -17,14 +17,18 @@ from typing import Any
 
 from ..errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
-# SIGUSR1 is what clusters send some minutes before a job's limit, SIGHUP what a terminal sends that is closed.
-# Windows has neither of them nor a real SIGTERM.
-_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
+# SIGUSR1 or SIGUSR2 is what clusters send some minutes before a job's limit, SIGHUP what a closed terminal sends.
+# Windows has none of them nor a real SIGTERM.
+_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
 _SIGNALS = [signal.Signals[name] for name in _NAMES if hasattr(signal, name)]
 
 
 class SignalWatch:
     """Remembers the first signal; a second Ctrl-C ends the process at once.
+
+    Args:
+        ends_process: whether it may; otherwise it raises `KeyboardInterrupt`, for the process is a notebook's or that
+            of another program.
 
     Attributes:
         received: the first signal, if one came.
@@ -32,7 +36,8 @@ class SignalWatch:
             training begins and after its last checkpoint.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ends_process: bool = True) -> None:
+        self.ends_process = ends_process
         self.received: signal.Signals | None = None
         self.immediate = True
         self._interrupts = 0
@@ -60,6 +65,9 @@ class SignalWatch:
             return  # a forked worker; the process that made it decides
         if number == signal.SIGINT:
             self._interrupts += 1
+            if self._interrupts > 1 and not self.ends_process:
+                self.restore()
+                raise KeyboardInterrupt
             if self._interrupts > 1:
                 os._exit(EXIT_INTERRUPTED)  # checkpoints are complete or absent, so nothing needs unwinding
         if self.received is None:

@@ -79,7 +79,6 @@ class CheckpointingTrainer(Trainer):
     average: WeightAverage | None = None
     later_than: int | None = None
     _gathered: _Gathered | None = None  # while a sharded run is being saved
-    _has_length = True  # whether it is known when an epoch of the data ends
     _best_before: _Best = _NO_BEST  # before the last evaluation
     _begun: int = 0  # the step at which this call of `train()` began
     _total_loss_scalar: float  # of the base class
@@ -162,7 +161,7 @@ class CheckpointingTrainer(Trainer):
         """Leave no half checkpoint, and continue or stop as `--on_save_error` says."""
         if self.args.should_save:
             folders.delete_staging(target)
-        newest = folders.newest_intact(run_dir)
+        newest = distributed.decided_by_first(lambda: folders.newest_intact(run_dir))  # all of it is read
         what = f"checkpoint {target}" if newest != target else "the best model, or the names of checkpoints,"
         message = (
             f"{what} could not be saved ({problem or 'another process failed'}); "
@@ -204,6 +203,11 @@ class CheckpointingTrainer(Trainer):
         for name, source in self.job.run_files.items():
             shutil.copyfile(source, folder / name)
         self.state.save_to_json(str(folder / folders.TRAINER_STATE_NAME))
+
+    @property
+    def _has_length(self) -> bool:
+        """Whether it is known when an epoch of the data ends."""
+        return self.state.num_train_epochs != sys.maxsize
 
     def checkpoint_names(self) -> list[str]:
         """Further names of the checkpoint that is being saved."""
@@ -309,7 +313,6 @@ class CheckpointingTrainer(Trainer):
             result = super()._init_training_state(
                 max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
             )
-        self._has_length = num_train_epochs != sys.maxsize
         if not self._has_length and resume_from_checkpoint is not None and not self.args.ignore_data_skip:
             result = self._place_without_length(resume_from_checkpoint)
         self._best_before = _NO_BEST

@@ -338,8 +338,8 @@ class ExactEvaluationTrainer(LossTrainer):
         try:
             metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
         except EvaluationInterruptedError:
-            if self._making_up:
-                raise  # the checkpoint that the run came from still remembers
+            if self._making_up or self.state.global_step == 0:
+                raise  # the checkpoint that the run came from still remembers; or there is nothing to save yet
             # The checkpoint says that this evaluation is missing, so that the history of a resumed run is whole.
             del self.state.log_history[num_logs:]
             self._restore_callbacks(kept)

@@ -2,17 +2,20 @@
 
 import contextlib
 import dataclasses
+import errno
 import itertools
 import json
 import os
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 import time
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -28,10 +31,15 @@ from gpt2_hf.data.sources import FileSource, load_sources
 from gpt2_hf.data.tokenization import TokenizedDocuments, is_set_aside, tokenize, tokenize_and_cut, tokenizer_key
 from gpt2_hf.data.tokenizer import gpt2_tokenizer
 from gpt2_hf.errors import UserError
+from gpt2_hf.runtime import file_lock
+from gpt2_hf.runtime.file_lock import locked
 
 from ..conftest import needs_fork_server
 from ..data_fixtures import documents_of, file_arguments
 from ..faults import harness
+
+if sys.platform != "win32":
+    import fcntl
 
 corpora = st.lists(st.lists(st.integers(0, 65535), max_size=9), max_size=12)
 
@@ -379,6 +387,10 @@ def test_large_files_are_hashed_once(corpus, cache_folder, monkeypatch):
     memo.write_text(json.dumps({**remembered, "hash": "from memory"}))
     assert fingerprints.file_key(corpus) == "from memory"
     status = corpus.stat()
+    elsewhere = {name: getattr(status, name) for name in dir(status) if name.startswith("st_")}
+    with monkeypatch.context() as patch:  # another node, where the shared disk has another number
+        patch.setattr(os, "stat", lambda path: SimpleNamespace(**{**elsewhere, "st_dev": status.st_dev + 1}))
+        assert fingerprints.file_key(corpus) == "from memory"
     time.sleep(0.02)
     corpus.write_text(corpus.read_text().replace("Line", "Lime"))
     os.utime(corpus, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -480,7 +492,7 @@ def test_half_written_cache_is_no_entry(corpus, gpt2):
 @pytest.mark.parametrize("damaged", [False, True])
 def test_machines_that_do_not_see_each_others_locks(corpus, gpt2, monkeypatch, damaged):
     """Both make the entry, neither in the other's folder; the later one takes the entry that is there by then."""
-    monkeypatch.setattr(cache, "FileLock", contextlib.nullcontext)
+    monkeypatch.setattr(cache, "locked", lambda path, say_waiting: contextlib.nullcontext(True))
     if damaged:
         tokenize(source_of(corpus), gpt2)
         (entries()[0] / "documents.arrow").write_bytes(b"")
@@ -587,6 +599,57 @@ def test_killed_process_does_not_block_the_next(tmp_path, gpt2, cache_folder):
     documents = tokenize(source_of(path), gpt2)
     assert len(documents) == 4000
     assert len(entries()) == 1 and leftovers() == []
+
+
+def tokenise_without_locks(host: str, *arguments: object) -> None:
+    """As on a node whose disk has no locks, such as Lustre mounted without `-o flock`."""
+
+    def flock(descriptor, operation):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    fcntl.flock = flock
+    socket.gethostname = lambda: host
+    tokenise_in_process(*arguments)
+
+
+@needs_fork_server
+def test_process_killed_where_there_are_no_locks_does_not_block_another_host(tmp_path, cache_folder):
+    """Without locks each makes the entry in a folder of its own; that of the killed process may be one at work."""
+    path, logs = tmp_path / "a.txt", [tmp_path / "killed", tmp_path / "next"]
+    path.write_text("One line.\n")
+    first = harness.start_function(tokenise_without_locks, "node1", path, cache_folder, logs[0], True)
+    harness.wait_for(logs[0], "tokenising\n")
+    first.kill()
+    first.join(30)
+    left = leftovers()
+    second = harness.start_function(tokenise_without_locks, "node2", path, cache_folder, logs[1], False)
+    assert harness.join([second], timeout=30) == [0]
+    assert len(entries()) == 1 and leftovers() == left != []
+
+
+def hold_lock(path: Path, log: Path) -> None:
+    """Hold a lock until killed."""
+    with locked(path, lambda: None):
+        log.write_text("held\n")
+        threading.Event().wait()
+
+
+@needs_fork_server
+def test_waiting_for_another_process_is_said(tmp_path, monkeypatch, capfd):
+    """Tokenising takes minutes: who waits for it says so, once, and goes on when the other one is gone."""
+    monkeypatch.setattr(file_lock, "_SILENT_SECONDS", 0.1)
+    said = threading.Event()
+    process = harness.start_function(hold_lock, tmp_path / "lock", tmp_path / "log")
+    harness.wait_for(tmp_path / "log", "held\n")
+    threading.Thread(target=lambda: (said.wait(30), process.kill())).start()
+
+    def say_waiting():
+        cache._say_waiting(tmp_path / "entry")
+        said.set()
+
+    with locked(tmp_path / "lock", say_waiting) as is_locked:
+        assert is_locked
+    assert capfd.readouterr().err == f"waiting for another process, which is making {tmp_path / 'entry'}\n"
 
 
 def test_full_disk(tmp_path, gpt2):

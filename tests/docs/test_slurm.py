@@ -129,10 +129,14 @@ def test_only_a_preempted_job_is_requeued(tmp_path, cluster, submit, code):
 
 @pytest.mark.parametrize(("end", "hours"), [(None, 0.5), (3900, 1.0)])
 def test_the_hours_are_those_until_the_signal(tmp_path, cluster, submit, end, hours):
-    """Five minutes before the limit, which squeue tells, or newer versions of SLURM by themselves."""
+    """Five minutes before the limit, which squeue tells, or newer versions of SLURM by themselves; in any language."""
     (tmp_path / "python").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/arguments\n')
+    german = f'{shutil.which("awk")} "$@" | if [ "$LC_ALL" = C ]; then cat; else tr . ,; fi'
+    (tmp_path / "awk").write_text(f"#!/bin/sh\n{german}\n")
+    (tmp_path / "awk").chmod(0o755)
     known = {} if end is None else {"SLURM_JOB_END_TIME": str(int(time.time()) + end)}
-    assert submit([], tmp_path / "log", {**cluster, **known, "STAND_IN_TASKS": "1"}).wait(timeout=60) == 0
+    own = {name: value for name, value in cluster.items() if name != "LC_ALL"}
+    assert submit([], tmp_path / "log", {**own, **known, "STAND_IN_TASKS": "1"}).wait(timeout=60) == 0
     *_, option, given = (tmp_path / "arguments").read_text().split()
     assert option == "--max_training_hours" and hours - 0.05 < float(given) <= hours
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
@@ -20,12 +21,14 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.torch_version import TorchVersion
 from transformers import TrainingArguments
 
-from gpt2_hf.__main__ import main
+from gpt2_hf import DataArguments, ModelArguments, train
+from gpt2_hf.__main__ import _take_option, main
 from gpt2_hf.checkpoints import folders
 from gpt2_hf.checkpoints.sharding import check_engine
 from gpt2_hf.checkpoints.state_files import load_state
 from gpt2_hf.errors import UserError
 from gpt2_hf.job import results
+from gpt2_hf.options.parsing import parse
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 from gpt2_hf.trainer.callbacks import NonFiniteGuard
 
@@ -96,6 +99,21 @@ def test_processes_train_the_same_thing_as_one(
     assert f"8 samples per step = {processes} processes × {share} samples × {accumulated} accumulated" in text
     assert text.count("best model: step") == text.count("parameters (") == 1
     assert_same_run(one_process(mode), tmp_path)
+
+
+def train_from_python(options):
+    """As the first of several runs of a script."""
+    typed, config = _take_option(options, "--config")
+    assert train(*parse((ModelArguments, DataArguments, GPT2HFTrainingArguments), typed, config).values) == 0
+    assert dist.is_initialized(), "the other processes can still be asked"
+
+
+def test_several_runs_in_one_script(tiny_options, tmp_path):
+    """`train` leaves the processes together: the next run, or whatever the script does, needs them."""
+    options = [*tiny_options, "--batch_size", "4", "--max_steps", "2"]
+    first = functools.partial(train_from_python, [*options, "--checkpoint_dir", str(tmp_path / "first")])
+    ranks.run(2, ["train", *options, "--checkpoint_dir", str(tmp_path / "second")], tmp_path / "log", prepare=first)
+    assert_same_weights(*(folders.resolve("latest", tmp_path / name) for name in ("first", "second")), atol=0)
 
 
 def as_on_a_gpu():

@@ -1,6 +1,7 @@
 """What stops one process of a run stops all of them, at the same step, with everything saved (gloo, on CPU)."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,6 +87,16 @@ def test_a_signal_to_one_process_breaks_off_an_evaluation_of_both(command, whole
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a tmpfs")
+def test_the_first_process_alone_adds_to_the_curves_of_a_finished_run(command, whole, tmp_path, logs):
+    """Started again, the test split is scored again; the checkpoint was written by the first process."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    before = set((run / "runs").rglob("events*"))
+    assert harness.join(harness.start_ranks(command(run, "--resume_from", "latest"), logs)) == [0, 0]
+    assert "nothing is left to train" in logs[0].read_text()
+    assert len(set((run / "runs").rglob("events*")) - before) == 1
+
+
 def test_a_full_disk_stops_both(command, small_disk, logs):
     """The process that writes says what has happened; neither waits for the other, and what was saved is intact."""
     options = ("--save_every", "1", "--save_total_limit", "none")

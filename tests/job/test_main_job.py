@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from gpt2_hf import train
 from gpt2_hf.__main__ import main
 from gpt2_hf.checkpoints import folders
 from gpt2_hf.checkpoints.run_lock import RunLock
@@ -29,6 +30,7 @@ from gpt2_hf.options.arguments import DataArguments, ModelArguments
 from gpt2_hf.options.parsing import parse
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
 from gpt2_hf.runtime.stopwatch import Stopwatch
+from gpt2_hf.trainer.callbacks import StopCallback
 from gpt2_hf.trainer.gpt2_trainer import GPT2HFTrainer
 
 from ..conftest import REPOSITORY, needs_posix_signals, read_json
@@ -304,6 +306,31 @@ def test_a_signal_where_nothing_is_left_to_train_is_heeded(train_tiny, finished_
     with monkeypatch.context() as patch:
         patch.setattr(GPT2HFTrainer, "complete_publication", lambda *args: signal.raise_signal(signal.SIGTERM))
         assert train_tiny(tmp_path / "run", "--resume_from", "latest") == 75
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_signal_before_the_first_step_is_the_end(train_tiny, finished_run, tmp_path, monkeypatch, begun):
+    """Until weights and optimizer are there nothing is gained by a step, which the notice may be too short for."""
+    run = tmp_path / "run"
+    if begun:
+        shutil.copytree(finished_run, run)
+    before = sorted(run.glob("checkpoint-*"))
+    monkeypatch.setattr(GPT2HFTrainer, "_init_training_state", lambda *args: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit, match="75"):
+        train_tiny(run, "--max_epochs", "2", *(["--resume_from", "latest"] if begun else []))
+    assert sorted(run.glob("checkpoint-*")) == before and (begun or not list(run.iterdir()))
+
+
+def test_a_signal_in_the_evaluation_on_start_leaves_no_run(train_tiny, tmp_path, capsys):
+    """A step after it would be saved without that evaluation, which none can make up for: the weights have changed."""
+    options = ("--eval_on_start", "--max_steps", "10", "--resume_from", "latest")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train_tiny(whole, *options) == 0
+    with pytest.raises(SystemExit, match="75"):
+        train_until_signal(parts, 1, train_tiny, *options, event="on_prediction_step")
+    assert "stopped before the first step; nothing was saved" in capsys.readouterr().out and not list(parts.iterdir())
+    assert train_tiny(parts, *options) == 0
+    assert history(parts) == history(whole)
 
 
 def test_only_a_new_run_is_evaluated_on_start(train_tiny, tmp_path):
@@ -648,7 +675,7 @@ def write_errors_to(path):
 
 
 @needs_posix_signals
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGUSR2", 75), ("SIGINT", 130)])
 def test_a_signal_ends_in_a_checkpoint(tiny_options, tmp_path, name, code):
     """The step is finished, a checkpoint saved; the exit code says to run again, or is that of a Ctrl-C."""
     log, errors = tmp_path / "log", tmp_path / "errors"
@@ -660,6 +687,38 @@ def test_a_signal_ends_in_a_checkpoint(tiny_options, tmp_path, name, code):
     assert f"{name} received" in errors.read_text() and "with --resume_from latest" in log.read_text()
     newest, _ = folders.newest_valid(tmp_path / "run")
     assert newest is not None
+
+
+def interrupt_twice(files, tokenizer, folder, log):
+    """Train from Python, as in a notebook, and press Ctrl-C twice in the first step; the log says what came of it."""
+
+    def press_twice(*args, **kwargs):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    StopCallback.on_step_begin = press_twice
+    model_args = ModelArguments(d_model=16, num_layers=1, num_heads=1, max_length=16)
+    args = GPT2HFTrainingArguments(output_dir=folder, use_cpu=True, precision="fp32", max_steps=4)
+    try:
+        train(model_args, DataArguments(**files, tokenizer_name=tokenizer), args)
+    except KeyboardInterrupt:
+        log.write_text(f"interrupted, {signal.getsignal(signal.SIGINT) is signal.default_int_handler}")
+
+
+@needs_posix_signals
+def test_a_second_ctrl_c_leaves_a_notebook_alive(corpus_folder, tokenizer_folder, tmp_path):
+    """In place of the command's end of the process, its caller gets the exception, and the handlers back."""
+    files = {f"{split}_file": str(corpus_folder / f"{split}.txt") for split in ("train", "validation")}
+    arguments = (files, str(tokenizer_folder), str(tmp_path / "run"), tmp_path / "log")
+    assert harness.join([harness.start_function(interrupt_twice, *arguments)]) == [0]
+    assert (tmp_path / "log").read_text() == "interrupted, True"
+
+
+def test_the_checkpoint_of_a_signal_is_not_read_again(train_tiny, tmp_path, monkeypatch, capsys):
+    """That of a large model takes longer to hash than the notice that a cluster gives."""
+    monkeypatch.setattr(folders, "damage", lambda folder: pytest.fail(f"{folder} was read"))
+    assert train_until_signal(tmp_path, 7, train_tiny) == 75
+    assert f"stopped at step 7; go on from {tmp_path / 'checkpoint-7'} with" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -909,6 +968,14 @@ def test_a_stream_goes_on_exactly_where_it_was(train_tiny, tmp_path, workers):
     assert train_tiny(parts, *options, "--resume_from", "latest") == 0
     assert_same_state(final_state(parts, 30), final_state(whole, 30))
     assert history(parts) == history(whole)
+
+
+def test_a_finished_stream_has_no_epochs(train_tiny, tmp_path):
+    """Nor when it is started again: the last step is not the end of a pass over the text, whose length is unknown."""
+    options = ("--streaming", "--max_train_samples", "none", "--max_steps", "5")
+    for again in ((), ("--resume_from", "latest")):
+        assert train_tiny(tmp_path, *options, *again) == 0
+        assert not [name for name in folders.read_names(tmp_path) if "epoch" in name]
 
 
 # ---- strategies and folders that are easily got wrong ----

@@ -39,6 +39,25 @@ def test_more_samples_than_there_are_is_all_of_them(train_tiny, tmp_path, capsys
     assert "changed since the checkpoint" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_moved_run_is_not_begun_again_in_its_old_folder(train_tiny, tmp_path, monkeypatch, capsys, copied):
+    """Its config states where it was, where the command that is advertised would start fresh, or go on."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    assert train_tiny(old, "--max_steps", "2", "--save_strategy", "epoch") == 0
+    if copied:
+        shutil.copytree(old, new)
+    else:
+        old.rename(new)
+    again = ["train", "--config", str(new / "resolved_config.json"), "--resume_from", "latest", "--max_steps", "3"]
+    assert main(again) == 2
+    assert f"add --checkpoint_dir {new}\n" in capsys.readouterr().err
+    assert old.exists() == copied and not (old / "checkpoint-3").exists()
+    assert main([*again, "--checkpoint_dir", str(new), "--use_cpu"]) == 0
+    assert (new / "checkpoint-3").is_dir() and old.exists() == copied
+    monkeypatch.chdir(new)
+    assert main(["train", "--config", "resolved_config.json", "--resume_from", "latest", "--use_cpu"]) == 0
+
+
 def test_options_are_compared_by_their_effect():
     """Either way round: what is left out is what it follows from."""
     run = SimpleNamespace(

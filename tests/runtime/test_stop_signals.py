@@ -84,7 +84,7 @@ def test_nohup_stays_in_force():
 
 def test_workers_leave_signals_to_the_process_that_trains():
     """A Ctrl-C reaches every process of the terminal; one that prepares batches goes on, after its own start."""
-    names = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
+    names = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
     before = {
         getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in names if hasattr(signal, name)
     }

@@ -19,6 +19,7 @@ class EvaluationInterruptedError(Exception):
 class StopCallback(TrainerCallback):
     """Asks the budget and the signals after each step, in one exchange between the processes.
 
+    Before training begins, while weights are loaded, a signal ends the process at once; see `SignalWatch`.
     An evaluation is not waited for when a signal comes: it can take longer than the notice that clusters give.
 
     Args:
@@ -37,6 +38,7 @@ class StopCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._has_stopped = False
+        self.signals.immediate = False
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
