@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UserError
 from ..model.chunked_loss import IGNORE_INDEX
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
+from ..model.packing import next_tokens
 from ..perplexity import perplexity
 from ..runtime.distributed import is_distributed, num_processes, process_index, sum_over_processes
 from ..runtime.temporary import evaluation_mode
@@ -45,7 +46,7 @@ def evaluate_model(
     Args:
         model: the model to score, on its device.
         samples: a map-style dataset of samples that `collator` understands.
-        collator: makes a batch of a list of samples.
+        collator: makes a batch of a list of samples, with `labels` or with `shift_labels`.
         batch_size: samples in a batch; beyond rounding neither it nor the number of processes changes the result.
         dtype: compute the products in this type by autocast.
         tokenizer: with it, the figures per word and per byte as well.
@@ -56,7 +57,7 @@ def evaluate_model(
         of the command defines, or `None` where the tokenizer does not keep the bytes of the text (see `text_units`).
 
     Raises:
-        UserError: if no token is scored.
+        UserError: if no token is scored, or a batch has no labels.
     """
     units = TextUnits.of(tokenizer) if tokenizer is not None else None
     losses, counts = score_text(model, Text(samples, collator), batch_size, dtype, units)
@@ -139,7 +140,7 @@ def _score(
     loader = DataLoader(_share_of_process(samples), batch_size=batch_size, collate_fn=collator)
     with evaluation_mode(model):
         for batch in tqdm(loader, desc="evaluating", leave=False, disable=None if process_index() == 0 else True):
-            input_ids, targets = batch["input_ids"], batch["shift_labels"]
+            input_ids, targets = batch["input_ids"], _targets(batch)
             scored = targets != IGNORE_INDEX
             batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
@@ -147,6 +148,15 @@ def _score(
             yield _ScoredTokens(
                 losses.cpu()[scored].double().numpy(), input_ids[scored].numpy(), targets[scored].numpy()
             )
+
+
+def _targets(batch: Any) -> torch.Tensor:
+    """The target of each position, int64 `[B, T]`, as the model has it."""
+    if batch.get("shift_labels") is not None:
+        return batch["shift_labels"]
+    if batch.get("labels") is None:
+        raise UserError("the collator gives nothing to score; its batches need `labels` or `shift_labels`")
+    return next_tokens(batch["labels"], batch.get("cu_seq_lens_q"))
 
 
 def _share_of_process(samples: Any) -> Dataset:

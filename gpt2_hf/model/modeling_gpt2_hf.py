@@ -49,7 +49,7 @@ from .chunked_loss import (
 )
 from .configuration_gpt2_hf import NO_CROSS_ATTENTION, GPT2HFConfig
 from .dropout import Dropout
-from .packing import LengthClass, PackedDocuments, Packing, lengths_of_documents, without_first_tokens
+from .packing import LengthClass, PackedDocuments, Packing, lengths_of_documents, next_tokens
 from .unused_tokens import UnusedTokens
 from .variable_length_attention import missing_for_variable_lengths, variable_length_attention
 
@@ -709,7 +709,7 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
         if return_logits or (return_logits is None and not (self.training and scored)):
             logits = self._logits(_select_positions(hidden_states, logits_to_keep))
         if scored:
-            targets = _next_tokens(labels, kwargs.get("cu_seq_lens_q")) if shift_labels is None else shift_labels
+            targets = next_tokens(labels, kwargs.get("cu_seq_lens_q")) if shift_labels is None else shift_labels
             if reduction == "none":
                 loss = self._token_losses(hidden_states, targets)
             else:
@@ -839,14 +839,6 @@ class GPT2HFForCausalLM(GPT2HFPreTrainedModel, GenerationMixin):
 
         generator.get_candidates = get_cut_candidates
         return generator
-
-
-def _next_tokens(labels: Tensor | None, cu_seq_lens: Tensor | None) -> Tensor:
-    """The target of each position, int64 `[B, T]`: the label of the next one, if it is of the same document."""
-    assert labels is not None
-    if cu_seq_lens is not None:
-        labels = without_first_tokens(labels, cu_seq_lens)
-    return nn.functional.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX)
 
 
 def _check_reduction(reduction: str, label_smoothing: float, num_items_in_batch: Tensor | int | None) -> None:

@@ -268,6 +268,14 @@ def without_first_tokens(labels: Tensor, cu_seq_lens: Tensor) -> Tensor:
     return labels.index_fill(1, cu_seq_lens[1:-1].to(labels.device, torch.long), IGNORE_INDEX)
 
 
+def next_tokens(labels: Tensor | None, cu_seq_lens: Tensor | None) -> Tensor:
+    """The target of each position, int64 `[B, T]`: the label of the next one, if it is of the same document."""
+    assert labels is not None
+    if cu_seq_lens is not None:
+        labels = without_first_tokens(labels, cu_seq_lens)
+    return torch.nn.functional.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX)
+
+
 def _restarts(position_ids: Tensor, attention_mask: Tensor | None) -> bool:
     """Whether a document begins inside a row: position 0 right after a token that is no padding."""
     num_tokens = position_ids.shape[-1]
@@ -282,4 +290,4 @@ def _restarts(position_ids: Tensor, attention_mask: Tensor | None) -> bool:
     return bool(begins.any())
 
 
-__all__ = ["LengthClass", "PackedDocuments", "Packing", "lengths_of_documents", "without_first_tokens"]
+__all__ = ["LengthClass", "PackedDocuments", "Packing", "lengths_of_documents", "next_tokens", "without_first_tokens"]

@@ -343,7 +343,12 @@ class CheckpointingTrainer(Trainer):
                     for attribute, value in state.get("attributes", {}).items():
                         setattr(callback, attribute, value)
 
+    def _loss_of_all_processes(self) -> torch.Tensor:
+        """The loss since the last log, as a log has it: the mean over the processes."""
+        return distributed.sum_over_processes(self._tr_loss.clone()) / distributed.num_processes()
+
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self._tr_loss = self._loss_of_all_processes()  # the base class adds that of this process
         # Older releases of transformers divide the loss of this call by the steps of the whole run.
         if not hasattr(self, "_initial_global_step"):
             rest, steps = self._tr_loss.item(), max(self.state.global_step - self._begun, 1)
@@ -537,7 +542,7 @@ class CheckpointingTrainer(Trainer):
         self._tr_loss = state["loss_since_log"].to(self.args.device)
         self._globalstep_last_logged = state["last_logged_step"]
         # train_loss stays the mean over the steps of this invocation
-        self._total_loss_scalar = -self._tr_loss.item()
+        self._total_loss_scalar = -self._loss_of_all_processes().item()
         self.load_process_state(state)
 
 

@@ -321,7 +321,7 @@ class ExactEvaluationTrainer(LossTrainer):
         gives_sum = is_own and self.model_accepts_loss_kwargs  # without the number that model too has a mean
         divisor = torch.ones_like(num_tokens) if gives_sum else num_tokens.clamp(min=1)
         # `compute_loss` multiplies by the number of processes what it divides by the tokens of all of them.
-        num_shares = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        num_shares = self.accelerator.num_processes if self.multiplies_by_processes else 1
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(
                 model, inputs, return_outputs=True, num_items_in_batch=divisor * num_shares

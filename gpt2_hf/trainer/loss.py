@@ -99,6 +99,15 @@ class LossTrainer(CheckpointingTrainer):
         """Whether the loss is the user's, of which nobody knows that it is a cross-entropy."""
         return self.compute_loss_func is not None or self.overrides_loss
 
+    @property
+    def multiplies_by_processes(self) -> bool:
+        """Whether a loss is divided by the tokens of all processes, and so multiplied by their number.
+
+        Not what a `compute_loss_func` returns of which the user says that it is the mean of its batch.
+        """
+        is_mean = self.compute_loss_func is not None and self.loss_is_scaled_for_ga is False
+        return self.args.average_tokens_across_devices and not is_mean
+
     def _set_signature_columns_if_needed(self) -> None:
         # The base class would drop columns of the user's that the model takes by keyword, for itself or its blocks.
         super()._set_signature_columns_if_needed()
@@ -128,7 +137,9 @@ class LossTrainer(CheckpointingTrainer):
         if model.training and (return_outputs or self.overrides_loss):
             # of use to a caller who asks for outputs alone, also where a subclass calls this
             logits = self.returned_logits(return_outputs or None)
-        with temporarily(self, label_smoother=smoother), logits:
+        # The base class multiplies whatever a `compute_loss_func` returns.
+        multiplied = temporarily(self.args, average_tokens_across_devices=self.multiplies_by_processes)
+        with temporarily(self, label_smoother=smoother), multiplied, logits:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def returned_logits(self, wanted: bool | None) -> contextlib.AbstractContextManager[None]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import DataCollatorWithFlattening, default_data_collator
 
+from gpt2_hf import GPT2HFTrainer
 from gpt2_hf.data import FlatteningCollator
 
 from ..conftest import needs_fork_server
@@ -35,11 +36,35 @@ def accuracy(prediction):
     return {"accuracy": right.double().mean().item(), "rows": len(labels)}
 
 
+def mean_of_batch(outputs, labels, num_items_in_batch=None):
+    """A loss that does not divide by the number that it is given."""
+    return torch.nn.functional.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
+class MeanOfBatch(GPT2HFTrainer):
+    """Says that its `compute_loss_func` returns the mean of its batch."""
+
+    loss_is_scaled_for_ga = False
+
+
+class DividesByAll(GPT2HFTrainer):
+    """Divides by the tokens of all processes, and undoes the mean of the gradients over them."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(input_ids=inputs["input_ids"])
+        logits, labels = outputs.logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten()
+        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum") / num_items_in_batch
+        loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+
 CASES = {
     "labels": {"eval_dataset": ROWS},
     "few rows": {"eval_dataset": FEW_ROWS},
     "metrics": {"eval_dataset": ROWS, "compute_metrics": accuracy},
     "losses of batches": {"eval_dataset": FEW_ROWS, "kind": KeepsBatchLosses},
+    "mean of the batch": {"eval_dataset": FEW_ROWS, "kind": MeanOfBatch, "compute_loss_func": mean_of_batch},
+    "divides by all": {"eval_dataset": FEW_ROWS, "kind": DividesByAll},
     "shifted labels": {"eval_dataset": shifted(FEW_ROWS)},
     "stream": {"eval_dataset": Stream(ROWS)},
     "short stream": {"eval_dataset": Stream(FEW_ROWS)},
@@ -69,7 +94,7 @@ def score(folder: str, fsdp: bool = False) -> dict[str, dict[str, float]]:
 
 @pytest.mark.parametrize("fsdp", [False, True], ids=["copies", "sharded"])
 def test_two_processes_score_every_row_once(tmp_path, fsdp):
-    """Rows, streams and flattened documents, with and without metrics: the figures are those of one process."""
+    """Rows, streams, flattened documents, metrics, losses of the user's own: the figures are those of one process."""
     results, _ = on_two(functools.partial(score, fsdp=fsdp), tmp_path, fsdp)
     for name, expected in score(str(tmp_path / "one")).items():
         assert results[name] == pytest.approx(expected, abs=1e-5), name

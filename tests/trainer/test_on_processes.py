@@ -16,7 +16,7 @@ from gpt2_hf.checkpoints import folders
 from gpt2_hf.errors import UserError
 
 from ..conftest import needs_fork_server
-from .helpers import BLOCKS, make_model, make_trainer, settings
+from .helpers import BLOCKS, logged, make_model, make_trainer, settings
 from .processes import on_two
 from .test_as_trainer import Bigram
 
@@ -143,3 +143,22 @@ def counted_tokens(folder):
 def test_tokens_are_counted_over_all_processes(tmp_path):
     """`average_tokens_across_devices`: a loss is divided by the tokens of all, else by those of a process."""
     assert on_two(counted_tokens, tmp_path) == [[68, 62], [68, 6]]
+
+
+def resumed_losses(folder):
+    """`train_loss` of a run resumed between two logs, and the logged losses of its steps; of its last step no log."""
+    options = {"eval_strategy": "no", "save_steps": 2}
+    whole = make_trainer(f"{folder}/whole", **options)
+    whole.train()
+    make_trainer(f"{folder}/run", logging_steps=3, **options).train()
+    resumed = make_trainer(f"{folder}/run", logging_steps=3, **options)
+    return [
+        resumed.train(resume_from_checkpoint=f"{folder}/run/checkpoint-2").training_loss,
+        sum(logged(whole, "loss")[2:]) / 2,
+    ]
+
+
+def test_the_train_loss_of_a_resumed_run_is_over_all_processes(tmp_path):
+    """As the logged losses are, of what was trained before the checkpoint and of what comes after the last log."""
+    for train_loss, expected in on_two(resumed_losses, tmp_path):
+        assert train_loss == pytest.approx(expected, abs=1e-6)
