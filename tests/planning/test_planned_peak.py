@@ -70,15 +70,17 @@ def run(argv, log):
 
 
 @pytest.mark.parametrize(
-    ("batches", "options"),
+    ("batches", "options", "tolerance"),
     [
-        pytest.param([UNEVEN], ["--sequence_mode", "padded", "--dropout", "0.1"], id="padded"),
-        pytest.param([MOST_TOKENS, MOST_PAIRS], ["--dropout", "0.1"], id="padding_free"),
-        pytest.param([MOST_TOKENS, MOST_PAIRS], ["--attn_implementation", "eager"], id="eager"),
+        pytest.param([UNEVEN], ["--sequence_mode", "padded", "--dropout", "0.1"], 0.15, id="padded"),
+        pytest.param([MOST_TOKENS, MOST_PAIRS], ["--dropout", "0.1"], 0.15, id="padding_free"),
+        # The C library frees the scores of eager attention to the system or keeps them, by chance: plan and run vary
+        # by an eighth each. Without its largest batch a plan would have half.
+        pytest.param([MOST_TOKENS, MOST_PAIRS], ["--attn_implementation", "eager"], 0.25, id="eager"),
     ],
 )
-def test_planned_memory_of_uneven_lengths_is_that_of_a_real_run(tmp_path, batches, options):
-    """Within 15 % of the most that the run takes, most of it activations; whichever batch it is that needs most."""
+def test_planned_memory_of_uneven_lengths_is_that_of_a_real_run(tmp_path, batches, options, tolerance):
+    """About the most that the run takes, most of it activations; whichever batch it is that needs most."""
     batches = [*batches, *[SHORT[: len(batches[0])]] * (NUM_BATCHES - len(batches))]
     options = [*TINY, *write_data(tmp_path, batches), *options, "--batch_size", str(len(batches[0]))]
     options += ["--train_sampling_strategy", "sequential", "--checkpoint_dir", str(tmp_path / "run")]
@@ -87,4 +89,4 @@ def test_planned_memory_of_uneven_lengths_is_that_of_a_real_run(tmp_path, batche
     number, unit = re.search(r"memory: ([\d.]+) (\w+) at the peak, measured", printed).groups()
     planned = float(number) * {"GiB": 2**30, "MiB": MIB}[unit]
     print(f"planned {planned / MIB:.0f} MiB, real {real / MIB:.0f} MiB")
-    assert planned == pytest.approx(real, rel=0.15)
+    assert planned == pytest.approx(real, rel=tolerance)
