@@ -21,6 +21,7 @@ from .errors import (
     TrainingDivergedError,
     UserError,
     first_line,
+    in_one_line,
 )
 from .options.secrets import hide, remember_arguments
 from .runtime.standard_streams import lasting_streams, replacing_characters
@@ -137,7 +138,7 @@ def _run(arguments: list[str]) -> int:
             return EXIT_USER_ERROR
         if not is_lost_connection(error):
             return _fail(error)
-        reason = " ".join(str(error).split())
+        reason = in_one_line(error)
         is_training = command == "train"
         remedy = "The checkpoints are intact: go on with --resume_from latest" if is_training else "Run it again"
         message = "another process of the run is gone or cannot be reached; its own output says why"

@@ -29,6 +29,11 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def in_one_line(error: BaseException) -> str:
+    """All that an error of a library says, on one line; its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def has_utf16_mark(raw: bytes) -> bool:
     """Whether a file that begins so says that it is UTF-16."""
     return raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))

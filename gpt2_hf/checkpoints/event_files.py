@@ -12,7 +12,8 @@ import re
 from pathlib import Path
 
 from ..options.parsing import PROVENANCE_KEY
-from .written import RESOLVED_CONFIG_NAME, read_object
+from ..runtime.files import read_object
+from .written import RESOLVED_CONFIG_NAME
 
 RUNS_FOLDER = "runs"
 VALIDATION_FOLDER = "validation"

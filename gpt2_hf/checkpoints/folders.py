@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, first_line
+from ..runtime.files import read_object, sha256, sync
 from . import written
-from .written import BEST_MODEL, NAMES_FILE, RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME, sha256, sync
+from .written import BEST_MODEL, NAMES_FILE, RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME
 
 MANIFEST_NAME = "manifest.json"
 LATEST = "latest"
@@ -127,7 +128,7 @@ def is_own_staging(folder: Path) -> bool:
         return False
     if _is_marked(folder) or is_own(folder):
         return True
-    return written.read_object(folder / "config.json").get("model_type") == "gpt2_hf"
+    return read_object(folder / "config.json").get("model_type") == "gpt2_hf"
 
 
 def _is_marked(folder: Path) -> bool:
@@ -265,8 +266,8 @@ def source_of_best_model(output_dir: Path) -> str | None:
     if damage(best) is not None:
         return None
     # a version that did not note it has named the checkpoint
-    names = written.read_object(output_dir / NAMES_FILE)
-    source = written.read_object(best / MANIFEST_NAME).get("checkpoint", names.get(BEST_MODEL))
+    names = read_object(output_dir / NAMES_FILE)
+    source = read_object(best / MANIFEST_NAME).get("checkpoint", names.get(BEST_MODEL))
     return source if isinstance(source, str) else None
 
 
@@ -297,7 +298,7 @@ def is_best_model(model: Path | None) -> bool:
 def note_source_of_best_model(output_dir: Path, name: str) -> None:
     """Let `source_of_best_model` find the name of the checkpoint where an earlier version did not note it."""
     manifest = output_dir / BEST_MODEL / MANIFEST_NAME
-    content = written.read_object(manifest)
+    content = read_object(manifest)
     if "checkpoint" not in content:
         write_json(manifest, {**content, "checkpoint": name})
 
@@ -360,7 +361,7 @@ def read_names(output_dir: str | Path) -> dict[str, str]:
     output_dir = Path(output_dir)
     return {
         name: folder
-        for name, folder in written.read_object(output_dir / NAMES_FILE).items()
+        for name, folder in read_object(output_dir / NAMES_FILE).items()
         # only a checkpoint of this very run, whatever somebody has written into the file
         if isinstance(folder, str) and _FOLDER.match(folder) and (output_dir / folder).is_dir()
     }
@@ -374,7 +375,7 @@ def add_names(output_dir: str | Path, folder: str, names: list[str]) -> None:
 
 def _forget_names(checkpoint: Path) -> None:
     """Let no name of an earlier checkpoint stand for a new one that gets its folder."""
-    names = written.read_object(checkpoint.parent / NAMES_FILE)
+    names = read_object(checkpoint.parent / NAMES_FILE)
     left = {name: folder for name, folder in names.items() if folder != checkpoint.name}
     if left != names and written.is_own(checkpoint.parent, NAMES_FILE):
         written.write_json(checkpoint.parent, NAMES_FILE, left)
@@ -552,7 +553,7 @@ def changed(folder: Path) -> list[Path]:
 
 def _manifest_files(folder: Path) -> dict[str, Any] | None:
     """The entries of a manifest; `None` if there is none, or it is damaged or somebody else's."""
-    files = written.read_object(folder / MANIFEST_NAME).get("files")
+    files = read_object(folder / MANIFEST_NAME).get("files")
     return files if isinstance(files, dict) and all(map(_is_entry, files.values())) else None
 
 

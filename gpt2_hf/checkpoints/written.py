@@ -8,7 +8,6 @@ In: names and contents. Out: a file in one step, or an error. `ownership` looks 
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ from typing import Any
 from filelock import FileLock
 
 from ..options.parsing import PROVENANCE_KEY
+from ..runtime.files import read_object, sha256, sync
 
 if sys.platform != "win32":
     import fcntl
@@ -44,8 +44,6 @@ TEMPORARY_PREFIX = "tmp-"
 # Of the picture that versions without a record drew, in pixels.
 _CURVES_SIZE = (1320, 770)
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
-# What a file system says that syncs no files.
-_CANNOT_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
@@ -197,41 +195,3 @@ def is_config_of_run(path: Path) -> bool:
     """Whether the file is the resolved config of a run of this package."""
     provenance = read_object(path).get(PROVENANCE_KEY)
     return isinstance(provenance, dict) and "gpt2_hf" in provenance
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty if there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-# ---- helpers ----
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Flush a file or folder to the disk, where the platform can.
-
-    Raises:
-        OSError: if the content of a file did not reach the disk.
-    """
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open a folder for syncing; its renames are journalled
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network file systems sync no folders, and some no files. Any other error of a file means that its
-        # content did not reach the disk: NFS and FUSE report a full disk or a quota only here.
-        if not path.is_dir() and error.errno not in _CANNOT_SYNC:
-            raise
-    finally:
-        os.close(descriptor)

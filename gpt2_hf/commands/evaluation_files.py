@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoints.written import read_object
+from ..runtime.files import read_object
 from .significance import paired_difference
 
 _SAME_MEASUREMENT = ("fingerprint", "protocol", "context", "stride", "precision")

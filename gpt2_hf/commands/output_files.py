@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from ..checkpoints.written import sync
 from ..errors import UserError, printable
+from ..runtime.files import sync
 
 _PARTIAL_SUFFIX = ".partial"
 

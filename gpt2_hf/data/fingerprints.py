@@ -15,7 +15,7 @@ from pathlib import Path
 import datasets
 import xxhash
 
-from ..checkpoints.written import read_object
+from ..runtime.files import read_object
 
 ALWAYS_HASHED_BYTES = 1 << 20
 _CLOCK_GRAIN_SECONDS = 2.0

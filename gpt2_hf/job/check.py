@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from ..errors import UserError, first_line
+from ..errors import UserError, first_line, in_one_line
 from ..model.configuration_gpt2_hf import GPT2HFConfig
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.training_arguments import plain_value
@@ -187,5 +187,5 @@ def _named(option: str, remedy: Callable[[str], str] = str) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise  # whatever the option, the device is full
-        message = " ".join(str(error).split()) or type(error).__name__
+        message = in_one_line(error)
         raise UserError(remedy(f"{option}: {message}")) from error

@@ -22,7 +22,7 @@ from ..checkpoints.run_lock import RunLock
 from ..checkpoints.written import TRAIN_RESULTS_NAME
 from ..commands.report import delete_results
 from ..data import LoadedData
-from ..errors import EXIT_OK, FolderLostError, UserError
+from ..errors import EXIT_OK, FolderLostError, UserError, in_one_line
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.arguments import DataArguments, ModelArguments
 from ..options.parsing import PROVENANCE_KEY
@@ -31,6 +31,7 @@ from ..options.training_arguments import GPT2HFTrainingArguments
 from ..planning.steps import make_schedule
 from ..runtime import distributed
 from ..runtime.command_lines import as_typed
+from ..runtime.files import read_object
 from ..runtime.hub import ensure_hub_or_offline
 from ..runtime.standard_streams import lasting_streams
 from ..runtime.stop_signals import SignalWatch
@@ -262,7 +263,7 @@ def make_trainer(
         if is_out_of_memory(error):
             raise
         # What transformers refuses only now: a reporter that is not installed, a hub that does not answer.
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(in_one_line(error)) from error
 
 
 def record_of(checkpoint: Path, current: dict[str, Any]) -> dict[str, Any]:
@@ -272,7 +273,7 @@ def record_of(checkpoint: Path, current: dict[str, Any]) -> dict[str, Any]:
         checkpoint: the last one of the run.
         current: the record of this invocation, which names the folder and the text that is tested now.
     """
-    record = without_secrets(written.read_object(checkpoint / RESOLVED_CONFIG_NAME))
+    record = without_secrets(read_object(checkpoint / RESOLVED_CONFIG_NAME))
     if not record:
         return current
     of_now = {name: current[name] for name in ("output_dir", "test_file", "do_predict") if name in current}
@@ -305,7 +306,7 @@ def run_training(
         trainer.state.is_world_process_zero = trainer.is_world_process_zero()
         trainer.complete_publication(str(checkpoint))
         trainer.load_weights(checkpoint)  # of another folder's run, which leaves no model in this one
-        if written.read_object(run.output_dir / TRAIN_RESULTS_NAME).get("train_steps") == begun:
+        if read_object(run.output_dir / TRAIN_RESULTS_NAME).get("train_steps") == begun:
             return {}
         if run.is_first_process:  # those of another branch
             delete_results(run.output_dir)

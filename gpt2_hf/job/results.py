@@ -25,6 +25,7 @@ from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
 from ..options.secrets import hide, without_secrets
 from ..runtime import distributed
 from ..runtime.command_lines import as_typed
+from ..runtime.files import read_object
 from ..runtime.hub import upload_model
 from ..runtime.random_state import preserved_rng
 from ..trainer.gpt2_trainer import GPT2HFTrainer
@@ -112,7 +113,7 @@ def publish(run: Run, repo_id: str, saved: Path | None) -> None:
 
 def has_secrets(config: Path) -> bool:
     """Whether a resolved config, which an earlier version may have written, has what must not be published."""
-    content = written.read_object(config)
+    content = read_object(config)
     return bool(without_secrets(content) != content)
 
 
@@ -132,7 +133,7 @@ def write_metrics(run: Run, split: str, metrics: dict[str, Any]) -> None:
     """Write the metrics of a split, and add them to those of all, as transformers' `save_metrics` does."""
     if not run.is_first_process:
         return
-    everything = written.read_object(run.output_dir / "all_results.json")
+    everything = read_object(run.output_dir / "all_results.json")
     for name, content in ((split, metrics), ("all", {**everything, **metrics})):
         text = json.dumps(content, indent=4, sort_keys=True) + "\n"
         written.write_text(run.output_dir, f"{name}_results.json", text)

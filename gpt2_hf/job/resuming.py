@@ -12,7 +12,7 @@ from typing import Any
 
 from ..checkpoints import folders
 from ..checkpoints.folders import RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME
-from ..checkpoints.written import is_config_of_run, sha256
+from ..checkpoints.written import is_config_of_run
 from ..commands.model_loading import DEFAULT_OUTPUT_DIR
 from ..commands.training_protocol import read_trained_config
 from ..data import LoadedData
@@ -24,6 +24,7 @@ from ..options.parsing import PROVENANCE_KEY
 from ..options.secrets import is_secret, secret_names
 from ..options.training_arguments import GPT2HFTrainingArguments, plain_value
 from ..runtime import distributed
+from ..runtime.files import sha256
 from ..trainer.remaining import num_samples_of
 from .resolved_config import resolved_config
 from .run import Run

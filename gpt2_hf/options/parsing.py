@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from ..errors import UserError
+from ..errors import UserError, in_one_line
 from ..runtime.command_lines import as_typed
 from .arguments import ACTS_IN_MODE, CHOSEN_BY_SIZE, COMMON, WITHOUT_ARGUMENTS, WITHOUT_WARMUP, Preferred, names_of
 from .fields import Option, OptionGroup, Reader, group_of, spellings
@@ -548,4 +548,4 @@ def _build(dataclass_type: type, merged: dict[str, Any]) -> Any:
         raise
     except (ValueError, RuntimeError, ImportError, TypeError) as error:
         # transformers' own checks; their messages name the option but may run over several lines
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(in_one_line(error)) from error

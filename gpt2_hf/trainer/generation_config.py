@@ -7,7 +7,7 @@ import tempfile
 
 from transformers import GenerationConfig
 
-from ..errors import UserError
+from ..errors import UserError, in_one_line
 
 
 def make_storable(config: GenerationConfig) -> str | None:
@@ -31,7 +31,7 @@ def make_storable(config: GenerationConfig) -> str | None:
     try:
         _save(config)
     except ValueError as error:
-        reason = " ".join(str(error).split())
+        reason = in_one_line(error)
         raise UserError(f"the model's generation config cannot be saved: {reason}") from error
     return "generation config: do_sample is set, because transformers saves its values for sampling only with it"
 

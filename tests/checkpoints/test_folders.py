@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from gpt2_hf.checkpoints import folders, written
+from gpt2_hf.checkpoints import folders
 from gpt2_hf.errors import UserError
+from gpt2_hf.runtime.files import sha256
 
 from ..runs import make_checkpoint
 
@@ -208,7 +209,7 @@ def test_a_new_best_model_reads_no_weights_again(tmp_path, monkeypatch):
     later = time.time() + 1  # the weights of a test are written in the same tick of the clock
     os.utime(tmp_path / "best_model" / "manifest.json", (later, later))
     second, read = make_checkpoint(tmp_path, 20), []
-    monkeypatch.setattr(folders, "sha256", lambda path: read.append(path) or written.sha256(path))
+    monkeypatch.setattr(folders, "sha256", lambda path: read.append(path) or sha256(path))
     assert folders.changed(tmp_path / "best_model") == []
     assert [path.name for path in read] == ["config.json"]
     folders.publish_best_model(second, tmp_path)

@@ -11,7 +11,7 @@ import pytest
 
 from gpt2_hf.__main__ import main
 from gpt2_hf.checkpoints import folders
-from gpt2_hf.checkpoints.written import sync
+from gpt2_hf.runtime.files import sync
 
 from . import harness
 

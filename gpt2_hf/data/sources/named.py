@@ -15,7 +15,7 @@ from datasets.data_files import FILES_TO_IGNORE
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 from datasets.utils.metadata import MetadataConfigs
 
-from ...errors import UserError, first_line, printable
+from ...errors import UserError, first_line, in_one_line, printable
 from ...options.arguments import DataArguments, Preferred
 from ...runtime.command_lines import as_typed
 from ...runtime.hub import CONNECTION_ERRORS, ensure_hub_or_offline, is_hub_id, is_local_path
@@ -59,7 +59,7 @@ def sources_of_name(args: DataArguments) -> dict[str, Source]:
     except yaml.YAMLError as error:
         raise UserError(
             f"--dataset_name: {name} has a card, its README.md, whose lines between --- are no YAML "
-            f"({' '.join(str(error).split())}); quote what holds a colon, or take the lines out"
+            f"({in_one_line(error)}); quote what holds a colon, or take the lines out"
         ) from error
     # scripts: RuntimeError; formats that need another package: ImportError
     except (datasets.exceptions.DatasetsError, ImportError, ValueError, RuntimeError) as error:
