@@ -32,13 +32,19 @@ def with_training_protocol(data_args: DataArguments, given: dict[str, str], sour
     record = read_trained_config(source)
     named_source = set(SOURCES) & set(given)
     if named_source == {"dataset_name"} and record.get("dataset_name") == data_args.dataset_name:
-        named_source = set()  # the text of the training, with all that was said of it
+        named_source = set()  # the dataset of the training, with all that was said of it
+    if "dataset_config_name" in given:
+        _check_has_configs(record, named_source)
+        if record.get("dataset_config_name") != data_args.dataset_config_name:
+            named_source.add("dataset_config_name")  # another text of it
     trained = {name: value for name, value in record.items() if name in values and name not in given}
     left_out = {"max_train_samples", "max_eval_samples"}  # shortcuts of a run, not part of how it measures
     if not named_source:
-        _check_same_text(data_args, given, record)
+        _check_held_out(data_args, given, record)
     else:
         left_out |= {*SOURCES, *TEXT_KEYS}
+        if named_source == {"dataset_config_name"}:
+            left_out.remove("dataset_name")
         if _is_unit_of(trained.get("document_unit"), [getattr(data_args, name) for name in named_source]):
             left_out.remove("document_unit")
     values |= {name: value for name, value in trained.items() if name not in left_out}
@@ -56,12 +62,15 @@ def with_training_protocol(data_args: DataArguments, given: dict[str, str], sour
     return DataArguments(**values)
 
 
-def _check_same_text(data_args: DataArguments, given: dict[str, str], record: dict[str, Any]) -> None:
-    """Refuse what would make another text of that of the training, or do nothing to it."""
-    if "dataset_config_name" in given and any(record.get(name) for name in (*DATA_FILES, "train_mix")):
+def _check_has_configs(record: dict[str, Any], named_source: set[str]) -> None:
+    if not named_source and any(record.get(name) for name in (*DATA_FILES, "train_mix")):
         raise UserError(
             "--dataset_config_name has no effect: the model was trained on files; add --dataset_name, or leave it out"
         )
+
+
+def _check_held_out(data_args: DataArguments, given: dict[str, str], record: dict[str, Any]) -> None:
+    """Refuse another share than was set aside of the text of the training."""
     name = "validation_split_percentage"
     percentage = getattr(data_args, name)
     if name in given and record.get(name, percentage) != percentage:

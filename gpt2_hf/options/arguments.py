@@ -272,6 +272,8 @@ class GenerationArguments:
 
     def __post_init__(self) -> None:
         check_values(vars(self), may_be_empty=("prompt", "stop"))
+        if self.prompt is not None and self.prompt_file is not None:
+            raise UserError("--prompt_file has no effect beside --prompt; leave one of them out")
         if "" in (self.stop or ()):
             raise UserError("--stop must not be empty; in most shells a line end is $'\\n'")
 

@@ -47,6 +47,8 @@ _OVERRULES_FILE = {
     "bf16": ("precision", "fp16"),
     "fp16": ("precision", "bf16"),
 }
+# What --size auto always chooses.
+_CHOSEN_WITH_SIZE = {"sequence_mode": "blocks"}
 
 # Names that transformers has given up, and those that stand for the same now, where its release has them.
 _OLDER_NAMES = {
@@ -77,6 +79,12 @@ _NEEDS = {
     "shuffle_buffer_size": ("streaming", (True,)),
     "test_file": ("do_predict", (True,)),
     **{name: ("sequence_mode", modes) for name, modes in ACTS_IN_MODE.items()},
+}
+# The same the other way round: what such a choice on the command line takes away from the file.
+_MAKES_POINTLESS = {
+    ("streaming", True): ("shift_blocks", "join_documents", "max_train_samples"),
+    ("document_unit", "paragraph"): ("join_documents",),
+    ("metric_for_best_model", None): ("early_stopping_patience",),
 }
 # The same for options that only act beside another one, whatever its value.
 _ACTS_BESIDE = {
@@ -374,7 +382,7 @@ def _filled(
     merged = {**stated, **command_line}
     _check_pointless(merged, command_line)
     given = {name: "command line" if name in command_line else "config" for name in merged}
-    chosen = {"sequence_mode": "blocks"} if merged.get("size") else {}  # which it will be, where none is stated
+    chosen = _CHOSEN_WITH_SIZE if merged.get("size") else {}  # where it is not stated
     values = tuple(
         None if isinstance(source, OptionGroup) else _build(source, chosen | merged) for source in dataclass_types
     )
@@ -450,12 +458,14 @@ def _take_newer_names(parser: Parser, layer: dict[str, Any]) -> None:
     for older, newer in _OLDER_NAMES.items():
         if older in layer and parser.action_of(newer) is not None:
             value = layer.pop(older)
-            if layer.setdefault(newer, value) != value:
+            if value is not None and layer.setdefault(newer, value) != value:
                 raise UserError(f"--{older} is an older name of --{newer}, which has another value; leave it out")
 
 
 def _without_overruled(config: dict[str, Any], command_line: dict[str, Any]) -> dict[str, Any]:
     """Drop what the command line's choice of another way makes pointless in the file."""
+    if command_line.get("size"):
+        command_line = _CHOSEN_WITH_SIZE | command_line
     dropped: set[str] = set()
     for choice, others in (*OVERRULES.items(), *_OVERRULES_FILE.items()):
         if command_line.get(choice) not in (None, False):
@@ -463,6 +473,9 @@ def _without_overruled(config: dict[str, Any], command_line: dict[str, Any]) -> 
     for name, (other, acting) in _NEEDS.items():
         if other in command_line and command_line[other] not in acting:
             dropped.add(name)
+    for (choice, value), others in _MAKES_POINTLESS.items():
+        if choice in command_line and command_line[choice] == value:
+            dropped |= set(others)
     return {name: value for name, value in config.items() if name not in dropped}
 
 

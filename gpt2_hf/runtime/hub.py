@@ -157,9 +157,11 @@ def _answers() -> bool:
     http = importlib.import_module(HTTPError.__module__)  # httpx2; httpx in older releases of the hub's client
     try:
         client = get_session()
-    except (ImportError, ValueError, http.InvalidURL) as error:
-        problem = f"the proxy of this environment cannot be used ({first_line(error)})"
-        raise UserError(f"{problem}; correct HTTPS_PROXY or ALL_PROXY, or install what it needs") from error
+    except (ImportError, OSError, ValueError, http.InvalidURL) as error:
+        problem = f"the proxy or the certificates of this environment cannot be used ({first_line(error)})"
+        raise UserError(
+            f"{problem}; correct HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE or SSL_CERT_DIR, or install what they need"
+        ) from error
     try:
         # half the time, so that a second address has its turn
         client.head(constants.ENDPOINT, timeout=_PROBE_SECONDS / 2, follow_redirects=False)

@@ -482,6 +482,22 @@ def test_the_data_set_of_the_training_keeps_its_config(tmp_path):
     assert (other.dataset_config_name, other.text_column) == ("wikitext-2-v1", None)
 
 
+@pytest.mark.parametrize("typed", [("dataset_config_name",), ("dataset_name", "dataset_config_name")])
+def test_another_config_of_the_data_set_is_another_text(tmp_path, typed):
+    """With columns and documents of its own, and nothing set aside for training."""
+    trained = {"dataset_name": "a/b", "dataset_config_name": "en", "text_column": "page", "document_unit": "file"}
+    record = {**trained, "validation_split_percentage": 5, "sequence_mode": "padded"}
+    (tmp_path / "resolved_config.json").write_text(json.dumps(record))
+    options = {"dataset_name": "a/b", "dataset_config_name": "de", "validation_split_percentage": 10.0}
+    given = dict.fromkeys([*typed, "validation_split_percentage"], "command line")
+    asked = with_training_protocol(DataArguments(**options), given, str(tmp_path))
+    assert asdict(asked).items() >= options.items()
+    assert (asked.text_column, asked.document_unit, asked.sequence_mode) == (None, None, "padded")
+    options["dataset_config_name"] = "en"
+    with pytest.raises(UserError, match="which set aside 5 %"):
+        with_training_protocol(DataArguments(**options), given, str(tmp_path))
+
+
 def test_the_share_that_training_set_aside_is_passed_over(stock_folder, tmp_path, capsys):
     """Beside a validation file there is nothing to set aside: only a share that is typed is refused."""
     model, text = tmp_path / "model", tmp_path / "text.txt"

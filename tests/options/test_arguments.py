@@ -115,6 +115,11 @@ def test_both_names_of_activation_checkpointing_work():
         {"activation_checkpointing": True},
         {"gradient_checkpointing": True},
         {"activation_checkpointing": True, "gradient_checkpointing": True},  # as earlier versions wrote it
+        {
+            "activation_checkpointing": True,
+            "activation_checkpointing_kwargs": {},
+            "gradient_checkpointing_kwargs": None,
+        },
     ],
 )
 def test_either_name_of_activation_checkpointing_overrules_a_file(tmp_path, content):

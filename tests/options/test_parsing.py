@@ -296,6 +296,10 @@ def test_choosing_a_file_on_the_command_line_overrules_the_data_set_of_the_file(
         (["--do_predict", "false"], {"train_file": "a.txt", "test_file": "b.txt"}),
         (["--precision", "fp32"], {"bf16": True}),
         (["--bf16", "--use_cpu"], {"precision": "fp32", "fp16": True}),
+        (["--streaming", "true"], {"shift_blocks": True, "join_documents": True, "max_train_samples": 5}),
+        (["--document_unit", "paragraph"], {"join_documents": True}),
+        (["--metric_for_best_model", "none"], {"early_stopping_patience": 3}),
+        (["--size", "auto"], {"truncate": True, "pad_to_max_length": True, "sequence_mode": "padded"}),
     ],
 )
 def test_what_the_command_line_makes_pointless_in_the_file_is_left_out(config, monkeypatch, argv, content):
@@ -315,6 +319,8 @@ def test_what_only_acts_under_other_values_may_stay_in_the_file(config):
         parse(TYPES, ["--sample_tokens", "0", "--eval_strategy", "no"])
     (args,) = parse([GenerationArguments], ["--prompt_file", "a.txt"], config({"prompt": "b"})).values
     assert (args.prompt_file, args.prompt) == ("a.txt", None)
+    with pytest.raises(UserError, match="--prompt_file has no effect beside --prompt"):
+        GenerationArguments(prompt="b", prompt_file="a.txt")
 
 
 def test_a_config_name_beside_the_files_of_a_config_is_refused(config):

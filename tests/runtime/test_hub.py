@@ -182,10 +182,14 @@ def test_connections_that_break(tmp_path):
     assert all("cannot be loaded" in line or "can be loaded" in line or "could be loaded" in line for line in lines)
 
 
-def test_a_proxy_that_cannot_be_used(ask, monkeypatch):
-    """One line."""
-    monkeypatch.setenv("ALL_PROXY", "gopher://localhost:9")
-    with pytest.raises(UserError, match=r"proxy of this environment cannot be used \(.*gopher.*; correct HTTPS_PROXY"):
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [("ALL_PROXY", "gopher://localhost:9", "gopher"), ("SSL_CERT_FILE", "/not/there.pem", "No such file")],
+)
+def test_an_environment_that_cannot_be_used(ask, monkeypatch, variable, value, reason):
+    """One line that names the variable."""
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError, match=rf"this environment cannot be used \(.*{reason}.*; correct .*{variable}"):
         ask()
 
 
