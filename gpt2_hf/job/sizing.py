@@ -23,7 +23,7 @@ from ..commands.model_loading import build_model, tie_unused_tokens
 from ..commands.training_protocol import read_trained_config
 from ..data import LoadedData, Samples
 from ..errors import UserError
-from ..options.arguments import CHOSEN_BY_SIZE, DataArguments, ModelArguments
+from ..options.arguments import CHOSEN_BY_SIZE, DECAYS_BY_TIME, DataArguments, ModelArguments
 from ..options.fields import default_value
 from ..options.parsing import check_acting
 from ..options.training_arguments import MUON, GPT2HFTrainingArguments
@@ -368,7 +368,7 @@ def _settle_recipe(chooser: Chooser, chosen: Candidate, task: Task) -> None:
             chosen.epochs, task.text_tokens / task.tokens_per_step, args.muon_learning_rate or args.learning_rate
         )
     chooser.set(weight_decay=decay, dropout=dropout_for(chosen.epochs), warmup_steps=min(100, max(steps // 10, 1)))
-    if args.lr_scheduler_type == "cosine" and not args.lr_scheduler_kwargs:  # which a cosine by time has not
+    if args.lr_scheduler_type in DECAYS_BY_TIME and not args.lr_scheduler_kwargs:  # which none by time has
         chooser.set(schedule_by_time=True)
     worn_out = chosen.epochs >= 0.99 * task.most_epochs
     if worn_out or args.schedule_by_time:

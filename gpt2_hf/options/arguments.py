@@ -41,6 +41,8 @@ CHOSEN_BY_SIZE = (
 
 # Learning-rate schedules that have no warmup, and those that take no arguments.
 WITHOUT_WARMUP = ("constant", "greedy", "reduce_lr_on_plateau")
+# Schedules that can follow the clock.
+DECAYS_BY_TIME = ("cosine", "linear")
 WITHOUT_ARGUMENTS = ("constant", "constant_with_warmup")
 
 # Options that only act in some of the values of `sequence_mode`.

@@ -15,7 +15,16 @@ from typing import Any, NoReturn
 
 from ..errors import UserError, in_one_line
 from ..runtime.command_lines import as_typed
-from .arguments import ACTS_IN_MODE, CHOSEN_BY_SIZE, COMMON, WITHOUT_ARGUMENTS, WITHOUT_WARMUP, Preferred, names_of
+from .arguments import (
+    ACTS_IN_MODE,
+    CHOSEN_BY_SIZE,
+    COMMON,
+    DECAYS_BY_TIME,
+    WITHOUT_ARGUMENTS,
+    WITHOUT_WARMUP,
+    Preferred,
+    names_of,
+)
 from .fields import Option, OptionGroup, Reader, group_of, spellings
 from .json_text import read_json_file
 from .mixture import DATA_FILES
@@ -75,7 +84,7 @@ _ACTS_WITH = {
 # The same for options that a file may not state then either; it loses them to the other one on the command line.
 _NEEDS = {
     "early_stopping_patience": ("eval_strategy", ("steps", "epoch")),
-    "schedule_by_time": ("lr_scheduler_type", ("cosine",)),
+    "schedule_by_time": ("lr_scheduler_type", DECAYS_BY_TIME),
     "shuffle_buffer_size": ("streaming", (True,)),
     "test_file": ("do_predict", (True,)),
     **{name: ("sequence_mode", modes) for name, modes in ACTS_IN_MODE.items()},

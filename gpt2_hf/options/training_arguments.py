@@ -21,7 +21,7 @@ from ..errors import UserError
 from ..runtime import distributed
 from ..runtime.fallbacks import missing_for_compile
 from ..runtime.precision import Precision, PrecisionName, current_device_type, resolve_precision
-from .arguments import option
+from .arguments import DECAYS_BY_TIME, option
 from .fields import default_of
 from .values import LARGEST_BATCH, require_filled, require_finite, require_in_range, without_paths
 from .without_effect import WITHOUT_EFFECT, WITHOUT_EFFECT_IN_A_JOB
@@ -71,7 +71,7 @@ class GPT2HFTrainingArguments(TrainingArguments):
         12.0, "Wall-clock budget of this invocation in hours, start-up, final evaluation and saving included."
     )
     schedule_by_time: bool = option(
-        False, "Let the cosine schedule reach 0 at the end of max_training_hours instead of at the last step."
+        False, "Let a cosine or linear schedule reach 0 at the end of max_training_hours instead of at the last step."
     )
     on_save_error: Literal["stop", "continue"] = option(
         "stop", "stop: end the run if a checkpoint cannot be written; continue: train on without it."
@@ -355,8 +355,8 @@ class GPT2HFTrainingArguments(TrainingArguments):
 
     def check_schedule(self) -> None:
         """Refuse a schedule by time without a time, or of another form."""
-        if self.schedule_by_time and (self.max_training_hours is None or self.lr_scheduler_type != "cosine"):
-            raise UserError("--schedule_by_time needs --max_training_hours and --lr_scheduler_type cosine")
+        if self.schedule_by_time and (self.max_training_hours is None or self.lr_scheduler_type not in DECAYS_BY_TIME):
+            raise UserError("--schedule_by_time needs --max_training_hours, and --lr_scheduler_type cosine or linear")
 
     def _settle_direction(self) -> None:
         """The base class takes every metric but a loss for one that should be high."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from ..data import LoadedData, Samples
 from ..errors import UserError
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
+from ..options.arguments import DECAYS_BY_TIME
 from ..options.training_arguments import GPT2HFTrainingArguments, divide_batch
 from ..runtime.distributed import any_process, largest_of_each
 from ..runtime.stopwatch import duration
@@ -252,7 +253,7 @@ class Plan:
         if not steps:
             return f"the budget ends before the first step is evaluated and saved; use {hours}"
         ways = [hours, f"--max_steps {steps}{warmup}"]
-        if self.args.lr_scheduler_type == "cosine" and not self.args.lr_scheduler_kwargs:
+        if self.args.lr_scheduler_type in DECAYS_BY_TIME and not self.args.lr_scheduler_kwargs:
             ways.append(f"or --schedule_by_time{warmup}")
         return (
             f"the budget ends at about step {steps:,} of {self.schedule.total_steps:,}, with the learning rate still "

@@ -60,7 +60,7 @@ from ..data.sampling import FILLER, STRATEGIES
 from ..errors import TrainingDivergedError, UserError
 from ..model.chunked_loss import IGNORE_INDEX
 from ..model.modeling_gpt2_hf import GPT2HFForCausalLM
-from ..options.training_arguments import GPT2HFTrainingArguments, with_own_fields
+from ..options.training_arguments import GPT2HFTrainingArguments, plain_value, with_own_fields
 from ..perplexity import perplexity
 from ..runtime import distributed
 from ..runtime.own_process import suit_changing_shapes
@@ -93,7 +93,7 @@ from .remaining import (
     split_seconds,
     with_margin,
 )
-from .schedule import CosineByTime
+from .schedule import DecayByTime
 from .speed import TrainingSpeed, peak_tokens_per_second
 from .weight_average import WeightAverage
 
@@ -385,7 +385,8 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
             raise UserError(f"--lr_scheduler_type polynomial: all {steps} are warmup; use fewer --warmup_steps")
         if self.lr_scheduler is None and self.args.schedule_by_time:
             budget = self.time_budget
-            schedule = CosineByTime(warmup, num_training_steps, lambda: budget.time_share, budget.earlier_progress)
+            kind, progress = plain_value(self.args.lr_scheduler_type), budget.earlier_progress
+            schedule = DecayByTime(kind, warmup, num_training_steps, lambda: budget.time_share, progress)
             budget.schedule = schedule
             # a function, since torch would keep the attributes of an object in the checkpoint
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(

@@ -587,6 +587,16 @@ def test_a_schedule_by_time_that_has_ended_is_not_resumed(train_tiny, tmp_path, 
         folders.add_names(run, "checkpoint-25", ["checkpoint_time_limit"])
 
 
+def test_a_linear_schedule_by_time(train_tiny, tmp_path):
+    """With time left over it is that of the steps: each takes as much off the learning rate, down to 0."""
+    options = ("--schedule_by_time", "--max_training_hours", "1", "--lr_scheduler_type", "linear")
+    assert train_tiny(tmp_path / "run", *options, "--warmup_steps", "5", "--logging_steps", "1") == 0
+    history = read_json(tmp_path / "run" / "trainer_state.json")["log_history"]
+    rates = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
+    expected = [rates[5] * (25 - step) / 20 for step in range(5, 25)]
+    assert rates[5:25] == pytest.approx(expected)
+
+
 def test_the_commands_for_an_evaluation_that_was_left_out(tmp_path):
     """Only where there is one to make up for, and something saved to go on from, or to evaluate."""
     run = SimpleNamespace(args=SimpleNamespace(save_strategy="steps"), output_dir=tmp_path)

@@ -174,8 +174,9 @@ def test_options_that_act_beside_what_is_chosen(options, tmp_path, capsys):
     assert (tmp_path / "run" / "checkpoint-3").is_dir()
     capsys.readouterr()
     resumed = ("--size", "auto", "--max_training_hours", "1", "--max_steps", "8", "--resume_from", "checkpoint-4")
-    assert main([*options, *resumed, *run, "--lr_scheduler_type", "linear"]) == 2
-    assert "--schedule_by_time needs --max_training_hours and --lr_scheduler_type cosine" in capsys.readouterr().err
+    assert main([*options, *resumed, *run, "--lr_scheduler_type", "constant"]) == 2
+    message = "--schedule_by_time needs --max_training_hours, and --lr_scheduler_type cosine or linear"
+    assert message in capsys.readouterr().err
     assert main([*options, *AUTO, *run, "--muon_learning_rate", "0.02", "--optim", "sgd"]) == 2
     assert "--muon_learning_rate has no effect with --optim sgd" in capsys.readouterr().err
 
@@ -229,7 +230,7 @@ def test_a_run_is_evaluated_as_often_as_reckoned(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "by_time"), [("linear", None), ("cosine", False), ("constant_with_warmup", None)]
+    ("schedule", "by_time"), [("polynomial", None), ("cosine", False), ("constant_with_warmup", None)]
 )
 def test_a_schedule_by_steps_ends_with_the_time(tmp_path, schedule, by_time):
     """Of a text that is read a third of a time; if it is worn out before, or its epochs are stated, they end it."""
@@ -244,8 +245,9 @@ def test_a_schedule_by_steps_ends_with_the_time(tmp_path, schedule, by_time):
     assert (stated.max_steps, stated.num_train_epochs) == (-1, 2)
     shaped = recipe(tmp_path, 0.3, LONG, {"lr_scheduler_kwargs": "config"}, lr_scheduler_kwargs={"num_cycles": 1})
     assert shaped.max_steps == args.max_steps and not shaped.schedule_by_time  # a cosine by time has no arguments
-    by_clock = recipe(tmp_path, 0.3, LONG)
-    assert (by_clock.max_steps, by_clock.num_train_epochs, by_clock.schedule_by_time) == (-1, 2, True)
+    for kind in ("cosine", "linear"):
+        by_clock = recipe(tmp_path, 0.3, LONG, {"lr_scheduler_type": "config"}, lr_scheduler_type=kind)
+        assert (by_clock.max_steps, by_clock.num_train_epochs, by_clock.schedule_by_time) == (-1, 2, True)
 
 
 def test_a_plan_shows_the_sizes_that_were_compared(options, tmp_path, capsys):
@@ -403,7 +405,7 @@ def test_processes_agree_on_the_steps(tmp_path, monkeypatch):
             str(tmp_path),
             use_cpu=True,
             max_training_hours=0.03,
-            lr_scheduler_type="linear",
+            lr_scheduler_type="polynomial",
             per_device_train_batch_size=2,
         )
         given = dict.fromkeys(("lr_scheduler_type", "per_device_train_batch_size"), "command line")

@@ -291,7 +291,7 @@ def test_choosing_a_file_on_the_command_line_overrules_the_data_set_of_the_file(
         ),
         (["--sequence_mode", "blocks"], {"sequence_mode": "padded", "truncate": True, "pad_to_max_length": True}),
         (["--eval_strategy", "no"], {"early_stopping_patience": 3}),
-        (["--lr_scheduler_type", "linear"], {"schedule_by_time": True}),
+        (["--lr_scheduler_type", "constant"], {"schedule_by_time": True}),
         (["--streaming", "false"], {"streaming": True, "shuffle_buffer_size": 9}),
         (["--do_predict", "false"], {"train_file": "a.txt", "test_file": "b.txt"}),
         (["--precision", "fp32"], {"bf16": True}),

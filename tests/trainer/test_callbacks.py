@@ -27,7 +27,7 @@ from gpt2_hf.trainer.callbacks import (
 from gpt2_hf.trainer.callbacks import progress as progress_module
 from gpt2_hf.trainer.callbacks.tensorboard import tag_of
 from gpt2_hf.trainer.remaining import RemainingWork
-from gpt2_hf.trainer.schedule import CosineByTime
+from gpt2_hf.trainer.schedule import DecayByTime
 
 
 @pytest.fixture
@@ -296,7 +296,7 @@ def test_the_watch_for_spikes_goes_on_where_it_was():
 def test_schedule_by_time_follows_the_clock():
     """Warmup by steps, then a cosine over the time that is left; the end of the steps ends it too."""
     now = 0.0
-    factor = CosineByTime(warmup_steps=10, total_steps=1000, time_share=lambda: now)
+    factor = DecayByTime("cosine", warmup_steps=10, total_steps=1000, time_share=lambda: now)
     assert factor(5) == 0.5
     now = 0.2
     assert factor(10) == 1.0
@@ -308,9 +308,17 @@ def test_schedule_by_time_follows_the_clock():
     assert factor(1000) == pytest.approx(0.0)
 
 
+def test_a_linear_schedule_by_time():
+    """A straight line from the peak to 0."""
+    shares = iter((0.2, 0.4, 0.6, 1.0))
+    factor = DecayByTime("linear", warmup_steps=10, total_steps=1000, time_share=lambda: next(shares))
+    assert [factor(step) for step in range(10, 14)] == pytest.approx([1.0, 0.75, 0.5, 0.0])
+    assert [factor(5), factor.progress] == [0.5, 1.0]
+
+
 def test_schedule_by_time_is_resumed_where_it_was():
     """After an interruption the rate does not jump: it goes down from where it was to 0 in the new time."""
-    factor = CosineByTime(warmup_steps=10, total_steps=1000, time_share=lambda: now, progress=0.5)
+    factor = DecayByTime("cosine", warmup_steps=10, total_steps=1000, time_share=lambda: now, progress=0.5)
     now = 0.1
     assert factor(400) == pytest.approx(0.5)
     now = 0.55
@@ -326,7 +334,7 @@ def test_schedule_by_time_is_resumed_where_it_was():
 def test_a_checkpoint_tells_whether_its_schedule_has_ended(tmp_path, progress, expired, has_ended):
     """By its steps, or by the clock shortly before 0; no name in the folder is needed for it."""
     budget = TimeBudgetCallback(1.0, FixedWatch(), RemainingWork)
-    budget.schedule = CosineByTime(0, 10, lambda: 0.0, progress)
+    budget.schedule = DecayByTime("cosine", 0, 10, lambda: 0.0, progress)
     budget.expired = expired
     state = TrainerState(stateful_callbacks={"TimeBudgetCallback": budget.state()})
     assert TimeBudgetCallback.schedule_ended_at(tmp_path / "checkpoint-5", state) == has_ended

@@ -12,9 +12,9 @@ from ...checkpoints.folders import TIME_LIMIT, read_names
 from ...runtime.distributed import any_process
 from ...runtime.stopwatch import Stopwatch
 from ..remaining import RemainingWork
-from ..schedule import CosineByTime
+from ..schedule import DecayByTime
 
-# What remains of a cosine by time then is a learning rate of less than a hundredth of the peak.
+# What remains of a schedule by time then is a learning rate of less than a hundredth of the peak, or six of a line.
 _PROGRESS_AT_END = 0.94
 
 
@@ -43,7 +43,7 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
         self.skipped_evaluation = False
         self.earlier_seconds = 0.0  # of all invocations before this one
         self.time_share = 0.0  # of this invocation's training time that has gone by, the same on all processes
-        self.schedule: CosineByTime | None = None  # follows `time_share`
+        self.schedule: DecayByTime | None = None  # follows `time_share`
         self.earlier_progress = 0.0  # of the schedule, in the invocations before this one
         self.schedule_has_ended = False  # in these
         self._last_step_end: float | None = None
@@ -68,7 +68,7 @@ class TimeBudgetCallback(TrainerCallback, ExportableState):
 
     @classmethod
     def schedule_ended_at(cls, checkpoint: Path, state: TrainerState) -> bool:
-        """Whether a cosine by time is at its end in a checkpoint with this state: by its steps, or by the clock."""
+        """Whether a schedule by time is at its end in a checkpoint with this state: by its steps, or by the clock."""
         kept = cls.kept_in(state)
         progress = kept.get("schedule_progress", 0.0)
         # all that an earlier version kept of it
