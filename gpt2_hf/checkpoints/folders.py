@@ -9,34 +9,25 @@ Only folders that were written so are ever moved or deleted, and files that some
 
 import contextlib
 import itertools
-import json
 import os
 import re
 import shutil
-import stat
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from ..errors import UserError, first_line
-from ..runtime.files import read_object, sha256, sync
-from . import written
+from ..errors import UserError
+from ..runtime.files import TEMPORARY_PREFIX, read_object, sync, write_json
+from . import manifest, written
 from .written import BEST_MODEL, NAMES_FILE, RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME
 
-MANIFEST_NAME = "manifest.json"
 LATEST = "latest"
 TIME_LIMIT = "checkpoint_time_limit"
 # What a run calls a checkpoint, which is no model of the hub even where there is no run.
 CHECKPOINT_NAME = re.compile(rf"{LATEST}|{BEST_MODEL}|checkpoint[-_].+")
 
-# "tmp-" keeps staging folders out of every `checkpoint-*` pattern, ours and transformers'.
-STAGING_PREFIX = written.TEMPORARY_PREFIX
 OLD_SUFFIX = ".replaced"
 ABANDONED_PREFIX = "abandoned-"
 # Of a Trainer without a job: transformers' `push_to_hub` uploads all of the folder but checkpoints and this.
 UNPUBLISHED_PREFIX = f"_{ABANDONED_PREFIX}"
-# In a folder that is being filled, until it has its manifest.
-_STAGING_MARK = "being-written.gpt2_hf"
 _FOLDER = re.compile(r"^checkpoint-(\d+)$")
 # What has a temporary name while it is written; run.lock is that of `run_lock`. `ownership` asks for the same names.
 _OWN_FOLDER = re.compile(rf"^(checkpoint-\d+|{BEST_MODEL})$")
@@ -44,18 +35,11 @@ _OWN_FILE = re.compile(rf"^({'|'.join(map(re.escape, (*written.FILE_NAMES, writt
 _STEP_NAME = re.compile(r"^checkpoint_step_(\d+)$")
 # Files that run code when they are read; none is ever written here.
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-# Names by which transformers, peft and accelerate read one, or an index that may name some. Other files nobody reads.
-_READ_AS_PICKLE = re.compile(
-    r"(pytorch_model|adapter_model|optimizer).*\.(bin|pt)|(scheduler|scaler)\.pt|rng_state.*\.pth|training_args\.bin"
-    r"|.*\.index\.json",
-    re.IGNORECASE,
-)
 # What from_pretrained reads of a folder, whatever else there is in it.
 _TEXT_PATTERNS = ("*.json", "*.py", "*.txt", "*.jinja")
 _WEIGHT_PATTERNS = ("model*.safetensors", "adapter_model*.safetensors")
 # The other tensors of a checkpoint are the state of its training.
 _CHECKPOINT_FILE_PATTERNS = (*_TEXT_PATTERNS, "*.safetensors")
-_NO_CONTENT = (MANIFEST_NAME, _STAGING_MARK)
 
 
 def checkpoint_folder(step: int) -> str:
@@ -104,13 +88,13 @@ def make_staging(staging: Path) -> Path:
     if _is_marked(staging):
         _delete(staging)
     staging.mkdir(parents=True)
-    (staging / _STAGING_MARK).touch()
+    (staging / manifest.STAGING_MARK).touch()
     return staging
 
 
 def close_staging(staging: Path) -> None:
     """Take the mark from a staging folder that is complete."""
-    (staging / _STAGING_MARK).unlink(missing_ok=True)
+    (staging / manifest.STAGING_MARK).unlink(missing_ok=True)
 
 
 def delete_staging(target: Path) -> None:
@@ -135,12 +119,12 @@ def _is_marked(folder: Path) -> bool:
     """Whether the folder is one that a process was filling; one without anything in it may be."""
     if not folder.is_dir() or folder.is_symlink():
         return False
-    return (folder / _STAGING_MARK).exists() or not any(folder.iterdir())
+    return (folder / manifest.STAGING_MARK).exists() or not any(folder.iterdir())
 
 
 def staging_of(target: Path) -> Path:
     """Where a folder is filled before it gets its name."""
-    return target.with_name(STAGING_PREFIX + target.name)
+    return target.with_name(TEMPORARY_PREFIX + target.name)
 
 
 def commit(staging: Path, target: Path, checkpoint: str | None = None) -> None:
@@ -154,7 +138,7 @@ def commit(staging: Path, target: Path, checkpoint: str | None = None) -> None:
     Raises:
         FileExistsError: if the older one, or one of its temporary name, is somebody else's.
     """
-    write_manifest(staging, checkpoint)
+    manifest.write(staging, checkpoint)
     close_staging(staging)
     replaced = target.with_name(target.name + OLD_SUFFIX)
     for path in (target, replaced):
@@ -195,61 +179,6 @@ def _free_name(path: Path) -> Path:
     return next(place for place in itertools.chain([path], numbered) if not os.path.lexists(place))
 
 
-def write_manifest(folder: Path, checkpoint: str | None = None) -> None:
-    """Record size and SHA-256 of every file of the folder, after syncing them to the disk."""
-    follow_umask(folder)
-    entries = {}
-    for path in _files_of(folder):
-        sync(path)
-        entries[_name_in(folder, path)] = {"size": path.stat().st_size, "sha256": sha256(path)}
-    made_from = {"checkpoint": checkpoint} if checkpoint is not None else {}
-    write_json(folder / MANIFEST_NAME, {"files": entries, **made_from})
-    for directory in {path.parent for path in _files_of(folder)}:
-        sync(directory)
-
-
-def follow_umask(folder: Path) -> None:
-    """Give every file of a folder the permissions of a new file: safetensors lets only the owner read its own."""
-    probe = folder / f"{STAGING_PREFIX}new-file"
-    probe.touch()  # to ask for the umask is to change it, for every thread
-    mode = stat.S_IMODE(probe.stat().st_mode)
-    probe.unlink()
-    for path in _files_of(folder):
-        if stat.S_IMODE(path.stat().st_mode) != mode:
-            with contextlib.suppress(PermissionError):  # a mounted file system whose permissions are fixed
-                path.chmod(mode)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Replace a JSON file in one step; one in the folder of a run is written by `written.write_json`."""
-    temporary = path.with_name(f"{STAGING_PREFIX}{path.name}-{os.getpid()}")
-    try:
-        with open(temporary, "x", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=2) + "\n")
-        sync(temporary)
-        os.replace(temporary, path)
-    except FileExistsError:
-        raise
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object that a run has written, or that somebody has edited since.
-
-    Raises:
-        UserError: if it is none.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # UnicodeDecodeError is one
-        raise UserError(f"{path} is not JSON ({first_line(error)}); repair it, or delete it") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object; repair it, or delete it")
-    return content
-
-
 def publish_best_model(checkpoint: Path, output_dir: Path) -> None:
     """Make `best_model/` the from_pretrained-ready part of a checkpoint."""
     staging = open_staging(output_dir, BEST_MODEL)
@@ -263,11 +192,11 @@ def publish_best_model(checkpoint: Path, output_dir: Path) -> None:
 def source_of_best_model(output_dir: Path) -> str | None:
     """Name of the checkpoint that an intact `best_model` was made from, and which may be gone; `None` if unknown."""
     best = output_dir / BEST_MODEL
-    if damage(best) is not None:
+    if manifest.damage(best) is not None:
         return None
     # a version that did not note it has named the checkpoint
     names = read_object(output_dir / NAMES_FILE)
-    source = read_object(best / MANIFEST_NAME).get("checkpoint", names.get(BEST_MODEL))
+    source = read_object(best / manifest.MANIFEST_NAME).get("checkpoint", names.get(BEST_MODEL))
     return source if isinstance(source, str) else None
 
 
@@ -287,7 +216,7 @@ def saved_model(output_dir: Path, best_step: int | None, last_step: int) -> Path
     if best_step and source_of_best_model(output_dir) == checkpoint_folder(best_step):
         return output_dir / BEST_MODEL
     last = output_dir / checkpoint_folder(last_step)
-    return last if damage(last) is None else None
+    return last if manifest.damage(last) is None else None
 
 
 def is_best_model(model: Path | None) -> bool:
@@ -297,10 +226,10 @@ def is_best_model(model: Path | None) -> bool:
 
 def note_source_of_best_model(output_dir: Path, name: str) -> None:
     """Let `source_of_best_model` find the name of the checkpoint where an earlier version did not note it."""
-    manifest = output_dir / BEST_MODEL / MANIFEST_NAME
-    content = read_object(manifest)
+    path = output_dir / BEST_MODEL / manifest.MANIFEST_NAME
+    content = read_object(path)
     if "checkpoint" not in content:
-        write_json(manifest, {**content, "checkpoint": name})
+        write_json(path, {**content, "checkpoint": name})
 
 
 def model_files(checkpoint: Path) -> list[Path]:
@@ -309,8 +238,9 @@ def model_files(checkpoint: Path) -> list[Path]:
     Those that the run wrote, without the state of its training and without pickles: a tokenizer may call its
     vocabulary anything. What somebody has added is not among them, since they are uploaded.
     """
-    recorded = _manifest_files(checkpoint) or {}
-    return [path for path in _files_of(checkpoint) if _name_in(checkpoint, path) in recorded and _is_of_model(path)]
+    recorded = manifest.entries(checkpoint) or {}
+    files = (path for path in manifest.files_of(checkpoint) if manifest.name_in(checkpoint, path) in recorded)
+    return [path for path in files if _is_of_model(path)]
 
 
 def _is_of_model(path: Path) -> bool:
@@ -341,8 +271,8 @@ def repair(output_dir: str | Path) -> None:
             _retire(path, successor)
         else:
             os.replace(path, successor)
-    for path in Path(output_dir).glob(f"{STAGING_PREFIX}*"):
-        name = path.name.removeprefix(STAGING_PREFIX)
+    for path in Path(output_dir).glob(f"{TEMPORARY_PREFIX}*"):
+        name = path.name.removeprefix(TEMPORARY_PREFIX)
         if is_folder_name(name):
             if is_own_staging(path):
                 _delete(path)
@@ -456,37 +386,6 @@ def places_aside(
 # ---- reading ----
 
 
-def damage(folder: str | Path) -> str | None:
-    """What is wrong with a checkpoint, in a few words; `None` if every file is as it was written."""
-    folder = Path(folder)
-    try:
-        files: dict[str, dict[str, Any]] = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))["files"]
-    except FileNotFoundError:
-        return f"{MANIFEST_NAME} is missing"
-    except PermissionError as error:
-        return f"{MANIFEST_NAME} cannot be read: {error.strerror}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"{MANIFEST_NAME} is damaged"
-    if not isinstance(files, dict) or not all(_is_entry(entry) for entry in files.values()):
-        return f"{MANIFEST_NAME} is damaged"
-    for path in _files_of(folder):
-        name = _name_in(folder, path)
-        if _READ_AS_PICKLE.fullmatch(path.name) and name not in files:
-            return f"{name} was put there by somebody else and could run code"
-    for name, entry in files.items():
-        path = folder / name
-        try:
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != entry["size"]:
-                return f"{name} has {path.stat().st_size:,} bytes instead of {entry['size']:,}"
-            if sha256(path) != entry["sha256"]:
-                return f"{name} does not have the content that was written"
-        except OSError as error:
-            return f"{name} cannot be read: {error.strerror}"
-    return None
-
-
 def unreadable(folder: Path) -> str | None:
     """What of a saved model this user has no permission to read, in a few words; `None` if there is no such file."""
     try:
@@ -509,19 +408,19 @@ def is_own(folder: Path) -> bool:
         return False
     if not any(folder.iterdir()):
         return True
-    return _manifest_files(folder) is not None or written.is_config_of_run(folder / RESOLVED_CONFIG_NAME)
+    return manifest.entries(folder) is not None or written.is_config_of_run(folder / RESOLVED_CONFIG_NAME)
 
 
 def extras(folder: Path) -> list[Path]:
     """Files that somebody has added to a folder of a run, or has put in place of those of the best model."""
-    files = _manifest_files(folder)
+    files = manifest.entries(folder)
     reported: set[str] = set()
     found: list[Path] = []
     if folder.name.removesuffix(OLD_SUFFIX) == BEST_MODEL:
         reported = {name.removeprefix(f"{BEST_MODEL}/") for name in written.BEST_MODEL_FILES}
-        found = changed(folder)
-    for path in _files_of(folder):
-        name = _name_in(folder, path)
+        found = manifest.changed(folder)
+    for path in manifest.files_of(folder):
+        name = manifest.name_in(folder, path)
         if name in reported and written.is_own(folder.parent, f"{BEST_MODEL}/{name}", path):
             continue
         # without a manifest, by the kinds of files that a checkpoint has
@@ -531,41 +430,11 @@ def extras(folder: Path) -> list[Path]:
     return found
 
 
-def changed(folder: Path) -> list[Path]:
-    """Files of a folder that are there, and no longer what its manifest says.
-
-    Weights, which may be large, are not read unless they were touched after it was written.
-    """
-    files = _manifest_files(folder)
-    if files is None:
-        return []
-    described = (folder / MANIFEST_NAME).stat().st_mtime_ns
-    found = []
-    for path in _files_of(folder):
-        entry, status = files.get(_name_in(folder, path)), path.stat()
-        if entry is None:
-            continue
-        untouched = path.suffix == ".safetensors" and max(status.st_mtime_ns, status.st_ctime_ns) < described
-        if status.st_size != entry["size"] or not (untouched or sha256(path) == entry["sha256"]):
-            found.append(path)
-    return found
-
-
-def _manifest_files(folder: Path) -> dict[str, Any] | None:
-    """The entries of a manifest; `None` if there is none, or it is damaged or somebody else's."""
-    files = read_object(folder / MANIFEST_NAME).get("files")
-    return files if isinstance(files, dict) and all(map(_is_entry, files.values())) else None
-
-
-def _is_entry(entry: object) -> bool:
-    return isinstance(entry, dict) and {"size", "sha256"} <= entry.keys()
-
-
 def newest_valid(output_dir: str | Path) -> tuple[Path | None, list[str]]:
     """The newest undamaged checkpoint of a run, and a line for each damaged one that was skipped."""
     passed_over: list[str] = []
     for path in reversed(list_checkpoints(output_dir)):
-        problem = damage(path)
+        problem = manifest.damage(path)
         if problem is None:
             return path, passed_over
         passed_over.append(f"{path} is damaged ({problem}) and is skipped")
@@ -656,21 +525,12 @@ def delete_run(output_dir: str | Path) -> None:
 
 def _delete(folder: Path) -> None:
     """Delete a folder of a run, what shows that it is one last: a process that is killed meanwhile leaves its mark."""
-    for path in _files_of(folder):
+    for path in manifest.files_of(folder):
         with contextlib.suppress(OSError):  # not to be deleted
             path.unlink()
-    if any(_files_of(folder)):
+    if any(manifest.files_of(folder)):
         return  # one that another process has open: the folder is still a run's, and is deleted another time
-    for name in _NO_CONTENT:
+    for name in manifest.NO_CONTENT:
         with contextlib.suppress(OSError):  # not there
             (folder / name).unlink()
     shutil.rmtree(folder, ignore_errors=True)  # folders alone
-
-
-def _name_in(folder: Path, path: Path) -> str:
-    """A file's name in the manifest of a folder."""
-    return path.relative_to(folder).as_posix()
-
-
-def _files_of(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in _NO_CONTENT)

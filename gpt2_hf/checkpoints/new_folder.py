@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import UserError
-from . import folders
+from . import folders, manifest
 
 
 def require_new_folder(output_dir: str, option: str = "--output_dir") -> Path:
@@ -62,7 +62,7 @@ def staged_folder(target: Path, option: str = "--output_dir") -> Iterator[Path]:
             ) from error
         try:
             yield staging
-            folders.follow_umask(staging)
+            manifest.follow_umask(staging)
             folders.close_staging(staging)
             if is_there:
                 _move_up(staging)

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import UserError
-from . import folders, written
+from ..runtime.files import TEMPORARY_PREFIX
+from . import folders, manifest, written
 from .event_files import event_files, event_folders, is_own_event_file
 from .run_lock import LOCK_NAME
 
@@ -86,9 +87,9 @@ def _foreign_folders(run_dir: Path, deleting: bool = False) -> Iterator[Path]:
     for path in sorted(run_dir.iterdir()):
         if _FOLDER.match(path.name):
             yield from _foreign_in_folder(run_dir, path, deleting)
-        if not path.name.startswith(written.TEMPORARY_PREFIX):
+        if not path.name.startswith(TEMPORARY_PREFIX):
             continue
-        name = path.name.removeprefix(written.TEMPORARY_PREFIX)
+        name = path.name.removeprefix(TEMPORARY_PREFIX)
         staged, temporary = folders.is_folder_name(name), folders.is_file_name(name)
         if (staged and not folders.is_own_staging(path)) or (temporary and not _is_own_temporary(run_dir, path)):
             yield path
@@ -108,7 +109,7 @@ def _foreign_in_folder(run_dir: Path, path: Path, deleting: bool) -> Iterator[Pa
         yield from folders.extras(path)
     elif path.name == folders.BEST_MODEL:
         # Weights that a checkpoint has too may be damaged with it; a run that goes on from another one keeps them.
-        yield from (each for each in folders.changed(path) if each.stat().st_nlink == 1)
+        yield from (each for each in manifest.changed(path) if each.stat().st_nlink == 1)
 
 
 def _foreign_events(run_dir: Path, name: str) -> Iterator[Path]:
@@ -120,7 +121,7 @@ def _foreign_events(run_dir: Path, name: str) -> Iterator[Path]:
 
 def _is_own_temporary(run_dir: Path, path: Path) -> bool:
     """Whether it may be a file that a killed process had begun."""
-    name = path.name.removeprefix(written.TEMPORARY_PREFIX)
+    name = path.name.removeprefix(TEMPORARY_PREFIX)
     if name.startswith(LOCK_NAME):
         return _begins(path, _LOCK_BEGINNING)
     if name == written.RECORD_NAME:

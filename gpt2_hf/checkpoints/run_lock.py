@@ -23,8 +23,8 @@ from typing import Any
 import psutil
 
 from ..errors import UserError
+from ..runtime.files import TEMPORARY_PREFIX
 from ..runtime.own_process import own_process
-from .written import TEMPORARY_PREFIX
 
 LOCK_NAME = "run.lock"
 _HEARTBEAT_SECONDS = 5.0

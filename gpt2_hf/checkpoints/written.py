@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock
 
 from ..options.parsing import PROVENANCE_KEY
-from ..runtime.files import read_object, sha256, sync
+from ..runtime.files import TEMPORARY_PREFIX, read_object, sha256, sync
 
 if sys.platform != "win32":
     import fcntl
@@ -40,7 +40,6 @@ FILE_NAMES = (NAMES_FILE, RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME, *RESULT_NAME
 # What a report adds to the best model.
 BEST_MODEL_FILES = (f"{BEST_MODEL}/{CARD_NAME}", f"{BEST_MODEL}/{CURVES_NAME}")
 
-TEMPORARY_PREFIX = "tmp-"
 # Of the picture that versions without a record drew, in pixels.
 _CURVES_SIZE = (1320, 770)
 _CHECKPOINT = re.compile(r"checkpoint-\d+")

@@ -20,7 +20,6 @@ from accelerate import PartialState
 from transformers.utils import logging as transformers_logging
 
 from ..checkpoints import written
-from ..checkpoints.folders import write_json
 from ..data import BlockSamples, LoadedData, load_same_data
 from ..data.folders import visible_files
 from ..data.samples import SequenceMode
@@ -29,6 +28,7 @@ from ..errors import UserError
 from ..options.arguments import DataArguments, EvaluationArguments, Split
 from ..options.mixture import DATA_FILES
 from ..runtime import distributed
+from ..runtime.files import write_json
 from ..runtime.own_process import suit_changing_shapes
 from ..runtime.precision import current_device_type, resolve_precision
 from .averaging import ScoredText, score_texts

@@ -17,12 +17,11 @@ from typing import Any
 from ..checkpoints import written
 from ..checkpoints.folders import (
     CHECKPOINT_NAME,
-    MANIFEST_NAME,
     is_best_model,
     list_checkpoints,
-    read_json,
     saved_model,
 )
+from ..checkpoints.manifest import MANIFEST_NAME
 from ..checkpoints.written import (
     BEST_MODEL,
     BEST_MODEL_FILES,
@@ -36,6 +35,7 @@ from ..errors import UserError, printable
 from ..options.arguments import ReportArguments
 from ..options.parsing import PROVENANCE_KEY
 from ..options.secrets import without_secrets
+from ..runtime.files import read_json
 from ..runtime.hub import is_hub_id
 from .evaluation_files import compare_evaluations
 

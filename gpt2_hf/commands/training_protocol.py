@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from transformers.utils import cached_file
 
-from ..checkpoints.folders import RESOLVED_CONFIG_NAME, read_json
+from ..checkpoints.folders import RESOLVED_CONFIG_NAME
 from ..data.readers import text_file
 from ..errors import UserError, first_line
 from ..options.arguments import ACTS_IN_MODE, DataArguments
@@ -19,6 +19,7 @@ from ..options.fields import default_value
 from ..options.mixture import DATA_FILES, SOURCES, TEXT_KEYS
 from ..options.parsing import PROVENANCE_KEY
 from ..runtime.distributed import process_index
+from ..runtime.files import read_json
 from ..runtime.hub import CONNECTION_ERRORS, ensure_hub_or_offline, is_hub_id, is_local_path
 
 

@@ -10,7 +10,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import folders
+from ..checkpoints import folders, manifest
 from ..checkpoints.folders import RESOLVED_CONFIG_NAME, TRAINER_STATE_NAME
 from ..checkpoints.written import is_config_of_run
 from ..commands.model_loading import DEFAULT_OUTPUT_DIR
@@ -61,7 +61,7 @@ def find_checkpoint(run: Run) -> Path | None:
     """
     checkpoint = distributed.decided_by_first(lambda: _choose_checkpoint(run))
     if checkpoint is not None:
-        check_shared(run, checkpoint / folders.MANIFEST_NAME)
+        check_shared(run, checkpoint / manifest.MANIFEST_NAME)
     return checkpoint
 
 
@@ -167,7 +167,7 @@ def _choose_checkpoint(run: Run) -> Path | None:
             f"--resume_from: {folder} holds weights only, its checkpoint is gone; start from them with "
             f"--model_name_or_path {folder}"
         )
-    if (problem := folders.damage(folder)) is not None:
+    if (problem := manifest.damage(folder)) is not None:
         raise UserError(
             f"--resume_from: {folder} is damaged ({problem}); --resume_from latest finds the newest intact one"
         )

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel, Trainer, set_seed
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.utils import SAFE_WEIGHTS_NAME, PushToHubMixin
 
-from ..checkpoints import folders
+from ..checkpoints import folders, manifest
 from ..checkpoints.sharding import divided, divided_as, load_whole_weights, plain_twin, reshard, whole, whole_weights
 from ..checkpoints.state_files import load_state, save_state
 from ..errors import FolderLostError, SaveError, UserError
@@ -384,7 +384,7 @@ class CheckpointingTrainer(Trainer):
                 raise UserError(f"No valid checkpoint found in output directory ({run_dir})")
             return str(newest)
         folder = folders.resolve(str(wanted), run_dir)
-        if (problem := folders.damage(folder)) is not None:
+        if (problem := manifest.damage(folder)) is not None:
             raise UserError(
                 f"resume_from_checkpoint: {folder} is not an intact checkpoint of this package ({problem})"
             )
@@ -414,7 +414,7 @@ class CheckpointingTrainer(Trainer):
         # all of the best model is read for it: by the process that writes
         source = folders.source_of_best_model(run_dir) if self.args.should_save else None
         published = source == best.name  # its checkpoint may have been deleted since
-        there = published or best == folder or (self.args.should_save and folders.damage(best) is None)
+        there = published or best == folder or (self.args.should_save and manifest.damage(best) is None)
         # The first process decides, as it will write; it does so once all have looked, since it changes the folder.
         forgets = self.args.process_index == 0 and not (self.job.best_is_comparable and within and there)
         unseen, forgotten = distributed.largest_of_each(not folder.is_dir(), forgets)

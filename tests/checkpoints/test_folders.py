@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from gpt2_hf.checkpoints import folders
+from gpt2_hf.checkpoints import folders, manifest
 from gpt2_hf.errors import UserError
 from gpt2_hf.runtime.files import sha256
 
@@ -16,9 +16,12 @@ from ..runs import make_checkpoint
 def test_committed_checkpoint_is_undamaged(tmp_path):
     """A committed folder has a manifest of all its files and passes the check."""
     folder = make_checkpoint(tmp_path, 10)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert set(manifest["files"]) == {"model.safetensors", "config.json", "trainer_state.json"}
-    assert folders.damage(folder) is None
+    assert set(json.loads((folder / "manifest.json").read_text())["files"]) == {
+        "model.safetensors",
+        "config.json",
+        "trainer_state.json",
+    }
+    assert manifest.damage(folder) is None
     assert not list(tmp_path.glob("tmp-*"))
 
 
@@ -35,7 +38,7 @@ def test_every_kind_of_damage_is_found(tmp_path, name, kind):
         path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
     else:
         path.write_bytes(content[: len(content) // 2] if kind == "truncated" else b"")
-    assert name in (folders.damage(folder) or "")
+    assert name in (manifest.damage(folder) or "")
 
 
 @pytest.mark.parametrize(
@@ -50,9 +53,9 @@ def test_a_planted_pickle_is_refused(tmp_path, name):
     folder = make_checkpoint(tmp_path, 10)
     (folder / "style").mkdir()
     (folder / "ema.pt").write_bytes(b"a callback's own")
-    assert folders.damage(folder) is None
+    assert manifest.damage(folder) is None
     (folder / name).write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    assert f"{name} was put there by somebody else" in (folders.damage(folder) or "")
+    assert f"{name} was put there by somebody else" in (manifest.damage(folder) or "")
 
 
 def test_newest_valid_passes_over_damage(tmp_path):
@@ -81,7 +84,7 @@ def test_repair_restores_what_a_crash_left(tmp_path):
     (tmp_path / "tmp-checkpoint-20").mkdir()
     folders.repair(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
-    assert folders.damage(tmp_path / "checkpoint-10") is None
+    assert manifest.damage(tmp_path / "checkpoint-10") is None
 
 
 def test_repair_leaves_other_things_alone(tmp_path):
@@ -175,7 +178,7 @@ def test_best_model_holds_the_model_only(tmp_path):
         "model.safetensors",
         "manifest.json",
     }
-    assert folders.damage(tmp_path / "best_model") is None
+    assert manifest.damage(tmp_path / "best_model") is None
     folders.rotate(tmp_path, keep_last=1)
     assert folders.resolve_model("best_model", tmp_path) == tmp_path / "best_model"
 
@@ -189,7 +192,7 @@ def test_best_model_keeps_the_folders_of_a_checkpoint(tmp_path):
             (folder / "config.json").unlink(), (folder / "model.safetensors").unlink()
         folders.publish_best_model(folder, tmp_path)
     assert (tmp_path / "best_model" / name).read_text() == f"{name} of step 30"
-    assert folders.damage(tmp_path / "best_model") is None
+    assert manifest.damage(tmp_path / "best_model") is None
 
 
 def test_best_model_has_all_that_the_run_saved_of_model_and_tokenizer(tmp_path):
@@ -209,8 +212,8 @@ def test_a_new_best_model_reads_no_weights_again(tmp_path, monkeypatch):
     later = time.time() + 1  # the weights of a test are written in the same tick of the clock
     os.utime(tmp_path / "best_model" / "manifest.json", (later, later))
     second, read = make_checkpoint(tmp_path, 20), []
-    monkeypatch.setattr(folders, "sha256", lambda path: read.append(path) or sha256(path))
-    assert folders.changed(tmp_path / "best_model") == []
+    monkeypatch.setattr(manifest, "sha256", lambda path: read.append(path) or sha256(path))
+    assert manifest.changed(tmp_path / "best_model") == []
     assert [path.name for path in read] == ["config.json"]
     folders.publish_best_model(second, tmp_path)
     assert not (tmp_path / "best_model.kept").exists()
@@ -231,7 +234,7 @@ def test_a_manifest_with_other_content_is_damage(tmp_path, content):
     """Whatever a flipped bit makes of the manifest, it is named and nothing raises."""
     folder = make_checkpoint(tmp_path, 10)
     (folder / "manifest.json").write_bytes(content.encode("utf-8", "surrogateescape"))
-    assert folders.damage(folder) == "manifest.json is damaged"
+    assert manifest.damage(folder) == "manifest.json is damaged"
 
 
 def test_damaged_names_are_no_names(tmp_path):

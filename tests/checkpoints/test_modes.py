@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gpt2_hf.__main__ import main
-from gpt2_hf.checkpoints import folders
+from gpt2_hf.checkpoints import folders, manifest
 from gpt2_hf.checkpoints.state_files import save_state
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permissions")
@@ -46,7 +46,7 @@ def test_a_folder_follows_the_umask_when_it_is_committed(tmp_path, umask):
     found = modes(tmp_path)
     assert set(found.values()) == {0o666 & ~umask}
     assert {path.name for path in found} == {"model.safetensors", "config.json", "manifest.json"}
-    assert folders.damage(checkpoint) is None
+    assert manifest.damage(checkpoint) is None
 
 
 def test_permissions_that_cannot_be_set_end_no_run(tmp_path, monkeypatch):
@@ -56,7 +56,7 @@ def test_permissions_that_cannot_be_set_end_no_run(tmp_path, monkeypatch):
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(Path, "chmod", refuse)
-    assert folders.damage(committed(tmp_path)) is None
+    assert manifest.damage(committed(tmp_path)) is None
 
 
 def test_a_whole_run_and_an_export_follow_the_umask(tmp_path, umask, train_tiny):
@@ -76,7 +76,7 @@ def test_damage_calls_a_missing_permission_one(unprivileged, name):
     """The manifest, or a file of it."""
     checkpoint = committed(unprivileged)
     (checkpoint / name).chmod(0)
-    assert folders.damage(checkpoint) == f"{name} cannot be read: Permission denied"
+    assert manifest.damage(checkpoint) == f"{name} cannot be read: Permission denied"
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", ".", ".."])

@@ -12,10 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from gpt2_hf.checkpoints import folders, ownership, written
+from gpt2_hf.checkpoints import folders, manifest, ownership, written
 from gpt2_hf.checkpoints.event_files import delete_events, event_folder_name, gather_events, own_events
 from gpt2_hf.checkpoints.ownership import refuse_foreign_checkpoints
 from gpt2_hf.errors import UserError
+from gpt2_hf.runtime.files import write_json
 
 from ..foreign_names import FILES, FOLDERS, contents, plant
 from ..runs import make_checkpoint
@@ -283,7 +284,7 @@ def test_what_somebody_saves_over_the_best_model_is_kept(tmp_path, name, content
         refuse_foreign_checkpoints(tmp_path, publishes_best=False)
     folders.publish_best_model(make_checkpoint(tmp_path, 3), tmp_path)
     assert (tmp_path / "best_model.kept" / name).read_text() == (tmp_path / "best_model.kept-2" / name).read_text()
-    assert (tmp_path / "best_model.kept" / name).read_text() == content and folders.damage(best) is None
+    assert (tmp_path / "best_model.kept" / name).read_text() == content and manifest.damage(best) is None
     refuse_foreign(tmp_path)
     assert capsys.readouterr().out.splitlines() == [
         f"{best / name} was changed by somebody else; that file is now {tmp_path / folder / name}"
@@ -295,7 +296,7 @@ def test_a_damaged_checkpoint_is_no_reason_to_refuse_its_best_model(tmp_path):
     """They have their weights in common: what is saved over these is kept, and damage stops no run."""
     folders.publish_best_model(make_checkpoint(tmp_path, 1), tmp_path)
     (tmp_path / "best_model" / "model.safetensors").write_text("half")
-    assert "model.safetensors" in (folders.damage(tmp_path / "checkpoint-1") or "")
+    assert "model.safetensors" in (manifest.damage(tmp_path / "checkpoint-1") or "")
     refuse_foreign(tmp_path)
     folders.publish_best_model(make_checkpoint(tmp_path, 2), tmp_path)
     assert (tmp_path / "best_model.kept" / "model.safetensors").read_text() == "half"
@@ -306,7 +307,7 @@ def test_names_stand_for_checkpoints_of_the_run_alone(tmp_path):
     make_checkpoint(tmp_path / "run", 10)
     make_checkpoint(tmp_path / "other", 10)
     names = {"best_model": "../other/checkpoint-10", "a": str(tmp_path), "b": ["checkpoint-10"], "c": "checkpoint-10"}
-    folders.write_json(tmp_path / "run" / folders.NAMES_FILE, names)
+    write_json(tmp_path / "run" / folders.NAMES_FILE, names)
     assert folders.read_names(tmp_path / "run") == {"c": "checkpoint-10"}
 
 

@@ -23,7 +23,7 @@ from transformers import TrainingArguments
 
 from gpt2_hf import DataArguments, ModelArguments, train
 from gpt2_hf.__main__ import _take_option, main
-from gpt2_hf.checkpoints import folders
+from gpt2_hf.checkpoints import folders, manifest
 from gpt2_hf.checkpoints.sharding import check_engine
 from gpt2_hf.checkpoints.state_files import load_state
 from gpt2_hf.errors import UserError
@@ -160,7 +160,7 @@ def test_tied_unused_tokens_train_the_same_thing(tiny_options, tmp_path):
 def test_a_sharded_checkpoint_is_that_of_one_process(one_process, sharded):
     """The same files with the same names and shapes, no pickle among them."""
     one, other = (folders.resolve(_LAST, folder) for folder in (one_process("padding_free"), sharded))
-    assert folders.damage(other) is None
+    assert manifest.damage(other) is None
     names = [{path.name for path in folder.iterdir()} for folder in (one, other)]
     assert {name for name in names[1] if not name.startswith("process_state")} == {
         name for name in names[0] if not name.startswith("process_state")

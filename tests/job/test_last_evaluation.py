@@ -5,7 +5,8 @@ import signal
 import pytest
 from transformers import TrainerCallback
 
-from gpt2_hf.checkpoints import folders
+from gpt2_hf.checkpoints import folders, manifest
+from gpt2_hf.runtime.files import write_json
 from gpt2_hf.trainer import gpt2_trainer as trainer_module
 
 from ..conftest import read_json
@@ -23,8 +24,8 @@ def note_an_hour(checkpoint):
     """An evaluation took as long, says the log."""
     state = read_json(checkpoint / "trainer_state.json")
     state["log_history"].append({"step": 5, "eval_runtime": 3600.0})
-    folders.write_json(checkpoint / "trainer_state.json", state)
-    folders.write_manifest(checkpoint)
+    write_json(checkpoint / "trainer_state.json", state)
+    manifest.write(checkpoint)
 
 
 @pytest.mark.parametrize("options", [(), ("--max_steps", "13"), ("--save_strategy", "best"), ("--weight_decay", "0")])
@@ -86,8 +87,8 @@ def test_what_is_owed_at_the_end_of_a_schedule_by_time_is_all_that_is_done(train
     state = read_json(run / "checkpoint-10" / "trainer_state.json")
     kept = state["stateful_callbacks"]["TimeBudgetCallback"]["attributes"]
     kept |= {"schedule_progress": 0.97, "expired": True}  # as if an hour had gone by
-    folders.write_json(run / "checkpoint-10" / "trainer_state.json", state)
-    folders.write_manifest(run / "checkpoint-10")
+    write_json(run / "checkpoint-10" / "trainer_state.json", state)
+    manifest.write(run / "checkpoint-10")
     for _ in range(2):
         assert train_tiny(run, *options, "--resume_from", "latest") == 0
         assert evaluated(run) == [10] and history(run)[-1]["step"] == 10

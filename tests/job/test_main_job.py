@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gpt2_hf import train
 from gpt2_hf.__main__ import main
-from gpt2_hf.checkpoints import folders
+from gpt2_hf.checkpoints import folders, manifest
 from gpt2_hf.checkpoints.run_lock import RunLock
 from gpt2_hf.commands.report import read_run
 from gpt2_hf.job import main_job, preparation
@@ -29,6 +29,7 @@ from gpt2_hf.job.results import report_seconds
 from gpt2_hf.options.arguments import DataArguments, ModelArguments
 from gpt2_hf.options.parsing import parse
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments
+from gpt2_hf.runtime.files import write_json
 from gpt2_hf.runtime.stopwatch import Stopwatch
 from gpt2_hf.trainer.callbacks import StopCallback
 from gpt2_hf.trainer.gpt2_trainer import GPT2HFTrainer
@@ -59,7 +60,7 @@ def test_a_run_leaves_what_the_design_lists(finished_run):
     ):
         assert (finished_run / name).exists(), name
     for folder in folders.list_checkpoints(finished_run):
-        assert folders.damage(folder) is None
+        assert manifest.damage(folder) is None
     names = folders.read_names(finished_run)
     assert {"best_model", "checkpoint_epoch_1"} <= names.keys()
 
@@ -382,8 +383,8 @@ def test_a_run_that_goes_back_has_the_best_model_of_its_branch(train_tiny, finis
         folders.add_names(run, "checkpoint-10", ["best_model"])
     state = read_json(run / "checkpoint-20" / "trainer_state.json")
     state |= {"best_global_step": 10, "best_metric": 0.1}  # which nothing beats
-    folders.write_json(run / "checkpoint-20" / "trainer_state.json", state)
-    folders.write_manifest(run / "checkpoint-20")
+    write_json(run / "checkpoint-20" / "trainer_state.json", state)
+    manifest.write(run / "checkpoint-20")
     if found == "refused at first":
 
         def refuse(*given):
@@ -417,12 +418,12 @@ def test_a_best_model_outlives_its_checkpoint(train_tiny, finished_run, tmp_path
     shutil.copytree(finished_run, run)
     state = read_json(run / "checkpoint-25" / "trainer_state.json")
     state |= {"best_global_step": 10, "best_metric": 0.1}  # which nothing beats
-    folders.write_json(run / "checkpoint-25" / "trainer_state.json", state)
-    folders.write_manifest(run / "checkpoint-25")
+    write_json(run / "checkpoint-25" / "trainer_state.json", state)
+    manifest.write(run / "checkpoint-25")
     folders.add_names(run, "checkpoint-10", ["best_model"])
     folders.publish_best_model(run / "checkpoint-10", run)
     if not is_noted:
-        folders.write_manifest(run / "best_model")
+        manifest.write(run / "best_model")
     shutil.rmtree(run / "checkpoint-10")
     before = (run / "best_model" / "model.safetensors").read_bytes()
     for steps in ("26", "27"):
@@ -582,8 +583,8 @@ def test_a_schedule_by_time_that_has_ended_is_not_resumed(train_tiny, tmp_path, 
             assert "has reached the end of its wall-clock-based schedule" in capsys.readouterr().out
         kept["schedule_progress"] = 0.95
         kept.pop("expired", None)
-        folders.write_json(run / "checkpoint-25" / "trainer_state.json", state)
-        folders.write_manifest(run / "checkpoint-25")
+        write_json(run / "checkpoint-25" / "trainer_state.json", state)
+        manifest.write(run / "checkpoint-25")
         folders.add_names(run, "checkpoint-25", ["checkpoint_time_limit"])
 
 
@@ -727,7 +728,7 @@ def test_a_second_ctrl_c_leaves_a_notebook_alive(corpus_folder, tokenizer_folder
 
 def test_the_checkpoint_of_a_signal_is_not_read_again(train_tiny, tmp_path, monkeypatch, capsys):
     """That of a large model takes longer to hash than the notice that a cluster gives."""
-    monkeypatch.setattr(folders, "damage", lambda folder: pytest.fail(f"{folder} was read"))
+    monkeypatch.setattr(manifest, "damage", lambda folder: pytest.fail(f"{folder} was read"))
     assert train_until_signal(tmp_path, 7, train_tiny) == 75
     assert f"stopped at step 7; go on from {tmp_path / 'checkpoint-7'} with" in capsys.readouterr().out
 
@@ -1021,15 +1022,15 @@ def test_a_checkpoint_that_was_set_aside_is_resumed_and_kept(train_tiny, finishe
     shutil.copytree(run / "checkpoint-20", run / name)
     state = read_json(run / name / "trainer_state.json")
     state["log_history"].append({"step": 20, "mark": 1.0})
-    folders.write_json(run / name / "trainer_state.json", state)
-    folders.write_manifest(run / name)
+    write_json(run / name / "trainer_state.json", state)
+    manifest.write(run / name)
     before = contents(run / name)
     assert train_tiny(run, "--resume_from", name) == 0
     assert {"step": 20, "mark": 1.0} in history(run) and contents(run / name) == before
     assert [path.name for path in folders.list_checkpoints(run)] == ["checkpoint-10", "checkpoint-25"]
     for step in (20, 25):
         aside = f"abandoned-checkpoint-{step}"
-        assert folders.damage(run / (f"{aside}-2" if aside == name else aside)) is None
+        assert manifest.damage(run / (f"{aside}-2" if aside == name else aside)) is None
 
 
 def test_checkpoints_on_another_disk_are_resumed_and_set_aside(train_tiny, finished_run, tmp_path):

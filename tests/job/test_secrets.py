@@ -10,7 +10,7 @@ import pytest
 from transformers import TrainingArguments
 
 from gpt2_hf.__main__ import main
-from gpt2_hf.checkpoints import folders
+from gpt2_hf.checkpoints import manifest
 from gpt2_hf.job.results import has_secrets
 from gpt2_hf.options.secrets import hide, is_secret, without_secrets
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments, with_own_fields
@@ -168,7 +168,7 @@ def test_a_card_of_an_earlier_version_loses_its_secrets(finished_run, tmp_path, 
     for folder in (run, run / "checkpoint-25"):
         config = {**read_json(folder / "resolved_config.json"), "hub_token": MARK}
         (folder / "resolved_config.json").write_text(json.dumps(config))
-    folders.write_manifest(run / "checkpoint-25")
+    manifest.write(run / "checkpoint-25")
     assert main(["report", str(run)]) == 0
     assert MARK not in (run / "README.md").read_text()
     assert train_tiny(run, "--resume_from", "latest") == 0

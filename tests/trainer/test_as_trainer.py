@@ -31,7 +31,7 @@ from transformers.trainer_callback import ExportableState, PrinterCallback, Prog
 from transformers.trainer_utils import HPSearchBackend
 
 from gpt2_hf import GPT2HFForCausalLM, GPT2HFTrainer, GPT2HFTrainingArguments, load_tokenizer
-from gpt2_hf.checkpoints import folders
+from gpt2_hf.checkpoints import folders, manifest
 from gpt2_hf.checkpoints.state_files import load_state, save_state
 from gpt2_hf.commands.model_loading import load_trained
 from gpt2_hf.data import FlatteningCollator
@@ -164,7 +164,7 @@ def test_a_stream_goes_on_with_as_many_processes(tmp_path):
         save_state(state, checkpoint / f"process_state_{rank}.safetensors")
     (checkpoint / "process_state.safetensors").unlink()
     (checkpoint / "manifest.json").unlink()
-    folders.write_manifest(checkpoint)
+    manifest.write(checkpoint)
     with pytest.raises(UserError, match="a streamed run resumes with as many processes as before, 2, not 1"):
         make_trainer(tmp_path / "run", train_dataset=stream, **options).train(resume_from_checkpoint=str(checkpoint))
 
@@ -443,7 +443,7 @@ def test_an_adapter_with_a_name_of_its_own(tmp_path):
     config = peft.LoraConfig(r=4, target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True)
     trainer = make_trainer(tmp_path, model=peft.get_peft_model(make_model(), config, adapter_name="style"))
     trainer.train()
-    assert trainer.state.best_global_step == 4 and folders.damage(tmp_path / "best_model") is None
+    assert trainer.state.best_global_step == 4 and manifest.damage(tmp_path / "best_model") is None
     best, last = (tmp_path / name / "style" for name in ("best_model", "checkpoint-4"))
     assert (best / "adapter_config.json").is_file()
     weights = [load_file(folder / "adapter_model.safetensors") for folder in (best, last)]

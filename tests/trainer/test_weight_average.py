@@ -12,7 +12,7 @@ from transformers.integrations import integration_utils
 
 from gpt2_hf import GPT2HFForCausalLM, GPT2HFTrainingArguments
 from gpt2_hf.__main__ import main
-from gpt2_hf.checkpoints import folders
+from gpt2_hf.checkpoints import manifest
 from gpt2_hf.checkpoints.state_files import load_state
 from gpt2_hf.errors import UserError
 from gpt2_hf.options.parsing import parse
@@ -206,7 +206,7 @@ def test_an_average_can_be_given_up_and_begun(train_tiny, tmp_path, capsys):
     assert "ema_decay 0.8 → None" in capsys.readouterr().out
     assert train_tiny(tmp_path / "plain", *DECAY, *options, "--max_steps", "30", "--resume_from", "latest") == 0
     assert load_state(tmp_path / "plain" / "checkpoint-30" / UNAVERAGED)["num_updates"] == 10
-    assert folders.damage(tmp_path / "plain" / "checkpoint-30") is None
+    assert manifest.damage(tmp_path / "plain" / "checkpoint-30") is None
 
 
 @pytest.mark.usefixtures("quick_probe")
