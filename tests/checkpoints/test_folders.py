@@ -16,11 +16,8 @@ from ..runs import make_checkpoint
 def test_committed_checkpoint_is_undamaged(tmp_path):
     """A committed folder has a manifest of all its files and passes the check."""
     folder = make_checkpoint(tmp_path, 10)
-    assert set(json.loads((folder / "manifest.json").read_text())["files"]) == {
-        "model.safetensors",
-        "config.json",
-        "trainer_state.json",
-    }
+    described = json.loads((folder / "manifest.json").read_text())["files"]
+    assert set(described) == {"model.safetensors", "config.json", "trainer_state.json"}
     assert manifest.damage(folder) is None
     assert not list(tmp_path.glob("tmp-*"))
 
