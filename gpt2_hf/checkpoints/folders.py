@@ -85,7 +85,7 @@ def open_staging(output_dir: str | Path, name: str) -> Path:
 
 def make_staging(staging: Path) -> Path:
     """Create an empty staging folder of any name; raises what `open_staging` does."""
-    if _is_marked(staging):
+    if is_marked(staging):
         _delete(staging)
     staging.mkdir(parents=True)
     (staging / manifest.STAGING_MARK).touch()
@@ -110,12 +110,12 @@ def is_own_staging(folder: Path) -> bool:
     """
     if folder.is_symlink():
         return False
-    if _is_marked(folder) or is_own(folder):
+    if is_marked(folder) or is_own(folder):
         return True
     return read_object(folder / "config.json").get("model_type") == "gpt2_hf"
 
 
-def _is_marked(folder: Path) -> bool:
+def is_marked(folder: Path) -> bool:
     """Whether the folder is one that a process was filling; one without anything in it may be."""
     if not folder.is_dir() or folder.is_symlink():
         return False

@@ -15,6 +15,9 @@ from pathlib import Path
 from ..errors import UserError
 from . import folders, manifest
 
+# Stands for what an empty folder is filled with.
+_FILES = "files"
+
 
 def require_new_folder(output_dir: str, option: str = "--output_dir") -> Path:
     """The path of `--output_dir`, or of another option, before anything is written there.
@@ -24,7 +27,8 @@ def require_new_folder(output_dir: str, option: str = "--output_dir") -> Path:
     """
     target = Path(os.path.expanduser(output_dir))
     with refusals_in_words(target, option):
-        if target.is_file() or (target.exists() and any(target.iterdir())):
+        left = _staging_in(target)  # of a process that was killed; it is deleted when the folder is filled
+        if target.is_file() or (target.exists() and any(path != left for path in target.iterdir())):
             raise UserError(f"{option}: {target} exists and is not empty; give a new folder")
     return target
 
@@ -55,7 +59,7 @@ def staged_folder(target: Path, option: str = "--output_dir") -> Iterator[Path]:
     with refusals_in_words(target, option):
         is_there = target.is_dir()
         try:
-            staging = folders.make_staging(folders.staging_of(target / "files" if is_there else target))
+            staging = folders.make_staging(folders.staging_of(target / _FILES if is_there else target))
         except FileExistsError as error:
             raise UserError(
                 f"{option}: {error.filename} already exists and was not written by this run; move it away"
@@ -70,6 +74,12 @@ def staged_folder(target: Path, option: str = "--output_dir") -> Iterator[Path]:
                 staging.rename(target)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _staging_in(target: Path) -> Path | None:
+    """The staging folder in a folder that was empty, if a process has left one."""
+    staging = folders.staging_of(target / _FILES)
+    return staging if folders.is_marked(staging) else None
 
 
 def _move_up(staging: Path) -> None:

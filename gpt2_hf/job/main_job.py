@@ -82,6 +82,7 @@ def train(
         UserError: if the input is wrong; nothing has been written then.
         TrainingDivergedError: if a gradient became non-finite.
         SaveError: if a file could not be written.
+        SystemExit: with 75 or 130, after a signal before the first step.
     """
     watch, signals = watch or Stopwatch(age_at_start=0.0), signals or SignalWatch(ends_process=False)
     run = Run(model_args, data_args, args, watch, signals, given or {})

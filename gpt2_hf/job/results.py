@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_callback import TrainerState
 
@@ -118,9 +119,11 @@ def has_secrets(config: Path) -> bool:
 
 
 def _shows_secrets(events: Path) -> bool:
-    """Whether an event file, which an earlier version may have written, has a secret in one of its texts."""
-    text = events.read_bytes().decode(errors="replace")
-    return hide(text) != text
+    """Whether an event file, which an earlier version may have written, has a secret in the config of its run."""
+    values = (value for event in EventFileLoader(str(events)).Load() for value in event.summary.value)
+    configs = (value.tensor.string_val for value in values if value.tag == "resolved_config/text_summary")
+    texts = [text.decode(errors="replace") for config in configs for text in config]
+    return any(hide(text) != text for text in texts)
 
 
 def write_state(output_dir: Path, state: TrainerState) -> None:

@@ -24,6 +24,7 @@ from ..options.parsing import PROVENANCE_KEY
 from ..options.secrets import is_secret, secret_names
 from ..options.training_arguments import GPT2HFTrainingArguments, plain_value
 from ..runtime import distributed
+from ..runtime.command_lines import as_typed
 from ..runtime.files import sha256
 from ..trainer.remaining import num_samples_of
 from .resolved_config import resolved_config
@@ -94,7 +95,8 @@ def refuse_moved_run(config: str, args: GPT2HFTrainingArguments) -> None:
     if folders.list_checkpoints(path.parent) and path.parent.resolve() != Path(str(args.output_dir)).resolve():
         raise UserError(
             f"--config: {path} states the folder {args.output_dir}, and lies in another one: the run was moved or "
-            f"copied, or is resumed from another working directory; add --checkpoint_dir {path.parent}"
+            "copied, or is resumed from another working directory; add "
+            f"{as_typed('--checkpoint_dir', str(path.parent))}"
         )
 
 

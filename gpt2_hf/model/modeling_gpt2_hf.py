@@ -481,8 +481,8 @@ class GPT2HFModel(GPT2HFPreTrainedModel):
             # The recomputation would write every key and value twice, so transformers keeps a cache from the layers.
             if past_key_values is not None:
                 raise ValueError(
-                    "gradient checkpointing takes no cache in training mode; call model.eval() first, or pass "
-                    "use_cache=False"
+                    "gradient checkpointing takes no cache in training mode; call model.eval() first, or generate "
+                    "with use_cache=False"
                 )
             return False
         return self.config.use_cache if use_cache is None else use_cache

@@ -49,7 +49,7 @@ def check_combinations(
     Args:
         args, data_collator, train_dataset, eval_dataset, callbacks, optimizers: as the Trainer got them.
         trainer: not yet initialised; its loss and its metrics are looked at.
-        has_job: whether a job around it uploads the model.
+        has_job: whether there is a job around it, which uploads the model and has checked what was stated.
 
     Raises:
         UserError: with the option and the remedy.

@@ -505,7 +505,10 @@ class GPT2HFTrainer(ExactEvaluationTrainer):
         smoothed = () if self._smooths_itself else _SMOOTHED  # an object of the base class does, which is made once
         for name in (*_READ_ONCE, *divided, *smoothed):
             if getattr(self.args, name) != self._read[name]:
-                raise UserError(f"{method}: {name} is read when a Trainer is made; make one for each value instead")
+                raise UserError(
+                    f"{method}: {name} is read when a Trainer is made; make one for each value, each with arguments "
+                    "of its own"
+                )
 
     @property
     def shapes_change(self) -> bool:

@@ -105,7 +105,8 @@ class LossTrainer(CheckpointingTrainer):
 
         Not what a `compute_loss_func` returns of which the user says that it is the mean of its batch.
         """
-        is_mean = self.compute_loss_func is not None and self.loss_is_scaled_for_ga is False
+        # releases of transformers before 5.23 may not have it
+        is_mean = self.compute_loss_func is not None and getattr(self, "loss_is_scaled_for_ga", None) is False
         return self.args.average_tokens_across_devices and not is_mean
 
     def _set_signature_columns_if_needed(self) -> None:

@@ -180,7 +180,7 @@ def test_checkpointing_in_training_mode_writes_the_same_text_or_none():
     model.gradient_checkpointing_enable()
     model.train()
     assert torch.equal(model.generate(ids, max_new_tokens=6, do_sample=False, use_cache=False), expected)
-    with pytest.raises(ValueError, match=r"call model\.eval\(\) first, or pass use_cache=False"):
+    with pytest.raises(ValueError, match=r"call model\.eval\(\) first, or generate with use_cache=False"):
         model.generate(ids, max_new_tokens=6, do_sample=False)
     with pytest.raises(ValueError, match="no cache in training mode"):
         model(random_ids(1, 1), past_key_values=cache)

@@ -465,7 +465,7 @@ def test_folder_of_another_format(tmp_path, streaming):
 
 
 CARDS = [
-    ("sample_by: document", "a.txt", b"one\ntwo\n"),
+    ("sample_by: document", "a.txt", b"one\ntwo"),
     ("skiprows: 1", "a.csv", b"no header\ntext\nhello\n"),
     ('quotechar: "\'"', "a.csv", b"id,text\n1,'a, \"b'\n"),
     ("encoding: latin-1", "a.csv", "id,text\n1,größer\n".encode("latin-1")),
@@ -488,6 +488,14 @@ def test_how_a_card_says_that_files_are_read(tmp_path, option, name, content, st
         pq.write_table(content, tmp_path / name)
     wanted = list(datasets.load_dataset(str(tmp_path))["train"]["text"])
     assert read(DataArguments(str(tmp_path), None, streaming=streaming)) == wanted
+
+
+def test_paragraphs_that_a_card_asks_for_keep_the_blank_line_between_them(tmp_path):
+    """The library takes it off; a text that is joined has it again."""
+    card = "---\nconfigs:\n- config_name: own\n  data_files: a.txt\n  sample_by: paragraph\n---\n"
+    (tmp_path / "README.md").write_text(card)
+    (tmp_path / "a.txt").write_text("one\ntwo\n\nthree\n")
+    assert read(DataArguments(str(tmp_path), None)) == ["one\ntwo\n\n", "three\n\n"]
 
 
 @pytest.mark.parametrize("streaming", [False, True])

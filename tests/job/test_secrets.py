@@ -7,6 +7,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainingArguments
 
 from gpt2_hf.__main__ import main
@@ -193,10 +194,14 @@ def test_the_upload_has_and_says_no_secret(train_tiny, finished_run, tmp_path, c
 def test_event_files_of_an_earlier_version_stay_here(train_tiny, finished_run, tmp_path, capsys, monkeypatch):
     """It wrote the command line into them; those of a version that leaves the token out are uploaded."""
     shutil.copytree(finished_run, tmp_path / "run")
-    before = b"\x18\0\0\0\0\0\0\0brain.Event:2\xe9\xff" + b"resolved_config/text_summary" * 4
     for name, token in (("a", MARK), ("b", "***")):
-        text = f'{{"hub_token": "{token}", "command": "run_clm.py --hub_token {token}"}}'
-        (tmp_path / "run" / "runs" / f"events.out.tfevents.1.{name}").write_bytes(before + text.encode() + b"\0")
+        with SummaryWriter(tmp_path / name) as writer:
+            writer.add_text(
+                "resolved_config", f'{{"hub_token": "{token}", "command": "run_clm.py --hub_token {token}"}}'
+            )
+            writer.add_text("samples", "ssh://git@example.org/a --api-key foo")  # the model's own words are no secret
+        (written,) = (tmp_path / name).iterdir()
+        shutil.move(written, tmp_path / "run" / "runs" / f"events.out.tfevents.1.{name}")
     hub = Hub(monkeypatch)
     assert train_tiny(tmp_path / "run", "--resume_from", "latest", "--push_to_hub", "--hub_model_id", "tiny") == 0
     assert "runs/run/events.out.tfevents.1.b" in hub.further_files and len(hub.further_files) > 1

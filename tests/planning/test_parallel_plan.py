@@ -1,5 +1,6 @@
 """The formulas of a plan for several devices, beside what two real processes send and hold."""
 
+import dataclasses
 import json
 import re
 
@@ -179,6 +180,16 @@ def test_gradients_of_copies_are_sent_in_the_last_backward_pass(tmp_path):
     cluster = ClusterArguments(nproc=2, link_gb_per_second=traffic / 1e9)
     (line,) = (each for each in describe(args, cluster, model, 1.6 / 32) if each.startswith("DDP"))
     assert "a step takes 2.33 to 2.6 s" in line
+
+
+def test_fp16_is_planned_without_the_way_it_is_refused_for(tmp_path):
+    """Shards are not scaled together."""
+    with torch.device("meta"):
+        model = GPT2HFForCausalLM(GPT2HFConfig(n_layer=1))
+    args = GPT2HFTrainingArguments(str(tmp_path), use_cpu=True)
+    args.resolved_precision = dataclasses.replace(args.resolved_precision, name="fp16")
+    lines = describe(args, ClusterArguments(nproc=2), model)
+    assert any(line.startswith("DDP: ") for line in lines) and not any(line.startswith("FSDP2") for line in lines)
 
 
 def test_muon_is_planned_without_the_way_it_is_refused_for(tmp_path):

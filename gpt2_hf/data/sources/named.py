@@ -146,6 +146,10 @@ def _sources_of_library(
     return _rows_of(builder, args, version)
 
 
+# What the library takes off the end of each part of a text, by how it is cut.
+_TAKEN_OFF = {"line": "\n", "paragraph": "\n\n"}
+
+
 def _rows_of(
     builder: Any, args: DataArguments, version: str = "", files: Mapping[str, Sequence[str]] | None = None
 ) -> dict[str, Source]:
@@ -166,7 +170,7 @@ def _rows_of(
     if not is_text:
         return sources
     return {
-        split: dataclasses.replace(source, line_end="\n")
+        split: dataclasses.replace(source, line_end=_TAKEN_OFF.get(getattr(builder.config, "sample_by", "line"), ""))
         for split, source in sources.items()
         if isinstance(source, RowSource)
     }

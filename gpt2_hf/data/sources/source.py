@@ -166,7 +166,7 @@ class RowSource:
         part: number of a part, which its cursors have in the place of a file's.
         note: what else the user must know of the text.
         files: local files with its content, or their addresses, where the version does not follow it.
-        line_end: what each row ends with, where the library has taken it off.
+        line_end: the line feeds that each row ends with, where the library has taken them off.
     """
 
     name: str
@@ -210,7 +210,8 @@ class RowSource:
                 raise not_text(self.column, type(text).__name__)
             if text is not None:
                 text = with_line_feeds(text)
-                text += "" if text.endswith(self.line_end) else self.line_end
+                while not text.endswith(self.line_end):
+                    text += "\n"
             skipped = start.part if number == start.offset else 0
             for part, document in enumerate(split_document(text, self.unit)):
                 if part >= skipped:
