@@ -21,8 +21,9 @@ VALIDATION_FOLDER = "validation"
 EVENT_FILE_SUFFIX = ".gpt2_hf"
 
 _EVENT_HEADER = b"brain.Event:"
-# In event files of versions without the ending.
-_EARLIER_EVENTS = (b"resolved_config/text_summary", b"Nats per token")
+# In event files of versions without the ending; such a version wrote all options of the run under the first.
+CONFIG_TAG = b"resolved_config/text_summary"
+_EARLIER_EVENTS = (CONFIG_TAG, b"Nats per token")
 _LONGEST_HEADER = 100
 _LARGEST_SEARCHED = 1 << 20
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_callback import TrainerState
 
 from ..checkpoints import folders, written
-from ..checkpoints.event_files import RUNS_FOLDER, own_events
+from ..checkpoints.event_files import CONFIG_TAG, RUNS_FOLDER, own_events
 from ..checkpoints.folders import is_best_model, saved_model
 from ..checkpoints.written import CARD_NAME, CURVES_NAME, TRAINER_STATE_NAME
 from ..commands.generate import generate_text
@@ -119,11 +118,10 @@ def has_secrets(config: Path) -> bool:
 
 
 def _shows_secrets(events: Path) -> bool:
-    """Whether an event file, which an earlier version may have written, has a secret in the config of its run."""
-    values = (value for event in EventFileLoader(str(events)).Load() for value in event.summary.value)
-    configs = (value.tensor.string_val for value in values if value.tag == "resolved_config/text_summary")
-    texts = [text.decode(errors="replace") for config in configs for text in config]
-    return any(hide(text) != text for text in texts)
+    """Whether an earlier version has written an event file, with a secret in one of its texts."""
+    content = events.read_bytes()
+    text = content.decode(errors="replace")
+    return CONFIG_TAG in content and hide(text) != text
 
 
 def write_state(output_dir: Path, state: TrainerState) -> None:

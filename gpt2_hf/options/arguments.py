@@ -41,9 +41,9 @@ CHOSEN_BY_SIZE = (
 
 # Learning-rate schedules that have no warmup, and those that take no arguments.
 WITHOUT_WARMUP = ("constant", "greedy", "reduce_lr_on_plateau")
-# Schedules that can follow the clock.
-DECAYS_BY_TIME = ("cosine", "linear")
 WITHOUT_ARGUMENTS = ("constant", "constant_with_warmup")
+# Those that can follow the clock; `trainer.schedule` has their formulas.
+DECAYS_BY_TIME = ("cosine", "linear")
 
 # Options that only act in some of the values of `sequence_mode`.
 ACTS_IN_MODE = {

@@ -51,6 +51,7 @@ OVERRULES = {
 _OVERRULES_FILE = {
     "dataset_name": (*DATA_FILES, "train_mix"),
     "size": CHOSEN_BY_SIZE,
+    "streaming": ("shift_blocks", "join_documents", "max_train_samples"),
     "num_train_epochs": ("max_steps",),
     "precision": ("bf16", "fp16"),
     "bf16": ("precision", "fp16"),
@@ -91,7 +92,6 @@ _NEEDS = {
 }
 # The same the other way round: what such a choice on the command line takes away from the file.
 _MAKES_POINTLESS = {
-    ("streaming", True): ("shift_blocks", "join_documents", "max_train_samples"),
     ("document_unit", "paragraph"): ("join_documents",),
     ("metric_for_best_model", None): ("early_stopping_patience",),
 }

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 
 from gpt2_hf.__main__ import main
 from gpt2_hf.checkpoints import manifest
+from gpt2_hf.checkpoints.event_files import EVENT_FILE_SUFFIX
 from gpt2_hf.job.results import has_secrets
 from gpt2_hf.options.secrets import hide, is_secret, without_secrets
 from gpt2_hf.options.training_arguments import GPT2HFTrainingArguments, with_own_fields
@@ -194,16 +195,19 @@ def test_the_upload_has_and_says_no_secret(train_tiny, finished_run, tmp_path, c
 def test_event_files_of_an_earlier_version_stay_here(train_tiny, finished_run, tmp_path, capsys, monkeypatch):
     """It wrote the command line into them; those of a version that leaves the token out are uploaded."""
     shutil.copytree(finished_run, tmp_path / "run")
-    for name, token in (("a", MARK), ("b", "***")):
+    texts = {
+        f"1.{name}": json.dumps({"command": f"run_clm.py --hub_token {token}"})
+        for name, token in (("a", MARK), ("b", "***"))
+    }
+    texts[f"2.c{EVENT_FILE_SUFFIX}"] = "ssh://git@example.org/a --api-key foo"  # the model's own words are no secret
+    for name, text in texts.items():
         with SummaryWriter(tmp_path / name) as writer:
-            writer.add_text(
-                "resolved_config", f'{{"hub_token": "{token}", "command": "run_clm.py --hub_token {token}"}}'
-            )
-            writer.add_text("samples", "ssh://git@example.org/a --api-key foo")  # the model's own words are no secret
+            writer.add_text("samples" if name.endswith(EVENT_FILE_SUFFIX) else "resolved_config", text)
         (written,) = (tmp_path / name).iterdir()
-        shutil.move(written, tmp_path / "run" / "runs" / f"events.out.tfevents.1.{name}")
+        shutil.move(written, tmp_path / "run" / "runs" / f"events.out.tfevents.{name}")
     hub = Hub(monkeypatch)
     assert train_tiny(tmp_path / "run", "--resume_from", "latest", "--push_to_hub", "--hub_model_id", "tiny") == 0
+    assert f"runs/run/events.out.tfevents.2.c{EVENT_FILE_SUFFIX}" in hub.further_files
     assert "runs/run/events.out.tfevents.1.b" in hub.further_files and len(hub.further_files) > 1
     assert not [name for name, content in hub.further_files.items() if MARK.encode() in content]
     assert "tfevents.1.a is not uploaded: an earlier version wrote a token" in capsys.readouterr().out
