@@ -195,10 +195,9 @@ def test_the_upload_has_and_says_no_secret(train_tiny, finished_run, tmp_path, c
 def test_event_files_of_an_earlier_version_stay_here(train_tiny, finished_run, tmp_path, capsys, monkeypatch):
     """It wrote the command line into them; those of a version that leaves the token out are uploaded."""
     shutil.copytree(finished_run, tmp_path / "run")
-    texts = {
-        f"1.{name}": json.dumps({"command": f"run_clm.py --hub_token {token}"})
-        for name, token in (("a", MARK), ("b", "***"))
-    }
+    texts = {}
+    for name, token in (("1.a", MARK), ("1.b", "***")):
+        texts[name] = json.dumps({"hub_token": token, "command": f"run_clm.py --hub_token {token}"})
     texts[f"2.c{EVENT_FILE_SUFFIX}"] = "ssh://git@example.org/a --api-key foo"  # the model's own words are no secret
     for name, text in texts.items():
         with SummaryWriter(tmp_path / name) as writer:
